@@ -1,0 +1,25 @@
+"""The operators of a PixArt transformer. Needs torch and nothing else; knows no model."""
+
+from pixart_kernels.attention import flash_attention, flash_attention_reference
+from pixart_kernels.compression import compress_kv, compress_kv_reference
+from pixart_kernels.modulation import (
+    gate_add,
+    gate_add_modulate,
+    gate_add_modulate_reference,
+    gate_add_reference,
+    modulate,
+    modulate_reference,
+)
+
+__all__ = [
+    "compress_kv",
+    "compress_kv_reference",
+    "flash_attention",
+    "flash_attention_reference",
+    "gate_add",
+    "gate_add_modulate",
+    "gate_add_modulate_reference",
+    "gate_add_reference",
+    "modulate",
+    "modulate_reference",
+]

@@ -1,0 +1,326 @@
+"""What a PixArt transformer is made of: frozen configurations, and the released checkpoints."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+SAMPLINGS = ("conv", "average", "uniform", "uniform_every")
+MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family
+
+
+@dataclass(frozen=True)
+class KVCompression:
+    """The listed blocks attend to keys and values merged R×R (PixArt-Σ, section 3.2).
+
+    layers: block indices, any iterable, kept as a sorted tuple.
+    ratio: R, 1 to 4; 1 compresses nothing.
+    sampling: "conv" (learned, starts as the mean), "average" (the mean), "uniform" (the top left
+        token of each R×R patch) or "uniform_every" (every R-th token of the flat sequence).
+    norm: LayerNorm of what was merged, "layer" or "none". None takes the published choice, "layer"
+        after "conv" and "none" otherwise.
+    """
+
+    layers: tuple[int, ...]
+    ratio: int = 2
+    sampling: str = "conv"
+    norm: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _layer_tuple(self.layers))
+        if isinstance(self.ratio, bool) or self.ratio not in (1, 2, 3, 4):
+            raise ValueError(f"ratio must be 1, 2, 3 or 4, got {self.ratio!r}")
+        object.__setattr__(self, "ratio", int(self.ratio))
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(
+                f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}"
+            )
+        if self.norm is None:
+            object.__setattr__(self, "norm", "layer" if self.sampling == "conv" else "none")
+        if self.norm not in ("layer", "none"):
+            raise ValueError(f'norm must be "layer" or "none", got {self.norm!r}')
+
+    def applies_to(self, layer: int) -> bool:
+        return self.ratio > 1 and layer in self.layers
+
+
+@dataclass(frozen=True)
+class PixArtConfig:
+    """The shape of one transformer. The defaults are XL/2 for 1024 px captions of 300 tokens.
+
+    input_size: side of the native latent. With patch_size and pe_interpolation it fixes the range
+        of the position coordinates; it limits no image to that size.
+    """
+
+    input_size: int = 128
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    caption_channels: int = 4096
+    model_max_length: int = 300
+    pe_interpolation: float = 1.0
+    pred_sigma: bool = True
+    class_dropout_prob: float = 0.1
+    micro_condition: bool = False
+    qk_norm: bool = False
+    kv_compression: KVCompression | None = None
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_width(self)
+        compression = self.kv_compression
+        if compression is None:
+            return
+        if not isinstance(compression, KVCompression):
+            raise ValueError(f"kv_compression must be a KVCompression or None, got {compression!r}")
+        if compression.layers and compression.layers[-1] >= self.depth:
+            raise ValueError(
+                f"kv_compression.layers must be below depth {self.depth}, "
+                f"got {compression.layers[-1]}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def out_channels(self) -> int:
+        """Noise, then as many channels of learned variance if there is one."""
+        return self.in_channels * (2 if self.pred_sigma else 1)
+
+    @property
+    def base_size(self) -> int:
+        """Side of the native grid in tokens."""
+        return self.input_size // self.patch_size
+
+    @classmethod
+    def from_official(
+        cls,
+        *,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        learn_sigma: bool = True,
+        pred_sigma: bool = True,
+        drop_path: float = 0.0,
+        caption_channels: int = 4096,
+        pe_interpolation: float | None = None,
+        lewei_scale: float | None = None,
+        config: object = None,
+        model_max_length: int = 120,
+        micro_condition: bool = False,
+        qk_norm: bool = False,
+        kv_compress_config: Mapping[str, Any] | None = None,
+    ) -> "PixArtConfig":
+        """From the official constructor's arguments, with its defaults.
+
+        lewei_scale is what PixArt-α calls pe_interpolation. Two arguments of the official
+        constructor do not change the network: learn_sigma (about the loss), config (where to log).
+        """
+        if drop_path:
+            raise ValueError(f"drop_path must be 0, got {drop_path}")
+        scales = {scale for scale in (pe_interpolation, lewei_scale) if scale is not None}
+        if len(scales) > 1:
+            raise ValueError(
+                f"lewei_scale must equal pe_interpolation {pe_interpolation}, got {lewei_scale}"
+            )
+        return cls(
+            input_size=input_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            caption_channels=caption_channels,
+            model_max_length=model_max_length,
+            pe_interpolation=scales.pop() if scales else 1.0,
+            pred_sigma=pred_sigma,
+            class_dropout_prob=class_dropout_prob,
+            micro_condition=micro_condition,
+            qk_norm=qk_norm,
+            kv_compression=_compression_from_official(kv_compress_config),
+        )
+
+    def to_official(self) -> dict[str, Any]:
+        """The official constructor's arguments, if it can express this model; ValueError if not."""
+        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
+        del arguments["kv_compression"]
+        return arguments | {"kv_compress_config": _compression_to_official(self.kv_compression)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that json.dumps takes and from_dict returns to an equal configuration."""
+        values = asdict(self)
+        if self.kv_compression is not None:
+            values["kv_compression"]["layers"] = list(self.kv_compression.layers)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PixArtConfig":
+        """The inverse of to_dict. Missing keys take their default, unknown keys are an error."""
+        _check_keys("PixArtConfig", values, [field.name for field in fields(cls)])
+        values = dict(values)
+        compression = values.get("kv_compression")
+        if isinstance(compression, Mapping):
+            names = [field.name for field in fields(KVCompression)]
+            _check_keys("kv_compression", compression, names)
+            if "layers" not in compression:
+                raise ValueError(f"kv_compression must have layers, got {dict(compression)}")
+            values["kv_compression"] = KVCompression(**compression)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published XL/2 checkpoint. pixels: native side; file: its .pth, if that is all there is."""
+
+    hub_id: str
+    family: str
+    pixels: int
+    pe_interpolation: float
+    micro_condition: bool = False
+    file: str | None = None
+
+    @property
+    def model_max_length(self) -> int:
+        return MAX_LENGTH[self.family]
+
+    @property
+    def config(self) -> PixArtConfig:
+        return PixArtConfig(
+            input_size=self.pixels // 8,
+            model_max_length=self.model_max_length,
+            pe_interpolation=self.pe_interpolation,
+            micro_condition=self.micro_condition,
+        )
+
+
+def _released() -> tuple[Release, ...]:
+    hub = "PixArt-alpha/"
+    # α-256 was trained with a coordinate step of 1, Σ-256 with a step of 2.
+    # The 2K model attends to every key, although its official config file is called "kvcompress".
+    return (
+        Release(hub + "PixArt-Sigma-XL-2-256x256", "sigma", 256, 0.5),
+        Release(hub + "PixArt-Sigma-XL-2-512-MS", "sigma", 512, 1.0),
+        Release(hub + "PixArt-Sigma-XL-2-1024-MS", "sigma", 1024, 2.0),
+        Release(hub + "PixArt-Sigma-XL-2-2K-MS", "sigma", 2048, 4.0),
+        Release(hub + "PixArt-alpha", "alpha", 256, 1.0, file="PixArt-XL-2-SAM-256x256.pth"),
+        Release(hub + "PixArt-alpha", "alpha", 256, 1.0, file="PixArt-XL-2-256x256.pth"),
+        Release(hub + "PixArt-XL-2-512x512", "alpha", 512, 1.0),
+        Release(hub + "PixArt-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
+        Release(hub + "PixArt-LCM-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
+        Release(hub + "PixArt-Alpha-DMD-XL-2-512x512", "alpha", 512, 1.0),
+    )
+
+
+# By the name users know: the last part of the hub id, or the file's stem.
+RELEASED: dict[str, Release] = {
+    (release.file or release.hub_id).rpartition("/")[2].removesuffix(".pth"): release
+    for release in _released()
+}
+
+
+def _layer_tuple(layers: Iterable[int]) -> tuple[int, ...]:
+    try:
+        layers = tuple(layers)
+    except TypeError:
+        raise ValueError(f"layers must be an iterable of block indices, got {layers!r}") from None
+    for layer in layers:
+        if not _is_integer(layer) or layer < 0:
+            raise ValueError(f"layers must be non-negative integers, got {layer!r}")
+    return tuple(sorted({int(layer) for layer in layers}))
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_COUNTS = (
+    "input_size",
+    "patch_size",
+    "in_channels",
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "caption_channels",
+    "model_max_length",
+)
+
+
+def _check_sizes(config: PixArtConfig) -> None:
+    for name in _COUNTS:
+        value = getattr(config, name)
+        if not _is_integer(value) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if config.input_size < config.patch_size:
+        raise ValueError(
+            f"input_size must be at least patch_size {config.patch_size}, got {config.input_size}"
+        )
+    for name in ("mlp_ratio", "pe_interpolation"):
+        value = getattr(config, name)
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    if not 0 <= config.class_dropout_prob <= 1:
+        raise ValueError(f"class_dropout_prob must be in [0, 1], got {config.class_dropout_prob}")
+
+
+def _check_width(config: PixArtConfig) -> None:
+    width = config.hidden_size
+    if width % config.num_heads:
+        raise ValueError(
+            f"hidden_size must be divisible by num_heads {config.num_heads}, got {width}"
+        )
+    if width % 4:  # sine and cosine of two coordinates
+        raise ValueError(f"hidden_size must be divisible by 4, got {width}")
+    if config.micro_condition and width % 3:  # height, width and aspect ratio take a third each
+        raise ValueError(f"hidden_size must be divisible by 3 to micro-condition, got {width}")
+    if config.head_dim % 8 or config.head_dim > 128:
+        raise ValueError(f"head_dim must be a multiple of 8 up to 128, got {config.head_dim}")
+
+
+def _check_keys(what: str, values: Mapping[str, Any], known: list[str]) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{what} must have keys among {', '.join(known)}, got {', '.join(unknown)}"
+        )
+
+
+def _compression_from_official(values: Mapping[str, Any] | None) -> KVCompression | None:
+    if not values:
+        return None
+    _check_keys("kv_compress_config", values, ["sampling", "scale_factor", "kv_compress_layer"])
+    layers = tuple(values.get("kv_compress_layer") or ())
+    ratio = int(values.get("scale_factor", 1))
+    if ratio == 1 or not layers:
+        return None
+    # The official "ave" interpolates to the nearest token, which is what "uniform" takes.
+    sampling: Any = values.get("sampling")
+    return KVCompression(layers, ratio, "uniform" if sampling == "ave" else sampling)
+
+
+def _compression_to_official(compression: KVCompression | None) -> dict[str, Any]:
+    if compression is None or compression.ratio == 1 or not compression.layers:
+        return {"sampling": None, "scale_factor": 1, "kv_compress_layer": []}
+    published_norm = "layer" if compression.sampling == "conv" else "none"
+    if compression.sampling == "average" or compression.norm != published_norm:
+        raise ValueError(
+            "kv_compression must be one that the official model has, "
+            f"got sampling {compression.sampling!r} with norm {compression.norm!r}"
+        )
+    return {
+        "sampling": compression.sampling,
+        "scale_factor": compression.ratio,
+        "kv_compress_layer": list(compression.layers),
+    }
