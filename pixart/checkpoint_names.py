@@ -1,0 +1,191 @@
+"""What files and tensors are called: the official tensor names, which are ours, and diffusers'.
+
+Functions here raise ValueError with the reason alone; checkpoint.py puts the path in front.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Size, Tensor, cat
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model"
+SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
+OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
+
+NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sidecar too
+
+POSITIONS = "pos_embed"  # rebuilt for each image size, so a stored table only tells the native one
+NULL_CAPTION = "y_embedder.y_embedding"
+BUFFERS = (POSITIONS, NULL_CAPTION)  # the two tensors that a checkpoint may lack
+
+_OUTSIDE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "final_layer.scale_shift_table": "scale_shift_table",
+    "final_layer.linear": "proj_out",
+}
+# Several names: the official matrix is theirs stacked along its rows.
+_INSIDE_BLOCK = {
+    "scale_shift_table": ("scale_shift_table",),
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "attn.q_norm": ("attn1.q_norm",),
+    "attn.k_norm": ("attn1.k_norm",),
+    "attn.sr": ("attn1.sr",),
+    "attn.norm": ("attn1.norm",),
+    "cross_attn.q_linear": ("attn2.to_q",),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+    "cross_attn.proj": ("attn2.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+}
+_OUTSIDE_BACK = {theirs: ours for ours, theirs in _OUTSIDE.items()}
+_INSIDE_BLOCK_BACK = {theirs: ours for ours, parts in _INSIDE_BLOCK.items() for theirs in parts}
+
+_MARKERS = {
+    "official": ("x_embedder.proj.weight", "t_block.1.weight", "final_layer.linear.weight"),
+    "diffusers": ("pos_embed.proj.weight", "adaln_single.linear.weight", "proj_out.weight"),
+}
+# Wrappers that put a prefix before every name; "model.diffusion_model." is ComfyUI's.
+_PREFIXES = ("", "module.", "_orig_mod.", "model.", "model.diffusion_model.", "diffusion_model.")
+_LISTED = 10
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """The disk refused. Nothing was left behind, and what stood at the destination still does."""
+
+
+def diffusers_names(name: str) -> tuple[str, ...]:
+    """The diffusers tensors that make up an official one; empty if diffusers has no such tensor."""
+    block, tail = _split_block(name, "blocks")
+    module, dot, kind = tail.rpartition(".")
+    if block is None:
+        whole, inside = _OUTSIDE.get(tail), _OUTSIDE.get(module)
+        return (whole,) if whole else (inside + dot + kind,) if inside else ()
+    if tail in _INSIDE_BLOCK:
+        module, ending = tail, ""
+    else:
+        ending = dot + kind
+    return tuple(f"transformer_{block}{part}{ending}" for part in _INSIDE_BLOCK.get(module, ()))
+
+
+def official_name(name: str) -> str | None:
+    """The official tensor that a diffusers tensor belongs to, None if there is none."""
+    block, tail = _split_block(name, "transformer_blocks")
+    table = _OUTSIDE_BACK if block is None else _INSIDE_BLOCK_BACK
+    prefix = "" if block is None else block.removeprefix("transformer_")
+    if tail in table:
+        return prefix + table[tail]
+    module, _, kind = tail.rpartition(".")
+    return f"{prefix}{table[module]}.{kind}" if module in table else None
+
+
+def _split_block(name: str, blocks: str) -> tuple[str | None, str]:
+    """("blocks.3.", "attn.qkv.weight"), or (None, name) outside the blocks."""
+    match = re.match(rf"{blocks}\.\d+\.", name)
+    return (match[0], name[match.end() :]) if match else (None, name)
+
+
+def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename, and split the stacked matrices into views. BUFFERS have no name there: left out."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in BUFFERS:
+            names = diffusers_names(name)
+            renamed.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return renamed
+
+
+def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of to_diffusers. Unknown names stay; an incomplete stack is left out."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        official = official_name(name)
+        if official is None:
+            renamed[name] = tensor
+        elif official not in renamed:
+            parts = diffusers_names(official)
+            if all(part in tensors for part in parts):
+                renamed[official] = tensor if len(parts) == 1 else _stack(tensors, parts)
+    return renamed
+
+
+def _stack(tensors: Mapping[str, Tensor], parts: tuple[str, ...]) -> Tensor:
+    shapes = {tensors[part].shape for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"{', '.join(parts)} must have one shape, got {_shapes(shapes)}")
+    return cat([tensors[part] for part in parts])
+
+
+def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Strip a wrapper's prefix and say whose names these are: "official" or "diffusers"."""
+    for naming, markers in _MARKERS.items():
+        for prefix in _PREFIXES:
+            if sum(prefix + marker in tensors for marker in markers) >= 2:
+                return {name.removeprefix(prefix): tensors[name] for name in tensors}, naming
+    if any(re.search(r"lora[_.]", name, re.IGNORECASE) for name in tensors):
+        raise ValueError(f"holds a LoRA ({listed(tensors)}); give the transformer it belongs to")
+    if any(name.startswith("controlnet.") for name in tensors):
+        raise ValueError(f"holds a ControlNet ({listed(tensors)}); give the transformer alone")
+    raise ValueError(f"holds no PixArt transformer, its tensors are {listed(tensors) or 'none'}")
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Size], present: Iterable[str], naming: str
+) -> None:
+    """Raise ValueError unless tensors are the expected ones (BUFFERS may be absent).
+
+    present: the names in the file, in its own naming, which the error uses.
+    """
+    absent = [name for name in expected if name not in tensors and name not in BUFFERS]
+    extra = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{' + '.join(_names_in_file(name, naming))} must be {tuple(expected[name])}, "
+        f"got {tuple(tensors[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name]
+    ]
+    in_file = set(present)
+    missing = [
+        part for name in absent for part in _names_in_file(name, naming) if part not in in_file
+    ]
+    unexpected = [part for name in extra for part in _names_in_file(name, naming)]
+    problems = [
+        f"{what} {listed(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape:", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _names_in_file(name: str, naming: str) -> tuple[str, ...]:
+    return (naming == "diffusers" and diffusers_names(name)) or (name,)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more."""
+    names = list(names)
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shapes(shapes: Iterable[Size]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)

@@ -1,0 +1,122 @@
+"""`python -m pixart.convert SRC DST --to official`: a transformer from one format to another.
+
+The numbers stay as they are unless --dtype asks otherwise, and what belongs to K/V compression goes
+along. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from pixart.config import PixArtConfig
+
+BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """Convert a PixArt-Σ or -α transformer. What a file is, is read from its contents."""
+
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """An official .pth, a .safetensors file, a diffusers directory (transformer or whole pipeline),
+    a hub id, or hub-id/file."""
+    dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """Where to write: a file, or for diffusers a directory."""
+    to: Literal["official", "diffusers", "pixart"] | None = None
+    """official: .pth. diffusers: a transformer directory. pixart: one .safetensors that knows its
+    configuration. By default what DST's suffix says."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of the written numbers. Default: as stored."""
+    ema: bool = False
+    """Take the averaged weights of an official .pth."""
+    variant: str | None = None
+    """Of a diffusers directory: fp16, for diffusion_pytorch_model.fp16.safetensors."""
+    kv_compress: str | None = None
+    """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
+    config: Path | None = None
+    """A JSON file of PixArtConfig's fields, for a source that does not tell its own."""
+    max_shard_size: str | None = None
+    """Split a diffusers directory's weights into files of this size, such as 5GB."""
+    overwrite: bool = False
+    """Replace DST even if it is the source, or no checkpoint of the same format."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(tyro.cli(Options, prog="python -m pixart.convert", args=arguments))
+
+
+def run(options: Options) -> int:
+    try:
+        from pixart.checkpoint import CheckpointWriteError
+
+        print(convert(options))
+    except KeyboardInterrupt:
+        return _complain("cancelled; nothing was written", CANCELLED)
+    except (CheckpointWriteError, MemoryError) as error:
+        return _complain(str(error) or "out of memory", FAILURE)
+    except ValueError as error:
+        return _complain(str(error), BAD_INPUT)
+    except (OSError, RuntimeError) as error:
+        return _complain(str(error), FAILURE)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"pixart.convert: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def convert(options: Options) -> str:
+    """Convert as the options ask. Returns a sentence on what was written."""
+    import logging
+
+    import torch
+
+    from pixart.checkpoint import TRANSFORMER_FILES, load_transformer, resolve, save_transformer
+    from pixart.outputs import parse_compression
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("pixart").setLevel(logging.INFO)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    source = resolve(options.src, allow_patterns=TRANSFORMER_FILES)
+    _check_not_source(options, source)
+    model = load_transformer(
+        source,
+        config=_read_config(options.config) if options.config else None,
+        kv_compression=parse_compression(options.kv_compress) if options.kv_compress else None,
+        dtype=dtypes[options.dtype] if options.dtype else None,
+        ema=options.ema,
+        variant=options.variant,
+    )
+    save_transformer(
+        model,
+        options.dst,
+        format=options.to,
+        max_shard_size=options.max_shard_size,
+        overwrite=options.overwrite,
+    )
+    count = sum(parameter.numel() for parameter in model.parameters())
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    return f"{options.dst}: {count:,} parameters, {', '.join(kinds)}"
+
+
+def _check_not_source(options: Options, source: Path) -> None:
+    sources = (source.resolve(), (source / "transformer").resolve())
+    if options.dst.resolve() in sources and not options.overwrite:
+        raise ValueError(f"DST must not be SRC without --overwrite, got {options.dst} for both")
+
+
+def _read_config(path: Path) -> "PixArtConfig":
+    from pixart.checkpoint_read import read_json
+    from pixart.config import PixArtConfig
+
+    return PixArtConfig.from_dict(read_json(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
