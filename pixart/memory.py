@@ -1,0 +1,49 @@
+"""How much memory a device has left for us."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+# Limit and use of a container, version 2 of control groups first.
+GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that can still be allocated on the device; sys.maxsize where nobody can tell."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "cpu":
+        return min(_host_memory(), *(_group_memory(*files) for files in GROUP_FILES))
+    return sys.maxsize
+
+
+def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """What the kernel would give without swapping, page cache included."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return sys.maxsize
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kilobytes[0] * 1024 if kilobytes else sys.maxsize
+
+
+def _group_memory(limit: str, usage: str, stat: str) -> int:
+    """A container's limit less its use; its file cache counts as free."""
+    try:
+        most = int((CONTROL_GROUP / limit).read_text())
+        used = int((CONTROL_GROUP / usage).read_text())
+        lines = (CONTROL_GROUP / stat).read_text().splitlines()
+    except (OSError, ValueError):  # no such version here, or the limit is the word "max"
+        return sys.maxsize
+    cache = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
+    return max(most - used + sum(cache), 0)
