@@ -6,6 +6,7 @@ Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption toke
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            q, k = _layer_norm(q, self.q_norm), _layer_norm(k, self.k_norm)
         if self.compression is not None:
             k, v = self._compress(k, v, grid, self.compression)  # (B, M, C)
         q, k, v = (tokens.unflatten(2, (self.num_heads, -1)) for tokens in (q, k, v))
@@ -52,7 +53,7 @@ class SelfAttention(nn.Module):
             affine = (None, None) if norm is None else (norm.weight, norm.bias)
             return compress_kv(k, v, weight, bias, *affine, grid=grid, ratio=compression.ratio)
         k, v = (_take_tokens(tokens, grid, compression) for tokens in (k, v))
-        return (k, v) if norm is None else (norm(k).to(k.dtype), norm(v).to(v.dtype))
+        return (k, v) if norm is None else (_layer_norm(k, norm), _layer_norm(v, norm))
 
     def _merge_weights(self, k: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
         if self.sr is not None:
@@ -61,6 +62,12 @@ class SelfAttention(nn.Module):
         width = k.shape[-1]
         weight = k.new_full((width, 1, ratio, ratio), ratio**-2, dtype=torch.float32)
         return weight, k.new_zeros(width, dtype=torch.float32)
+
+
+def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    # In fp32: on a CPU, PyTorch sums the weight gradients of 16-bit tokens in 16 bits.
+    weight, bias = norm.weight.float(), norm.bias.float()
+    return F.layer_norm(tokens.float(), weight.shape, weight, bias, norm.eps).to(tokens.dtype)
 
 
 def _take_tokens(tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+REDUCED = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--wheel", type=Path, help="a built wheel for the packaging tests")
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=REDUCED,
+        help="folder of golden files, for instance one with whole gradients (tests/golden)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Choosing with -m, for instance `-m slow`, is as explicit as --slow.
+    if config.getoption("--slow") or config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--golden")
+        files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem != "pos_embed"]
+        assert files, f"no golden files in {folder}"
+        metafunc.parametrize("golden_file", files, ids=lambda file: file.stem)
+
+
+@pytest.fixture
+def golden_folder(request: pytest.FixtureRequest) -> Path:
+    return request.config.getoption("--golden")
