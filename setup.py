@@ -1,0 +1,46 @@
+from setuptools import setup
+
+DEPENDENCIES = [
+    "torch>=2.6",
+    'triton>=3.2; platform_system == "Linux"',
+    "safetensors>=0.4.5",
+    "numpy>=1.26",
+    "pillow>=10.3",
+    "tqdm>=4.66",
+    "transformers>=4.45",
+    "sentencepiece>=0.2",
+    "diffusers>=0.32",
+    "huggingface_hub>=0.25",
+    "tyro>=0.9",
+    "pyyaml>=6",
+]
+EXTRAS = {
+    "train": ["tensorboard>=2.16"],
+    "eval": ["scipy>=1.12"],
+    "ui": ["gradio>=5"],
+    "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
+    # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
+    "bench": ["pytest-benchmark>=5", "ninja>=1.11"],
+    "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "build>=1.2", "types-PyYAML", "types-tqdm"],
+}
+
+setup(
+    name="pixart-fast",
+    version="0.1.0",
+    description="PixArt-Σ and PixArt-α on fused kernels: run, convert and train, with KV compression",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    install_requires=DEPENDENCIES,
+    extras_require=EXTRAS,
+    packages=["pixart", "pixart.shapes", "pixart.training", "pixart_kernels"],
+    # kernels/ is a source root: the import name `kernels` is Hugging Face's, and transformers
+    # imports whatever answers to it.
+    package_dir={"pixart_kernels": "kernels/pixart_kernels"},
+    package_data={
+        "pixart": ["py.typed", "assets/**/*"],
+        "pixart_kernels": ["py.typed"],
+    },
+)

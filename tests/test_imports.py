@@ -1,0 +1,91 @@
+"""Who may import whom: read from the syntax trees, lazy imports inside functions included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers"}
+DOORS = {
+    "transformers": {"pixart/text.py", "pixart/training/shapes.py"},
+    "diffusers": {
+        "pixart/vae.py",
+        "pixart/vae_tiling.py",
+        "pixart/sampler.py",
+        "pixart/patch.py",
+        "pixart/training/autoencoder.py",
+        "pixart/training/export.py",
+    },
+}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _imports(node: ast.AST) -> set[str]:
+    found = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            found |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            found.add(child.module)
+    return found
+
+
+def _at_load(path: Path) -> set[str]:
+    """What loading the module imports: its top level, but for `if TYPE_CHECKING`."""
+    body = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    return _imports(ast.Module(body, []))
+
+
+def _anywhere(path: Path) -> set[str]:
+    return _imports(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _roots(modules: set[str]) -> set[str]:
+    return {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_no_module_imports_the_name_of_hugging_faces_kernels_or_our_tests(path: Path) -> None:
+    assert not _roots(_anywhere(path)) & {"kernels", "tests", "bench"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(path: Path) -> None:
+    assert not _roots(_at_load(path)) & LAZY_ONLY
+    for library, doors in DOORS.items():
+        assert library not in _roots(_anywhere(path)) or _name(path) in doors
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=_name)
+def test_the_operators_stand_on_torch_and_triton_alone(path: Path) -> None:
+    third_party = {"pixart", "numpy", "tqdm", "safetensors", "PIL", *LAZY_ONLY}
+    assert not _roots(_anywhere(path)) & third_party
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("config", {"pixart.model", "pixart.checkpoint", "pixart.pipeline", "torch"}),
+        ("diffusion", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
+        ("sampler", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
+        ("resolution", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
+        ("model", {"pixart.checkpoint", "pixart.pipeline", "pixart.training"}),
+        ("checkpoint", {"pixart.pipeline", "pixart.training", "pixart.generate"}),
+        ("pipeline", {"pixart.generate", "pixart.training"}),
+    ],
+)
+def test_data_flow_one_way(module: str, forbidden: set[str]) -> None:
+    assert not _anywhere(ROOT / "pixart" / f"{module}.py") & forbidden
+
+
+def test_there_is_no_drawer_for_leftovers() -> None:
+    assert not {path.stem for path in SOURCES} & {"utils", "util", "common", "base", "helpers", "misc"}
