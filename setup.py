@@ -14,14 +14,15 @@ DEPENDENCIES = [
     "tyro>=0.9",
     "pyyaml>=6",
 ]
-EXTRAS = {
-    "train": ["tensorboard>=2.16"],
-    "eval": ["scipy>=1.12"],
-    "ui": ["gradio>=5"],
+EXTRAS: dict[str, list[str]] = {
+    # Training, evaluation and interface so far need nothing more than the library itself.
+    "train": [],
+    "eval": [],
+    "ui": [],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
     "bench": ["pytest-benchmark>=5", "ninja>=1.11"],
-    "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "build>=1.2", "types-PyYAML", "types-tqdm"],
+    "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "build>=1.2", "types-PyYAML", "types-tqdm", "protobuf"],
 }
 
 setup(

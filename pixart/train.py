@@ -1,7 +1,8 @@
 """`python -m pixart.train shapes`: train the embedded model from random weights, on a CPU.
 
 The run is taken up where it stopped: every stage keeps its state in `--output`/STAGE, and the data
-of a step depend on its number alone.
+of a step depend on its number alone. `torchrun --nproc-per-node 2 -m pixart.train shapes` shares the
+batches among processes.
 """
 
 import sys
@@ -51,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(options: Options) -> int:
     import torch
 
+    from pixart.training.parallel import connect
     from pixart.training.recipe import ShapesRun
 
+    connect()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.resume == "none" and options.output.exists() and any(options.output.iterdir()):

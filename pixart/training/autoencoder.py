@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
 from pixart.training.loop import Losses, Optimisation, Stage
+from pixart.training.parallel import draw_number, share_of
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DOWNSAMPLE = 8
@@ -110,9 +111,10 @@ def vae_stage(
     crop: int | None,
 ) -> Stage:
     """A stage that trains `vae` on pictures of `size` pixels, or on `crop`-pixel parts of them."""
+    share = share_of(batch)
 
     def loss(step: int) -> Losses:
-        rng = random.Random(f"{settings.seed}/{directory.name}/{step}")
-        return reconstruction_loss(vae, draw_batch(rng, size, batch, crop))
+        rng = random.Random(f"{settings.seed}/{directory.name}/{draw_number(step)}")
+        return reconstruction_loss(vae, draw_batch(rng, size, share, crop))
 
     return Stage(directory.name, vae, loss, settings, directory)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -172,13 +173,15 @@ def main(
     steps: int = 20,
     guidance: float = 4.5,
     sizes: tuple[int, ...] = (),
+    dtype: Literal["fp32", "bf16"] = "fp32",
     json_file: Path | None = None,
 ) -> None:
     """Measure caption accuracy of the embedded model or of another of its kind.
 
     sizes: sides in pixels of further one-object tasks; default the card's table.
     """
-    pipe = Pipeline.from_pretrained(model, cache_dir=None)
+    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    pipe = Pipeline.from_pretrained(model, dtype=precision, cache_dir=None)
     chosen = [Task("one", size, count=count) for size in sizes] or tasks(pipe.native, count)
     results = [measure(pipe, t, seed=seed, steps=steps, guidance=guidance) for t in chosen]
     print(table(results))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pixart.training.parallel import any_process, average_gradients, draw_number, rank
 from pixart.training.state import load_state, save_state
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -77,6 +78,8 @@ class Stage:
         return self.step >= self.settings.steps
 
     def save(self) -> None:
+        if rank():  # all processes hold the same state
+            return
         state = {
             "step": self.step,
             "mean_norm": self.mean_norm,
@@ -99,10 +102,11 @@ class Stage:
 
     def advance(self) -> dict[str, float]:
         """One optimiser step. A gradient that explodes is skipped, and the log says so."""
-        torch.manual_seed(_step_seed(self.settings.seed, self.name, self.step))
+        torch.manual_seed(_step_seed(self.settings.seed, self.name, draw_number(self.step)))
         losses = self.loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
         skipped = not self._accept(norm)
         if not skipped:
@@ -143,12 +147,18 @@ def run(
     stop = _StopSignals()
     stage.directory.mkdir(parents=True, exist_ok=True)
     started, seen = time.monotonic(), stage.step
-    bar = tqdm(total=stage.settings.steps, initial=stage.step, desc=stage.name, mininterval=5)
+    bar = tqdm(
+        total=stage.settings.steps,
+        initial=stage.step,
+        desc=stage.name,
+        mininterval=5,
+        disable=rank() > 0,
+    )
     with open(stage.directory / "log.jsonl", "a", buffering=1) as log, stop, bar:
-        while not stage.done and stage.step < last and not stop.asked:
+        while not stage.done and stage.step < last and not any_process(stop.asked):
             values = stage.advance()
             bar.update()
-            if stage.step % log_every == 0:
+            if stage.step % log_every == 0 and rank() == 0:
                 rate = (stage.step - seen) / (time.monotonic() - started)
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
                 log.write(json.dumps({"step": stage.step, "steps_per_s": rate, **values}) + "\n")

@@ -35,9 +35,9 @@ STAGES = {
     "vae-whole": Optimisation(
         steps=600, learning_rate=5e-4, decay_fraction=0.9, warmup_steps=20, ema_decay=0.995
     ),
-    "base": Optimisation(steps=6000, learning_rate=1e-3, decay_fraction=0.3),
+    "base": Optimisation(steps=5600, learning_rate=1e-3, decay_fraction=0.3),
     "double": Optimisation(
-        steps=400, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
+        steps=250, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
     ),
 }
 

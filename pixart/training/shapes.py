@@ -19,6 +19,7 @@ from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
 from pixart.training.autoencoder import anchor_latents
 from pixart.training.loop import Losses, Optimisation, Stage
+from pixart.training.parallel import draw_number, share_of
 
 TEXT_WIDTH = 128
 MAX_TOKENS = 40
@@ -154,10 +155,11 @@ def shapes_stage(
     batch: int,
 ) -> Stage:
     """A stage that trains the transformer, and the text encoder with it, at `size` pixels."""
+    share = share_of(batch)
 
     def loss(step: int) -> Losses:
-        rng = random.Random(f"{settings.seed}/{directory.name}/{step}")
-        return denoising_loss(model, text_encoder, sample_batch(rng, tokenizer, size, batch))
+        rng = random.Random(f"{settings.seed}/{directory.name}/{draw_number(step)}")
+        return denoising_loss(model, text_encoder, sample_batch(rng, tokenizer, size, share))
 
     both = nn.ModuleDict({"transformer": model, "text_encoder": text_encoder})
     return Stage(directory.name, both, loss, settings, directory)
