@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from setuptools import setup
 
 DEPENDENCIES = [
@@ -22,14 +24,22 @@ EXTRAS: dict[str, list[str]] = {
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
     "bench": ["pytest-benchmark>=5", "ninja>=1.11"],
-    "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "build>=1.2", "types-PyYAML", "types-tqdm", "protobuf"],
+    "dev": [
+        "pytest>=8",
+        "ruff>=0.9",
+        "mypy>=1.13",
+        "build>=1.2",
+        "types-PyYAML",
+        "types-tqdm",
+        "protobuf",
+    ],
 }
 
 setup(
     name="pixart-fast",
     version="0.1.0",
     description="PixArt-Σ and PixArt-α on fused kernels: run, convert and train, with KV compression",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -41,7 +51,7 @@ setup(
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
-        "pixart": ["py.typed", "assets/**/*"],
+        "pixart": ["py.typed", "assets/**/*", "training/card.md"],
         "pixart_kernels": ["py.typed"],
     },
 )

@@ -61,7 +61,7 @@ def check(picture: np.ndarray, statements: list[Statement]) -> list[bool]:
     reading = read(picture)
     count = next((int(s.value) for s in statements if s.kind == "count"), 0)
     subjects = 1 + max((s.subject for s in statements), default=0)
-    alike = count > subjects  # "three red circles": one subject, three things
+    alike = subjects == 1 < count  # "three red circles": one subject, three things
     best: list[bool] = []
     for order in permutations(
         reading.things[:4], min(len(reading.things[:4]), max(count, subjects))

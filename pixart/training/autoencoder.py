@@ -10,10 +10,11 @@ whole pictures last.
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
@@ -35,11 +36,11 @@ def anchor_latents(pictures: Tensor) -> Tensor:
     return torch.cat([COLOUR_SCALE * means, DETAIL_SCALE * detail], dim=1)
 
 
-def build_vae() -> nn.Module:
+def build_vae() -> Any:
     """A small AutoencoderKL in the published layout: 8× downsampling, 4 latent channels."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         block_out_channels=(16, 32, 64, 96),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -82,7 +83,7 @@ def _crop_start(rng: random.Random, centre: float, size: int, crop: int) -> int:
     return min(size - crop, max(0, round(start)))
 
 
-def reconstruction_loss(vae: nn.Module, pictures: Tensor) -> Losses:
+def reconstruction_loss(vae: Any, pictures: Tensor) -> Losses:
     """Encoder and decoder side by side: the one to the anchored latents, the other from them.
 
     L1 on pixels and on their differences (edges are all there is to see in flat scenes), beside a
@@ -102,7 +103,7 @@ def reconstruction_loss(vae: nn.Module, pictures: Tensor) -> Losses:
 
 
 def vae_stage(
-    vae: nn.Module,
+    vae: Any,
     settings: Optimisation,
     directory: Path,
     *,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def export_pipeline(
     )
     text_encoder.to(torch.float16).save_pretrained(directory / "text_encoder")  # type: ignore[operator]
     vae.to(torch.float16).save_pretrained(directory / "vae")  # type: ignore[operator]
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler: Any = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type
     )
     scheduler.save_pretrained(directory / "scheduler")

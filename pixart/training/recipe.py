@@ -35,9 +35,9 @@ STAGES = {
     "vae-whole": Optimisation(
         steps=600, learning_rate=5e-4, decay_fraction=0.9, warmup_steps=20, ema_decay=0.995
     ),
-    "base": Optimisation(steps=5600, learning_rate=1e-3, decay_fraction=0.3),
+    "base": Optimisation(steps=4800, learning_rate=1e-3, decay_fraction=0.3),
     "double": Optimisation(
-        steps=250, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
+        steps=200, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
     ),
 }
 
@@ -98,7 +98,7 @@ class ShapesRun:
             train_tokenizer(path)
         return load_tokenizer(path.parent)
 
-    def _denoiser(self, size: int) -> nn.ModuleDict:
+    def _denoiser(self, size: int) -> Any:
         transformer: PixArt = build_transformer(size)
         text_encoder = build_text_encoder(VOCABULARY)
         return nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})

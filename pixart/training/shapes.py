@@ -70,10 +70,11 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
     path.with_suffix(".model").rename(path)
 
 
-def build_text_encoder(vocabulary: int) -> nn.Module:
+def build_text_encoder(vocabulary: int) -> Any:
     """A two-layer T5 encoder in the v1.1 form (gated GELU), from random weights."""
     from transformers import T5Config, T5EncoderModel
 
+    options: dict[str, Any] = {"tie_word_embeddings": False}
     config = T5Config(
         vocab_size=vocabulary,
         d_model=TEXT_WIDTH,
@@ -83,7 +84,7 @@ def build_text_encoder(vocabulary: int) -> nn.Module:
         num_heads=4,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        tie_word_embeddings=False,
+        **options,
     )
     return T5EncoderModel(config)
 
@@ -92,8 +93,9 @@ def build_transformer(size: int) -> PixArt:
     """The transformer at random weights. With no class-conditional model to start from, the
     cross-attention must not start at zero: it would learn to ignore the text."""
     model = PixArt(shapes_config(size))
-    for block in model.blocks:
-        nn.init.xavier_uniform_(block.cross_attn.proj.weight)
+    for name, weight in model.named_parameters():
+        if name.endswith("cross_attn.proj.weight"):
+            nn.init.xavier_uniform_(weight)
     return model
 
 
