@@ -5,9 +5,12 @@ prompts can be taken up where it stopped. Exit codes: 0 done, 2 bad input, 1 fai
 """
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,10 +81,6 @@ class Options:
     """No progress bars and no remarks."""
 
 
-class BadInput(ValueError):
-    """What the user asked for cannot be honoured."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     return run(tyro.cli(Options, prog="python -m pixart.generate", args=arguments))
@@ -112,9 +111,14 @@ def _complain(message: str, code: int) -> int:
 
 def generate(options: Options) -> dict[str, Any]:
     """Draw what the options ask for. Returns files, seeds, seconds by stage and peak memory."""
+    say = _Voice(options.quiet)
+    with _voiced(say):
+        return _generate(options, say)
+
+
+def _generate(options: Options, say: "_Voice") -> dict[str, Any]:
     from pixart.outputs import check_writable, is_drawn, plan, write_picture
 
-    say = _Voice(options.quiet)
     jobs, options = plan(options)
     left = [job for job in jobs if not (options.prompts and is_drawn(job))]
     if len(left) < len(jobs):
@@ -151,16 +155,11 @@ def generate(options: Options) -> dict[str, Any]:
 
 
 def _open(options: Options) -> "Pipeline":
-    import logging
-
     import torch
 
     from pixart.outputs import parse_compression
     from pixart.pipeline import Pipeline
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    if not options.quiet:
-        logging.getLogger("pixart").setLevel(logging.INFO)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     encoder = options.text_encoder_dtype
     return Pipeline.from_pretrained(
@@ -216,10 +215,45 @@ class _Voice:
 
     def __call__(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr)
+            from tqdm import tqdm
+
+            tqdm.write(" ".join(text.split()), file=sys.stderr)  # above a bar, not into it
 
     def bar(self, stage: str, total: int) -> "_Bar":
         return _Bar(stage, total, self.quiet)
+
+
+class _Remarks(logging.Handler):
+    def __init__(self, say: _Voice) -> None:
+        super().__init__()
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+
+@contextmanager
+def _voiced(say: _Voice) -> Iterator[None]:
+    """Let warnings and the notes of our own modules speak with one voice, a line each."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if category is UserWarning:  # others are for programmers
+            say(f"warning: {message}")
+
+    logger, handler = logging.getLogger("pixart"), _Remarks(say)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]
 
 
 class _Bar:
@@ -236,12 +270,14 @@ class _Bar:
 
 
 def _peak_memory() -> int:
-    """Bytes: of the CUDA allocator where it was used, else of the process."""
-    import resource
-
+    """Bytes: of the CUDA allocator where it was used, else of the process (0 on Windows)."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
@@ -76,11 +78,13 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
     if options.from_image is not None:
         options = _as_drawn(options, options.from_image)
     _check_early(options)
-    lines = [{"prompt": text} for text in options.prompt]
+    lines: list[dict[str, Any]] = [{"prompt": text} for text in options.prompt]
     if options.prompts is not None:
         lines = read_prompts(options.prompts)
     jobs = [_job(options, line, k) for line in lines for k in range(options.num_images)]
     jobs = [replace(job, index=index) for index, job in enumerate(jobs)]
+    for job in jobs:
+        _check_job(job)
     return _with_paths(jobs, lines, options), options
 
 
@@ -93,13 +97,22 @@ def _check_early(options: "Options") -> None:
         raise ValueError(
             f"scheduler must be one of {', '.join(SCHEDULERS)}, got {options.scheduler!r}"
         )
-    if options.steps is not None and options.steps < 1:
-        raise ValueError(f"steps must be an integer from 1 up, got {options.steps}")
     if options.kv_compress:
         parse_compression(options.kv_compress)
     choose_device(options.device)
-    if any(not text.strip() for text in options.prompt):
+    if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
+        raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
+
+
+def _check_job(job: Job) -> None:
+    if not job.prompt.strip():
         raise ValueError("prompt must not be empty; name what to draw")
+    if job.steps is not None and job.steps < 1:
+        raise ValueError(f"steps must be an integer from 1 up, got {job.steps}")
+    if job.guidance is not None and not 0 <= job.guidance < math.inf:
+        raise ValueError(f"guidance must be a finite number from 0 up, got {job.guidance}")
+    if not 0 <= job.seed < 2**64:
+        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {job.seed}")
 
 
 def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
@@ -124,15 +137,18 @@ def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The lines of a .txt or .jsonl file as {"prompt": ..., ...}; empty lines are passed over."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    numbered = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines, which also cuts where JSON allows it, at U+2028.
+    numbered = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path}: holds no prompt")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".json":
+        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
+    if path.suffix.lower() == ".jsonl":
         return [_read_line(path, number, line) for number, line in numbered]
     return [{"prompt": line} for _, line in numbered]
 
@@ -148,7 +164,7 @@ def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
         values = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: is not JSON ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+    if not isinstance(values, dict) or not values.get("prompt"):
         raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
     for key, value in values.items():
         if key not in _LINE_TYPES:
@@ -160,32 +176,29 @@ def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options") -> list[Job]:
     """Give every job its file. Names are unique within a run and the same in the next one."""
-    name = str(options.output)
-    kind = _SUFFIXES.get(options.output.suffix.lower())
-    if "{" in name:
-        template, kind = name, options.format or kind or "png"
-        if options.output.suffix.lower() not in _SUFFIXES:
-            template += f".{kind}"
-    elif kind is not None:
-        kind = options.format or kind
-        many = "-{index}" if len(jobs) > 1 else ""
-        template = str(options.output.with_suffix("")) + f"{many}.{kind}"
-        if options.format is None:
-            template = str(options.output.with_suffix("")) + many + options.output.suffix
-    else:
-        template = str(options.output / ("{name}." + (options.format or "png")))
-    if _SUFFIXES.get(Path(template).suffix.lower()) != (options.format or kind or "png"):
-        raise ValueError(f"--output must end in .{options.format}, got {options.output}")
-    _check_template(template)
-    placed, seen = [], set()
+    template = _template(options, len(jobs))
+    placed: list[Job] = []
+    seen: set[Path] = set()
     for job in jobs:
         line = lines[job.index // options.num_images]
         path = _fill(template, job, line.get("name"))
-        if path in seen:  # the same prompt and seed twice
+        while path in seen:  # the same prompt and seed twice
             path = path.with_name(f"{path.stem}-{job.index}{path.suffix}")
         seen.add(path)
         placed.append(replace(job, path=path))
     return placed
+
+
+def _template(options: "Options", count: int) -> str:
+    output, suffix = options.output, options.output.suffix.lower()
+    if suffix in _SUFFIXES and options.format not in (None, _SUFFIXES[suffix]):
+        raise ValueError(f"--output must end in .{options.format}, got {output}")
+    if "{" in str(output):
+        _check_template(str(output))
+        return str(output) if suffix in _SUFFIXES else f"{output}.{options.format or 'png'}"
+    if suffix not in _SUFFIXES:
+        return str(output / f"{{name}}.{options.format or 'png'}")
+    return str(output.with_name(f"{output.stem}-{{index}}{output.suffix}") if count > 1 else output)
 
 
 _FIELDS = ("name", "prompt", "seed", "index")
@@ -209,9 +222,15 @@ def _fill(template: str, job: Job, name: str | None) -> Path:
 
 
 def safe_name(text: str, length: int = 60) -> str:
-    """A file name that any system takes, whatever the prompt: letters, digits and dashes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
-    return slug or "image"
+    """A file name that any system takes, whatever the prompt: letters, digits and dashes.
+
+    Where letters were lost, a digest keeps apart what would be one name.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if len(slug) > length or not text.isascii() or not slug:
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
+        slug = f"{slug[: length - 9].strip('-') or 'image'}-{digest}"
+    return slug
 
 
 def parse_compression(text: str) -> KVCompression:
@@ -223,10 +242,11 @@ def parse_compression(text: str) -> KVCompression:
         )
     layers: list[int] = []
     for part in match[1].split(","):
-        ends = [int(end) for end in part.split("-") if end]
-        if len(ends) not in (1, 2):
+        ends = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
+        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else ()
+        if not span:
             raise ValueError(f"--kv-compress layers must be like 14-27 or 3,5, got {part!r}")
-        layers += range(ends[0], ends[-1] + 1)
+        layers += span
     return KVCompression(layers=tuple(layers), ratio=int(match[2]), sampling=match[3] or "conv")
 
 
@@ -237,7 +257,7 @@ def write_picture(image: "Image", job: Job) -> None:
 
     text = json.dumps({"version": 1, **job.request()})
     kind = _SUFFIXES[job.path.suffix.lower()]
-    aside = job.path.with_name(f".{job.path.name}.{os.getpid()}.tmp")
+    aside = _aside(job.path.parent)
     try:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
@@ -259,6 +279,10 @@ def write_picture(image: "Image", job: Job) -> None:
             aside.unlink(missing_ok=True)
 
 
+def _aside(folder: Path) -> Path:
+    return folder / f".pixart-{os.getpid()}.tmp"
+
+
 def _write_error(path: Path, error: OSError) -> Exception:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -267,11 +291,16 @@ def _write_error(path: Path, error: OSError) -> Exception:
 
 
 def check_writable(paths: list[Path]) -> None:
-    """Raise ValueError when pictures could not be put where they are to go."""
+    """Raise ValueError when pictures could not be put where they are to go. Leaves no folder."""
+    for path in paths:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except OSError as error:
+            raise _write_error(path, error) from error
     for folder in dict.fromkeys(path.parent for path in paths):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".pixart-{os.getpid()}.tmp"
+            probe = _aside(next(place for place in (folder, *folder.parents) if place.exists()))
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -285,18 +314,42 @@ def read_request(path: Path) -> dict[str, Any]:
 
     try:
         with PILImage.open(path) as image:
-            text = getattr(image, "text", {}).get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
+            image.load()  # half a picture is none
+            text = image.info.get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: is not a picture") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot be read ({reason})") from error
     try:
-        request = json.loads(text or "")
+        request = json.loads(text) if isinstance(text, str) else None
     except ValueError:
         request = None
-    if not isinstance(request, dict) or "prompt" not in request or "model" not in request:
+    if not isinstance(request, dict) or not _is_request(request):
         raise ValueError(f"{path}: carries no request of pixart.generate; it was not drawn by it")
     return request
+
+
+_REQUEST_TYPES: dict[str, Any] = {
+    "version": int, "prompt": str, "negative": str, "seed": int, "steps": int | None,
+    "guidance": int | float | None, "guidance_interval": list, "scheduler": str | None,
+    "size": str | int | None, "aspect": str | None, "resolution": str | None, "model": dict,
+}  # fmt: skip
+
+
+def _is_request(values: dict[str, Any]) -> bool:
+    """Pictures come from anywhere: what is not of the kind that we write is not ours."""
+    if values.keys() != _REQUEST_TYPES.keys() or values["version"] != 1:
+        return False
+    if any(not isinstance(values[key], kind) for key, kind in _REQUEST_TYPES.items()):
+        return False
+    model, interval = values["model"], values["guidance_interval"]
+    return (
+        model.keys() == set(_MODEL_OPTIONS)
+        and all(isinstance(value, str | None) for value in model.values())
+        and len(interval) == 2
+        and all(isinstance(end, int | float) for end in interval)
+    )
 
 
 def is_drawn(job: Job) -> bool:
@@ -319,7 +372,7 @@ def _as_drawn(options: "Options", path: Path) -> "Options":
     }
     if given & {"size", "aspect", "resolution"}:
         settings |= {"size": None, "aspect": None, "resolution": None}
-    taken = {
+    taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if name in {f.name for f in fields(options)} and name not in given

@@ -6,18 +6,21 @@ drawn alone, so it has the same bits whatever else was asked for.
 """
 
 import json
+import pickle
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pixart.checkpoint import TRANSFORMER_FILES, CheckpointError, load_transformer, resolve
-from pixart.config import KVCompression
+from pixart.config import MAX_LENGTH, KVCompression
 from pixart.model import PixArt
 from pixart.sampler import (
     Captions,
@@ -68,6 +71,7 @@ class Pipeline:
     source: str
     null_caption: NullCaption | None = None
     _encoded: dict[str, PromptEmbeddings] = field(default_factory=dict, init=False, repr=False)
+    _padded_null: PromptEmbeddings | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -95,6 +99,8 @@ class Pipeline:
         cache_dir: of prompt embeddings; None keeps none.
         Raises CheckpointError for what cannot be opened, ValueError for what cannot be honoured.
         """
+        if null_caption not in (None, *get_args(NullCaption)):
+            raise ValueError(f"null_caption must be own-mask or prompt-mask, got {null_caption!r}")
         device = choose_device(device)
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         directory = _open_directory(source, with_transformer=transformer is None)
@@ -109,7 +115,9 @@ class Pipeline:
             quantization=quantization,
             cache_dir=cache_dir,
         )
-        vae = VAE.from_pretrained(directory, dtype=dtype, device=device)
+        _check_fit(model, path, directory)
+        with _reading(directory / "vae"):
+            vae = VAE.from_pretrained(directory, dtype=dtype, device=device)
         scheduler_config = _read_json(directory / "scheduler" / "scheduler_config.json")
         name = str(source) if transformer is None else f"{source} with {transformer}"
         return cls(model, encoder, vae, scheduler_config, device, name, null_caption)
@@ -181,6 +189,8 @@ class Pipeline:
         """Encode prompts ahead of drawing, then let go of T5: what comes next needs the memory."""
         for text in dict.fromkeys(prompts):
             self._features(text)
+            if not text.strip():
+                self._whole_null()
             if progress is not None:
                 progress(text)
         self.text_encoder.release()
@@ -231,25 +241,36 @@ class Pipeline:
 
     def _features(self, text: str) -> PromptEmbeddings:
         # α was trained on lower-case captions, Σ on captions as they are.
-        text = text.lower() if self.transformer.config.model_max_length == 120 else text
-        if text not in self._encoded:
-            self._encoded[text] = self.text_encoder.encode([text])
+        text = (text.lower() if self._is_alpha else text).strip()
+        if text not in self._encoded:  # kept in host memory: a file may hold 30,000 prompts
+            with _reading(self.text_encoder.directory / "text_encoder"):
+                self._encoded[text] = self.text_encoder.encode([text]).to("cpu")
         return self._encoded[text]
+
+    @property
+    def _is_alpha(self) -> bool:
+        return self.transformer.config.model_max_length == MAX_LENGTH["alpha"]
 
     def _null(self, prompt: PromptEmbeddings) -> PromptEmbeddings:
         """The empty caption as this family's guidance sees it (see from_pretrained)."""
-        stored = getattr(self.transformer, "null_caption_stored", False)
-        is_alpha = self.transformer.config.model_max_length == 120
-        if self.null_caption == "own-mask" or (
-            self.null_caption is None and not (is_alpha and stored)
-        ):
+        whole = self._whole_null()
+        if whole is None:
             return self._features("")
-        if is_alpha and stored:
-            table = self.transformer.y_embedder.y_embedding[None]
-            whole = PromptEmbeddings(table, torch.ones(table.shape[:2], dtype=torch.bool))
-        else:
-            whole = self.text_encoder.encode([""], keep_padding=True)
         return whole.to(prompt.features.device, prompt.features.dtype).with_mask_of(prompt)
+
+    def _whole_null(self) -> PromptEmbeddings | None:
+        """The empty caption at full length where the prompt's mask decides what of it is seen."""
+        has_table = self._is_alpha and getattr(self.transformer, "null_caption_stored", False)
+        if (self.null_caption or ("prompt-mask" if has_table else "own-mask")) == "own-mask":
+            return None
+        if has_table:
+            table = self.transformer.y_embedder.y_embedding[None]
+            return PromptEmbeddings(table, torch.ones(table.shape[:2], dtype=torch.bool))
+        if self._padded_null is None:
+            with _reading(self.text_encoder.directory / "text_encoder"):
+                null = self.text_encoder.encode([""], keep_padding=True)
+            self._padded_null = null.to("cpu")
+        return self._padded_null
 
     def _denoiser(
         self, prompt: str, negative: str, height: int, width: int
@@ -271,7 +292,8 @@ class Pipeline:
         return denoise
 
     def _check_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        height, width = height or self.native, width or self.native
+        height = self.native if height is None else height
+        width = self.native if width is None else width
         for name, side in (("height", height), ("width", width)):
             if side % self.multiple or side < self.multiple:
                 raise ValueError(f"{name} must be a multiple of {self.multiple} pixels, got {side}")
@@ -299,29 +321,61 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu or cuda, got {device!r}") from error
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {str(device)!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device must be there, got {device!r}, but PyTorch finds no CUDA device; "
+            f"device must be there, got {str(device)!r}, but PyTorch finds no CUDA device; "
             "use --device cpu, or install a CUDA build of torch"
         )
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device must be below cuda:{count}, got {str(device)!r}")
     return chosen
 
 
 def _open_directory(source: str | Path, with_transformer: bool) -> Path:
-    if str(source) == EMBEDDED and not Path(source).is_dir():
+    if str(source) == EMBEDDED:  # a directory of that name is ./shapes
         return Path(__file__).parent / "assets" / EMBEDDED
     directory = resolve(source, allow_patterns=_PIPELINE_FILES)
-    needed = ["tokenizer", "text_encoder", "vae", "scheduler"]
-    needed += ["transformer"] if with_transformer else []
-    missing = [name for name in needed if not (directory / name).is_dir()]
-    if missing:
+    needed = ["tokenizer", "text_encoder", "vae", "scheduler", "transformer"][
+        : 4 + with_transformer
+    ]
+    if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:
             way_out = "name a transformer checkpoint with --transformer"
         raise CheckpointError(f"{directory}: has no {', '.join(missing)} folder; {way_out}")
     return directory
+
+
+def _check_fit(model: PixArt, path: Path, directory: Path) -> None:
+    """Refuse a transformer that was made for another pipeline, before anything is run."""
+    pairs = (
+        ("text_encoder", "d_model", "caption_channels"),
+        ("vae", "latent_channels", "in_channels"),
+    )
+    for folder, theirs, ours in pairs:
+        given = _read_json(directory / folder / "config.json").get(theirs)
+        expected = getattr(model.config, ours)
+        if given is not None and given != expected:
+            raise CheckpointError(
+                f"{path}: is made for {expected} {ours.replace('_', ' ')}, but {directory / folder} "
+                f"has {given}; give the pipeline that it belongs to with --model"
+            )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Other libraries say what is wrong with a file, but not with which."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
 
 
 def _text_dtype(
@@ -338,8 +392,11 @@ def _text_dtype(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a pipeline needs its scheduler") from None
+        raise CheckpointError(f"{path}: no such file; a pipeline needs it") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return values
