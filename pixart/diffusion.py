@@ -42,10 +42,10 @@ class Schedule(NamedTuple):
 @lru_cache(maxsize=8)
 def _schedule(device: torch.device) -> Schedule:
     # fp64 until the tables are final, then fp32 as in the published code.
-    betas = torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64)
+    betas = _betas()
     alphas = 1 - betas
     cumulative = alphas.cumprod(0)
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
+    previous = torch.cat([torch.ones_like(cumulative[:1]), cumulative[:-1]])
     variance = betas * (1 - previous) / (1 - cumulative)
     variance[0] = variance[1]  # the true step from 0 has no variance and no logarithm
     tables = Schedule(
@@ -61,8 +61,12 @@ def _schedule(device: torch.device) -> Schedule:
 
 def alphas_cumprod() -> Tensor:
     """ᾱ_t, (1000,) fp64."""
-    betas = torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64)
-    return (1 - betas).cumprod(0)
+    return (1 - _betas()).cumprod(0)
+
+
+def _betas() -> Tensor:
+    # On the CPU whatever the default device: not every one has fp64.
+    return torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64, device="cpu")
 
 
 def add_noise(x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

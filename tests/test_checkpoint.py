@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tiny_checkpoints import (
 )
 
 from pixart import checkpoint
-from pixart.checkpoint import CheckpointError, load_transformer, save_transformer
+from pixart.checkpoint import CheckpointError, load_transformer, resolve, save_transformer
 from pixart.checkpoint_config import solve_interpolation
 from pixart.config import KVCompression, PixArtConfig
 from pixart.resolution import position_embedding
@@ -297,3 +298,44 @@ def test_long_lists_of_tensors_are_cut_and_counted(tmp_path: Path) -> None:
     state = official() | {f"extra.{i}": torch.zeros(1) for i in range(50)}
     with pytest.raises(CheckpointError, match=r"unexpected extra\.0, .*extra\.9 and 40 more$"):
         load_transformer(save_official(tmp_path / "m.pth", state))
+
+
+# Hub ids
+
+
+def test_local_paths_win_over_hub_ids_and_typing_errors_stay_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("PixArt-alpha/model").mkdir(parents=True)
+    assert resolve("PixArt-alpha/model") == Path("PixArt-alpha/model")
+    for name in ("nowhere", "PixArt-alpha/other", "out/model.pth", "/a/b", "../x"):
+        with pytest.raises(CheckpointError, match=f"^{name}: no such file or directory$"):
+            resolve(name)
+
+
+def test_a_hub_id_is_downloaded_or_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
+    )
+    assert resolve("org/model", allow_patterns=("transformer/*",)) == tmp_path
+    assert asked == [(("org/model",), {"allow_patterns": ["transformer/*"]})]
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a: "/cache/" + "/".join(a))
+    assert resolve("org/model/x.pth") == Path("/cache/org/model/x.pth")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("Cannot find the snapshot.\nAsk for help.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError) as caught:
+        resolve("org/model")
+    assert str(caught.value) == (
+        "org/model: is no local path, and the hub did not give it (Cannot find the snapshot.); "
+        "check the name and the network, or download it and give its path"
+    )

@@ -17,7 +17,6 @@ from pixart.checkpoint import (
     CheckpointError,
     CheckpointWriteError,
     load_transformer,
-    resolve,
     save_transformer,
 )
 
@@ -291,6 +290,19 @@ def test_a_checkpoint_is_replaced_through_links_and_into_new_folders(
     assert mode == 0o666 & ~umask  # others may read it, as with any file
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_parameter_that_is_part_of_something_larger_is_written_alone(
+    tmp_path: Path, format: str
+) -> None:
+    model = build()
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    model.t_block[1].bias.data = torch.zeros(2_000_000)[:432]
+    save_transformer(model, tmp_path / FORMATS[format])
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1.2 * size
+    assert_same(load_transformer(tmp_path / FORMATS[format]), model)
+
+
 def test_only_a_checkpoint_of_the_same_format_is_replaced_unasked(tmp_path: Path) -> None:
     model = build()
     save_file(model.state_dict(), tmp_path / "theirs.safetensors")
@@ -347,44 +359,3 @@ def test_what_cannot_be_saved_is_said_and_leaves_nothing(
     with pytest.raises(ValueError, match=reason):
         save_transformer(build(), **arguments)
     assert_only(tmp_path)
-
-
-# Hub ids
-
-
-def test_local_paths_win_over_hub_ids_and_typing_errors_stay_local(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("PixArt-alpha/model").mkdir(parents=True)
-    assert resolve("PixArt-alpha/model") == Path("PixArt-alpha/model")
-    for name in ("nowhere", "PixArt-alpha/other", "out/model.pth", "/a/b", "../x"):
-        with pytest.raises(CheckpointError, match=f"^{name}: no such file or directory$"):
-            resolve(name)
-
-
-def test_a_hub_id_is_downloaded_or_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    asked: list[Any] = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
-    )
-    assert resolve("org/model", allow_patterns=("transformer/*",)) == tmp_path
-    assert asked == [(("org/model",), {"allow_patterns": ["transformer/*"]})]
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a: "/cache/" + "/".join(a))
-    assert resolve("org/model/x.pth") == Path("/cache/org/model/x.pth")
-
-    def offline(*_: Any, **__: Any) -> None:
-        raise LocalEntryNotFoundError("Cannot find the snapshot.\nAsk for help.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError) as caught:
-        resolve("org/model")
-    assert str(caught.value) == (
-        "org/model: is no local path, and the hub did not give it (Cannot find the snapshot.); "
-        "check the name and the network, or download it and give its path"
-    )
