@@ -88,4 +88,11 @@ def test_data_flow_one_way(module: str, forbidden: set[str]) -> None:
 
 
 def test_there_is_no_drawer_for_leftovers() -> None:
-    assert not {path.stem for path in SOURCES} & {"utils", "util", "common", "base", "helpers", "misc"}
+    assert not {path.stem for path in SOURCES} & {
+        "utils",
+        "util",
+        "common",
+        "base",
+        "helpers",
+        "misc",
+    }

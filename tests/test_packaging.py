@@ -77,5 +77,9 @@ def test_the_wheel_holds_the_packages_the_model_and_nothing_else(
     for file in ("pixart/py.typed", "pixart_kernels/py.typed", "pixart/pipeline.py"):
         assert file in names
     assets = ROOT / "pixart" / "assets"
-    shipped = {f"pixart/assets/{p.relative_to(assets).as_posix()}" for p in assets.rglob("*") if p.is_file()}
+    shipped = {
+        f"pixart/assets/{p.relative_to(assets).as_posix()}"
+        for p in assets.rglob("*")
+        if p.is_file()
+    }
     assert shipped and shipped <= set(names)

@@ -37,7 +37,7 @@ STAGES = {
     ),
     "base": Optimisation(steps=4800, learning_rate=1e-3, decay_fraction=0.3),
     "double": Optimisation(
-        steps=200, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
+        steps=300, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
     ),
 }
 
