@@ -339,9 +339,7 @@ def _open_directory(source: str | Path, with_transformer: bool) -> Path:
     if str(source) == EMBEDDED:  # a directory of that name is ./shapes
         return Path(__file__).parent / "assets" / EMBEDDED
     directory = resolve(source, allow_patterns=_PIPELINE_FILES)
-    needed = ["tokenizer", "text_encoder", "vae", "scheduler", "transformer"][
-        : 4 + with_transformer
-    ]
+    needed = ["tokenizer", "text_encoder", "vae", "scheduler"] + ["transformer"] * with_transformer
     if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:
