@@ -15,7 +15,7 @@ import tyro
 if TYPE_CHECKING:
     pass
 
-StageName = Literal["vae-crops", "vae-whole", "base", "double", "export"]
+StageName = Literal["vae-crops", "vae-whole", "base", "export"]
 
 
 @dataclass(frozen=True)

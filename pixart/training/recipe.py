@@ -1,8 +1,8 @@
 """The recipe of the embedded model: its stages, and what each starts from.
 
 vae-crops -> vae-whole: the autoencoder. base: transformer and text encoder from random weights at
-128 px, beside the autoencoder, whose latent space is known beforehand. double: the same weights at
-256 px, positions interpolated. export: the averaged weights as a pipeline.
+128 px, beside the autoencoder, whose latent space is known beforehand. export: the averaged weights
+as a pipeline.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from pixart.training.shapes import (
 )
 from pixart.training.state import load_state
 
-BASE_SIZE = 128
+SIZE = 128
 STAGES = {
     "vae-crops": Optimisation(
         steps=2500, learning_rate=1e-3, decay_fraction=0.5, warmup_steps=50, ema_decay=0.998
@@ -35,10 +35,7 @@ STAGES = {
     "vae-whole": Optimisation(
         steps=600, learning_rate=5e-4, decay_fraction=0.9, warmup_steps=20, ema_decay=0.995
     ),
-    "base": Optimisation(steps=4800, learning_rate=1e-3, decay_fraction=0.3),
-    "double": Optimisation(
-        steps=300, learning_rate=3e-4, decay_fraction=0.8, warmup_steps=20, ema_decay=0.99
-    ),
+    "base": Optimisation(steps=7000, learning_rate=1e-3, decay_fraction=0.3),
 }
 
 
@@ -65,23 +62,24 @@ class ShapesRun:
         place = self.directory / name
         settings = self._scaled(STAGES[name])
         if name == "vae-crops":
-            return vae_stage(build_vae(), settings, place, size=128, batch=16, crop=64)
+            return vae_stage(build_vae(), settings, place, size=SIZE, batch=16, crop=64)
         if name == "vae-whole":
             vae = self._finished("vae-crops", build_vae())
-            return vae_stage(vae, settings, place, size=128, batch=8, crop=None)
-        size, batch = (BASE_SIZE, 64) if name == "base" else (2 * BASE_SIZE, 16)
-        pair = (
-            self._denoiser(size) if name == "base" else self._finished("base", self._denoiser(size))
-        )
+            return vae_stage(vae, settings, place, size=SIZE, batch=8, crop=None)
+        pair = self._denoiser()
         return shapes_stage(
-            pair["transformer"], pair["text_encoder"], self.tokenizer, settings, place,
-            size=size, batch=batch,
-        )  # fmt: skip
+            pair["transformer"],
+            pair["text_encoder"],
+            self.tokenizer,
+            settings,
+            place,
+            size=SIZE,
+            batch=64,
+        )
 
     def export(self) -> None:
-        """Write the averaged weights of the last finished stages to `directory`/pipeline."""
-        last = "double" if (self.directory / "double" / "state.pt").exists() else "base"
-        pair = self._finished(last, self._denoiser(2 * BASE_SIZE))
+        """Write the averaged weights of the finished stages to `directory`/pipeline."""
+        pair = self._finished("base", self._denoiser())
         export_pipeline(
             self.directory / "pipeline",
             transformer=pair["transformer"],
@@ -98,8 +96,8 @@ class ShapesRun:
             train_tokenizer(path)
         return load_tokenizer(path.parent)
 
-    def _denoiser(self, size: int) -> Any:
-        transformer: PixArt = build_transformer(size)
+    def _denoiser(self) -> Any:
+        transformer: PixArt = build_transformer(SIZE)
         text_encoder = build_text_encoder(VOCABULARY)
         return nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
 
