@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-PROMPT := a large red circle left of a small blue square on a white background
+PROMPT := a small orange cross in the bottom right corner on black
 
 .PHONY: demo test lint package train clean
 

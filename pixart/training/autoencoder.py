@@ -49,6 +49,7 @@ def build_vae() -> Any:
         norm_num_groups=4,
         mid_block_add_attention=False,
         sample_size=128,
+        scaling_factor=1.0,  # the anchored latents are near unit scale as they are
     )
     with torch.no_grad():  # log-variance near the noise that training adds
         vae.quant_conv.weight[4:].zero_()
