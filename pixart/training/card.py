@@ -33,7 +33,10 @@ def stages_table(run: Path, logs: Path) -> str:
 def main(run: tyro.conf.Positional[Path], model: tyro.conf.Positional[Path]) -> None:
     """Write MODEL/README.md and MODEL/log from the training run and MODEL/accuracy.json."""
     report, results = read_report(model / "accuracy.json")
-    options = " ".join(f"--{key} {report[key]}" for key in ("seed", "steps", "guidance", "dtype"))
+    count = max(result.of for result in results)
+    options = f"--count {count} " + " ".join(
+        f"--{key} {report[key]}" for key in ("seed", "steps", "guidance", "dtype")
+    )
     text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace("@STAGES@", stages_table(run, model / "log"))
     text = text.replace("@TABLE@", table(results))
