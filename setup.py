@@ -3,8 +3,8 @@ from pathlib import Path
 from setuptools import setup
 
 DEPENDENCIES = [
-    "torch>=2.6",
-    'triton>=3.2; platform_system == "Linux"',
+    "torch>=2.10",
+    'triton>=3.6; platform_system == "Linux"',
     "safetensors>=0.4.5",
     "numpy>=1.26",
     "pillow>=10.3",

@@ -8,14 +8,11 @@ batches among processes.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    pass
-
-StageName = Literal["vae-crops", "vae-whole", "base", "export"]
+StageName = Literal["vae-crops", "vae-whole", "base", "double", "export"]
 
 
 @dataclass(frozen=True)

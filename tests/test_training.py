@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pixart.train import main as train
 from pixart.training import evaluation, loop
 from pixart.training.autoencoder import anchor_latents
 from pixart.training.evaluation import Accuracy, Task, captions, table
-from pixart.training.loop import Losses, Optimisation, Stage, run
+from pixart.training.loop import Losses, Optimisation, Stage, build_optimizers, run
 from pixart.training.recipe import STAGES
 from pixart.training.shapes import pad_ids, sample_batch, train_tokenizer
 from pixart.training.state import load_state, save_state
@@ -48,14 +49,28 @@ def _weights(stage: Stage) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in (*stage.parameters, *stage.ema)]
 
 
-def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
-    whole = _stage(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_training_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MUON_MIN_SIDE", 3)
+    settings = replace(QUICK, optimizer=optimizer)
+    whole = _stage(tmp_path / "whole", settings)
     assert run(whole)
-    assert not run(_stage(tmp_path / "parts"), stop_after=3)
-    resumed = _stage(tmp_path / "parts")
+    assert not run(_stage(tmp_path / "parts", settings), stop_after=3)
+    resumed = _stage(tmp_path / "parts", settings)
     assert run(resumed) and resumed.step == 6
     for a, b in zip(_weights(whole), _weights(resumed), strict=True):
         assert torch.equal(a, b)
+
+
+def test_muon_takes_the_large_matrices_and_adamw_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8), nn.LayerNorm(8))
+    adamw, muon = build_optimizers(model, replace(QUICK, optimizer="muon"))
+    assert [p is model[0].weight for p in muon.param_groups[0]["params"]] == [True]
+    assert len(adamw.param_groups[0]["params"]) == 5
+    with pytest.raises(ValueError, match="must be .* got 'lion'"):
+        build_optimizers(model, replace(QUICK, optimizer="lion"))
 
 
 def test_training_moves_weights_and_lowers_the_loss(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Statement:
         return f"{self.kind} {self.subject}: {self.value}"
 
 
-def describe(scene: Scene, rng: random.Random, omit: float = 0.15) -> str:
+def describe(scene: Scene, rng: random.Random, omit: float = 0.1) -> str:
     """A caption of the scene. Each clause that may be left out is, with probability `omit`."""
     if scene.kind == "one":
         body = _noun(scene.things[0], rng, omit)

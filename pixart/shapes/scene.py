@@ -23,7 +23,7 @@ COLOURS = {
     "purple": (140, 45, 175),
 }
 BACKGROUNDS = {"white": (250, 250, 250), "gray": (128, 128, 128), "black": (18, 18, 22)}
-RADII = {"small": 0.12, "large": 0.19}
+RADII = {"small": 0.14, "large": 0.21}
 POSITIONS = {
     "top left": (0.25, 0.25), "top": (0.5, 0.25), "top right": (0.75, 0.25),
     "left": (0.25, 0.5), "center": (0.5, 0.5), "right": (0.75, 0.5),
@@ -36,9 +36,9 @@ HELD_OUT = frozenset(
     {("star", "purple"), ("circle", "green"), ("square", "orange"), ("triangle", "cyan")}
 )
 
-JITTER = 0.02  # along the direction that a caption states
-DRIFT = 0.06  # across it
-OFFSET = 0.23  # of each of two related things from the middle
+JITTER = 0.015  # along the direction that a caption states
+DRIFT = 0.03  # across it
+OFFSET = 0.235  # of each of two related things from the middle
 SUPERSAMPLE = 4
 
 

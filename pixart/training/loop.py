@@ -20,15 +20,22 @@ from tqdm import tqdm
 from pixart.training.parallel import any_process, average_gradients, draw_number, rank
 from pixart.training.state import load_state, save_state
 
+MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
+
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How one stage is optimised: AdamW, linear warm-up, a plateau, then a linear decay."""
+    """How one stage is optimised: linear warm-up, a plateau, then a linear decay.
+
+    optimizer "muon" orthogonalises the updates of large linear layers, at the size that AdamW's
+    would have, and leaves everything else to AdamW.
+    """
 
     steps: int
     learning_rate: float
+    optimizer: str = "adamw"
     warmup_steps: int = 200
     decay_fraction: float = 0.3  # of the steps, at the end
     final_ratio: float = 0.02  # of the learning rate, at the last step
@@ -45,6 +52,27 @@ class Optimisation:
         left = min(1.0, (self.steps - step) / max(1.0, self.steps - start))
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return self.learning_rate * warm * (self.final_ratio + (1 - self.final_ratio) * left)
+
+
+def build_optimizers(model: nn.Module, settings: Optimisation) -> list[torch.optim.Optimizer]:
+    """The optimizers that share the parameters of a model among them."""
+    if settings.optimizer not in ("adamw", "muon"):
+        raise ValueError(f'optimizer must be "adamw" or "muon", got {settings.optimizer!r}')
+    matrices: list[Tensor] = []
+    if settings.optimizer == "muon":
+        linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+        matrices = [m.weight for m in linears if min(m.weight.shape) >= MUON_MIN_SIDE]
+    chosen = {id(weight) for weight in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=settings.betas, weight_decay=decay)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 class Stage:
@@ -65,12 +93,7 @@ class Stage:
         self.name, self.model, self.loss, self.settings = name, model, loss, optimisation
         self.directory, self.step, self.mean_norm = directory, 0, 0.0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=optimisation.learning_rate,
-            betas=optimisation.betas,
-            weight_decay=optimisation.weight_decay,
-        )
+        self.optimizers = build_optimizers(model, optimisation)
         self.ema = [p.detach().clone() for p in self.parameters]
 
     @property
@@ -84,7 +107,7 @@ class Stage:
             "step": self.step,
             "mean_norm": self.mean_norm,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
         }
         save_state(state, self.directory / "state.pt")
@@ -96,7 +119,8 @@ class Stage:
             return False
         self.step, self.mean_norm = state["step"], state["mean_norm"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.ema = state["ema"]
         return True
 
@@ -104,15 +128,16 @@ class Stage:
         """One optimiser step. A gradient that explodes is skipped, and the log says so."""
         torch.manual_seed(_step_seed(self.settings.seed, self.name, draw_number(self.step)))
         losses = self.loss(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         losses["loss"].backward()
         average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
         skipped = not self._accept(norm)
         if not skipped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.rate(self.step)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.settings.rate(self.step)
+                optimizer.step()
             self._average()
         self.step += 1
         values = {key: float(value.detach()) for key, value in losses.items()}

@@ -1,8 +1,8 @@
 """The recipe of the embedded model: its stages, and what each starts from.
 
 vae-crops -> vae-whole: the autoencoder. base: transformer and text encoder from random weights at
-128 px, beside the autoencoder, whose latent space is known beforehand. export: the averaged weights
-as a pipeline.
+128 px, beside the autoencoder, whose latent space is known beforehand. double: from base, at 256 and
+128 px in turn. export: the averaged weights as a pipeline.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,12 @@ STAGES = {
     "vae-whole": Optimisation(
         steps=600, learning_rate=5e-4, decay_fraction=0.9, warmup_steps=20, ema_decay=0.995
     ),
-    "base": Optimisation(steps=7000, learning_rate=1e-3, decay_fraction=0.3),
+    "base": Optimisation(
+        steps=12_000, learning_rate=1e-3, optimizer="muon", warmup_steps=300, decay_fraction=0.25
+    ),
+    "double": Optimisation(
+        steps=2400, learning_rate=4e-4, optimizer="muon", warmup_steps=50, decay_fraction=0.8
+    ),
 }
 
 
@@ -66,20 +71,20 @@ class ShapesRun:
         if name == "vae-whole":
             vae = self._finished("vae-crops", build_vae())
             return vae_stage(vae, settings, place, size=SIZE, batch=8, crop=None)
-        pair = self._denoiser()
+        pair = self._denoiser() if name == "base" else self._finished("base", self._denoiser())
         return shapes_stage(
             pair["transformer"],
             pair["text_encoder"],
             self.tokenizer,
             settings,
             place,
-            size=SIZE,
-            batch=64,
+            sizes=(SIZE,) if name == "base" else (2 * SIZE, SIZE),
+            pixels=64 * SIZE**2,
         )
 
     def export(self) -> None:
         """Write the averaged weights of the finished stages to `directory`/pipeline."""
-        pair = self._finished("base", self._denoiser())
+        pair = self._finished("double", self._denoiser())
         export_pipeline(
             self.directory / "pipeline",
             transformer=pair["transformer"],
