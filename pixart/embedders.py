@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import PixArtConfig
+from pixart.mlp import MLP
 from pixart.resolution import position_embedding
 
 FREQUENCIES = 256  # channels of the sinusoids that embed timesteps and sizes
@@ -51,16 +52,6 @@ class SinusoidEmbedder(nn.Module):
         angles = numbers[:, None].float() * torch.exp(-math.log(10000) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
-
-
-class MLP(nn.Module):
-    def __init__(self, in_size: int, hidden_size: int, out_size: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(in_size, hidden_size)
-        self.fc2 = nn.Linear(hidden_size, out_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class CaptionEmbedder(nn.Module):

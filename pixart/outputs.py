@@ -90,7 +90,7 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
 
 def _check_early(options: "Options") -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
-    from pixart.pipeline import choose_device
+    from pixart.pipeline import check_cuda_graph, choose_device
     from pixart.sampler import SCHEDULERS
 
     if options.scheduler is not None and options.scheduler not in SCHEDULERS:
@@ -99,7 +99,7 @@ def _check_early(options: "Options") -> None:
         )
     if options.kv_compress:
         parse_compression(options.kv_compress)
-    choose_device(options.device)
+    check_cuda_graph(options.cuda_graph, choose_device(options.device))
     if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
 

@@ -5,9 +5,6 @@ is released, the transformer denoises one image at a time, the VAE decodes. Imag
 drawn alone, so it has the same bits whatever else was asked for.
 """
 
-import json
-import pickle
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from pixart.checkpoint import TRANSFORMER_FILES, CheckpointError, load_transformer, resolve
+from pixart.checkpoint import load_transformer, resolve
 from pixart.config import MAX_LENGTH, KVCompression
+from pixart.denoiser import CudaGraphs, PictureDenoiser
 from pixart.model import PixArt
+from pixart.pipeline_files import (
+    EMBEDDED,
+    check_fit,
+    open_directory,
+    read_json,
+    reading,
+    text_dtype,
+)
 from pixart.sampler import (
     Captions,
     Progress,
@@ -36,17 +40,7 @@ from pixart.vae import VAE, free_memory, to_images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EMBEDDED = "shapes"
 NullCaption = Literal["own-mask", "prompt-mask"]
-_PIPELINE_FILES = (
-    "*.json",
-    "*/*.json",
-    "*/*.safetensors",
-    "*/*.bin",
-    "*/*.model",
-    *TRANSFORMER_FILES,
-)
-_SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,14 @@ class Pipeline:
     device: torch.device
     source: str
     null_caption: NullCaption | None = None
+    cuda_graph: bool = False
     _encoded: dict[str, PromptEmbeddings] = field(default_factory=dict, init=False, repr=False)
     _padded_null: PromptEmbeddings | None = field(default=None, init=False, repr=False)
+    _graphs: CudaGraphs | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_cuda_graph(self.cuda_graph, self.device)
+        self._graphs = CudaGraphs() if self.cuda_graph else None
 
     @classmethod
     def from_pretrained(
@@ -85,6 +85,7 @@ class Pipeline:
         kv_compression: KVCompression | None = None,
         variant: str | None = None,
         null_caption: NullCaption | None = None,
+        cuda_graph: bool = False,
         cache_dir: str | Path | None = "auto",
     ) -> "Pipeline":
         """Open a pipeline directory, a hub id or the embedded model ("shapes").
@@ -96,17 +97,20 @@ class Pipeline:
         null_caption: how guidance sees the empty caption: through its own mask ("own-mask", as
         diffusers does), or as the reference code does through the prompt's mask ("prompt-mask").
         None takes the latter only for an α checkpoint that carries its null caption.
+        cuda_graph: record a denoising step once per size and replay it, which spares small pictures
+        the launches of its kernels; CUDA only.
         cache_dir: of prompt embeddings; None keeps none.
         Raises CheckpointError for what cannot be opened, ValueError for what cannot be honoured.
         """
         if null_caption not in (None, *get_args(NullCaption)):
             raise ValueError(f"null_caption must be own-mask or prompt-mask, got {null_caption!r}")
         device = choose_device(device)
+        check_cuda_graph(cuda_graph, device)
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        directory = _open_directory(source, with_transformer=transformer is None)
+        directory = open_directory(source, with_transformer=transformer is None)
         path = directory if transformer is None else resolve(transformer)
         model = load_transformer(path, kv_compression=kv_compression, dtype=dtype, variant=variant)
-        encoder_dtype, quantization = _text_dtype(directory, text_encoder_dtype, dtype)
+        encoder_dtype, quantization = text_dtype(directory, text_encoder_dtype, dtype)
         encoder = TextEncoder.from_pretrained(
             directory,
             dtype=encoder_dtype,
@@ -115,12 +119,12 @@ class Pipeline:
             quantization=quantization,
             cache_dir=cache_dir,
         )
-        _check_fit(model, path, directory)
-        with _reading(directory / "vae"):
+        check_fit(model, path, directory)
+        with reading(directory / "vae"):
             vae = VAE.from_pretrained(directory, dtype=dtype, device=device)
-        scheduler_config = _read_json(directory / "scheduler" / "scheduler_config.json")
+        scheduler_config = read_json(directory / "scheduler" / "scheduler_config.json")
         name = str(source) if transformer is None else f"{source} with {transformer}"
-        return cls(model, encoder, vae, scheduler_config, device, name, null_caption)
+        return cls(model, encoder, vae, scheduler_config, device, name, null_caption, cuda_graph)
 
     @property
     def multiple(self) -> int:
@@ -243,7 +247,7 @@ class Pipeline:
         # α was trained on lower-case captions, Σ on captions as they are.
         text = (text.lower() if self._is_alpha else text).strip()
         if text not in self._encoded:  # kept in host memory: a file may hold 30,000 prompts
-            with _reading(self.text_encoder.directory / "text_encoder"):
+            with reading(self.text_encoder.directory / "text_encoder"):
                 self._encoded[text] = self.text_encoder.encode([text]).to("cpu")
         return self._encoded[text]
 
@@ -267,29 +271,21 @@ class Pipeline:
             table = self.transformer.y_embedder.y_embedding[None]
             return PromptEmbeddings(table, torch.ones(table.shape[:2], dtype=torch.bool))
         if self._padded_null is None:
-            with _reading(self.text_encoder.directory / "text_encoder"):
+            with reading(self.text_encoder.directory / "text_encoder"):
                 null = self.text_encoder.encode([""], keep_padding=True)
             self._padded_null = null.to("cpu")
         return self._padded_null
 
-    def _denoiser(
-        self, prompt: str, negative: str, height: int, width: int
-    ) -> Callable[[Tensor, Tensor, Captions], Tensor]:
+    def _denoiser(self, prompt: str, negative: str, height: int, width: int) -> PictureDenoiser:
         conditional = self._features(prompt)
         unconditional = self._features(negative) if negative.strip() else self._null(conditional)
         both = PromptEmbeddings.concatenate([unconditional, conditional])
-        embeddings = {"conditional": conditional, "unconditional": unconditional, "both": both}
-        given = {key: value.to(self.device) for key, value in embeddings.items()}
-        size = ratio = None
-        if self.transformer.config.micro_condition:
-            size = torch.tensor([[height, width]], dtype=torch.float32, device=self.device)
-            ratio = torch.tensor([[height / width]], dtype=torch.float32, device=self.device)
-
-        def denoise(latents: Tensor, timesteps: Tensor, captions: Captions, /) -> Tensor:
-            caption = given[captions]
-            return self.transformer(latents, timesteps, caption.features, caption.mask, size, ratio)
-
-        return denoise
+        prompts: dict[Captions, PromptEmbeddings] = {
+            "conditional": conditional,
+            "unconditional": unconditional,
+            "both": both,
+        }
+        return PictureDenoiser(self.transformer, prompts, height, width, self.device, self._graphs)
 
     def _check_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         height = self.native if height is None else height
@@ -315,6 +311,14 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - started
 
 
+def check_cuda_graph(wanted: bool, device: torch.device) -> None:
+    if wanted and device.type != "cuda":
+        raise ValueError(
+            f"cuda_graph must be False on {device}, got True: only a CUDA device records its "
+            "launches; leave it out"
+        )
+
+
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best there is. ValueError when it is not there."""
     if device is None:
@@ -333,68 +337,3 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device must be below cuda:{count}, got {str(device)!r}")
     return chosen
-
-
-def _open_directory(source: str | Path, with_transformer: bool) -> Path:
-    if str(source) == EMBEDDED:  # a directory of that name is ./shapes
-        return Path(__file__).parent / "assets" / EMBEDDED
-    directory = resolve(source, allow_patterns=_PIPELINE_FILES)
-    needed = ["tokenizer", "text_encoder", "vae", "scheduler"] + ["transformer"] * with_transformer
-    if missing := [name for name in needed if not (directory / name).is_dir()]:
-        way_out = "give the directory of a whole pipeline"
-        if missing == ["transformer"]:
-            way_out = "name a transformer checkpoint with --transformer"
-        raise CheckpointError(f"{directory}: has no {', '.join(missing)} folder; {way_out}")
-    return directory
-
-
-def _check_fit(model: PixArt, path: Path, directory: Path) -> None:
-    """Refuse a transformer that was made for another pipeline, before anything is run."""
-    pairs = (
-        ("text_encoder", "d_model", "caption_channels"),
-        ("vae", "latent_channels", "in_channels"),
-    )
-    for folder, theirs, ours in pairs:
-        given = _read_json(directory / folder / "config.json").get(theirs)
-        expected = getattr(model.config, ours)
-        if given is not None and given != expected:
-            raise CheckpointError(
-                f"{path}: is made for {expected} {ours.replace('_', ' ')}, but {directory / folder} "
-                f"has {given}; give the pipeline that it belongs to with --model"
-            )
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Other libraries say what is wrong with a file, but not with which."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
-
-
-def _text_dtype(
-    directory: Path, wanted: torch.dtype | Quantization | None, dtype: torch.dtype
-) -> tuple[torch.dtype, Quantization | None]:
-    if isinstance(wanted, str):
-        return torch.bfloat16, wanted
-    if wanted is not None:
-        return wanted, None
-    folder = directory / "text_encoder"
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    return (torch.bfloat16 if size >= _SMALL_TEXT_ENCODER else dtype), None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a pipeline needs it") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object")
-    return values

@@ -31,16 +31,16 @@ def test_every_compression_runs_on_any_grid_and_matters(sampling: str, ratio: in
 def test_compressed_attention_sees_the_rounded_up_number_of_keys(
     sampling: str, keys: int, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pixart.model
+    import pixart.blocks
 
     seen = []
-    attention = pixart.model.flash_attention
+    attention = pixart.blocks.flash_attention
 
     def spy(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         seen.append((q.shape[1], k.shape[1]))
         return attention(q, k, v, **options)
 
-    monkeypatch.setattr(pixart.model, "flash_attention", spy)
+    monkeypatch.setattr(pixart.blocks, "flash_attention", spy)
     ratio = 3 if sampling == "uniform_every" else 2
     model = build(kv_compression=KVCompression((1,), ratio, sampling, norm))
     model(*inputs(height=8, width=18 if sampling == "uniform_every" else 14))

@@ -319,7 +319,7 @@ def test_the_text_encoder_may_have_a_dtype_of_its_own(sigma_dir: Path) -> None:
 def test_a_large_text_encoder_is_opened_in_bf16_by_default(
     sigma_dir: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("pixart.pipeline._SMALL_TEXT_ENCODER", 1000)
+    monkeypatch.setattr("pixart.pipeline_files._SMALL_TEXT_ENCODER", 1000)
     assert open_pipeline(sigma_dir).text_encoder.dtype == torch.bfloat16
 
 
@@ -397,3 +397,8 @@ def test_a_broken_scheduler_configuration_is_named(
     (broken / "scheduler" / "scheduler_config.json").write_text(text)
     with pytest.raises(CheckpointError, match="scheduler_config.json: .* JSON"):
         open_pipeline(broken)
+
+
+def test_graphs_are_refused_where_nothing_can_record_them(sigma: Pipeline) -> None:
+    with pytest.raises(ValueError, match="cuda_graph must be False on cpu"):
+        replace(sigma, cuda_graph=True)

@@ -1,0 +1,55 @@
+"""Make Triton's interpreter right for bfloat16.
+
+TRITON_INTERPRET=1 runs kernels on CPU tensors. Up to Triton 3.9 it keeps bfloat16 as its bits, and
+two operations take them for what they are not: `tl.dot` multiplies the bits as integers, and the
+cast from fp32 drops the low bits where hardware rounds to nearest even.
+"""
+
+from typing import Any
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+np: Any = interpreter.np  # the interpreter needs NumPy; kernels do not
+
+
+def mend() -> None:
+    """Replace the two operations. Does nothing the second time."""
+    builder: Any = interpreter.InterpreterBuilder
+    if hasattr(builder, "_pixart_mended"):
+        return
+    plain_dot, plain_cast = builder.create_dot, builder.cast_impl
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        if tl.bfloat16 not in (a.dtype.scalar, b.dtype.scalar):
+            return plain_dot(self, a, b, d, *options)
+        product = np.matmul(_widen(a), _widen(b), dtype=np.float32)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        kinds = (src.dtype.scalar, dst_type.scalar)
+        if kinds == (tl.float32, tl.bfloat16):
+            return interpreter.TensorHandle(_round(src.data), tl.bfloat16)
+        if kinds == (tl.bfloat16, tl.float32):
+            return interpreter.TensorHandle(_widen(src), tl.float32)
+        return plain_cast(self, src, dst_type)
+
+    builder.create_dot, builder.cast_impl = create_dot, cast_impl
+    for name in ("create_fp_ext", "create_fp_trunc"):
+        setattr(builder, name, lambda self, src, dst_type: self.cast_impl(src, dst_type))
+    builder._pixart_mended = True
+
+
+def _widen(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle.data
+    return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+
+def _round(values: Any) -> Any:
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    bits = values.view(np.uint32)
+    # Half of the last kept bit, less one if that bit is even; the carry may reach the exponent.
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet_nan = (bits >> 16) | 0x40  # rounding could carry a NaN into infinity
+    return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
