@@ -160,9 +160,10 @@ def _build(
         table = torch.randn(expected[NULL_CAPTION], generator=torch.Generator().manual_seed(0))
         table *= config.caption_channels**-0.5
         tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
-        contents.notes.append(
-            f"{NULL_CAPTION} is absent: the null caption must come from the text encoder"
-        )
+        if contents.naming == "official":  # diffusers' files never hold it
+            contents.notes.append(
+                f"{NULL_CAPTION} is absent: the null caption must come from the text encoder"
+            )
     tensors = {name: t.detach().to(device=device, dtype=dtype) for name, t in tensors.items()}
     model.load_state_dict(tensors, assign=True)
     model.null_caption_stored = stored  # type: ignore[assignment]

@@ -131,7 +131,7 @@ def _generate(options: Options, say: "_Voice") -> dict[str, Any]:
         started = time.perf_counter()
         pipe = _open(options)
         seconds["load"] = time.perf_counter() - started
-        sized = [job.sized(pipe) for job in left]
+        sized = [_checked(job.sized(pipe), pipe) for job in left]
         for note in dict.fromkeys(job.note for job in sized):
             say(note)
         _warn_of_unknown_words(options, left, say)
@@ -175,6 +175,15 @@ def _open(options: Options) -> "Pipeline":
         cuda_graph=options.cuda_graph,
         cache_dir="auto" if options.cache else None,
     )
+
+
+def _checked(job: "Job", pipe: "Pipeline") -> "Job":
+    """Refuse what this model cannot sample before T5 has run for minutes."""
+    from pixart.sampler import check_sampling, make_scheduler
+
+    solver = make_scheduler(job.scheduler, pipe.scheduler_config)
+    check_sampling(solver, job.steps, job.guidance, job.guidance_interval)
+    return job
 
 
 def _draw(pipe: "Pipeline", job: "Job", say: "_Voice") -> Any:

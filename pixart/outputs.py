@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY = "pixart"  # of the PNG text chunk; JPEG and WebP carry the same text as an EXIF description
 _EXIF_DESCRIPTION = 0x010E
+_EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
 _SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 # Options that decide a picture's bits beside the job itself, and are written into its file.
 _MODEL_OPTIONS = (
@@ -85,7 +86,10 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
     jobs = [replace(job, index=index) for index, job in enumerate(jobs)]
     for job in jobs:
         _check_job(job)
-    return _with_paths(jobs, lines, options), options
+    jobs = _with_paths(jobs, lines, options)
+    for job in jobs:
+        _check_file(job, options.from_image)
+    return jobs, options
 
 
 def _check_early(options: "Options") -> None:
@@ -113,6 +117,17 @@ def _check_job(job: Job) -> None:
         raise ValueError(f"guidance must be a finite number from 0 up, got {job.guidance}")
     if not 0 <= job.seed < 2**64:
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {job.seed}")
+
+
+def _check_file(job: Job, source: Path | None) -> None:
+    if source is not None and job.path.resolve() == source.resolve():
+        raise ValueError(f"--output must not be the picture to draw again, got {job.path}")
+    size = len(_carried(job).encode())
+    if job.path.suffix.lower() != ".png" and size > _EXIF_LIMIT:
+        raise ValueError(
+            f"prompt must fit into {_EXIF_LIMIT} bytes of a {job.path.suffix} file, got {size}; "
+            "use --format png"
+        )
 
 
 def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
@@ -255,7 +270,7 @@ def write_picture(image: "Image", job: Job) -> None:
     from PIL import Image as PILImage
     from PIL.PngImagePlugin import PngInfo
 
-    text = json.dumps({"version": 1, **job.request()})
+    text = _carried(job)
     kind = _SUFFIXES[job.path.suffix.lower()]
     aside = _aside(job.path.parent)
     try:
@@ -277,6 +292,10 @@ def write_picture(image: "Image", job: Job) -> None:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _carried(job: Job) -> str:
+    return json.dumps({"version": 1, **job.request()})
 
 
 def _aside(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from pixart.pipeline_files import (
 from pixart.sampler import (
     Captions,
     Progress,
+    check_sampling,
     initial_noise,
     make_scheduler,
     sample,
@@ -163,6 +164,10 @@ class Pipeline:
         returns True, pixart.sampler.Cancelled is raised.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self._check_size(height, width)
+        check_sampling(
+            make_scheduler(scheduler, self.scheduler_config), steps, guidance, guidance_interval
+        )
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         self.prepare([*prompts, negative])

@@ -161,6 +161,19 @@ def default_guidance(scheduler: Scheduler) -> float:
     return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[1]
 
 
+def check_sampling(
+    scheduler: Scheduler,
+    steps: int | None,
+    guidance: float | None,
+    guidance_interval: tuple[float, float],
+) -> None:
+    """Raise the ValueError that `sample` would, before anything is computed for it."""
+    _check_guidance(
+        default_guidance(scheduler) if guidance is None else guidance, guidance_interval
+    )
+    _set_timesteps(copy.deepcopy(scheduler), default_steps(scheduler) if steps is None else steps)
+
+
 def seed_generators(seeds: Iterable[int]) -> list[torch.Generator]:
     """Return one CPU generator per image: an image depends on its seed, not on batch or device."""
     generators = []

@@ -55,6 +55,7 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
     [
         (["a", "--scheduler", "ddpm"], "scheduler must be one of dpm-solver++, sa-solver"),
         (["a", "--size", "1000x1001"], "must be a multiple of 16 on both sides"),
+        (["a", "--guidance-interval", "0.5", "2"], "guidance_interval must be 0 <= start"),
         (["a", "--cuda-graph", "--device", "cpu"], "cuda_graph must be False on cpu"),
         (["a", "--steps", "0"], "steps must be an integer from 1 up, got 0"),
         (["a", "--steps", "2000"], "steps must be an integer from 1 to 1000, got 2000"),
@@ -261,3 +262,14 @@ def test_an_option_that_cannot_be_read_exits_with_2(arguments: list[str], capsys
     with pytest.raises(SystemExit) as exit_:
         main(["a", *arguments])
     assert exit_.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_model_cannot_sample_is_refused_before_text_is_encoded(
+    sigma: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Pipeline, "prepare", lambda *_: pytest.fail("encoded text"))
+    assert "from 1 to 1000, got 2000" in refused(sigma, capsys, ["a", "--steps", "2000"])
+    pipe = Pipeline.from_pretrained(sigma, device="cpu", cache_dir=None)
+    for options in ({"steps": 2000}, {"guidance": -1.0}, {"height": 1}):
+        with pytest.raises(ValueError):
+            pipe("a", **options)

@@ -280,10 +280,27 @@ def test_the_request_of_a_picture_gives_what_was_not_given_anew(tmp_path: Path) 
         )
     )  # fmt: skip
     write_picture(picture(), drawn[0])
-    again, options = plan(Options(from_image=tmp_path / "x.png"))
+    once_more = tmp_path / "again.png"
+    again, options = plan(Options(from_image=tmp_path / "x.png", output=once_more))
     assert again[0].request() == drawn[0].request() and options.model == "there"
     [other], _ = plan(Options(from_image=tmp_path / "x.png", steps=3, size="64"))
     assert (other.steps, other.size, other.aspect, other.seed) == (3, "64", None, 7)
+
+
+def test_a_picture_is_never_drawn_over_the_one_it_is_drawn_from(tmp_path: Path) -> None:
+    [drawn], _ = plan(Options(prompt=("a cat",), output=tmp_path))
+    write_picture(picture(), drawn)
+    with pytest.raises(ValueError, match="must not be the picture to draw again"):
+        plan(Options(from_image=drawn.path, output=tmp_path, steps=3))
+
+
+def test_a_prompt_too_long_for_a_files_exif_is_refused_before_it_is_drawn(tmp_path: Path) -> None:
+    for suffix in ("jpg", "webp"):
+        with pytest.raises(ValueError, match="use --format png"):
+            plan(Options(prompt=("a" * 70_000,), output=tmp_path / f"x.{suffix}"))
+    [job], _ = plan(Options(prompt=("a" * 70_000,), output=tmp_path / "x.png"))
+    write_picture(picture(), job)
+    assert read_request(job.path)["prompt"] == job.prompt
 
 
 def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(

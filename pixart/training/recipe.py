@@ -36,10 +36,10 @@ STAGES = {
         steps=600, learning_rate=5e-4, decay_fraction=0.9, warmup_steps=20, ema_decay=0.995
     ),
     "base": Optimisation(
-        steps=12_000, learning_rate=1e-3, optimizer="muon", warmup_steps=300, decay_fraction=0.25
+        steps=9000, learning_rate=1e-3, optimizer="muon", warmup_steps=300, decay_fraction=0.25
     ),
     "double": Optimisation(
-        steps=2400, learning_rate=4e-4, optimizer="muon", warmup_steps=50, decay_fraction=0.8
+        steps=1800, learning_rate=4e-4, optimizer="muon", warmup_steps=50, decay_fraction=0.8
     ),
 }
 
