@@ -33,7 +33,7 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
     if type(linear) is nn.Linear and x.numel() and not torch.is_grad_enabled():
         if _has_gpu_epilogue(x, linear):
             rows = torch._addmm_activation(
-                linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True
+                linear.bias, x.reshape(-1, x.shape[-1]), linear.weight.t(), use_gelu=True
             )
             return rows.view(*x.shape[:-1], -1)
         if _has_cpu_epilogue(x, linear):

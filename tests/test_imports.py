@@ -1,6 +1,9 @@
 """Who may import whom: read from the syntax trees, lazy imports inside functions included."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,32 @@ def test_the_operators_stand_on_torch_and_triton_alone(path: Path) -> None:
 )
 def test_data_flow_one_way(module: str, forbidden: set[str]) -> None:
     assert not _anywhere(ROOT / "pixart" / f"{module}.py") & forbidden
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch, pixart, pixart_kernels
+from pixart.model import PixArt
+q = torch.randn(1, 5, 2, 72, requires_grad=True)
+pixart_kernels.flash_attention(q, q, q).sum().backward()
+x = torch.randn(1, 4, 8, requires_grad=True)
+row = torch.randn(1, 8)
+sum(t.sum() for t in pixart_kernels.gate_add_modulate(x, x, row, row, row)).backward()
+weight, bias = torch.randn(8, 1, 2, 2), torch.randn(8)
+pixart_kernels.compress_kv(x, x, weight, bias, bias, bias, grid=(2, 2), ratio=2)[0].sum().backward()
+"""
+
+
+def test_models_and_operators_work_where_there_is_no_triton() -> None:
+    """As on macOS: a launcher imports its kernels when it is called."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "TRITON_INTERPRET": ""}
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], env=env, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pixart").rglob("*.py")), ids=_name)
+def test_the_model_leaves_triton_to_the_operators(path: Path) -> None:
+    assert "triton" not in _roots(_anywhere(path))
 
 
 def test_there_is_no_drawer_for_leftovers() -> None:
