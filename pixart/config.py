@@ -1,5 +1,6 @@
 """What a PixArt transformer is made of: frozen configurations, and the released checkpoints."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -38,6 +39,23 @@ class KVCompression:
             object.__setattr__(self, "norm", "layer" if self.sampling == "conv" else "none")
         if self.norm not in ("layer", "none"):
             raise ValueError(f'norm must be "layer" or "none", got {self.norm!r}')
+
+    @classmethod
+    def parse(cls, text: str, norm: str | None = None) -> "KVCompression":
+        """LAYERS:RATIO[:SAMPLING], LAYERS being numbers and ranges: "14-27:2", "3,5,7-9:4:average"."""
+        match = re.fullmatch(r"([\d,-]+):(\d+)(?::(\w+))?", text)
+        if not match:
+            raise ValueError(
+                f"kv_compress must be LAYERS:RATIO[:SAMPLING] like 14-27:2, got {text!r}"
+            )
+        layers: list[int] = []
+        for part in match[1].split(","):
+            ends = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
+            span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else ()
+            if not span:
+                raise ValueError(f"kv_compress layers must be like 14-27 or 3,5, got {part!r}")
+            layers += span
+        return cls(tuple(layers), int(match[2]), match[3] or "conv", norm)
 
     def applies_to(self, layer: int) -> bool:
         return self.ratio > 1 and layer in self.layers

@@ -78,7 +78,7 @@ def convert(options: Options) -> str:
     import torch
 
     from pixart.checkpoint import TRANSFORMER_FILES, load_transformer, resolve, save_transformer
-    from pixart.outputs import parse_compression
+    from pixart.config import KVCompression
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pixart").setLevel(logging.INFO)
@@ -88,7 +88,7 @@ def convert(options: Options) -> str:
     model = load_transformer(
         source,
         config=_read_config(options.config) if options.config else None,
-        kv_compression=parse_compression(options.kv_compress) if options.kv_compress else None,
+        kv_compression=KVCompression.parse(options.kv_compress) if options.kv_compress else None,
         dtype=dtypes[options.dtype] if options.dtype else None,
         ema=options.ema,
         variant=options.variant,

@@ -159,7 +159,7 @@ def _generate(options: Options, say: "_Voice") -> dict[str, Any]:
 def _open(options: Options) -> "Pipeline":
     import torch
 
-    from pixart.outputs import parse_compression
+    from pixart.config import KVCompression
     from pixart.pipeline import Pipeline
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -170,7 +170,7 @@ def _open(options: Options) -> "Pipeline":
         device=options.device,
         dtype=dtypes[options.dtype] if options.dtype else None,
         text_encoder_dtype=dtypes.get(encoder, encoder) if encoder else None,  # type: ignore[arg-type]
-        kv_compression=parse_compression(options.kv_compress) if options.kv_compress else None,
+        kv_compression=KVCompression.parse(options.kv_compress) if options.kv_compress else None,
         null_caption=options.null_caption,
         cuda_graph=options.cuda_graph,
         cache_dir="auto" if options.cache else None,

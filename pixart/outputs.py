@@ -102,7 +102,7 @@ def _check_early(options: "Options") -> None:
             f"scheduler must be one of {', '.join(SCHEDULERS)}, got {options.scheduler!r}"
         )
     if options.kv_compress:
-        parse_compression(options.kv_compress)
+        KVCompression.parse(options.kv_compress)
     check_cuda_graph(options.cuda_graph, choose_device(options.device))
     if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
@@ -246,23 +246,6 @@ def safe_name(text: str, length: int = 60) -> str:
         digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
         slug = f"{slug[: length - 9].strip('-') or 'image'}-{digest}"
     return slug
-
-
-def parse_compression(text: str) -> KVCompression:
-    """LAYERS:RATIO[:SAMPLING], LAYERS being numbers and ranges: "14-27:2", "3,5,7-9:4:average"."""
-    match = re.fullmatch(r"([\d,-]+):(\d+)(?::(\w+))?", text)
-    if not match:
-        raise ValueError(
-            f"--kv-compress must be LAYERS:RATIO[:SAMPLING] like 14-27:2, got {text!r}"
-        )
-    layers: list[int] = []
-    for part in match[1].split(","):
-        ends = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
-        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else ()
-        if not span:
-            raise ValueError(f"--kv-compress layers must be like 14-27 or 3,5, got {part!r}")
-        layers += span
-    return KVCompression(layers=tuple(layers), ratio=int(match[2]), sampling=match[3] or "conv")
 
 
 def write_picture(image: "Image", job: Job) -> None:

@@ -67,7 +67,7 @@ def test_options_reach_the_checkpoint(tmp_path: Path) -> None:
         (["m.pth", "m.pth"], "DST must not be SRC without --overwrite"),
         (["m.pth", "out", "--ema"], "no averaged weights"),
         (["m.pth", "out", "--variant", "fp16"], "variant is for diffusers directories"),
-        (["m.pth", "out", "--kv-compress", "x"], "--kv-compress must be"),
+        (["m.pth", "out", "--kv-compress", "x"], "kv_compress must be"),
         (["m.pth", "out", "--config", "notes.txt"], "notes.txt: is not JSON"),
     ],
 )

@@ -79,7 +79,7 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
         (["a", "--device", "gpu"], "device must be cpu, cuda"),
         (["a", "--model", "absent"], "absent: no such file or directory"),
         (["a", "--transformer", "absent.pth"], "absent.pth: no such file or directory"),
-        (["a", "--kv-compress", "all"], "--kv-compress must be LAYERS:RATIO"),
+        (["a", "--kv-compress", "all"], "kv_compress must be LAYERS:RATIO"),
         (["a", "--kv-compress", "7:2"], "below depth 2, got 7"),
         (["a", "--text-encoder-dtype", "8bit", "--device", "cpu"], "8bit must run on CUDA"),
         (["a", "--output", "x.png", "--format", "jpg"], "--output must end in .jpg"),

@@ -18,7 +18,6 @@ from pixart.outputs import (
     Job,
     check_writable,
     is_drawn,
-    parse_compression,
     plan,
     read_prompts,
     read_request,
@@ -177,8 +176,8 @@ def test_a_bad_file_of_prompts_is_refused_with_its_line(
 
 
 def test_compression_is_layers_ratio_and_sampling() -> None:
-    assert parse_compression("14-16:2") == KVCompression([14, 15, 16], 2)
-    assert parse_compression("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
+    assert KVCompression.parse("14-16:2") == KVCompression([14, 15, 16], 2)
+    assert KVCompression.parse("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ def test_compression_is_layers_ratio_and_sampling() -> None:
 )
 def test_a_compression_that_cannot_be_meant_is_refused(text: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        parse_compression(text)
+        KVCompression.parse(text)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
