@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pixart.checkpoint_config import (
+    NOWHERE,
+    Surroundings,
+    caption_length,
     config_from_diffusers,
     config_to_diffusers,
     infer_config,
@@ -44,17 +48,22 @@ from pixart.checkpoint_write import (
     write_safetensors,
     written_aside,
 )
-from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
+from pixart.config import KVCompression, PixArtConfig
 from pixart.model import PixArt
 from pixart.resolution import position_embedding
+from pixart.weight_files import read_json
 
 __all__ = [
     "TRANSFORMER_FILES",
     "CheckpointError",
     "CheckpointWriteError",
+    "OpenedTransformer",
+    "Surroundings",
     "config_from_diffusers",
     "config_to_diffusers",
     "load_transformer",
+    "open_transformer",
+    "read_config",
     "resolve",
     "save_transformer",
 ]
@@ -64,6 +73,38 @@ TRANSFORMER_FILES = ("model_index.json", "transformer/*", CONFIG, WEIGHTS + "*",
 _SUFFIXES = {".safetensors": "pixart", ".pth": "official", ".pt": "official", "": "diffusers"}
 
 logger = logging.getLogger("pixart")
+
+
+@dataclass(eq=False)
+class OpenedTransformer:
+    """A checkpoint whose names and shapes are those of `config`; its weights wait in the file.
+
+    null_caption_stored: whether the checkpoint holds the model's y_embedding.
+    """
+
+    config: PixArtConfig
+    null_caption_stored: bool
+    _path: Path
+    _dtype: torch.dtype | None
+    _tensors: dict[str, Tensor] = field(repr=False)
+    _model: PixArt | None = field(default=None, repr=False)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    def load(self, device: str | torch.device = "cpu") -> PixArt:
+        """The model in eval mode: read into the device's memory the first time, the same later."""
+        if self._model is None:
+            with _naming(self._path):
+                self._model = _build(self, torch.device(device))
+            self._tensors = {}
+        return self._model
+
+    def replace(self, model: PixArt) -> None:
+        """Another model of the caller's takes the checkpoint's place."""
+        self.config, self._model, self._tensors = model.config, model, {}
+        self.null_caption_stored = getattr(model, "null_caption_stored", True)
 
 
 def load_transformer(
@@ -86,16 +127,52 @@ def load_transformer(
     The model's null_caption_stored says whether its y_embedding came from the checkpoint. If not,
     it holds random numbers: save_transformer leaves them out until null_caption_stored is True.
     """
+    opened = open_transformer(
+        path, config=config, kv_compression=kv_compression, dtype=dtype, ema=ema, variant=variant
+    )
+    return opened.load(device)
+
+
+def open_transformer(
+    path: str | Path,
+    *,
+    config: PixArtConfig | None = None,
+    kv_compression: KVCompression | None = None,
+    dtype: torch.dtype | None = None,
+    ema: bool = False,
+    variant: str | None = None,
+    around: Surroundings = NOWHERE,
+) -> OpenedTransformer:
+    """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
+    the memory for its weights is taken by `OpenedTransformer.load`.
+
+    around: the pipeline that it is for, which tells what the checkpoint does not.
+    """
     path = Path(path)
     with _naming(path):
         contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
-        config = config or _configuration(contents, kv_compression)
+        config = config or _configuration(contents, kv_compression, around)
         config, notes = open_compression(config, kv_compression, contents.tensors)
         contents.notes += notes
-        model = _build(config, contents, dtype, torch.device(device))
+        tensors = dict(contents.tensors)
+        tensors.pop(POSITIONS, None)
+        expected = {name: tensor.shape for name, tensor in _empty(config).state_dict().items()}
+        check_tensors(tensors, expected, contents.present, contents.naming)
+    stored = NULL_CAPTION in tensors
+    if not stored and contents.naming == "official":  # diffusers' files never hold it
+        contents.notes.append(
+            f"{NULL_CAPTION} is absent: the null caption must come from the text encoder"
+        )
     for note in contents.notes:
         logger.info("%s: %s", path, note)
-    return model
+    return OpenedTransformer(config, stored, path, dtype, tensors)
+
+
+def read_config(path: str | Path) -> PixArtConfig:
+    """A JSON file of PixArtConfig's fields."""
+    path = Path(path)
+    with _naming(path):
+        return PixArtConfig.from_dict(read_json(path))
 
 
 @contextlib.contextmanager
@@ -109,19 +186,23 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(" ".join(f"{path}: {error}".split())) from error
 
 
-def _configuration(contents: Contents, requested: KVCompression | None) -> PixArtConfig:
+def _configuration(
+    contents: Contents, requested: KVCompression | None, around: Surroundings
+) -> PixArtConfig:
     """What the checkpoint says about itself, else what its tensors show."""
     if contents.config is not None:
         return PixArtConfig.from_dict(contents.config)
     if contents.diffusers_config is None:
-        config, notes = infer_config(contents.tensors, requested)
+        config, notes = infer_config(contents.tensors, requested, around)
         contents.notes += notes
         return config
     length = contents.model_max_length
     if length is None:
-        is_alpha = "csize_embedder.mlp.0.weight" in contents.tensors
-        length = MAX_LENGTH["alpha" if is_alpha else "sigma"]
-        contents.notes.append(f"does not say how long its captions are: assumed {length} tokens")
+        length, assumed = caption_length("csize_embedder.mlp.0.weight" in contents.tensors, around)
+        if assumed:
+            contents.notes.append(
+                f"does not say how long its captions are: assumed {length} tokens"
+            )
     return config_from_diffusers(
         contents.diffusers_config,
         contents.tensors,
@@ -145,29 +226,38 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build(
-    config: PixArtConfig, contents: Contents, dtype: torch.dtype | None, device: torch.device
-) -> PixArt:
+def _empty(config: PixArtConfig) -> PixArt:
     with torch.device("meta"), _NoInitialisation():  # no memory: the tensors read move in
-        model = PixArt(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tensors = dict(contents.tensors)
-    tensors.pop(POSITIONS, None)
-    stored = NULL_CAPTION in tensors
-    check_tensors(tensors, expected, contents.present, contents.naming)
-    if not stored:
+        return PixArt(config)
+
+
+def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
+    model, tensors, config = _empty(opened.config), dict(opened._tensors), opened.config
+    if not opened.null_caption_stored:
         # The published initialisation, from a seed: the same file opens as the same model.
-        table = torch.randn(expected[NULL_CAPTION], generator=torch.Generator().manual_seed(0))
+        shape = (config.model_max_length, config.caption_channels)
+        table = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         table *= config.caption_channels**-0.5
         tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
-        if contents.naming == "official":  # diffusers' files never hold it
-            contents.notes.append(
-                f"{NULL_CAPTION} is absent: the null caption must come from the text encoder"
-            )
-    tensors = {name: t.detach().to(device=device, dtype=dtype) for name, t in tensors.items()}
-    model.load_state_dict(tensors, assign=True)
-    model.null_caption_stored = stored  # type: ignore[assignment]
+    moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
+    _check_range(tensors, moved)
+    model.load_state_dict(moved, assign=True)
+    model.null_caption_stored = opened.null_caption_stored  # type: ignore[assignment]
     return model.eval()
+
+
+def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    """fp16 ends at 65504: a larger weight would become infinite, and every picture black."""
+    names = [
+        name
+        for name, tensor in after.items()
+        if torch.finfo(tensor.dtype).max < torch.finfo(before[name].dtype).max / 2
+        and not tensor.isfinite().all()
+        and before[name].isfinite().all()
+    ]
+    if names:
+        kind = str(after[names[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{', '.join(names)} must fit into {kind}, got larger numbers; use bf16")
 
 
 def save_transformer(

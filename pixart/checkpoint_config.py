@@ -7,7 +7,7 @@ had to be assumed comes back as notes, one sentence each.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +30,26 @@ _PIXART_IN_DIFFUSERS = {
     "num_embeds_ada_norm": 1000,
 }
 _DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second until 2024
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a pipeline tells about a transformer that is opened for it and does not say itself.
+
+    model_max_length: of the pipeline's family. config: of the pipeline's own transformer; believed
+    about a checkpoint of the same width and depth.
+    """
+
+    model_max_length: int | None = None
+    config: PixArtConfig | None = None
+
+    def twin(self, hidden_size: int, depth: int) -> PixArtConfig | None:
+        own = self.config
+        same = own is not None and (own.hidden_size, own.depth) == (hidden_size, depth)
+        return own if same else None
+
+
+NOWHERE = Surroundings()
 
 
 def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
@@ -79,12 +99,9 @@ def config_from_diffusers(
     for key, wanted in _PIXART_IN_DIFFUSERS.items():
         if values.get(key, wanted) != wanted:
             raise ValueError(f"config.json: {key} must be {wanted!r}, got {values[key]!r}")
-    try:
-        head_dim, heads = values["attention_head_dim"], values["num_attention_heads"]
-        depth, size = values["num_layers"], values["sample_size"]
-        channels, caption_channels = values["in_channels"], values["caption_channels"]
-    except KeyError as error:
-        raise ValueError(f"config.json has no {error.args[0]}") from None
+    head_dim, heads = _count(values, "attention_head_dim"), _count(values, "num_attention_heads")
+    size, channels = _count(values, "sample_size"), _count(values, "in_channels")
+    outputs = channels if values.get("out_channels") is None else _count(values, "out_channels")
     micro = values.get("use_additional_conditions")
     stored = values.get("kv_compression")
     scale = values.get("interpolation_scale")
@@ -93,13 +110,13 @@ def config_from_diffusers(
         "patch_size": values.get("patch_size", 2),
         "in_channels": channels,
         "hidden_size": head_dim * heads,
-        "depth": depth,
+        "depth": _count(values, "num_layers"),
         "num_heads": heads,
         "mlp_ratio": values.get("mlp_ratio", 4.0),
-        "caption_channels": caption_channels,
+        "caption_channels": _count(values, "caption_channels"),
         "model_max_length": model_max_length,
         "pe_interpolation": max(size // 64, 1) if scale is None else scale,
-        "pred_sigma": _predicts_variance(channels, values.get("out_channels") or channels),
+        "pred_sigma": _predicts_variance(channels, outputs),
         "class_dropout_prob": class_dropout_prob,
         "micro_condition": _has(tensors, "csize_embedder.") if micro is None else micro,
         "qk_norm": values.get("qk_norm", _has(tensors, r"blocks\.\d+\.attn\.[qk]_norm\.")),
@@ -108,29 +125,51 @@ def config_from_diffusers(
     return PixArtConfig.from_dict(fields)
 
 
+def _count(values: Mapping[str, Any], key: str) -> int:
+    if key not in values:
+        raise ValueError(f"config.json has no {key}")
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
+    return value
+
+
 def infer_config(
-    tensors: Mapping[str, Tensor], kv_compression: KVCompression | None = None
+    tensors: Mapping[str, Tensor],
+    kv_compression: KVCompression | None = None,
+    around: Surroundings = NOWHERE,
 ) -> tuple[PixArtConfig, list[str]]:
     """The configuration of a state dict with official names, and what had to be assumed for it.
 
     kv_compression: what the caller asked for; it decides only where there is no convolution to see.
+    around: tells what the tensors do not.
     """
     hidden, channels, patch, _ = _shape(tensors, "x_embedder.proj.weight", 4)
     mlp_hidden, _ = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
     _, caption_channels = _shape(tensors, "y_embedder.y_proj.fc1.weight", 2)
     outputs, _ = _shape(tensors, "final_layer.linear.weight", 2)
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in tensors) if m]
-    micro = _has(tensors, "csize_embedder.")
+    depth, micro = max(blocks) + 1, _has(tensors, "csize_embedder.")
+    twin = around.twin(hidden, depth)
     notes: list[str] = []
-    model_max_length = _infer_max_length(tensors, micro, notes)
-    input_size, pe_interpolation = _infer_positions(tensors, patch, model_max_length, micro, notes)
+    model_max_length = _infer_max_length(tensors, micro, around, notes)
+    if POSITIONS not in tensors and twin is not None:
+        input_size, pe_interpolation = twin.input_size, twin.pe_interpolation
+        notes.append(
+            f"{POSITIONS} is absent: input_size {input_size} and pe_interpolation "
+            f"{pe_interpolation} are those of the pipeline's own transformer"
+        )
+    else:
+        input_size, pe_interpolation = _infer_positions(
+            tensors, patch, model_max_length, micro, notes
+        )
     config = PixArtConfig(
         input_size=input_size,
         patch_size=patch,
         in_channels=channels,
         hidden_size=hidden,
-        depth=max(blocks) + 1,
-        num_heads=_infer_heads(hidden, notes),
+        depth=depth,
+        num_heads=_infer_heads(hidden, notes) if twin is None else twin.num_heads,
         mlp_ratio=_mlp_ratio(mlp_hidden, hidden),
         caption_channels=caption_channels,
         model_max_length=model_max_length,
@@ -153,6 +192,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[i
     shape = tuple(tensors[name].shape)
     if len(shape) != dimensions:
         raise ValueError(f"{name} must have {dimensions} dimensions, got shape {shape}")
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
     return shape
 
 
@@ -160,7 +201,7 @@ def _infer_heads(hidden: int, notes: list[str]) -> int:
     if hidden % _PUBLISHED_HEAD_DIM:
         raise ValueError(
             f"does not tell its number of heads (width {hidden}); "
-            "pass config=PixArtConfig(...), or --config FILE.json to the converter"
+            "pass config=PixArtConfig(...), or --config FILE.json on the command line"
         )
     heads = hidden // _PUBLISHED_HEAD_DIM
     if heads != 16:
@@ -181,12 +222,24 @@ def _predicts_variance(channels: int, out_channels: int) -> bool:
     return out_channels == 2 * channels
 
 
-def _infer_max_length(tensors: Mapping[str, Tensor], micro: bool, notes: list[str]) -> int:
+def _infer_max_length(
+    tensors: Mapping[str, Tensor], micro: bool, around: Surroundings, notes: list[str]
+) -> int:
     if NULL_CAPTION in tensors:
         return _shape(tensors, NULL_CAPTION, 2)[0]
-    length = MAX_LENGTH["alpha" if micro else "sigma"]  # only α-1024 has micro-conditioning
-    notes.append(f"{NULL_CAPTION} is absent: assumed captions of {length} tokens")
+    length, assumed = caption_length(micro, around)
+    if assumed:
+        notes.append(f"{NULL_CAPTION} is absent: assumed captions of {length} tokens")
     return length
+
+
+def caption_length(micro_condition: bool, around: Surroundings) -> tuple[int, bool]:
+    """How long a transformer's captions are that does not say it, and whether that is a guess."""
+    if micro_condition:  # only α-1024 has it
+        return MAX_LENGTH["alpha"], True
+    if around.model_max_length is not None:
+        return around.model_max_length, False
+    return MAX_LENGTH["sigma"], True
 
 
 def _infer_positions(

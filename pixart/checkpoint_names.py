@@ -164,7 +164,7 @@ def check_tensors(
     ]
     unexpected = [part for name in extra for part in _names_in_file(name, naming)]
     problems = [
-        f"{what} {listed(names)}"
+        f"{what} {', '.join(names)}"  # all: which are gone says what went wrong
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),

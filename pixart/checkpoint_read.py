@@ -19,12 +19,12 @@ from pixart.checkpoint_names import (
     CONFIG,
     OWN_KEY,
     SIDECAR,
-    WEIGHTS,
     CheckpointError,
     from_diffusers,
     recognise,
 )
 from pixart.config import MAX_LENGTH
+from pixart.weight_files import AGAIN, find_weights, read_json
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _OTHER_FLOATS = (
@@ -36,7 +36,6 @@ _DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
     OverflowError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-_AGAIN = "download or copy it again"
 
 
 @dataclass
@@ -173,7 +172,7 @@ def container(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
-        raise CheckpointError(f"{path}: is empty; {_AGAIN}")
+        raise CheckpointError(f"{path}: is empty; {AGAIN}")
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK"):
@@ -183,9 +182,9 @@ def container(path: Path) -> str:
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
     if head.lstrip().startswith(b"<"):
-        raise CheckpointError(f"{path}: is a web page, not weights; {_AGAIN}")
+        raise CheckpointError(f"{path}: is a web page, not weights; {AGAIN}")
     raise CheckpointError(
-        f"{path}: is neither a safetensors nor a PyTorch file, or is damaged; {_AGAIN}"
+        f"{path}: is neither a safetensors nor a PyTorch file, or is damaged; {AGAIN}"
     )
 
 
@@ -196,7 +195,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is truncated or damaged ({_brief(error)}); {_AGAIN}"
+            f"{path}: is truncated or damaged ({_brief(error)}); {AGAIN}"
         ) from error
 
 
@@ -217,7 +216,7 @@ def read_torch(path: Path, kind: str) -> Any:
         if isinstance(error, pickle.UnpicklingError) and named:
             raise CheckpointError(f"{path}: {_refusal(named[1] or named[2])}") from error
         raise CheckpointError(
-            f"{path}: is truncated or damaged ({_brief(error)}); {_AGAIN}"
+            f"{path}: is truncated or damaged ({_brief(error)}); {AGAIN}"
         ) from error
 
 
@@ -236,7 +235,7 @@ def _refuse_plain_pickle(path: Path) -> None:
             if isinstance(argument, str):
                 strings.append(argument)
     raise CheckpointError(
-        f"{path}: is a pickle that torch.save did not write, or is damaged; {_AGAIN}"
+        f"{path}: is a pickle that torch.save did not write, or is damaged; {AGAIN}"
     )
 
 
@@ -267,67 +266,3 @@ def check_plain(path: Path, tensors: Mapping[Any, Any], dtype: torch.dtype | Non
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _FLOATS)
             way_out = "; pass a dtype" if tensor.dtype in _OTHER_FLOATS else ""
             raise CheckpointError(f"{path}: {name} must be {kinds}, got {tensor.dtype}{way_out}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # JSON and UTF-8 errors
-        raise CheckpointError(f"{path}: is not JSON ({_brief(error)}); {_AGAIN}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, got a {type(values).__name__}")
-    return values
-
-
-def find_weights(directory: Path, variant: str | None) -> tuple[list[Path], str | None]:
-    """The weight files of a diffusers directory, and the variant they are.
-
-    As diffusers does: safetensors before .bin, an index before a single file. If there is nothing
-    but one variant (".fp16."), it is taken.
-    """
-    found: dict[str | None, dict[str, Path]] = {}
-    single = re.compile(rf"{WEIGHTS}(?:\.([\w]+))?\.(safetensors|bin)")
-    index = re.compile(rf"{WEIGHTS}\.(safetensors|bin)\.index(?:\.([\w]+))?\.json")
-    for path in sorted(directory.iterdir()):
-        if match := index.fullmatch(path.name):
-            found.setdefault(match[2], {})[f"{match[1]} index"] = path
-        elif match := single.fullmatch(path.name):
-            found.setdefault(match[1], {})[match[2]] = path
-    if not found:
-        raise CheckpointError(_no_weights(directory))
-    variants = sorted(name for name in found if name is not None)
-    if variant not in found:
-        if variant is not None or len(variants) > 1:
-            has = ", ".join(variants) or "none"
-            wanted = f"variant {variant!r}" if variant else "weights without a variant"
-            raise CheckpointError(
-                f"{directory}: has no {wanted}; choose one of its variants: {has}"
-            )
-        variant = variants[0]
-    for kind in ("safetensors index", "safetensors", "bin index", "bin"):
-        if kind in found[variant]:
-            path = found[variant][kind]
-            return (_shards(path) if kind.endswith("index") else [path]), variant
-    raise AssertionError("found holds no empty entry")
-
-
-def _no_weights(directory: Path) -> str:
-    suffixes = (".pth", ".pt", ".safetensors", ".bin")
-    files = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
-    way_out = f"; name one of its files: {', '.join(files[:8])}" if files else ""
-    return f"{directory}: is a directory without {WEIGHTS}.safetensors{way_out}"
-
-
-def _shards(index: Path) -> list[Path]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index}: must have a weight_map")
-    shards = sorted({str(name) for name in names.values()})
-    for name in shards:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: must name files beside it, got {name!r}")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.parent}: lacks the shard {name}; {_AGAIN}")
-    return [index.parent / name for name in shards]

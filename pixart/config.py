@@ -1,10 +1,12 @@
 """What a PixArt transformer is made of: frozen configurations, and the released checkpoints."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+EMBEDDED = "shapes"  # the name of the model that ships, where a path or hub id may stand
 SAMPLINGS = ("conv", "average", "uniform", "uniform_every")
 MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family
 
@@ -238,6 +240,7 @@ def _released() -> tuple[Release, ...]:
         Release(hub + "PixArt-XL-2-512x512", "alpha", 512, 1.0),
         Release(hub + "PixArt-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
         Release(hub + "PixArt-LCM-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
+        # Draws in one step from timestep 400, which nothing in its files says: --scheduler dmd.
         Release(hub + "PixArt-Alpha-DMD-XL-2-512x512", "alpha", 512, 1.0),
     )
 
@@ -264,6 +267,10 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 _COUNTS = (
     "input_size",
     "patch_size",
@@ -287,10 +294,15 @@ def _check_sizes(config: PixArtConfig) -> None:
         )
     for name in ("mlp_ratio", "pe_interpolation"):
         value = getattr(config, name)
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
-    if not 0 <= config.class_dropout_prob <= 1:
-        raise ValueError(f"class_dropout_prob must be in [0, 1], got {config.class_dropout_prob}")
+        if not _is_number(value) or value <= 0:
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    dropped = config.class_dropout_prob
+    if not _is_number(dropped) or not 0 <= dropped <= 1:
+        raise ValueError(f"class_dropout_prob must be in [0, 1], got {dropped!r}")
+    for name in ("pred_sigma", "micro_condition", "qk_norm"):
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
 
 
 def _check_width(config: PixArtConfig) -> None:
@@ -303,8 +315,8 @@ def _check_width(config: PixArtConfig) -> None:
         raise ValueError(f"hidden_size must be divisible by 4, got {width}")
     if config.micro_condition and width % 3:  # height, width and aspect ratio take a third each
         raise ValueError(f"hidden_size must be divisible by 3 to micro-condition, got {width}")
-    if config.head_dim % 8 or config.head_dim > 128:
-        raise ValueError(f"head_dim must be a multiple of 8 up to 128, got {config.head_dim}")
+    if config.head_dim > 128:  # what the attention kernels are made for
+        raise ValueError(f"head_dim must be at most 128, got {config.head_dim}")
 
 
 def _check_keys(what: str, values: Mapping[str, Any], known: list[str]) -> None:

@@ -7,12 +7,9 @@ along. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-if TYPE_CHECKING:
-    from pixart.config import PixArtConfig
 
 BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
 
@@ -77,7 +74,13 @@ def convert(options: Options) -> str:
 
     import torch
 
-    from pixart.checkpoint import TRANSFORMER_FILES, load_transformer, resolve, save_transformer
+    from pixart.checkpoint import (
+        TRANSFORMER_FILES,
+        load_transformer,
+        read_config,
+        resolve,
+        save_transformer,
+    )
     from pixart.config import KVCompression
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
@@ -87,7 +90,7 @@ def convert(options: Options) -> str:
     _check_not_source(options, source)
     model = load_transformer(
         source,
-        config=_read_config(options.config) if options.config else None,
+        config=read_config(options.config) if options.config else None,
         kv_compression=KVCompression.parse(options.kv_compress) if options.kv_compress else None,
         dtype=dtypes[options.dtype] if options.dtype else None,
         ema=options.ema,
@@ -109,13 +112,6 @@ def _check_not_source(options: Options, source: Path) -> None:
     sources = (source.resolve(), (source / "transformer").resolve())
     if options.dst.resolve() in sources and not options.overwrite:
         raise ValueError(f"DST must not be SRC without --overwrite, got {options.dst} for both")
-
-
-def _read_config(path: Path) -> "PixArtConfig":
-    from pixart.checkpoint_read import read_json
-    from pixart.config import PixArtConfig
-
-    return PixArtConfig.from_dict(read_json(path))
 
 
 if __name__ == "__main__":

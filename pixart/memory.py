@@ -1,4 +1,4 @@
-"""How much memory a device has left for us."""
+"""How much memory a device has left for us, and how much we took."""
 
 import sys
 from pathlib import Path
@@ -27,6 +27,12 @@ def free_memory(device: torch.device | str) -> int:
     return sys.maxsize
 
 
+def return_cached(device: torch.device | str) -> None:
+    """Give back what PyTorch holds of the device without using it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
     """What the kernel would give without swapping, page cache included."""
     try:
@@ -47,3 +53,15 @@ def _group_memory(limit: str, usage: str, stat: str) -> int:
         return sys.maxsize
     cache = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
     return max(most - used + sum(cache), 0)
+
+
+def peak_memory() -> int:
+    """Bytes: of the CUDA allocator where it was used, else of the process (0 on Windows)."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,7 +1,5 @@
-"""From options to jobs, from jobs to files: what generate draws, where it goes, what a file says."""
+"""From options to jobs: what generate draws, and where it goes."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -11,27 +9,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.config import KVCompression
+from pixart.config import EMBEDDED, KVCompression
+from pixart.pictures import CHOICES, EXIF_LIMIT, MODEL_OPTIONS, SUFFIXES, carried, read_request
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from pixart.generate import Options
+    from pixart.options import Options
     from pixart.pipeline import Pipeline
 
-KEY = "pixart"  # of the PNG text chunk; JPEG and WebP carry the same text as an EXIF description
-_EXIF_DESCRIPTION = 0x010E
-_EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
-_SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-# Options that decide a picture's bits beside the job itself, and are written into its file.
-_MODEL_OPTIONS = (
-    "model", "transformer", "kv_compress", "null_caption", "dtype", "text_encoder_dtype", "device",
+_OTHER_PICTURES = (
+    ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe",
+    ".svg", ".ico", ".ppm", ".tga", ".exr", ".pdf",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw. height and width are 0 until `sized`."""
+    """One picture to draw. height and width are 0 until `sized`; batched and tile are None until the
+    picture is drawn, unless it is drawn again."""
 
     index: int
     prompt: str
@@ -44,8 +38,10 @@ class Job:
     size: str | None
     aspect: str | None
     resolution: str | None
-    model: dict[str, str | None]
+    model: dict[str, str | bool | None]
     path: Path
+    batched: bool | None = None
+    tile: int | bool | None = None
     height: int = 0
     width: int = 0
     note: str = ""
@@ -76,14 +72,15 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
         raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
     if options.num_images < 1:
         raise ValueError(f"--num-images must be at least 1, got {options.num_images}")
+    choices: dict[str, Any] = {}
     if options.from_image is not None:
-        options = _as_drawn(options, options.from_image)
+        options, choices = _as_drawn(options, options.from_image)
     _check_early(options)
     lines: list[dict[str, Any]] = [{"prompt": text} for text in options.prompt]
     if options.prompts is not None:
         lines = read_prompts(options.prompts)
     jobs = [_job(options, line, k) for line in lines for k in range(options.num_images)]
-    jobs = [replace(job, index=index) for index, job in enumerate(jobs)]
+    jobs = [replace(job, index=index, **choices) for index, job in enumerate(jobs)]
     for job in jobs:
         _check_job(job)
     jobs = _with_paths(jobs, lines, options)
@@ -94,7 +91,7 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
 
 def _check_early(options: "Options") -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
-    from pixart.pipeline import check_cuda_graph, choose_device
+    from pixart.device import check_cuda_graph, choose_device
     from pixart.sampler import SCHEDULERS
 
     if options.scheduler is not None and options.scheduler not in SCHEDULERS:
@@ -109,6 +106,10 @@ def _check_early(options: "Options") -> None:
 
 
 def _check_job(job: Job) -> None:
+    from pixart.tokenizer import check_text
+
+    check_text("prompt", job.prompt)
+    check_text("negative", job.negative)
     if not job.prompt.strip():
         raise ValueError("prompt must not be empty; name what to draw")
     if job.steps is not None and job.steps < 1:
@@ -122,10 +123,10 @@ def _check_job(job: Job) -> None:
 def _check_file(job: Job, source: Path | None) -> None:
     if source is not None and job.path.resolve() == source.resolve():
         raise ValueError(f"--output must not be the picture to draw again, got {job.path}")
-    size = len(_carried(job).encode())
-    if job.path.suffix.lower() != ".png" and size > _EXIF_LIMIT:
+    size = len(carried(job).encode())
+    if job.path.suffix.lower() != ".png" and size > EXIF_LIMIT:
         raise ValueError(
-            f"prompt must fit into {_EXIF_LIMIT} bytes of a {job.path.suffix} file, got {size}; "
+            f"prompt must fit into {EXIF_LIMIT} bytes of a {job.path.suffix} file, got {size}; "
             "use --format png"
         )
 
@@ -144,9 +145,19 @@ def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
         size=line.get("size", options.size),
         aspect=None if "size" in line else options.aspect,
         resolution=None if "size" in line else options.resolution,
-        model={name: getattr(options, name) for name in _MODEL_OPTIONS},
+        model={name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS},
         path=Path(),
     )
+
+
+def _lasting(name: str, value: Any) -> str | bool | None:
+    """As a picture is to carry it: paths from the root, for it may be drawn again elsewhere."""
+    if name == "model" and value in (None, EMBEDDED):
+        return EMBEDDED
+    if value is None or name not in ("model", "transformer", "config"):
+        return value
+    path = Path(value).expanduser()
+    return os.path.abspath(path) if path.exists() else str(value)
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
@@ -205,13 +216,18 @@ def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options"
 
 
 def _template(options: "Options", count: int) -> str:
-    output, suffix = options.output, options.output.suffix.lower()
-    if suffix in _SUFFIXES and options.format not in (None, _SUFFIXES[suffix]):
+    output = options.output or Path("outputs")
+    suffix = output.suffix.lower()
+    if suffix in _OTHER_PICTURES and not output.is_dir():
+        raise ValueError(
+            f"--output must end in .png, .jpg or .webp, or name a folder, got {output}"
+        )
+    if suffix in SUFFIXES and options.format not in (None, SUFFIXES[suffix]):
         raise ValueError(f"--output must end in .{options.format}, got {output}")
     if "{" in str(output):
         _check_template(str(output))
-        return str(output) if suffix in _SUFFIXES else f"{output}.{options.format or 'png'}"
-    if suffix not in _SUFFIXES:
+        return str(output) if suffix in SUFFIXES else f"{output}.{options.format or 'png'}"
+    if suffix not in SUFFIXES:
         return str(output / f"{{name}}.{options.format or 'png'}")
     return str(output.with_name(f"{output.stem}-{{index}}{output.suffix}") if count > 1 else output)
 
@@ -248,135 +264,29 @@ def safe_name(text: str, length: int = 60) -> str:
     return slug
 
 
-def write_picture(image: "Image", job: Job) -> None:
-    """Write a picture beside its final name and rename it, with the request that made it."""
-    from PIL import Image as PILImage
-    from PIL.PngImagePlugin import PngInfo
-
-    text = _carried(job)
-    kind = _SUFFIXES[job.path.suffix.lower()]
-    aside = _aside(job.path.parent)
-    try:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            if kind == "png":
-                info = PngInfo()
-                info.add_itxt(KEY, text)
-                image.save(file, "PNG", pnginfo=info)
-            else:
-                exif = PILImage.Exif()
-                exif[_EXIF_DESCRIPTION] = text
-                image.save(file, "JPEG" if kind == "jpg" else "WEBP", quality=95, exif=exif)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, job.path)
-    except OSError as error:
-        raise _write_error(job.path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def _carried(job: Job) -> str:
-    return json.dumps({"version": 1, **job.request()})
-
-
-def _aside(folder: Path) -> Path:
-    return folder / f".pixart-{os.getpid()}.tmp"
-
-
-def _write_error(path: Path, error: OSError) -> Exception:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return RuntimeError(f"{path}: cannot be written ({reason}); finished pictures are kept")
-    return ValueError(f"{path}: cannot be written ({reason}); choose another --output")
-
-
-def check_writable(paths: list[Path]) -> None:
-    """Raise ValueError when pictures could not be put where they are to go. Leaves no folder."""
-    for path in paths:
-        try:
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        except OSError as error:
-            raise _write_error(path, error) from error
-    for folder in dict.fromkeys(path.parent for path in paths):
-        try:
-            probe = _aside(next(place for place in (folder, *folder.parents) if place.exists()))
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise _write_error(folder, error) from error
-
-
-def read_request(path: Path) -> dict[str, Any]:
-    """The request that a picture of ours carries."""
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
-    try:
-        with PILImage.open(path) as image:
-            image.load()  # half a picture is none
-            text = image.info.get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: is not a picture") from error
-    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot be read ({reason})") from error
-    try:
-        request = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        request = None
-    if not isinstance(request, dict) or not _is_request(request):
-        raise ValueError(f"{path}: carries no request of pixart.generate; it was not drawn by it")
-    return request
-
-
-_REQUEST_TYPES: dict[str, Any] = {
-    "version": int, "prompt": str, "negative": str, "seed": int, "steps": int | None,
-    "guidance": int | float | None, "guidance_interval": list, "scheduler": str | None,
-    "size": str | int | None, "aspect": str | None, "resolution": str | None, "model": dict,
-}  # fmt: skip
-
-
-def _is_request(values: dict[str, Any]) -> bool:
-    """Pictures come from anywhere: what is not of the kind that we write is not ours."""
-    if values.keys() != _REQUEST_TYPES.keys() or values["version"] != 1:
-        return False
-    if any(not isinstance(values[key], kind) for key, kind in _REQUEST_TYPES.items()):
-        return False
-    model, interval = values["model"], values["guidance_interval"]
-    return (
-        model.keys() == set(_MODEL_OPTIONS)
-        and all(isinstance(value, str | None) for value in model.values())
-        and len(interval) == 2
-        and all(isinstance(end, int | float) for end in interval)
-    )
-
-
-def is_drawn(job: Job) -> bool:
-    """Whether the job's file is there and was made by this very request."""
-    try:
-        request = read_request(job.path)
-    except ValueError:
-        return False
-    request.pop("version", None)
-    return request == json.loads(json.dumps(job.request()))
-
-
-def _as_drawn(options: "Options", path: Path) -> "Options":
-    """The options under which a picture was drawn, overridden by those given now."""
+def _as_drawn(options: "Options", path: Path) -> "tuple[Options, dict[str, Any]]":
+    """The options under which a picture was drawn, overridden by those given now, and the choices
+    that were made from free memory, unless what is given now could ask for others."""
     request = read_request(path)
     settings = {**request, **request["model"], "prompt": (request["prompt"],)}
+    settings["config"] = settings["config"] and Path(settings["config"])
     defaults = type(options)()
     given = {
         f.name for f in fields(options) if getattr(options, f.name) != getattr(defaults, f.name)
     }
-    if given & {"size", "aspect", "resolution"}:
-        settings |= {"size": None, "aspect": None, "resolution": None}
+    sizes = {"size", "aspect", "resolution"}
+    if given & sizes:
+        settings |= dict.fromkeys(sizes)
+    if "device" in given:  # which may record no graphs
+        del settings["cuda_graph"]
+    if "output" not in given:
+        kind = f".{options.format}" if options.format else path.suffix
+        settings["output"] = path.with_name(f"{path.stem}-again{kind}")
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if name in {f.name for f in fields(options)} and name not in given
     }
-    return replace(options, **taken)
+    chosen_anew = given & (sizes | set(MODEL_OPTIONS))
+    choices = {} if chosen_anew else {name: request[name] for name in CHOICES}
+    return replace(options, **taken), choices

@@ -121,7 +121,9 @@ def resolve_size(
         return Resolved(height, width, False, note + _compare_area(height, width, native))
     side = native if resolution is None else _parse_resolution(resolution, low, multiple)
     height, width = side, side
-    note = f"{width}x{height}"
+    note = f"{width}x{height}, " + (
+        "the model's own size" if resolution is None else "the square bucket"
+    )
     if aspect is not None:
         height, width = nearest_bucket(*_parse_aspect(aspect), side, multiple)
         note = f"nearest {side}-px bucket to {aspect}: {width}x{height}"

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pixart.one_step import OneStep
+
 Captions = Literal["both", "conditional", "unconditional"]
 
 
@@ -61,6 +63,7 @@ SCHEDULERS = {
     "euler": Solver("EulerDiscreteScheduler"),
     "unipc": Solver("UniPCMultistepScheduler"),
     "lcm": Solver("LCMScheduler"),
+    "dmd": Solver("OneStep"),
 }
 # What a model was trained with, as opposed to how it is sampled.
 _TRAINING = {
@@ -73,7 +76,11 @@ _TRAINING = {
     "rescale_betas_zero_snr": False,
 }
 _DISTILLATION = ("original_inference_steps", "timestep_scaling")  # of consistency models
-_DEFAULTS = {"SASolverScheduler": (25, 4.5), "LCMScheduler": (4, 1.0)}  # steps, guidance
+_DEFAULTS = {  # steps, guidance
+    "SASolverScheduler": (25, 4.5),
+    "LCMScheduler": (4, 1.0),
+    "OneStep": (1, 1.0),
+}
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -129,7 +136,8 @@ def _find_class(class_name: object) -> Any:
 
 
 def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
-    scheduler_class = _find_class(solver.class_name)
+    is_ours = solver.class_name == OneStep.__name__
+    scheduler_class: Any = OneStep if is_ours else _find_class(solver.class_name)
     accepted = inspect.signature(scheduler_class.__init__).parameters
     training = {key: facts.get(key, default) for key, default in _TRAINING.items()}
     refused = [key for key, value in training.items() if value and key not in accepted]
@@ -157,7 +165,7 @@ def default_steps(scheduler: Scheduler) -> int:
 
 
 def default_guidance(scheduler: Scheduler) -> float:
-    """Return 4.5, or 1 (no guidance) for consistency models, which have it distilled in."""
+    """Return 4.5, or 1 (no guidance) for distilled models, which have it inside."""
     return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[1]
 
 

@@ -14,19 +14,25 @@ that way: `encode([""], keep_padding=True).with_mask_of(prompts)`, or
 `PromptEmbeddings(table[None], ...).with_mask_of(prompts)`.
 """
 
+import contextlib
 import gc
 import importlib.metadata
 import importlib.util
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixart.memory import return_cached
 from pixart.text_cache import Encoded, PromptCache, default_cache_dir, fingerprint
+from pixart.tokenizer import Tokenizer, check_text, load_tokenizer, tokenize
+from pixart.weight_files import T5_WEIGHTS, check_loaded, find_weights
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -85,11 +91,6 @@ class PromptEmbeddings:
         return PromptEmbeddings(features, torch.cat([part.mask for part in parts]))
 
 
-class Tokenizer(Protocol):
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-
-
 @dataclass(eq=False)
 class TextEncoder:
     """T5 from a pipeline directory, loaded when a prompt is not cached: see `from_pretrained`.
@@ -104,6 +105,7 @@ class TextEncoder:
     max_length: int
     quantization: Quantization | None
     cache_dir: Path | None
+    variant: str | None = None
     _cache: PromptCache | None = field(default=None, init=False, repr=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False)
     _model: Any = field(default=None, init=False, repr=False)
@@ -118,10 +120,12 @@ class TextEncoder:
         max_length: int = 300,
         quantization: Quantization | None = None,
         cache_dir: str | Path | None = "auto",
+        variant: str | None = None,
     ) -> "TextEncoder":
         """Checks the arguments and reads nothing yet.
 
-        cache_dir: "auto" is the user's cache directory, None is no cache. bf16 is the safe half
+        cache_dir: "auto" is the user's cache directory, None is no cache. variant: "fp16" or
+        another of the weights; None takes the plain ones, or the only variant there is. bf16 is the safe half
         precision: fp16 overflows in T5's feed-forward layers, which transformers therefore keeps in
         fp32. quantization needs CUDA, bitsandbytes and accelerate.
         """
@@ -133,7 +137,7 @@ class TextEncoder:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         _check_quantization(quantization, device)
         cache = default_cache_dir() if cache_dir == "auto" else cache_dir and Path(cache_dir)
-        return cls(directory, dtype, device, max_length, quantization, cache or None)
+        return cls(directory, dtype, device, max_length, quantization, cache or None, variant)
 
     @property
     def is_loaded(self) -> bool:
@@ -149,6 +153,8 @@ class TextEncoder:
         """
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
+        for prompt in prompts:
+            check_text("prompt", prompt)
         texts = [prompt.strip() for prompt in prompts]
         encoded = {text: self._encode_one(text, keep_padding) for text in dict.fromkeys(texts)}
         for item in encoded.values():
@@ -159,6 +165,11 @@ class TextEncoder:
                 )
         return self._collated([encoded[text] for text in texts])
 
+    def is_cached(self, prompt: str, *, keep_padding: bool = False) -> bool:
+        """Whether encoding the prompt needs neither the weights nor the tokenizer."""
+        cache = self._opened_cache()
+        return cache is not None and cache.holds(prompt.strip(), keep_padding, self.dtype)
+
     def offload(self) -> None:
         """Move the weights to host memory until the next prompt that is not cached.
 
@@ -168,24 +179,30 @@ class TextEncoder:
             self.release()
         elif self._model is not None:
             self._model.to("cpu")
-            _empty_device_cache(self.device)
+            return_cached(self.device)
 
     def release(self) -> None:
         """Free the weights; the next prompt that is not cached loads them again."""
+        if self._model is None:
+            return
         self._model = None
         gc.collect()
-        _empty_device_cache(self.device)
+        return_cached(self.device)
 
     def _encode_one(self, text: str, keep_padding: bool) -> Encoded:
-        if self.cache_dir is None:
+        cache = self._opened_cache()
+        if cache is None:
             return self._run(text, keep_padding)
-        if self._cache is None:
-            self._cache = PromptCache(self.cache_dir, self._identity())
-        encoded = self._cache.read(text, keep_padding, self.dtype)
+        encoded = cache.read(text, keep_padding, self.dtype)
         if encoded is None:
             encoded = self._run(text, keep_padding)
-            self._cache.write(text, keep_padding, encoded)
+            cache.write(text, keep_padding, encoded)
         return encoded
+
+    def _opened_cache(self) -> PromptCache | None:
+        if self._cache is None and self.cache_dir is not None:
+            self._cache = PromptCache(self.cache_dir, self._identity())
+        return self._cache
 
     @torch.no_grad()
     def _run(self, text: str, keep_padding: bool) -> Encoded:
@@ -202,7 +219,7 @@ class TextEncoder:
     def _ready_model(self) -> Any:
         if self._model is None:
             folder = self.directory / "text_encoder"
-            self._model = _load_t5(folder, self.dtype, self.device, self.quantization)
+            self._model = _load_t5(folder, self.dtype, self.device, self.quantization, self.variant)
         elif not self.quantization:
             self._model.to(self.device)
         return self._model
@@ -222,63 +239,10 @@ class TextEncoder:
             "max_length": self.max_length,
             "dtype": str(self.dtype),
             "quantization": self.quantization,
+            "variant": self.variant,
             "device": self.device.type,
             "software": [importlib.metadata.version(name) for name in ("torch", "transformers")],
         }
-
-
-def tokenize(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], str]:
-    """At most max_length ids, the last of them end-of-text, and the text that did not fit."""
-    *body, end = tokenizer.encode(text)
-    cut = body[max_length - 1 :]
-    return body[: max_length - 1] + [end], tokenizer.decode(cut) if cut else ""
-
-
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """Read `tokenizer.json`, or the published `spiece.model`, without transformers.
-
-    transformers 4 needs another class for either file, and transformers 5 needs protobuf to convert
-    a spiece.model. The two small libraries under them do without and import in milliseconds.
-    """
-    if (directory / "tokenizer.json").is_file():
-        return JsonTokenizer(directory / "tokenizer.json")
-    if (directory / "spiece.model").is_file():
-        return SentencePieceTokenizer(directory / "spiece.model")
-    raise FileNotFoundError(f"{directory} must hold spiece.model or tokenizer.json, it has neither")
-
-
-class SentencePieceTokenizer:
-    def __init__(self, file: Path) -> None:
-        if importlib.util.find_spec("sentencepiece") is None:
-            raise ModuleNotFoundError(f"reading {file} needs: pip install sentencepiece")
-        from sentencepiece import SentencePieceProcessor
-
-        self._processor = SentencePieceProcessor(model_file=str(file))
-
-    def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text) + [self._processor.eos_id()]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
-
-
-class JsonTokenizer:
-    def __init__(self, file: Path) -> None:
-        from tokenizers import Tokenizer as FastTokenizer
-
-        self._tokenizer = FastTokenizer.from_file(str(file))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        end = self._tokenizer.token_to_id("</s>")
-        if end is None:
-            raise ValueError(f"{file} must define the token </s>, it does not")
-        self._end: int = end
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids + [self._end]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
 
 
 def _check_quantization(quantization: str | None, device: torch.device) -> None:
@@ -298,22 +262,59 @@ def _check_quantization(quantization: str | None, device: torch.device) -> None:
 
 
 def _load_t5(
-    folder: Path, dtype: torch.dtype, device: torch.device, quantization: str | None
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    variant: str | None,
 ) -> Any:
     from transformers.models.t5.modeling_t5 import T5EncoderModel
-    from transformers.utils import logging
 
-    options: dict[str, Any] = {"torch_dtype": dtype}  # transformers 4.45 knows no `dtype`
+    files, variant = find_weights(folder, variant, T5_WEIGHTS)
+    options: dict[str, Any] = {
+        "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
+        "variant": variant,
+        "use_safetensors": files[0].suffix == ".safetensors",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # _check_complete refuses them, and the rest with them
+    }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
-    had_progress_bar = logging.is_progress_bar_enabled()
+    with _silenced():
+        loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
+    model, info = loaded
+    _check_complete(folder, info, quantization)
+    return model.eval() if quantization else model.eval().to(device)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """No progress bar and no report of transformers' own: what is wrong is said in one line."""
+    from transformers.utils import logging
+
+    had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        model = T5EncoderModel.from_pretrained(folder, **options).eval()
+        yield
     finally:
+        logging.set_verbosity(verbosity)
         if had_progress_bar:
             logging.enable_progress_bar()
-    return model if quantization else model.to(device)
+
+
+def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:
+    """transformers fills what is missing with random numbers, and says so in passing."""
+    # The embedding of tokens is the same tensor as `shared`; a whole T5 has a decoder besides, and
+    # bitsandbytes stores states of its own beside quantised weights.
+    pardoned = {
+        "missing": re.compile(r"encoder\.embed_tokens\.weight"),
+        "mismatched": re.compile(r"(?!)"),
+        "unexpected": re.compile(
+            r".*" if quantization else r"encoder\.embed_tokens\.weight|decoder\..*|lm_head\..*"
+        ),
+    }
+    check_loaded(folder, info, pardoned)
 
 
 def _bitsandbytes_options(
@@ -328,8 +329,3 @@ def _bitsandbytes_options(
         bnb_4bit_compute_dtype=dtype,
     )
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def _empty_device_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

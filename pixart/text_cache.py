@@ -2,21 +2,30 @@
 
 A key is a digest of everything that a feature's bits depend on, the content of the encoder's and
 the tokenizer's files among it. Entries hold the features as the encoder gave them: what is read
-back equals what was computed, bit for bit.
+back equals what was computed, bit for bit. Before the first write of a process the entries that
+nobody has used for longest are removed until LIMIT bytes are left, but none that it has used.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
+import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FORMAT = 1  # raise it when the meaning of an entry changes
+LIMIT = 2 * 2**30  # bytes: some 4,000 prompts of 60 tokens of T5-XXL
+
+logger = logging.getLogger("pixart")
 
 
 @dataclass(frozen=True)
@@ -34,24 +43,40 @@ class PromptCache:
     def __init__(self, directory: Path, identity: dict[str, object]) -> None:
         self.directory = directory
         self.identity = identity | {"format": FORMAT}
+        self._used_since: float | None = time.time() - 2  # file systems may round times down
 
     def path(self, text: str, padded: bool) -> Path:
         key = json.dumps(self.identity | {"padded": padded, "text": text}, sort_keys=True)
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
+    def holds(self, text: str, padded: bool, dtype: torch.dtype) -> bool:
+        """Whether `read` will find an entry, at the cost of its header."""
+        from safetensors import SafetensorError
+
+        path = self.path(text, padded)
+        try:
+            with _opened(path) as (file, tokens, _):
+                features = file.get_slice("features")
+                rows, _ = features.get_shape()
+                # Used now, so that it is not among the first to be removed.
+                os.utime(path)
+                kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+                return 0 < tokens <= rows and features.get_dtype() == kinds.get(dtype)
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return False
+
     def read(self, text: str, padded: bool, dtype: torch.dtype) -> Encoded | None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         path = self.path(text, padded)
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                features = file.get_tensor("features")
-                metadata = file.metadata() or {}
-            encoded = Encoded(features, int(metadata["tokens"]), metadata["cut"])
-            if features.dtype != dtype or not 0 < encoded.tokens <= len(features):
-                raise ValueError(f"{features.dtype} {tuple(features.shape)}, {encoded.tokens}")
+            with _opened(path) as (file, tokens, cut):
+                encoded = Encoded(file.get_tensor("features"), tokens, cut)
+            if encoded.features.dtype != dtype or not 0 < tokens <= len(encoded.features):
+                shape = tuple(encoded.features.shape)
+                raise ValueError(f"{encoded.features.dtype} {shape}, {tokens} tokens")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             warnings.warn(
                 f"ignoring the unreadable prompt cache entry {path} ({error})", stacklevel=4
@@ -66,13 +91,52 @@ class PromptCache:
         metadata = {"tokens": str(encoded.tokens), "cut": encoded.cut}
         content = save({"features": encoded.features.contiguous()}, metadata)
         path = self.path(text, padded)
+        aside: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._prune()
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                aside = Path(file.name)
                 file.write(content)
-            os.replace(file.name, path)
+            os.replace(aside, path)
         except OSError as error:
             warnings.warn(f"cannot cache prompts in {path.parent}: {error}", stacklevel=4)
+        finally:
+            if aside is not None:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+
+    def _prune(self) -> None:
+        """Once per process: a run's own entries would else push each other out before it draws."""
+        if self._used_since is None:
+            return
+        used_since, self._used_since = self._used_since, None
+        entries = sorted((path.stat().st_mtime, path) for path in self.directory.iterdir())
+        excess = sum(path.stat().st_size for _, path in entries) - LIMIT
+        removed = 0
+        for used, path in entries:
+            if excess <= 0 or used >= used_since:
+                break
+            excess -= path.stat().st_size
+            path.unlink(missing_ok=True)
+            removed += 1
+        if removed:
+            logger.info(
+                "%s: removed the %d prompts that were not used for longest: it keeps %d MiB",
+                self.directory,
+                removed,
+                LIMIT >> 20,
+            )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, int, str]]:
+    """(file, tokens that count, text that was cut) of an entry."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        yield file, int(metadata["tokens"]), metadata["cut"]
 
 
 def default_cache_dir() -> Path:

@@ -6,7 +6,8 @@ but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders
 for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always does.
 """
 
-import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from pixart.memory import free_memory
-from pixart.vae_tiling import decoder_stages, encoder_stages, run_tiled
+from pixart.vae_tiling import count_passes, decoder_stages, encoder_stages, run_tiled
+from pixart.weight_files import check_loaded, find_weights, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Generators = torch.Generator | list[torch.Generator] | None
+Tiled = Callable[[int, int], object]  # (tiles done, tiles in all)
 DEFAULT_TILE = 512
 TILES = (1024, 512, 256, 128)  # pixels; the largest that fits is taken
 # Peak memory of a whole run in units of its largest tensor. Measured on a CPU with torch 2.13 at 512
@@ -55,18 +58,17 @@ class VAE:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        variant: str | None = None,
     ) -> "VAE":
+        """variant: "fp16" or another of the weights; None takes the plain ones, or the only variant
+        there is. CheckpointError lists the tensors that are not those of the configuration."""
         folder = Path(pipeline_dir) / "vae"
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{pipeline_dir} must hold vae/config.json, it does not")
-        from diffusers import AutoencoderKL
-
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         if dtype == torch.float16 and config.get("force_upcast", True):
             dtype = torch.float32
-        # low_cpu_mem_usage needs accelerate and saves nothing worth having on so small a model.
-        model = AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False)
-        return cls(model.to(device))
+        return cls(_load(folder, dtype, variant).to(device))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,11 +84,18 @@ class VAE:
         return self
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, tile: int | bool | None = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        tile: int | bool | None = None,
+        progress: Tiled | None = None,
+    ) -> Tensor:
         """Scaled latents (B, C, h, w) to images (B, 3, H, W) about [-1, 1], float32, not clamped.
 
         One image at a time, so that an image is the same in any batch. tile: the side of the tiles
-        in pixels, True for 512, False for none, None to choose by the free memory.
+        in pixels, True for 512, False for none, None to choose by the free memory. progress: called
+        with the tiles done and the tiles in all of each image, one for an untiled image.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(
@@ -96,9 +105,19 @@ class VAE:
         images = []
         for latent in latents.to(self.device).split(1):
             latent = (latent / self.scaling_factor + self.shift_factor).to(self.dtype)
-            image = self._decode_tiled(latent, plan) if plan.tile else self.model.decode(latent)[0]
+            if plan.tile:
+                image = self._decode_tiled(latent, plan, progress)
+            else:
+                image = self.model.decode(latent)[0]
+                if progress is not None:
+                    progress(1, 1)
             images.append(image.to(self.device, torch.float32))
         return torch.cat(images)
+
+    def choose_tile(self, height: int, width: int, tile: int | bool | None = None) -> int | bool:
+        """The `tile` with which `decode` would decode an image of that many pixels: False, or a
+        side. Given to it another day, it gives the same bits whatever memory is free then."""
+        return self._plan("decode", height * width, tile).tile or False
 
     def encode(
         self,
@@ -149,14 +168,25 @@ class VAE:
         features = encoder.conv_act(encoder.conv_norm_out(features))
         return self._quantised(encoder.conv_out(features))
 
-    def _decode_tiled(self, latent: Tensor, plan: Plan) -> Tensor:
+    def _decode_tiled(self, latent: Tensor, plan: Plan, progress: Tiled | None = None) -> Tensor:
         assert plan.tile
         if self.model.post_quant_conv is not None:
             latent = self.model.post_quant_conv(latent)
         decoder = self.model.decoder
         features = decoder.mid_block(decoder.conv_in(latent))
         features = features.cpu() if plan.on_host else features
-        return run_tiled(decoder_stages(decoder), features, plan.tile, self.device)
+        stages = decoder_stages(decoder)
+        height, width = features.shape[2:]
+        passes = count_passes(stages, height, width, plan.tile)
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, passes)
+
+        return run_tiled(stages, features, plan.tile, self.device, advance)
 
     def _plan(self, direction: str, pixels: int, tile: int | bool | None) -> Plan:
         if tile is False:
@@ -185,6 +215,31 @@ class VAE:
         if direction == "decode":  # a level's first tensor still has the channels of the one below
             channels = (*channels[1:], channels[-1])
         return max(width / 4**level for level, width in enumerate(channels))
+
+
+def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    files, variant = find_weights(folder, variant)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warnings become our error
+    try:
+        model, info = AutoencoderKL.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            variant=variant,
+            use_safetensors=files[0].suffix == ".safetensors",
+            # Needs accelerate and saves nothing worth having on so small a model.
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    never = re.compile(r"(?!)")
+    check_loaded(folder, info, dict.fromkeys(("missing", "mismatched", "unexpected"), never))
+    return model
 
 
 def to_images(images: Tensor) -> "list[Image]":

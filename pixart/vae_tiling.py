@@ -158,25 +158,53 @@ def run_whole(stage: Stage, x: Tensor) -> Tensor:
     return x
 
 
-def run_tiled(stages: list[Stage], x: Tensor, tile: int, device: torch.device) -> Tensor:
+def run_tiled(
+    stages: list[Stage],
+    x: Tensor,
+    tile: int,
+    device: torch.device,
+    advance: Callable[[], object] | None = None,
+) -> Tensor:
     """The stages on x (1, C, H, W): about `tile` by `tile` pixels at a time visit `device`.
 
-    What lies between two stages stays where x is.
+    What lies between two stages stays where x is. advance: called after each visit.
     """
     for stage in stages:
-        x = _run_stage(stage, x, tile, device)
+        x = _run_stage(stage, x, tile, device, advance or (lambda: None))
     return x
 
 
-def _run_stage(stage: Stage, x: Tensor, tile: int, device: torch.device) -> Tensor:
+def count_passes(stages: list[Stage], height: int, width: int, tile: int) -> int:
+    """How many visits `run_tiled` makes for decoder stages on height by width positions."""
+    passes = 0
+    for stage in stages:
+        grid = _grid(stage, height, width, tile)
+        passes += len(grid) * (len(SharedNorms(stage).norms) + 1) if len(grid) > 1 else 1
+        if stage.enlarges:
+            height, width = 2 * height, 2 * width
+    return passes
+
+
+def _grid(stage: Stage, height: int, width: int, tile: int) -> list[tuple[Tile, Tile]]:
     side = tile // 2 if stage.enlarges else tile
-    grid = [(r, c) for r in _tiles(x.shape[2], side) for c in _tiles(x.shape[3], side)]
+    return [(rows, columns) for rows in _tiles(height, side) for columns in _tiles(width, side)]
+
+
+def _run_stage(
+    stage: Stage, x: Tensor, tile: int, device: torch.device, advance: Callable[[], object]
+) -> Tensor:
+    grid = _grid(stage, x.shape[2], x.shape[3], tile)
     if len(grid) == 1:
-        return run_whole(stage, x.to(device)).to(x.device)
+        x = run_whole(stage, x.to(device)).to(x.device)
+        advance()
+        return x
 
     def run(rows: Tile, columns: Tile) -> Tensor:
         part = x[:, :, rows.start : rows.stop, columns.start : columns.stop]
-        return run_whole(stage, part.to(device))
+        try:
+            return run_whole(stage, part.to(device))
+        finally:
+            advance()
 
     shared = SharedNorms(stage)
     out: Tensor | None = None

@@ -21,7 +21,12 @@ from tiny_checkpoints import (
 )
 
 from pixart import checkpoint
-from pixart.checkpoint import CheckpointError, load_transformer, resolve, save_transformer
+from pixart.checkpoint import (
+    CheckpointError,
+    load_transformer,
+    resolve,
+    save_transformer,
+)
 from pixart.checkpoint_config import solve_interpolation
 from pixart.config import KVCompression, PixArtConfig
 from pixart.resolution import position_embedding
@@ -294,9 +299,9 @@ def test_errors_about_diffusers_tensors_use_their_names(tmp_path: Path) -> None:
     assert message.endswith("adaln_single.linear.bias must be (432,), got (3,)")
 
 
-def test_long_lists_of_tensors_are_cut_and_counted(tmp_path: Path) -> None:
+def test_every_tensor_that_does_not_fit_is_named_however_many_there_are(tmp_path: Path) -> None:
     state = official() | {f"extra.{i}": torch.zeros(1) for i in range(50)}
-    with pytest.raises(CheckpointError, match=r"unexpected extra\.0, .*extra\.9 and 40 more$"):
+    with pytest.raises(CheckpointError, match=r"unexpected extra\.0, .*extra\.10, .*extra\.49$"):
         load_transformer(save_official(tmp_path / "m.pth", state))
 
 

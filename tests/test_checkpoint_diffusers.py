@@ -187,6 +187,26 @@ def test_a_broken_index_is_named(tmp_path: Path) -> None:
         load_transformer(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"interpolation_scale": "2"}, "pe_interpolation must be a positive number, got '2'"),
+        ({"sample_size": None}, "config.json: sample_size must be a positive integer, got None"),
+        ({"num_attention_heads": "1"}, "num_attention_heads must be a positive integer, got '1'"),
+        ({"out_channels": "8"}, "out_channels must be a positive integer, got '8'"),
+        ({"use_additional_conditions": "no"}, "micro_condition must be true or false, got 'no'"),
+        ({"num_layers": ...}, "config.json has no num_layers"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(
+    tmp_path: Path, changes: dict[str, Any], rule: str
+) -> None:
+    save_transformer(build(), tmp_path / "m")
+    edit_json(tmp_path / "m" / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=rule):
+        load_transformer(tmp_path / "m")
+
+
 def test_a_directory_for_compression_without_tensors_keeps_it(tmp_path: Path) -> None:
     config = replace(SIGMA, kv_compression=KVCompression([1], 2, "uniform_every"))
     save_transformer(build(config), tmp_path / "m")

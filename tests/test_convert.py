@@ -69,6 +69,8 @@ def test_options_reach_the_checkpoint(tmp_path: Path) -> None:
         (["m.pth", "out", "--variant", "fp16"], "variant is for diffusers directories"),
         (["m.pth", "out", "--kv-compress", "x"], "kv_compress must be"),
         (["m.pth", "out", "--config", "notes.txt"], "notes.txt: is not JSON"),
+        (["m.pth", "out", "--config", "c.json"], "c.json: mlp_ratio must be a positive number"),
+        (["large.pth", "out", "--dtype", "fp16"], "t_block.1.bias must fit into float16"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -80,7 +82,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("hello")
-    save_official(Path("m.pth"), official())
+    Path("c.json").write_text('{"mlp_ratio": "4"}')
+    state = official()
+    save_official(Path("m.pth"), state)
+    state["t_block.1.bias"] += 70_000
+    save_official(Path("large.pth"), state)
     assert convert(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("pixart.convert: ") and err.count("\n") == 1

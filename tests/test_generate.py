@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from published import build_alpha, build_sigma
 
-from pixart import outputs
 from pixart.checkpoint import load_transformer, save_transformer
-from pixart.config import KVCompression
+from pixart.config import KVCompression, PixArtConfig
 from pixart.generate import main
+from pixart.model import PixArt
+from pixart.pictures import read_request
 from pixart.pipeline import Pipeline
 
 CHANNELS = (8, 8, 8, 8)
@@ -141,7 +142,7 @@ def test_a_picture_of_any_format_is_drawn_again_from_itself(sigma: Path, kind: s
     assert main([*again, "--output", f"again.{kind}"]) == 0
     assert np.array_equal(pixels(f"again.{kind}"), pixels(f"outputs/a-cat-5.{kind}"))
     assert main([*again, "--output", f"other.{kind}", "--steps", "3"]) == 0
-    assert outputs.read_request(Path(f"other.{kind}"))["steps"] == 3
+    assert read_request(Path(f"other.{kind}"))["steps"] == 3
     assert not np.array_equal(pixels(f"other.{kind}"), pixels(f"again.{kind}"))
 
 
@@ -178,7 +179,7 @@ def test_a_list_that_is_done_opens_no_model_and_another_request_draws_anew(
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert draw(sigma, "--prompts", "p.jsonl", "--json") == 0
     assert report(capsys)["drawn"] == 1
-    assert outputs.read_request(Path("outputs/two.png"))["guidance"] == 2
+    assert read_request(Path("outputs/two.png"))["guidance"] == 2
 
 
 def test_json_goes_to_standard_output_alone_and_progress_beside_it(
@@ -187,11 +188,22 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     assert draw(sigma, "a cat", "--json") == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    assert result["images"] == [{"file": "outputs/a-cat-0.png", "prompt": "a cat", "seed": 0}]
+    assert result["images"] == [
+        {
+            "file": "outputs/a-cat-0.png",
+            "prompt": "a cat",
+            "seed": 0,
+            "width": 128,
+            "height": 128,
+            "note": "128x128, the model's own size",
+        }
+    ]
     assert set(result["seconds"]) == {"load", "text", "denoise", "decode", "write"}
     assert all(spent > 0 for spent in result["seconds"].values())
     assert result["peak_memory_bytes"] > 10**8
-    assert "128x128" in said.err and "denoise" in said.err and "outputs/a-cat-0.png" in said.err
+    assert "128x128" in said.err and "outputs/a-cat-0.png" in said.err
+    for stage in ("load", "text", "denoise 1", "decode 1", "write 1"):
+        assert f"{stage}: " in said.err, "every stage has its bar"
 
 
 def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None:
@@ -200,7 +212,75 @@ def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None
     assert draw(sigma, *prompts, "--output", "a/b", "--quiet", steps=1) == 0
     assert len(files(tmp_path / "a/b")) == 4
     assert files(tmp_path) == ["a"] and files(tmp_path.parent) == before
-    assert outputs.read_request(next(Path("a/b").glob("etc-passwd*")))["prompt"] == prompts[0]
+    assert read_request(next(Path("a/b").glob("etc-passwd*")))["prompt"] == prompts[0]
+
+
+def test_tiles_and_batches_that_memory_chose_are_chosen_again_when_it_is_drawn_again(
+    sigma: Path, monkeypatch: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pixart.vae.free_memory", lambda _: 0)
+        patch.setattr("pixart.pipeline.free_memory", lambda _: 0)
+        assert draw(sigma, "a cat", "--size", "256", "--output", "x.png") == 0
+    request = read_request(Path("x.png"))
+    assert (request["tile"], request["batched"]) == (128, False)
+    assert draw(sigma, "a cat", "--size", "256", "--output", "roomy.png") == 0
+    assert read_request(Path("roomy.png"))["tile"] is False
+    assert main(["--from-image", "x.png", "--no-cache"]) == 0
+    again = read_request(Path("x-again.png"))
+    assert (again["tile"], again["batched"]) == (128, False)
+    assert np.array_equal(pixels("x-again.png"), pixels("x.png"))
+
+
+def test_an_official_pth_of_unusual_width_draws_as_the_directory_that_tells_its_heads(
+    sigma: Path, tmp_path: Path
+) -> None:
+    config = PixArtConfig(
+        input_size=16, hidden_size=144, depth=2, num_heads=9, caption_channels=32,
+        pe_interpolation=0.25,
+    )  # fmt: skip
+    model = build_like(sigma, tmp_path / "nine", config)
+    pth = official(model, Path("nine.pth"))
+    content = torch.load(pth, weights_only=True)["state_dict"]
+    del content["pos_embed"]
+    torch.save({"state_dict": content}, pth)
+    assert draw(model, "a cat", "--output", "whole.png") == 0
+    assert draw(model, "a cat", "--transformer", str(pth), "--output", "pth.png") == 0
+    assert np.array_equal(pixels("pth.png"), pixels("whole.png"))
+    Path("c.json").write_text(json.dumps(config.to_dict()))
+    given = ("--transformer", str(pth), "--config", "c.json")
+    assert draw(sigma, "a cat", *given, "--output", "given.png") == 0
+    assert np.array_equal(pixels("given.png"), pixels("whole.png"))
+
+
+def build_like(pipeline: Path, path: Path, config: PixArtConfig) -> Path:
+    """The pipeline with a random transformer of another configuration."""
+    path.mkdir()
+    for entry in pipeline.iterdir():
+        if entry.name != "transformer":
+            (path / entry.name).symlink_to(entry)
+    torch.manual_seed(0)
+    model = PixArt(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_transformer(model, path / "transformer")
+    return path
+
+
+def test_the_averaged_weights_of_a_pth_are_drawn_with_when_asked_for(
+    sigma: Path, bare: Path
+) -> None:
+    pth = official(sigma, Path("x.pth"))
+    tensors = torch.load(pth, weights_only=True)["state_dict"]
+    average = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    torch.save(
+        {"state_dict": tensors, "state_dict_ema": average | {"pos_embed": tensors["pos_embed"]}},
+        pth,
+    )
+    assert draw(bare, "a cat", "--transformer", str(pth), "--output", "a.png") == 0
+    assert draw(bare, "a cat", "--transformer", str(pth), "--ema", "--output", "b.png") == 0
+    assert not np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert read_request(Path("b.png"))["model"]["ema"] is True
 
 
 def lines_of(text: str) -> list[str]:
@@ -236,10 +316,13 @@ def test_ctrl_c_keeps_finished_pictures_and_leaves_nothing_half_written(
         flushed.append(flush(descriptor))
 
     monkeypatch.setattr(os, "fsync", interrupted)
-    assert draw(sigma, "a cat", "a dog") == 130
-    said = capsys.readouterr().err
+    assert draw(sigma, "a cat", "a dog", "--json") == 130
+    out, said = capsys.readouterr()
     assert "pixart.generate: cancelled; finished pictures are kept" in said
     assert "Traceback" not in said
+    result = json.loads(out)
+    assert [one["file"] for one in result["images"]] == ["outputs/a-cat-0.png"]
+    assert result["drawn"] == 1 and result["error"].startswith("cancelled")
     assert files(Path("outputs")) == ["a-cat-0.png"]
     Image.open("outputs/a-cat-0.png").load()
 
@@ -251,6 +334,26 @@ def run_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+def test_ctrl_c_in_the_first_moments_is_one_line_and_130() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+import runpy
+runpy.run_module("pixart.generate", run_name="__main__")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for module in ("tyro", "torch", "pixart.pipeline", "diffusers"):
+        command = [sys.executable, "-c", code, module, "--device", "cpu"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        said = "pixart.generate: cancelled; finished pictures are kept"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (130, said), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_quiet_says_nothing_at_all(sigma: Path) -> None:

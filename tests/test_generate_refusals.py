@@ -1,6 +1,7 @@
 """What the command line refuses: one line that says why, the right exit code, nothing left behind."""
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -44,7 +45,11 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
     assert main([*arguments, *model, *steps, "--no-cache", "--json"]) == code
     assert snapshot(Path()) == before
     said = capsys.readouterr()
-    assert said.out == "" and "Traceback" not in said.err
+    assert "Traceback" not in said.err
+    if code == 2:
+        assert said.out == ""
+    else:
+        assert json.loads(said.out)["images"] == [] and json.loads(said.out)["error"]
     line = said.err.splitlines()[-1]
     assert line.startswith("pixart.generate: ")
     return line
@@ -82,6 +87,15 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
         (["a", "--kv-compress", "all"], "kv_compress must be LAYERS:RATIO"),
         (["a", "--kv-compress", "7:2"], "below depth 2, got 7"),
         (["a", "--text-encoder-dtype", "8bit", "--device", "cpu"], "8bit must run on CUDA"),
+        (["a \udcff"], "prompt must be UTF-8 text, got 'a \\udcff'"),
+        (["a", "--negative", "\udcff"], "negative must be UTF-8 text"),
+        (["a", "--variant", "fp16"], "has no variant 'fp16'; its variants: none"),
+        (["a", "--config", "absent.json"], "absent.json: cannot be read"),
+        (["a", "--output", "pic.gif"], "--output must end in .png, .jpg or .webp"),
+        (
+            ["a", "--scheduler", "dmd", "--steps", "2"],
+            "steps must be an integer from 1 to 1, got 2",
+        ),
         (["a", "--output", "x.png", "--format", "jpg"], "--output must end in .jpg"),
         (["a", "--output", "{who}.png"], "--output knows {name}, {prompt}"),
         (["a", "--output", "/proc/none/x.png"], "cannot be written"),
@@ -153,6 +167,48 @@ def vae_of_other_shapes(sigma: Path) -> list[str]:
     return ["a", "--model", str(model)]
 
 
+def without_a_tensor(folder: str, part: str) -> Callable[[Path], list[str]]:
+    """One tensor is gone, one is of another name."""
+
+    def prepare(sigma: Path) -> list[str]:
+        model = copied(sigma, folder)
+        for file in (model / folder).glob("*.safetensors"):
+            tensors = load_file(file)
+            for name in [name for name in tensors if part in name]:
+                tensors["other." + name] = tensors.pop(name)
+                break
+            save_file(tensors, file, {"format": "pt"})
+        index = model / folder / "model.safetensors.index.json"
+        if index.is_file():
+            values = json.loads(index.read_text())
+            weight_map = {}
+            for file in (model / folder).glob("*.safetensors"):
+                weight_map |= dict.fromkeys(load_file(file), file.name)
+            index.write_text(json.dumps(values | {"weight_map": weight_map}))
+        return ["a", "--model", str(model)]
+
+    return prepare
+
+
+def garbage(file: str, content: str = "garbage") -> Callable[[Path], list[str]]:
+    def prepare(sigma: Path) -> list[str]:
+        model = copied(sigma, file.partition("/")[0])
+        (model / file).write_text(content)
+        return ["a", "--model", str(model)]
+
+    return prepare
+
+
+def scheduler_with(**changes: Any) -> Callable[[Path], list[str]]:
+    def prepare(sigma: Path) -> list[str]:
+        model = copied(sigma, "scheduler")
+        file = model / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        return ["a", "--model", str(model)]
+
+    return prepare
+
+
 def written(name: str, content: str | bytes, *arguments: str) -> Callable[[Path], list[str]]:
     def prepare(sigma: Path) -> list[str]:
         Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -177,7 +233,23 @@ def folder_in_the_way(sigma: Path) -> list[str]:
         (truncated("transformer"), "model/transformer"),
         (truncated("text_encoder"), "model/text_encoder: cannot be used"),
         (truncated("vae"), "model/vae: cannot be used"),
-        (vae_of_other_shapes, "model/vae: cannot be used"),
+        (vae_of_other_shapes, "model/vae: cannot be used (mismatched "),
+        (
+            without_a_tensor("vae", "decoder.conv_in.bias"),
+            "model/vae: cannot be used (missing decoder.conv_in.bias; unexpected "
+            "other.decoder.conv_in.bias)",
+        ),
+        (
+            without_a_tensor("text_encoder", "block.1.layer.0.SelfAttention.k.weight"),
+            "model/text_encoder: cannot be used "
+            "(missing encoder.block.1.layer.0.SelfAttention.k.weight; unexpected other.encoder",
+        ),
+        (garbage("tokenizer/tokenizer.json"), "model/tokenizer/tokenizer.json: is damaged ("),
+        (garbage("tokenizer/spiece.model"), "model/tokenizer/spiece.model: is damaged ("),
+        (garbage("vae/config.json", "[]"), "vae/config.json: must hold a JSON object"),
+        (garbage("vae/config.json", '{"block_out_channels": "x"}'), "model/vae: cannot be used ("),
+        (scheduler_with(beta_start="x"), "scheduler/scheduler_config.json: cannot be used ("),
+        (scheduler_with(num_train_timesteps=None), "scheduler_config.json: cannot be used ("),
         (written("x.pth", b"x" * 99, "a", "--transformer", "x.pth"), "x.pth: "),
         (pickled_code, "x.pth: "),
         (plain_pickle, "x.pth: "),

@@ -12,18 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pixart.config import KVCompression
-from pixart.generate import Options
-from pixart.outputs import (
-    KEY,
-    Job,
-    check_writable,
-    is_drawn,
-    plan,
-    read_prompts,
-    read_request,
-    safe_name,
-    write_picture,
-)
+from pixart.options import Options
+from pixart.outputs import Job, plan, read_prompts, safe_name
+from pixart.pictures import KEY, check_writable, find_drawn, read_request, write_picture
 
 HOSTILE = {
     "climbing": "../../etc/passwd",
@@ -46,8 +37,9 @@ def names(*prompts: str, **options: Any) -> list[str]:
 
 
 def job(path: Path, **changes: Any) -> Job:
+    """A picture as it is when it is written: drawn untiled, both halves of guidance at once."""
     [planned], _ = plan(Options(prompt=("a cat",), output=path))
-    return replace(planned, **changes)
+    return replace(planned, batched=True, tile=False, **changes)
 
 
 def picture(color: str = "red") -> Image.Image:
@@ -107,6 +99,12 @@ def test_output_is_a_file_a_folder_or_a_template(
     [
         ("x.jpg", "png", "--output must end in .png, got x.jpg"),
         ("{prompt}.jpg", "png", "--output must end in .png"),
+        (
+            "pic.gif",
+            None,
+            "--output must end in .png, .jpg or .webp, or name a folder, got pic.gif",
+        ),
+        ("{prompt}.TIFF", None, "--output must end in .png, .jpg or .webp"),
         ("{seeds}.jpg", None, "--output knows {name}, {prompt}, {seed}, {index}, got {seeds}"),
     ],
 )
@@ -160,6 +158,7 @@ def test_a_jsonl_file_sets_what_it_names_and_options_set_the_rest(tmp_path: Path
         ("p.jsonl", b'{"prompt": 5}', "prompt has the wrong type, got 5"),
         ("p.jsonl", b'{"prompt": "a", "sed": 1}', "seed, steps, guidance, got 'sed'"),
         ("p.jsonl", b'{"prompt": "a", "seed": true}', "seed has the wrong type, got True"),
+        ("p.jsonl", b'{"prompt": "a\\ud800"}', "prompt must be UTF-8 text, got 'a.ud800'"),
         ("p.jsonl", b'{"prompt": "a", "seed": -1}', "seed must be an integer from 0"),
         ("p.jsonl", b'{"prompt": "a", "steps": 0}', "steps must be an integer from 1 up, got 0"),
         ("p.jsonl", b'{"prompt": "a", "guidance": NaN}', "guidance must be a finite number"),
@@ -206,7 +205,7 @@ def test_a_picture_carries_its_request(tmp_path: Path, suffix: str) -> None:
     one = job(tmp_path / "new" / f"x.{suffix}", prompt='a "cat" 🐈\n', guidance=2.5, size="64x32")
     write_picture(picture(), one)
     assert Image.open(one.path).format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
-    assert {**one.request(), "version": 1, "guidance_interval": [0, 1]} == read_request(one.path)
+    assert {**one.request(), "version": 2, "guidance_interval": [0, 1]} == read_request(one.path)
     assert os.listdir(one.path.parent) == [one.path.name]
 
 
@@ -218,19 +217,22 @@ def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:
 
 def test_a_picture_is_drawn_when_its_file_was_made_by_this_very_request(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
-    assert not is_drawn(one)
+    assert find_drawn(one) is None
     write_picture(picture(), one)
-    assert is_drawn(one)
-    assert is_drawn(replace(one, height=64, width=64, note="as asked", index=3))
+    assert find_drawn(one)
+    again = find_drawn(replace(one, height=64, width=64, note="as asked", index=3))
+    assert again is not None and (again.width, again.note) == (16, "16x16, there already")
+    assert find_drawn(replace(one, batched=None, tile=None)), "nobody asks for these"
+    assert find_drawn(replace(one, tile=256)) is None
     for change in ({"seed": 1}, {"steps": 4}, {"model": {**one.model, "dtype": "bf16"}}):
-        assert not is_drawn(replace(one, **change))
+        assert find_drawn(replace(one, **change)) is None
 
 
 def test_half_a_picture_is_not_drawn(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
     write_picture(Image.effect_noise((64, 64), 80).convert("RGB"), one)
     one.path.write_bytes(one.path.read_bytes()[:-500])
-    assert not is_drawn(one)
+    assert find_drawn(one) is None
 
 
 def save_with(path: Path, text: Any) -> None:
@@ -244,7 +246,9 @@ def test_a_foreign_picture_carries_no_request(tmp_path: Path) -> None:
     write_picture(picture(), job(path))
     ours = read_request(path)
     foreign = ["", "no JSON", [], {"prompt": "a"}, {**ours, "model": 5}, {**ours, "steps": "4"}]
-    foreign += [{**ours, "version": 2}, {**ours, "model": {}}, {**ours, "guidance_interval": [0]}]
+    foreign += [{**ours, "version": 1}, {**ours, "model": {}}, {**ours, "guidance_interval": [0]}]
+    foreign += [{**ours, "model": {**ours["model"], "model": None}}, {**ours, "tile": None}]
+    foreign += [{**ours, "model": {**ours["model"], "ema": "yes"}}]
     for text in foreign:
         save_with(path, text)
         with pytest.raises(ValueError, match="carries no request of pixart.generate"):
@@ -278,27 +282,29 @@ def test_the_request_of_a_picture_gives_what_was_not_given_anew(tmp_path: Path) 
             aspect="16:9", guidance_interval=(0.2, 0.8), dtype="bf16",
         )
     )  # fmt: skip
-    write_picture(picture(), drawn[0])
+    write_picture(picture(), replace(drawn[0], batched=False, tile=256))
     once_more = tmp_path / "again.png"
     again, options = plan(Options(from_image=tmp_path / "x.png", output=once_more))
-    assert again[0].request() == drawn[0].request() and options.model == "there"
+    assert again[0].request() == drawn[0].request() | {"batched": False, "tile": 256}
+    assert options.model == "there"
     [other], _ = plan(Options(from_image=tmp_path / "x.png", steps=3, size="64"))
+    assert (other.batched, other.tile) == (None, None), "chosen for another size"
     assert (other.steps, other.size, other.aspect, other.seed) == (3, "64", None, 7)
 
 
 def test_a_picture_is_never_drawn_over_the_one_it_is_drawn_from(tmp_path: Path) -> None:
     [drawn], _ = plan(Options(prompt=("a cat",), output=tmp_path))
-    write_picture(picture(), drawn)
+    write_picture(picture(), replace(drawn, batched=True, tile=False))
     with pytest.raises(ValueError, match="must not be the picture to draw again"):
         plan(Options(from_image=drawn.path, output=tmp_path, steps=3))
 
 
-def test_a_prompt_too_long_for_a_files_exif_is_refused_before_it_is_drawn(tmp_path: Path) -> None:
+def test_a_prompt_too_long_for_a_files_exif_is_refused_before_it_find_drawn(tmp_path: Path) -> None:
     for suffix in ("jpg", "webp"):
         with pytest.raises(ValueError, match="use --format png"):
             plan(Options(prompt=("a" * 70_000,), output=tmp_path / f"x.{suffix}"))
     [job], _ = plan(Options(prompt=("a" * 70_000,), output=tmp_path / "x.png"))
-    write_picture(picture(), job)
+    write_picture(picture(), replace(job, batched=True, tile=False))
     assert read_request(job.path)["prompt"] == job.prompt
 
 
@@ -349,3 +355,45 @@ def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, pl
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match="cannot be written .*choose another --output"):
         check_writable([tmp_path / place])
+
+
+def test_a_picture_is_drawn_again_beside_itself_unless_told_where(tmp_path: Path) -> None:
+    one = job(tmp_path / "x.png")
+    write_picture(picture(), one)
+    [again], _ = plan(Options(from_image=one.path))
+    assert again.path == tmp_path / "x-again.png"
+    [jpg], _ = plan(Options(from_image=one.path, format="jpg"))
+    assert jpg.path == tmp_path / "x-again.jpg"
+    [elsewhere], _ = plan(Options(from_image=one.path, output=tmp_path / "out"))
+    assert elsewhere.path == tmp_path / "out" / "a-cat-0.png"
+
+
+def test_a_picture_carries_paths_that_hold_wherever_it_is_drawn_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "x.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    [one], _ = plan(Options(prompt=("a",), model="model", transformer="x.pth"))
+    assert one.model["model"] == str(tmp_path / "model")
+    assert one.model["transformer"] == str(tmp_path / "x.pth")
+    [hub], _ = plan(Options(prompt=("a",), model="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"))
+    assert hub.model["model"] == "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
+    assert plan(Options(prompt=("a",)))[0][0].model["model"] == "shapes"
+
+
+def test_every_model_option_given_anew_counts_and_the_others_are_carried(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    one = job(tmp_path / "x.png")
+    model = {**one.model, "model": "elsewhere", "cuda_graph": True, "ema": True, "variant": "fp16"}
+    write_picture(picture(), replace(one, model=model))
+    monkeypatch.setattr("pixart.device.check_cuda_graph", lambda *_: None)
+    _, options = plan(Options(from_image=one.path))
+    assert (options.model, options.cuda_graph, options.ema) == ("elsewhere", True, True)
+    assert options.variant == "fp16"
+    [shapes], options = plan(Options(from_image=one.path, model="shapes"))
+    assert options.model == "shapes" == shapes.model["model"]
+    assert shapes.tile is None, "another model needs another memory"
+    _, options = plan(Options(from_image=one.path, device="cpu"))
+    assert not options.cuda_graph, "graphs belong to the device"

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipelines import CHANNELS, SMALL, drawn, levels_apart, link_all_but, open_pipeline
 from published import build_alpha, build_sigma
 from tiny_checkpoints import edit_json
 
 from pixart.checkpoint import CheckpointError, load_transformer, save_transformer
 from pixart.config import KVCompression
-from pixart.pipeline import Pipeline, choose_device
+from pixart.device import choose_device
+from pixart.pipeline import Pipeline
 from pixart.sampler import Cancelled, Progress, initial_noise, seed_generators
-
-SMALL = {"height": 128, "width": 128, "steps": 3}
-CHANNELS = (8, 8, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,6 @@ def sigma_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alpha_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_alpha(tmp_path_factory.mktemp("alpha"), vae_channels=CHANNELS)
-
-
-def open_pipeline(source: Path, **options: Any) -> Pipeline:
-    return Pipeline.from_pretrained(source, device="cpu", cache_dir=None, **options)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +53,6 @@ def alpha_with_table(alpha_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     path = tmp_path_factory.mktemp("official") / "PixArt-XL-2-1024-MS.pth"
     save_transformer(model, path, format="official")
     return open_pipeline(alpha_dir, transformer=path)
-
-
-def drawn(pipe: Pipeline, prompt: str, **options: Any) -> np.ndarray:
-    return np.asarray(pipe.draw(prompt, **SMALL | options).image).astype(int)
-
-
-def levels_apart(a: Any, b: Any) -> int:
-    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
 
 
 def padded_features(encoder: Any, source: Path, text: str, length: int) -> tuple[Any, Any]:
@@ -208,13 +195,17 @@ def test_a_stochastic_scheduler_draws_the_same_picture_twice(sigma: Pipeline) ->
 
 def test_a_picture_says_where_its_time_went(sigma: Pipeline) -> None:
     one = sigma.draw("a cat", seed=3, **SMALL)
-    assert (one.prompt, one.seed, set(one.seconds)) == ("a cat", 3, {"text", "denoise", "decode"})
+    assert (one.prompt, one.seed, set(one.seconds)) == (
+        "a cat",
+        3,
+        {"text", "load", "denoise", "decode"},
+    )
 
 
 def null_as_seen(pipe: Pipeline, prompt: str) -> tuple[Any, Any, Any]:
     """Features and mask of the null caption that guidance uses, and the prompt's own mask."""
-    conditional = pipe._features(prompt)
-    null = pipe._null(conditional)
+    conditional = pipe._captions.features(prompt)
+    null = pipe._captions.null(conditional)
     return null.features, null.mask, conditional.mask
 
 
@@ -275,7 +266,7 @@ def test_text_is_encoded_once_and_the_encoder_let_go_before_drawing(
 
 def test_embeddings_wait_in_host_memory(sigma: Pipeline) -> None:
     sigma.prepare(["a cat"])
-    assert {e.features.device.type for e in sigma._encoded.values()} == {"cpu"}
+    assert {e.features.device.type for e in sigma._captions.held.values()} == {"cpu"}
 
 
 def test_prepare_reports_each_text_once(sigma: Pipeline) -> None:
@@ -348,14 +339,6 @@ def test_an_unknown_null_caption_is_refused(sigma_dir: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(device: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         choose_device(device)
-
-
-def link_all_but(source: Path, destination: Path, *left_out: str) -> Path:
-    destination.mkdir()
-    for entry in source.iterdir():
-        if entry.name not in left_out:
-            (destination / entry.name).symlink_to(entry)
-    return destination
 
 
 def test_a_directory_without_a_transformer_asks_for_one(sigma_dir: Path, tmp_path: Path) -> None:

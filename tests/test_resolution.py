@@ -147,7 +147,7 @@ def test_tables_that_fit_the_multiple_are_the_published_ones():
 @pytest.mark.parametrize(
     ("request_", "height", "width", "is_bucket", "note"),
     [
-        ({}, 1024, 1024, True, "1024x1024"),
+        ({}, 1024, 1024, True, "1024x1024, the model's own size"),
         ({"size": "1024"}, 1024, 1024, False, "1024x1024, exactly as asked"),
         ({"size": 768}, 768, 768, False, "768x768, exactly as asked"),
         ({"size": "1344x768"}, 768, 1344, False, "1344x768, exactly as asked"),
@@ -159,9 +159,15 @@ def test_tables_that_fit_the_multiple_are_the_published_ones():
         ({"aspect": "4:1", "resolution": "256"}, 128, 512, True, "nearest 256-px bucket to 4:1"),
         ({"aspect": "16:9", "resolution": "4K"}, 3072, 5376, True, "nearest 4096-px bucket"),
         ({"aspect": "16:9", "resolution": 2880}, 2112, 3840, True, "nearest 2880-px bucket"),
-        ({"resolution": "2k"}, 2048, 2048, True, "2048x2048 (4 times the pixels of this model's"),
-        ({"resolution": "512"}, 512, 512, True, "512x512 (0.25 times"),
-        ({"resolution": "768"}, 768, 768, True, "768x768"),
+        (
+            {"resolution": "2k"},
+            2048,
+            2048,
+            True,
+            "2048x2048, the square bucket (4 times the pixels of this model's",
+        ),
+        ({"resolution": "512"}, 512, 512, True, "512x512, the square bucket (0.25 times"),
+        ({"resolution": "768"}, 768, 768, True, "768x768, the square bucket"),
     ],
 )
 def test_sizes_that_people_type(request_, height, width, is_bucket, note):

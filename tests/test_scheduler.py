@@ -81,7 +81,7 @@ def test_lcm_walks_timesteps_of_its_distillation():
     assert walk(make_scheduler("lcm", PUBLISHED)) == [999, 759, 499, 259]
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "lcm"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("lcm", "dmd")])
 def test_as_many_steps_as_a_scheduler_can_tell_apart(name):
     noise = initial_noise((1, 2, 2), seed_generators([0]))
     assert sample(damp, noise, make_scheduler(name), 999).isfinite().all()
@@ -99,6 +99,7 @@ def test_as_many_steps_as_a_scheduler_can_tell_apart(name):
         ("sa-solver", 1000, "steps must be fewer for this scheduler, got 1000"),
         ("unipc", 1000, "steps must be fewer for this scheduler, got 1000"),
         ("lcm", 51, "steps must be an integer from 1 to 50, got 51"),
+        ("dmd", 2, "steps must be an integer from 1 to 1, got 2"),
         ("euler", 1, "steps must be at least 2 for this scheduler, got 1"),
     ],
 )
@@ -134,7 +135,7 @@ def test_steps_of_a_distilled_model_are_kept():
 
 
 def test_defaults_follow_the_scheduler():
-    expected = {"lcm": (4, 1.0), "sa-solver": (25, 4.5)}
+    expected = {"lcm": (4, 1.0), "sa-solver": (25, 4.5), "dmd": (1, 1.0)}
     for name in SCHEDULERS:
         scheduler = make_scheduler(name)
         got = default_steps(scheduler), default_guidance(scheduler)
@@ -144,13 +145,29 @@ def test_defaults_follow_the_scheduler():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("dpm", None, "scheduler must be one of dpm-solver.*, lcm, got 'dpm'"),
+        ("dpm", None, "scheduler must be one of dpm-solver.*, dmd, got 'dpm'"),
         (None, {"_class_name": "Nonesuch"}, "own Nonesuch is not supported"),
         (None, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "own FlowMatch.* not supported"),
         (None, {**PUBLISHED, "prediction_type": "flow"}, "prediction_type must be .* got 'flow'"),
         ("sa-solver", {"rescale_betas_zero_snr": True}, "model's rescale_betas_zero_snr=True"),
+        ("dmd", {"prediction_type": "sample"}, "dmd must have linear betas and predict epsilon"),
     ],
 )
 def test_schedulers_that_cannot_be_honoured_are_refused(name, config, message):
     with pytest.raises(ValueError, match=message):
         make_scheduler(name, config)
+
+
+def test_dmd_takes_noise_for_the_state_at_timestep_400_and_ends_in_one_prediction():
+    noise = initial_noise(SHAPE, seed_generators([5]))
+    asked = []
+
+    def denoise(latents, at, captions):
+        asked.append((at.tolist(), captions))
+        return torch.cat([damp(latents, at, captions), latents], dim=1)  # and a variance
+
+    clean = sample(denoise, noise, make_scheduler("dmd", PUBLISHED))
+    level = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[400]
+    expected = (noise - (1 - level).sqrt() * 0.1 * noise) / level.sqrt()
+    assert asked == [([400.0], "conditional")]
+    assert torch.allclose(clean, expected.float(), atol=1e-5)

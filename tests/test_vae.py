@@ -9,11 +9,13 @@ import numpy as np
 import published
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixart import memory
 from pixart import vae as vae_module
+from pixart.checkpoint_names import CheckpointError
 from pixart.memory import free_memory
 from pixart.vae import VAE, Plan, to_images
 
@@ -233,3 +235,62 @@ def test_free_memory_respects_a_containers_limit(
     assert free_memory("cpu") == 350000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory("cpu") > 1 << 20
+
+
+def test_progress_counts_every_tile_up_to_the_last(vae: VAE) -> None:
+    latents = uneven(4, *ODD)
+    for tile, least in ((40, 100), (96, 20), (1000, 1), (False, 1)):
+        seen: list[tuple[int, int]] = []
+        vae.decode(latents, tile=tile, progress=lambda *counts, to=seen: to.append(counts))
+        total = len(seen)
+        assert total >= least and seen == [(k, total) for k in range(1, total + 1)]
+
+
+def test_the_tile_that_memory_chose_can_be_chosen_again(
+    vae: VAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae_module, "free_memory", lambda device: 0)
+    chosen = vae.choose_tile(264, 168)
+    assert chosen == min(vae_module.TILES)
+    tiled = vae.decode(uneven(4, *ODD))
+    monkeypatch.setattr(vae_module, "free_memory", lambda device: sys.maxsize)
+    assert vae.choose_tile(264, 168) is False
+    assert vae.decode(uneven(4, *ODD), tile=chosen).equal(tiled)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_named(
+    pipeline: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = modify_config(pipeline, tmp_path)
+    file = path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["decoder.conv_in.bias"]
+    tensors["decoder.conv_out.bias"] = torch.zeros(5)
+    save_file(tensors | {"extra": torch.zeros(1)}, file, {"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        VAE.from_pretrained(path)
+    assert "(missing decoder.conv_in.bias; mismatched decoder.conv_out.bias; unexpected extra)" in (
+        str(caught.value)
+    )
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_variant_is_taken_when_named_or_alone_and_nothing_is_said(
+    pipeline: Path, tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = modify_config(pipeline, tmp_path)
+    file = path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    if suffix == "bin":
+        torch.save(tensors, path / "vae" / "diffusion_pytorch_model.fp16.bin")
+    else:
+        save_file(tensors, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+    latents = uneven(4, 6, 6)
+    expected = VAE.from_pretrained(pipeline).decode(latents)
+    for variant in (None, "fp16"):
+        assert VAE.from_pretrained(path, variant=variant).decode(latents).equal(expected)
+    with pytest.raises(CheckpointError, match="has no variant 'bf16'; .* its variants: fp16"):
+        VAE.from_pretrained(path, variant="bf16")
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,73 @@
+"""What the command line of `pixart.generate` takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw pictures from text with PixArt-Σ or -α."""
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to draw; several prompts give several pictures."""
+    prompts: Path | None = None
+    """A file of prompts: .txt, one a line, or .jsonl with prompt, negative, seed, size, steps,
+    guidance, name. Pictures that are already there are not drawn again."""
+    from_image: Path | None = None
+    """Draw a picture again from what its file says; other options change single settings."""
+    model: str | None = None
+    """A pipeline directory, a hub id, or the embedded model "shapes", which is the default."""
+    transformer: str | None = None
+    """A transformer to use in the pipeline: official .pth, .safetensors or diffusers directory."""
+    config: Path | None = None
+    """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
+    variant: str | None = None
+    """Of the weights: fp16, for diffusion_pytorch_model.fp16.safetensors and its like."""
+    ema: bool = False
+    """Take the averaged weights of an official .pth."""
+    output: Path | None = None
+    """A file, a directory, or a template with {prompt}, {seed}, {index}, {name}. Default outputs,
+    with --from-image NAME-again beside it."""
+    format: Literal["png", "jpg", "webp"] | None = None
+    """File format; by default that of --output, or png."""
+    num_images: int = 1
+    """Pictures per prompt, with seeds from --seed upwards."""
+    seed: int | None = None
+    """Seed of the first picture. Default 0."""
+    size: str | None = None
+    """Exact size in pixels, WIDTHxHEIGHT or one number for a square."""
+    aspect: str | None = None
+    """Aspect ratio WIDTH:HEIGHT; the nearest bucket of --resolution is taken."""
+    resolution: str | None = None
+    """256, 512, 1k, 2k, 2880, 4k or pixels of the square of the same area."""
+    negative: str | None = None
+    """What not to draw."""
+    steps: int | None = None
+    """Denoising steps. Default 20 (sa-solver 25, lcm 4, dmd 1)."""
+    guidance: float | None = None
+    """Classifier-free guidance scale. Default 4.5 (lcm and dmd 1, none)."""
+    guidance_interval: tuple[float, float] | None = None
+    """Part of the trajectory that is guided, from 0 (noise) to 1 (image). Default 0 1."""
+    scheduler: str | None = None
+    """dpm-solver++, sa-solver, ddim, euler, unipc, lcm or dmd. Default: the pipeline's own."""
+    kv_compress: str | None = None
+    """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
+    null_caption: Literal["own-mask", "prompt-mask"] | None = None
+    """How guidance sees the empty caption: as diffusers does, or as the reference code does."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of transformer and VAE. Default bf16 on CUDA, fp32 on a CPU."""
+    text_encoder_dtype: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] | None = None
+    """Of T5. Default bf16 if it is large, else that of the rest. 8bit and 4bit need CUDA."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    cuda_graph: bool = False
+    """Record a denoising step once per size and replay it: quicker up to 512 px. CUDA only."""
+    cache: bool = True
+    """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
+    json: bool = False
+    """Print the result as JSON: files, seeds, seconds by stage, peak memory."""
+    quiet: bool = False
+    """No progress bars and no remarks."""
