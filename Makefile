@@ -5,7 +5,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROMPT := a small orange cross in the bottom right corner on black
 
-.PHONY: demo test lint package train clean
+# What runs Triton's kernels on CPU tensors, a second time where it ran without them already.
+INTERPRETED := tests/test_kernels_*.py tests/test_golden.py tests/test_patch.py
+OLDEST := .venv/triton-3.6.0
+
+.PHONY: demo test test-oldest-triton lint package train clean
 
 demo: $(READY)
 	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png
@@ -13,6 +17,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED) $(PYTEST_ARGS)
+
+# The kernels again with the oldest Triton that they must work with; its interpreter needs NumPy < 2.4.
+test-oldest-triton: $(OLDEST)
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_resources.py
+	PYTHONPATH=$(OLDEST) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels_*.py
+
+$(OLDEST): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.6.0 "numpy<2.4"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The operators of a PixArt transformer. Needs torch and nothing else; knows no model."""
 
 from pixart_kernels.attention import flash_attention, flash_attention_reference
-from pixart_kernels.compression import compress_kv, compress_kv_reference
+from pixart_kernels.compression import compress_kv, compress_kv_reference, fold_projection
 from pixart_kernels.modulation import (
     gate_add,
     gate_add_modulate,
@@ -16,6 +16,7 @@ __all__ = [
     "compress_kv_reference",
     "flash_attention",
     "flash_attention_reference",
+    "fold_projection",
     "gate_add",
     "gate_add_modulate",
     "gate_add_modulate_reference",

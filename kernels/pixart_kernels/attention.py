@@ -6,9 +6,13 @@ B batch, N image tokens, M key tokens (image tokens after compression, or captio
 D head channels. Softmax and sums are fp32; the output is rounded once.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pixart_kernels.registration import TRITON_DEVICES, register_backward, register_operator
 
 MAX_HEAD_DIM = 128
 
@@ -65,6 +69,77 @@ def _explicit_attention(
     return out if mask is None else out.masked_fill(~mask[..., :1], 0)
 
 
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    out = flash_attention_reference(q, k, v, kv_lengths=kv_lengths, scale=scale)
+    # Autograd differentiates these steps; only the kernels' backward needs the sum of weights.
+    return out.contiguous(), q.new_empty(0, dtype=torch.float32)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    from pixart_kernels.attention_forward import forward
+
+    return forward(q, k, v, kv_lengths, scale)
+
+
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _ = q.shape
+    lse_shape = (batch, heads, queries) if q.device.type in TRITON_DEVICES else (0,)
+    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+
+
+def _launch_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from pixart_kernels.attention_backward import backward
+
+    return backward(grad_out, q, k, v, out, lse, kv_lengths, scale)
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, kv_lengths, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, kv_lengths)
+
+
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+    needed = zip(gradients, ctx.needs_input_grad, strict=False)
+    return *(gradient if needs else None for gradient, needs in needed), None, None
+
+
+_attention = register_operator(
+    "flash_attention", _eager, launch=_launch, fake=_fake, save=_save, backward=_backward
+)
+_attention_backward = register_backward(
+    "flash_attention_backward", _launch_backward, fake=_fake_backward
+)
+
+
 def flash_attention(
     q: Tensor,
     k: Tensor,
@@ -88,7 +163,8 @@ def flash_attention(
         kv_lengths.is_floating_point() or kv_lengths.dtype == torch.bool
     ):
         raise ValueError(f"kv_lengths must be integers, got {kv_lengths.dtype}")
-    return flash_attention_reference(q, k, v, kv_lengths=kv_lengths, scale=scale)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    return _attention(q, k, v, kv_lengths, scale)[0]
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:

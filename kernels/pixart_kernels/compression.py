@@ -8,9 +8,13 @@ dropped (the published code drops them), and under averaging weights a constant 
 and statistics are fp32; the output is rounded once.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pixart_kernels.registration import register_backward, register_operator
 
 MAX_RATIO = 4
 
@@ -53,6 +57,109 @@ def _merge_patches(
     return merged.flatten(2).transpose(1, 2)
 
 
+def _compress(
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    height: int,
+    width: int,
+    ratio: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    affine = (norm_weight, norm_bias)
+    return compress_kv_reference(
+        k, v, weight, bias, *affine, grid=(height, width), ratio=ratio, eps=eps
+    )
+
+
+def _launch(
+    k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    from pixart_kernels.compression_kernels import forward
+
+    norm_weight, norm_bias, height, width, ratio, eps = rest
+    return forward(k, v, weight, bias, norm_weight, norm_bias, (height, width), ratio, eps)
+
+
+def _fake(k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, height, width, ratio, _ = rest
+    merged = -(-height // ratio) * -(-width // ratio)
+    shape = (k.shape[0], merged, k.shape[2])
+    return k.new_empty(shape), v.new_empty(shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, height, width, ratio, eps = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.rest = height, width, ratio, eps
+
+
+def _backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, norm_bias = ctx.saved_tensors
+    dk, dv, rows = _compress_backward(grad_k, grad_v, *inputs, *ctx.rest)
+    weight, taps = inputs[2], ctx.rest[2] ** 2
+    found = [dk, dv, rows[:taps].t().reshape(weight.shape), *rows[taps:], None, None]
+    parameters = zip(found, (*inputs, norm_bias), ctx.needs_input_grad, strict=False)
+    gradients = [
+        grad.to(tensor.dtype) if needs and grad is not None else None
+        for grad, tensor, needs in parameters
+    ]
+    return *gradients, None, None, None, None
+
+
+def _launch_backward(
+    grad_k: Tensor,
+    grad_v: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    height: int,
+    width: int,
+    ratio: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dk, dv and, as one (rows, C) in fp32, the gradients of weight, R·R rows of it, and of bias,
+    norm_weight and norm_bias."""
+    from pixart_kernels.compression_kernels import backward
+
+    weights = (weight, bias, norm_weight)
+    return backward(grad_k, grad_v, k, v, *weights, (height, width), ratio, eps)
+
+
+def _fake_backward(
+    grad_k: Tensor,
+    grad_v: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    height: int,
+    width: int,
+    ratio: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = ratio**2 + (1 if norm_weight is None else 3)
+    return (
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
+        k.new_empty((rows, k.shape[2]), dtype=torch.float32),
+    )
+
+
+_compress_operator = register_operator(
+    "compress_kv", _compress, launch=_launch, fake=_fake, save=_save, backward=_backward
+)
+_compress_backward = register_backward(
+    "compress_kv_backward", _launch_backward, fake=_fake_backward
+)
+
+
 def compress_kv(
     k: Tensor,
     v: Tensor,
@@ -76,6 +183,8 @@ def compress_kv(
         raise ValueError(
             f"k and v must be two (B, H·W, C), got {tuple(k.shape)} and {tuple(v.shape)}"
         )
+    if k.dtype != v.dtype:
+        raise ValueError(f"v must have the dtype of k, {k.dtype}, got {v.dtype}")
     if grid[0] * grid[1] != k.shape[1]:
         raise ValueError(f"grid must have {k.shape[1]} tokens, got {grid[0]}×{grid[1]}")
     if not 1 <= ratio <= MAX_RATIO:
@@ -89,6 +198,28 @@ def compress_kv(
     for name, row in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if row is not None and row.shape != (channels,):
             raise ValueError(f"{name} must have shape ({channels},), got {tuple(row.shape)}")
-    return compress_kv_reference(
-        k, v, weight, bias, norm_weight, norm_bias, grid=grid, ratio=ratio, eps=eps
+    return _compress_operator(
+        k, v, weight, bias, norm_weight, norm_bias, grid[0], grid[1], ratio, eps
     )
+
+
+def fold_projection(
+    weight_kv: Tensor, bias_kv: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The projection to keys and values and the merging of their patches, as one projection.
+
+    weight_kv: (2·C, I), keys before values, and bias_kv: (2·C,), as in a Linear of I features;
+    weight: (C, 1, R, R) and bias: (C,), as in compress_kv. Returns (2·C, R·R·I) and (2·C,) in the
+    dtype of weight_kv, for tokens laid side by side by patch, (B, M, R·R·I) with the R·R tokens in
+    row-major order: a view of a sequence that is ordered by patches. What is left of compress_kv is
+    the LayerNorm: ratio=1 with a weight of ones and a bias of zeros.
+    """
+    channels = weight.shape[0]
+    if weight_kv.dim() != 2 or weight_kv.shape[0] != 2 * channels:
+        raise ValueError(
+            f"weight_kv must have {2 * channels} rows, got shape {tuple(weight_kv.shape)}"
+        )
+    taps = weight.float().flatten(1).repeat(2, 1)  # (2·C, R·R)
+    folded = (taps.unsqueeze(2) * weight_kv.float().unsqueeze(1)).flatten(1)
+    offset = taps.sum(1) * bias_kv.float() + bias.float().repeat(2)
+    return folded.to(weight_kv.dtype), offset.to(bias_kv.dtype)
