@@ -1,0 +1,138 @@
+"""What a number was measured on: the machine's identity, its clocks meanwhile, its peaks."""
+
+import hashlib
+import platform
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import timing
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("kernels", "pixart", "bench")
+LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
+READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
+READINGS["celsius"] = "temperature.gpu"
+
+
+def identity(device: torch.device) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "device": device.type,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "source_sha256": source_hash(),
+    }
+    return values | (_gpu(device) if device.type == "cuda" else {})
+
+
+def version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def source_hash() -> str:
+    """Of the code itself: a copy of the tree may come without its history."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cache_bytes": timing.cache_bytes(device),
+        "driver": ", ".join(_smi("driver_version") or []) or None,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _smi(*fields: str) -> list[str] | None:
+    """What nvidia-smi says of the first GPU, None without it."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return [value.strip() for value in done.stdout.split(",")] if done.returncode == 0 else None
+
+
+class ClockLog:
+    """Clocks, power and temperature in the background, about twice a second."""
+
+    def __init__(self, device: torch.device, interval: float = 0.5) -> None:
+        self.readings: list[tuple[float, list[str]]] = []
+        self.interval = interval
+        if device.type == "cuda" and shutil.which("nvidia-smi") is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while (values := _smi(*READINGS.values())) is not None:
+            self.readings.append((time.time(), values))
+            time.sleep(self.interval)
+
+    def since(self, begin: float) -> dict[str, float] | None:
+        """Medians from `begin` (of time.time()) on, None if nothing was read in that time."""
+        rows = [values for when, values in list(self.readings) if when >= begin]
+        columns = dict(zip(READINGS, zip(*rows, strict=True), strict=True)) if rows else {}
+        medians = {name: _median(column) for name, column in columns.items()}
+        return {name: value for name, value in medians.items() if value is not None} or None
+
+
+def _median(column: tuple[str, ...]) -> float | None:
+    numbers = [float(text) for text in column if text.replace(".", "", 1).isdigit()]
+    return statistics.median(numbers) if numbers else None
+
+
+def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
+    """What this machine can do: bytes per second of a large copy, FLOP/s of a large bf16 product.
+
+    A copy of n bytes moves 2n. Random data: a product of zeros is faster.
+    """
+    size, side = (1 << 22, 128) if tiny else (4 << 30, 8192)
+    source = torch.randint(0, 100, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    calls = {
+        "copy": [lambda: target.copy_(source)],
+        "matmul": [lambda: torch.mm(left, right)],
+    }
+    results = timing.measure(calls, device, seconds=0.5, least_rounds=20)
+    work = {"copy": 2 * size, "matmul": 2 * side**3}
+    found: dict[str, dict[str, Any]] = {}
+    for name, result in results.items():
+        if isinstance(result, Exception):
+            raise result
+        found[name] = {"per_second": work[name] / result.median, **result._asdict()}
+    return found
