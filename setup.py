@@ -17,8 +17,8 @@ DEPENDENCIES = [
     "pyyaml>=6",
 ]
 EXTRAS: dict[str, list[str]] = {
-    # Training, evaluation and interface so far need nothing more than the library itself.
-    "train": [],
+    # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
+    "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9"],
     "eval": [],
     "ui": [],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
@@ -32,6 +32,11 @@ EXTRAS: dict[str, list[str]] = {
         "types-PyYAML",
         "types-tqdm",
         "protobuf",
+        "came-pytorch",
+        "webdataset",
+        "peft",
+        "accelerate",
+        "matplotlib",
     ],
 }
 
@@ -51,7 +56,7 @@ setup(
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
-        "pixart": ["py.typed", "assets/**/*", "training/card.md"],
+        "pixart": ["py.typed", "assets/**/*", "training/card.md", "training/recipes/*.yaml"],
         "pixart_kernels": ["py.typed"],
     },
 )

@@ -88,11 +88,14 @@ def training_loss(
     noise: Tensor,
     *,
     prediction_type: str = "epsilon",
+    min_snr: float | None = None,
 ) -> LossTerms:
     """The loss of each sample at given timesteps (B,) and noise; x0, noise: (B, C, h, w).
 
     denoise(x_t, timesteps) returns (B, C, h, w), or (B, 2C, h, w) with a learned variance; without
     one vb is zero. prediction_type: "epsilon", or "v_prediction" to regress the velocity instead.
+    min_snr: weights the squared error so that errors of x_0 count min(SNR, min_snr) (arXiv
+    2303.09556); None is the published loss. mse is without the weight.
     """
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(
@@ -109,12 +112,23 @@ def training_loss(
     predicted, variance = output[:, :channels], output[:, channels:]
     target = noise if prediction_type == "epsilon" else velocity(x0, noise, timesteps)
     mse = _mean((predicted - target).square())
+    weighted = (
+        mse if min_snr is None else mse * _snr_weight(timesteps, x0, prediction_type, min_snr)
+    )
     if variance.shape[1] == 0:
-        return LossTerms(mse, mse, torch.zeros_like(mse))
+        return LossTerms(weighted, mse, torch.zeros_like(mse))
     schedule = _at(timesteps, x0)
     predicted_x0 = _predict_x0(predicted.detach(), x_t, schedule, prediction_type)
     vb = _variational_bound(x0, x_t, predicted_x0, variance, timesteps, schedule)
-    return LossTerms(mse + vb, mse, vb)
+    return LossTerms(weighted + vb, mse, vb)
+
+
+def _snr_weight(timesteps: Tensor, x0: Tensor, prediction_type: str, limit: float) -> Tensor:
+    schedule = _at(timesteps, x0)
+    ratio = schedule.sqrt_alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod
+    snr = ratio.flatten().square()
+    # An error of the noise is one of x_0 divided by SNR, of the velocity divided by SNR + 1.
+    return snr.clamp(max=limit) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
 def _at(timesteps: Tensor, x: Tensor) -> Schedule:

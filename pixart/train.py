@@ -1,68 +1,156 @@
-"""`python -m pixart.train shapes`: train the embedded model from random weights, on a CPU.
+"""`python -m pixart.train RECIPE`: train the stages of a recipe, one after the other.
 
-The run is taken up where it stopped: every stage keeps its state in `--output`/STAGE, and the data
-of a step depend on its number alone. `torchrun --nproc-per-node 2 -m pixart.train shapes` shares the
-batches among processes.
+A run is taken up where it stopped: what a step learns from depends on its number alone. Under
+`torchrun` the batches are shared among processes. `python -m pixart.train plot RUN...` draws the
+curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure.
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-StageName = Literal["vae-crops", "vae-whole", "base", "double", "export"]
+if TYPE_CHECKING:
+    from pixart.training.stages import Stage
+
+BAD_INPUT, FAILURE = 2, 1
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe. The only one so far is "shapes", the embedded model."""
+    """Train a recipe: a shipped one (alpha, kv-convert, shapes, sigma) or a YAML file. Every
+    field of a stage is an option too, and holds for all stages that are trained."""
 
-    recipe: tyro.conf.Positional[Literal["shapes"]]
-    output: Path = Path("runs/shapes")
-    """Where state, logs and the exported pipeline go."""
-    stage: StageName | None = None
-    """Run this stage alone; what it builds on must be there. Default: all, in order."""
-    resume: Literal["auto", "none"] = "auto"
-    """none refuses to continue in an --output that holds a run already."""
-    save_every: int = 200
-    """Steps between saves."""
+    recipe: tyro.conf.Positional[str]
+    output: Path | None = None
+    """Where stages, logs and checkpoints go. Default runs/RECIPE."""
+    stage: str | None = None
+    """Train this stage alone; what it starts from must be there. Default: all, in order."""
+    resume: str = "auto"
+    """auto: the newest checkpoint. none: refuse an --output that holds a run. Or a checkpoint's
+    folder, for --stage."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints of a stage that are kept."""
     stop_after: int | None = None
     """Stop after this many steps of a stage, saved."""
+    dry_run: bool = False
+    """Print the plan: parameters, tokens a bucket, memory and time a step; train nothing."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Report to these as well; log.jsonl is always written."""
+    device: str | None = None
+    """cpu or cuda. Default CUDA when there is one."""
     threads: int = 0
-    """CPU threads; 0 takes all cores."""
-    scale: float = 1.0
-    """Multiplies every stage's number of steps: 0.001 tries the whole recipe in minutes."""
+    """CPU threads of a process; 0 leaves it to PyTorch."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw loss and validation curves as a PNG."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or of single stages."""
+    output: Path = Path("loss.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = tyro.cli(Options, prog="python -m pixart.train", args=arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    from pixart.training.checkpoints import CheckpointSaveError
+    from pixart.training.trainer import TrainingFailed
+
     try:
-        return _train(options)
+        if arguments[:1] == ["plot"]:
+            return _plot(arguments[1:])
+        return _train(*_parse(arguments))
     except ValueError as error:
-        print(f"pixart.train: {error}", file=sys.stderr)
-        return 2
+        return _complain(error, BAD_INPUT)
+    except (CheckpointSaveError, TrainingFailed, OSError) as error:
+        return _complain(error, FAILURE)
 
 
-def _train(options: Options) -> int:
+def _complain(error: Exception, code: int) -> int:
+    print(f"pixart.train: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _plot(arguments: list[str]) -> int:
+    from pixart.training.plot import plot
+
+    options = tyro.cli(PlotOptions, prog="python -m pixart.train plot", args=arguments)
+    if not options.runs:
+        raise ValueError("RUN must name at least one folder, got none")
+    plot(options.runs, options.output)
+    print(options.output)
+    return 0
+
+
+def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
+    """The options, and the recipe's stages with what the command line says otherwise."""
+    from pixart.training.stages import Stage, load_recipe
+
+    named = [argument for argument in arguments[:1] if not argument.startswith("-")]
+    stages = load_recipe(named[0]) if named else [Stage("STAGE")]
+
+    @dataclass(frozen=True)
+    class Command:
+        options: Annotated[Options, tyro.conf.arg(name="")]
+        stage: Annotated[Stage, tyro.conf.arg(name="")] = field(default=stages[0])
+
+    def parse(stage: Stage) -> Command:
+        default = Command(Options(recipe=named[0] if named else tyro.MISSING), stage)
+        return tyro.cli(Command, default=default, prog="python -m pixart.train", args=arguments)
+
+    options = parse(stages[0]).options
+    names = [stage.name for stage in stages]
+    if options.stage is not None and options.stage not in names:
+        raise ValueError(f"--stage must be one of {', '.join(names)}, got {options.stage!r}")
+    chosen = {options.stage} if options.stage else set(names)
+    return options, [parse(one).stage if one.name in chosen else one for one in stages]
+
+
+def _train(options: Options, stages: "Sequence[Stage]") -> int:
     import torch
 
-    from pixart.training.parallel import connect
-    from pixart.training.recipe import ShapesRun
+    from pixart.pipeline import choose_device
+    from pixart.training.processes import connect, disconnect
+    from pixart.training.run import Run
 
-    connect()
+    device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.resume == "none" and options.output.exists() and any(options.output.iterdir()):
-        raise ValueError(f"--output must be new with --resume none, got {options.output}")
-    run: ShapesRun = ShapesRun(options.output, scale=options.scale)
-    for name in [options.stage] if options.stage else run.stages:
-        if not run.train(name, save_every=options.save_every, stop_after=options.stop_after):
-            print(f"stopped in stage {name}; the same command goes on", file=sys.stderr)
+    connect(device)
+    try:
+        output = options.output or Path("runs") / Path(options.recipe).stem
+        if options.resume == "none" and output.exists() and any(output.iterdir()):
+            raise ValueError(f"--output must be new with --resume none, got {output}")
+        run = Run(
+            output,
+            stages,
+            device,
+            save_every=options.save_every,
+            keep=options.keep,
+            trackers=options.track,
+            quiet=options.quiet,
+            start_from=None if options.resume in ("auto", "none") else Path(options.resume),
+        )
+        names = [options.stage] if options.stage else [stage.name for stage in stages]
+        if options.dry_run:
+            print("\n\n".join(run.plan(name) for name in names))
             return 0
-    return 0
+        for name in names:
+            if not run.train(name, options.stop_after):
+                print(f"stopped in stage {name}; the same command goes on", file=sys.stderr)
+                return 0
+        return 0
+    finally:
+        disconnect()
 
 
 if __name__ == "__main__":

@@ -153,3 +153,22 @@ def test_what_the_loss_cannot_use_is_refused() -> None:
         add_noise(x0, noise, TIMESTEPS.float())
     with pytest.raises(ValueError, match=r"timesteps must be 4 integers, got \(3,\)"):
         add_noise(x0, noise, TIMESTEPS[:3])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_errors_of_x0_by_the_clamped_ratio(kind: str) -> None:
+    timesteps = torch.tensor([0, 50, 300, 700, 999])
+    x0, noise = torch.randn(2, 5, 4, 4, 4).unbind(0)
+    alphas = alphas_cumprod()[timesteps]
+    snr = alphas / (1 - alphas)
+    error = 0.1
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        target = noise if kind == "epsilon" else velocity(x0, noise, t)
+        return target + error
+
+    terms = training_loss(denoise, x0, timesteps, noise, prediction_type=kind, min_snr=5.0)
+    # How far off the x_0 is that such an error implies.
+    off = error / snr.sqrt() if kind == "epsilon" else error * (1 - alphas).sqrt()
+    assert torch.allclose(terms.loss.double(), off.square() * snr.clamp(max=5.0), rtol=1e-3)
+    assert torch.allclose(terms.mse, torch.full((5,), error**2), rtol=1e-3)

@@ -12,7 +12,11 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers"}
 DOORS = {
-    "transformers": {"pixart/text.py", "pixart/training/shapes.py"},
+    "transformers": {
+        "pixart/text.py",
+        "pixart/training/captioning.py",
+        "pixart/training/shapes.py",
+    },
     "diffusers": {
         "pixart/vae.py",
         "pixart/vae_tiling.py",

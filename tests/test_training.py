@@ -1,148 +1,44 @@
 import json
-import math
 import os
 import random
-import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pixart.pipeline import Pipeline
 from pixart.shapes.caption import WORDS, describe, parse
 from pixart.shapes.scene import draw, sample_scene
 from pixart.train import main as train
-from pixart.training import evaluation, loop
+from pixart.training import evaluation
 from pixart.training.autoencoder import anchor_latents
+from pixart.training.checkpoints import latest_checkpoint
+from pixart.training.denoising import stack
 from pixart.training.evaluation import Accuracy, Task, captions, table
-from pixart.training.loop import Losses, Optimisation, Stage, build_optimizers, run
-from pixart.training.recipe import STAGES
-from pixart.training.shapes import pad_ids, sample_batch, train_tokenizer
-from pixart.training.state import load_state, save_state
+from pixart.training.shapes import draw_sample, train_tokenizer
+from pixart.training.stages import load_recipe
 
 ROOT = Path(__file__).parent.parent
-QUICK = Optimisation(steps=6, learning_rate=0.1, warmup_steps=2)
+TINY = [
+    "--steps",
+    "2",
+    "--batch.images",
+    "4",
+    "--validation.every",
+    "2",
+    "--validation.images",
+    "2",
+    "--quiet",
+]
 
 
 class CharacterTokenizer:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text] + [1]
-
-
-def _stage(directory: Path, settings: Optimisation = QUICK, poison: int | None = None) -> Stage:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-
-    def loss(step: int) -> Losses:
-        value = model(torch.randn(8, 3)).square().mean()
-        return {"loss": value * (math.nan if step == poison else 1)}
-
-    return Stage("toy", model, loss, settings, directory)
-
-
-def _weights(stage: Stage) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in (*stage.parameters, *stage.ema)]
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_training_equals_uninterrupted_bit_for_bit(
-    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "MUON_MIN_SIDE", 3)
-    settings = replace(QUICK, optimizer=optimizer)
-    whole = _stage(tmp_path / "whole", settings)
-    assert run(whole)
-    assert not run(_stage(tmp_path / "parts", settings), stop_after=3)
-    resumed = _stage(tmp_path / "parts", settings)
-    assert run(resumed) and resumed.step == 6
-    for a, b in zip(_weights(whole), _weights(resumed), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_muon_takes_the_large_matrices_and_adamw_the_rest() -> None:
-    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8), nn.LayerNorm(8))
-    adamw, muon = build_optimizers(model, replace(QUICK, optimizer="muon"))
-    assert [p is model[0].weight for p in muon.param_groups[0]["params"]] == [True]
-    assert len(adamw.param_groups[0]["params"]) == 5
-    with pytest.raises(ValueError, match="must be .* got 'lion'"):
-        build_optimizers(model, replace(QUICK, optimizer="lion"))
-
-
-def test_training_moves_weights_and_lowers_the_loss(tmp_path: Path) -> None:
-    stage = _stage(tmp_path, Optimisation(steps=40, learning_rate=0.05, warmup_steps=1))
-    first = stage.advance()["loss"]
-    run(stage)
-    assert stage.advance()["loss"] < first / 2
-
-
-def test_a_step_that_explodes_is_skipped_and_said(tmp_path: Path) -> None:
-    stage = _stage(tmp_path, poison=0)
-    before = _weights(stage)
-    assert stage.advance()["skipped"] == 1.0
-    assert all(torch.equal(a, b) for a, b in zip(before, _weights(stage), strict=True))
-    assert stage.advance()["skipped"] == 0.0
-
-
-def test_a_gradient_far_above_the_usual_is_skipped_after_the_warm_up(tmp_path: Path) -> None:
-    stage = _stage(tmp_path)
-    stage.step, stage.mean_norm = 3, 1e-9
-    assert stage.advance()["skipped"] == 1.0
-
-
-def test_the_rate_warms_up_stays_and_decays() -> None:
-    settings = Optimisation(steps=100, learning_rate=1.0, warmup_steps=10, final_ratio=0.1)
-    rates = [settings.rate(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9:70] == pytest.approx([1.0] * 61)
-    assert rates[-1] == pytest.approx(0.13)
-    assert all(a >= b for a, b in zip(rates[70:], rates[71:], strict=False))
-
-
-def test_a_save_that_fails_leaves_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "state.pt"
-    save_state({"step": 1}, path)
-
-    def fail(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        save_state({"step": 2}, path)
-    assert load_state(path) == {"step": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
-
-
-def test_there_is_no_state_before_the_first_save(tmp_path: Path) -> None:
-    assert load_state(tmp_path / "state.pt") is None
-
-
-def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
-    stage = _stage(tmp_path)
-    draw_batch = stage.loss
-
-    def loss(step: int) -> Losses:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return draw_batch(step)
-
-    stage.loss = loss
-    assert not run(stage)
-    saved = load_state(tmp_path / "state.pt")
-    assert saved is not None and saved["step"] == 3
-
-
-def test_the_log_has_a_line_every_so_many_steps(tmp_path: Path) -> None:
-    run(_stage(tmp_path), log_every=2)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert {"loss", "norm", "skipped", "steps_per_s"} <= set(lines[0])
 
 
 def test_anchored_latents_are_block_means_and_the_place_of_brightness() -> None:
@@ -169,17 +65,13 @@ def test_every_word_of_the_grammar_is_one_piece(tmp_path: Path) -> None:
     assert [processor.pad_id(), processor.eos_id(), processor.unk_id()] == [0, 1, 2]
 
 
-def test_some_captions_are_left_empty_for_guidance() -> None:
-    batch = sample_batch(random.Random(0), CharacterTokenizer(), 64, 200)
-    empty = (batch.mask.sum(1) == 1).float().mean()
-    assert 0.04 < empty < 0.18
-    assert batch.latents.shape == (200, 4, 8, 8)
-
-
-def test_ids_are_padded_with_zero_and_masked() -> None:
-    ids, mask = pad_ids([[5, 1], [7, 8, 1]])
-    assert ids.tolist() == [[5, 1, 0], [7, 8, 1]]
-    assert mask.tolist() == [[True, True, False], [True, True, True]]
+def test_a_tenth_of_the_captions_are_left_empty_for_guidance() -> None:
+    rng = random.Random(0)
+    samples = [draw_sample(rng, CharacterTokenizer(), 64, 0.1) for _ in range(200)]
+    assert 8 < sum(sample.mask.sum() == 1 for sample in samples) < 36
+    batch = stack(samples)
+    assert batch.latents.shape == (200, 4, 8, 8) and batch.features.shape[:2] == batch.mask.shape
+    assert not batch.features[~batch.mask].any()
 
 
 def _fake_drawing(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
@@ -217,71 +109,105 @@ def test_the_table_has_a_row_a_task() -> None:
     assert table([result]).splitlines()[-1] == "| 4 × one, 64 px | **75.0 %** | 75.0 |"
 
 
-def test_the_whole_recipe_trains_and_exports_a_pipeline_that_draws(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "run"
-    assert train(["shapes", "--output", str(output), "--scale", "0.0005", "--threads", "1"]) == 0
-    for stage in STAGES:
-        saved = load_state(output / stage / "state.pt")
-        assert saved is not None and saved["step"] >= 1
-    pipe = Pipeline.from_pretrained(output / "pipeline", device="cpu", cache_dir=None)
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of every stage of the embedded model's recipe."""
+    output = tmp_path_factory.mktemp("shapes") / "run"
+    assert train(["shapes", "--output", str(output), *TINY]) == 0
+    return output
+
+
+def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Path) -> None:
+    for stage in load_recipe("shapes"):
+        checkpoint = latest_checkpoint(tiny_run / stage.name)
+        assert checkpoint is not None and checkpoint.name == "step-00000002"
+        log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
+        assert any("validation/loss" in line for line in log)
+    pipeline = tiny_run / "double" / "step-00000002" / "pipeline"
+    pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
     (image,) = pipe("a red circle", height=64, width=64, steps=2)
     assert image.size == (64, 64)
     from diffusers import AutoencoderKL
     from transformers import T5EncoderModel
 
-    AutoencoderKL.from_pretrained(output / "pipeline" / "vae")
-    T5EncoderModel.from_pretrained(output / "pipeline" / "text_encoder")
+    AutoencoderKL.from_pretrained(pipeline / "vae")
+    T5EncoderModel.from_pretrained(pipeline / "text_encoder")
 
 
-def test_a_stage_without_what_it_builds_on_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train(["shapes", "--output", str(tmp_path / "new"), "--stage", "vae-whole"]) == 2
-    assert "stage vae-crops must be trained first" in capsys.readouterr().err
+def test_a_finished_run_is_not_trained_again(tiny_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    assert train(["shapes", "--output", str(tiny_run), *TINY]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_a_run_is_not_continued_against_the_users_will(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "base").mkdir()
-    assert train(["shapes", "--output", str(tmp_path), "--resume", "none"]) == 2
-    assert "--output must be new" in capsys.readouterr().err
-
-
-PARALLEL = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-from pixart.training.loop import Optimisation, Stage, run
-from pixart.training.parallel import connect, draw_number, rank, share_of
-connect()
-torch.manual_seed(0)
-model = nn.Linear(3, 1)
-data = torch.randn(6, 8, 3, generator=torch.Generator().manual_seed(1))
-def loss(step):
-    share = share_of(8)
-    return {"loss": model(data[step, rank() * share : (rank() + 1) * share]).square().mean()}
-run(Stage("toy", model, loss, Optimisation(steps=6, learning_rate=0.1), Path(sys.argv[1])))
-"""
-
-
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    script = tmp_path / "toy.py"
-    script.write_text(PARALLEL)
+def test_two_processes_train_like_one(tiny_run: Path, tmp_path: Path) -> None:
+    """The published way to run on more than one process, also cut with FSDP2."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for count in ("1", "2"):
-        command = [*torchrun, count, str(script), str(tmp_path / count)]
-        subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
-    one, two = (load_state(tmp_path / count / "state.pt") for count in ("1", "2"))
-    assert one is not None and two is not None and two["step"] == 6
-    for name, weight in one["model"].items():
-        assert torch.allclose(weight, two["model"][name], atol=1e-6)
+    losses = []
+    for count, how in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
+        output = tmp_path / f"{how}{count}"
+        output.mkdir()
+        for name in ("vae-whole", "tokenizer"):
+            (output / name).symlink_to(tiny_run / name)
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(count), "-m", "pixart.train", "shapes"),
+            *("--stage", "base", "--output", str(output), "--device", "cpu", "--parallel", how),
+            *("--steps", "4", "--batch.images", "4", "--precision", "fp32", "--quiet"),
+            *("--optimizer.name", "came", "--optimizer.betas", "None"),
+            *("--validation.every", "1"),
+        ]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = map(json.loads, (output / "base" / "log.jsonl").read_text().splitlines())
+        losses.append([x["validation/loss"] for x in lines if "validation/loss" in x])
+    assert len(losses[0]) == 4
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_the_batch_of_a_step_does_not_depend_on_the_process_that_draws_it() -> None:
-    assert loop._step_seed(0, "base", 5) == loop._step_seed(0, "base", 5)
-    assert loop._step_seed(0, "base", 5) != loop._step_seed(0, "base", 6)
+def refused(arguments: list[str], capsys: Any) -> str:
+    assert train(arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("pixart.train: ") and "\n" not in line
+    return line
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    output = ["--output", str(tmp_path / "new"), "--device", "cpu"]
+    assert "stage vae-crops must be trained first" in refused(
+        ["shapes", *output, "--stage", "vae-whole"], capsys
+    )
+    assert "--stage must be one of vae-crops" in refused(
+        ["shapes", *output, "--stage", "x"], capsys
+    )
+    assert "recipe must be one of alpha, kv-convert, shapes, sigma" in refused(
+        ["absent", *output], capsys
+    )
+    assert "multiple of processes" in refused(
+        ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys
+    )
+    (tmp_path / "base").mkdir()
+    assert "--output must be new" in refused(
+        ["shapes", "--output", str(tmp_path), "--resume", "none"], capsys
+    )
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        train(["shapes", "--optimizer.learningrate", "1"])
+
+
+def test_the_plan_names_what_every_stage_will_cost(capsys: Any) -> None:
+    assert train(["sigma", "--dry-run", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "4096px-kv: 611.0 M parameters, 2000 steps" in said
+    assert "4096×4096    65536" in said and "1024px: 610.9 M" in said
+
+
+def test_curves_are_drawn_from_logs(tiny_run: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "loss.png"
+    assert train(["plot", str(tiny_run), "--output", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "must hold log.jsonl" in refused(["plot", str(tmp_path / "absent")], capsys)

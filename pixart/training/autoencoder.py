@@ -9,17 +9,20 @@ whole pictures last.
 """
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
-from pixart.training.loop import Losses, Optimisation, Stage
-from pixart.training.parallel import draw_number, share_of
+from pixart.training.buckets import share
+from pixart.training.denoising import whole_state
+from pixart.training.processes import rank, world_size
+from pixart.training.stages import Stage
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DOWNSAMPLE = 8
@@ -57,18 +60,30 @@ def build_vae() -> Any:
     return vae
 
 
-def draw_batch(rng: random.Random, size: int, batch: int, crop: int | None = None) -> Tensor:
-    """(batch, 3, crop or size, crop or size) pictures in [-1, 1] with slightly varied colours."""
-    pictures = []
-    for _ in range(batch):
-        scene = sample_scene(rng, rng.choice(("one", "pair", "pair", "group")))
-        picture = draw(scene, size, _varied_palette(rng))
-        if crop is not None:
-            thing = rng.choice(scene.things)
-            left, top = (_crop_start(rng, c, size, crop) for c in (thing.x, thing.y))
-            picture = picture[top : top + crop, left : left + crop]
-        pictures.append(picture)
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def load_vae(folder: Path) -> Any:
+    """What AutoencoderTask exported."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pictures: (B, 3, H, W) in [-1, 1]; noise: (B, 4, H/8, W/8), for the latents."""
+
+    pictures: Tensor
+    noise: Tensor
+
+
+def draw_picture(rng: random.Random, size: int, crop: int | None = None) -> Tensor:
+    """(1, 3, crop or size, crop or size) in [-1, 1], in slightly varied colours."""
+    scene = sample_scene(rng, rng.choice(("one", "pair", "pair", "group")))
+    picture = draw(scene, size, _varied_palette(rng))
+    if crop is not None:
+        thing = rng.choice(scene.things)
+        left, top = (_crop_start(rng, c, size, crop) for c in (thing.x, thing.y))
+        picture = picture[top : top + crop, left : left + crop]
+    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _varied_palette(rng: random.Random) -> dict[str, tuple[int, int, int]]:
@@ -84,17 +99,15 @@ def _crop_start(rng: random.Random, centre: float, size: int, crop: int) -> int:
     return min(size - crop, max(0, round(start)))
 
 
-def reconstruction_loss(vae: Any, pictures: Tensor) -> Losses:
+def reconstruction_losses(vae: Any, pictures: Tensor, noise: Tensor) -> dict[str, Tensor]:
     """Encoder and decoder side by side: the one to the anchored latents, the other from them.
 
     L1 on pixels and on their differences (edges are all there is to see in flat scenes), beside a
-    squared error that carries the colours through the first steps.
+    squared error that carries the colours through the first steps. The first argument is called
+    once, through its forward, so that it may be a module that exchanges gradients.
     """
     anchors = anchor_latents(pictures)
-    noisy = anchors + LATENT_NOISE * torch.randn_like(anchors)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
-        latents = vae.encode(pictures).latent_dist.mode()
-        decoded = vae.decode(noisy).sample
+    latents, decoded = vae(pictures, anchors + LATENT_NOISE * noise)
     decoded, latents = decoded.float(), latents.float()
     encoding = F.mse_loss(latents, anchors)
     edge = sum(F.l1_loss(decoded.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
@@ -103,20 +116,66 @@ def reconstruction_loss(vae: Any, pictures: Tensor) -> Losses:
     return {"loss": loss, "encoding": encoding, "psnr": -10 * torch.log10(mse / 4)}
 
 
-def vae_stage(
-    vae: Any,
-    settings: Optimisation,
-    directory: Path,
-    *,
-    size: int,
-    batch: int,
-    crop: int | None,
-) -> Stage:
-    """A stage that trains `vae` on pictures of `size` pixels, or on `crop`-pixel parts of them."""
-    share = share_of(batch)
+class Halves(nn.Module):
+    """Both halves of an AutoencoderKL in one call: latents of pictures, pictures of latents."""
 
-    def loss(step: int) -> Losses:
-        rng = random.Random(f"{settings.seed}/{directory.name}/{draw_number(step)}")
-        return reconstruction_loss(vae, draw_batch(rng, size, share, crop))
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
 
-    return Stage(directory.name, vae, loss, settings, directory)
+    def forward(self, pictures: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(pictures).latent_dist.mode(), self.vae.decode(latents).sample
+
+
+class AutoencoderTask:
+    """A Task of pixart.training.trainer: the VAE on drawn scenes of stage.resolution pixels, or on
+    parts of stage.data.crop pixels of them."""
+
+    def __init__(self, vae: Any, stage: Stage) -> None:
+        self.model: nn.Module = Halves(vae)
+        self.stage = stage
+
+    def load(self, step: int, parts: int) -> list[Pictures]:
+        places = share(range(self.stage.batch.of(1, world_size())), rank(), world_size())
+        seed = f"{self.stage.seed}/{self.stage.name}/{step}"
+        pictures = [self._draw(random.Random(f"{seed}/{place}")) for place in places]
+        return [_stack(share(pictures, part, parts)) for part in range(parts)]
+
+    def _draw(self, rng: random.Random) -> Pictures:
+        stage = self.stage
+        picture = draw_picture(rng, stage.resolution, stage.data.crop)
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        latents = (1, 4, *(side // DOWNSAMPLE for side in picture.shape[2:]))
+        return Pictures(picture, torch.randn(latents, generator=generator))
+
+    def losses(self, model: nn.Module, part: Pictures) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        pictures, noise = part.pictures.to(device), part.noise.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            return reconstruction_losses(model, pictures, noise)
+
+    def images(self, part: Pictures) -> int:
+        return len(part.pictures)
+
+    def tokens(self, part: Pictures) -> int:
+        return part.noise[:, 0].numel()
+
+    def export(self, folder: Path) -> None:
+        """FOLDER/vae in diffusers' layout, fp32."""
+        state = whole_state(self.model)
+        if rank() == 0:
+            halves = Halves(build_vae())
+            halves.load_state_dict(state)
+            halves.vae.save_pretrained(folder / "vae")
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """The losses on pictures that are the same every time."""
+        places = range(self.stage.validation.images)
+        part = _stack([self._draw(random.Random(f"validation/{place}")) for place in places])
+        return {name: float(value) for name, value in self.losses(self.model, part).items()}
+
+
+def _stack(parts: Sequence[Pictures]) -> Pictures:
+    return Pictures(
+        torch.cat([part.pictures for part in parts]), torch.cat([part.noise for part in parts])
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from pixart.training.evaluation import read_report, table
-from pixart.training.recipe import STAGES
+from pixart.training.stages import load_recipe
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -18,14 +18,15 @@ def stages_table(run: Path, logs: Path) -> str:
     """The stages with what their logs end with, as Markdown; copies the logs to `logs`."""
     logs.mkdir(exist_ok=True)
     lines = ["| stage | steps | last loss | learning rate at its height |", "|---|---|---|---|"]
-    for name, settings in STAGES.items():
-        log = run / name / "log.jsonl"
+    for stage in load_recipe("shapes"):
+        log = run / stage.name / "log.jsonl"
         if not log.exists():
             continue
-        shutil.copy(log, logs / f"{name}.jsonl")
+        shutil.copy(log, logs / f"{stage.name}.jsonl")
         last = json.loads(log.read_text().splitlines()[-1])
         lines.append(
-            f"| {name} | {last['step']} | {last['loss']:.4f} | {settings.learning_rate:g} |"
+            f"| {stage.name} | {last['step']} | {last['loss']:.4f} "
+            f"| {stage.optimizer.learning_rate:g} |"
         )
     return "\n".join(lines)
 

@@ -5,45 +5,26 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixart.config import KVCompression, PixArtConfig
-from pixart.diffusion import NUM_TIMESTEPS, training_loss
+from pixart.diffusion import training_loss
 from pixart.model import PixArt
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
 from pixart.training.autoencoder import anchor_latents
-from pixart.training.loop import Losses, Optimisation, Stage
-from pixart.training.parallel import draw_number, share_of
+from pixart.training.buckets import share
+from pixart.training.denoising import Sample, draw_timestep, stack, whole_state
+from pixart.training.export import export_pipeline
+from pixart.training.processes import rank, world_size
+from pixart.training.stages import Stage
+from pixart.training.starts import transformer_config
 
-TEXT_WIDTH = 128
-MAX_TOKENS = 40
 VOCABULARY = 320
 KIND_WEIGHTS = {"one": 0.35, "pair": 0.5, "group": 0.15}
-CAPTION_DROPOUT = 0.1
-
-
-def shapes_config(size: int) -> PixArtConfig:
-    """A 5 M parameter PixArt-Σ of head dimension 72, compressed in its deeper half, for pictures
-    of `size` pixels. The position scale follows the published size / 512."""
-    return PixArtConfig(
-        input_size=size // 8,
-        hidden_size=216,
-        depth=6,
-        num_heads=3,
-        caption_channels=TEXT_WIDTH,
-        model_max_length=MAX_TOKENS,
-        pe_interpolation=size / 512,
-        pred_sigma=False,
-        class_dropout_prob=0.0,  # captions are dropped before the text encoder, which trains too
-        kv_compression=KVCompression(layers=(3, 4, 5), ratio=2),
-    )
 
 
 def train_tokenizer(path: Path, captions: int = 20_000) -> None:
@@ -51,7 +32,7 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
     import sentencepiece
 
     rng = random.Random(0)
-    sentences = (_sample(rng)[1] for _ in range(captions))
+    sentences = (draw_scene(rng)[1] for _ in range(captions))
     path.parent.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=sentences,
@@ -71,18 +52,18 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
     path.with_suffix(".model").rename(path)
 
 
-def build_text_encoder(vocabulary: int) -> Any:
+def build_text_encoder(width: int) -> Any:
     """A two-layer T5 encoder in the v1.1 form (gated GELU), from random weights."""
     from transformers import T5Config, T5EncoderModel
 
     options: dict[str, Any] = {"tie_word_embeddings": False}
     config = T5Config(
-        vocab_size=vocabulary,
-        d_model=TEXT_WIDTH,
+        vocab_size=VOCABULARY,
+        d_model=width,
         d_kv=32,
-        d_ff=256,
+        d_ff=2 * width,
         num_layers=2,
-        num_heads=4,
+        num_heads=width // 32,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         **options,
@@ -90,86 +71,135 @@ def build_text_encoder(vocabulary: int) -> Any:
     return T5EncoderModel(config)
 
 
-def build_transformer(size: int) -> PixArt:
-    """The transformer at random weights. With no class-conditional model to start from, the
-    cross-attention must not start at zero: it would learn to ignore the text."""
-    model = PixArt(shapes_config(size))
+def build_pair(stage: Stage) -> "Pair":
+    """Transformer and text encoder at random weights. With no class-conditional model to start
+    from, the cross-attention must not start at zero: it would learn to ignore the text."""
+    model = PixArt(transformer_config(stage))
     for name, weight in model.named_parameters():
         if name.endswith("cross_attn.proj.weight"):
             nn.init.xavier_uniform_(weight)
-    return model
+    return Pair(model, build_text_encoder(stage.size.caption_channels))
 
 
-@dataclass(frozen=True)
-class Batch:
-    latents: Tensor  # (B, 4, size/8, size/8)
-    ids: Tensor  # (B, L) int64, padded with 0
-    mask: Tensor  # (B, L) bool
-
-
-def _sample(rng: random.Random) -> tuple[Scene, str]:
+def draw_scene(rng: random.Random) -> tuple[Scene, str]:
+    """A scene of one, two or three things, and a caption of it."""
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     scene = sample_scene(rng, kind)
     return scene, describe(scene, rng)
 
 
-def sample_batch(rng: random.Random, tokenizer: Any, size: int, batch: int) -> Batch:
-    """Draw scenes and captions; every tenth caption or so is empty, for guidance."""
-    scenes, texts = zip(*(_sample(rng) for _ in range(batch)), strict=True)
-    texts = tuple("" if rng.random() < CAPTION_DROPOUT else text for text in texts)
-    pictures = torch.stack([torch.tensor(draw(scene, size, supersample=3)) for scene in scenes])
-    latents = anchor_latents(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
-    ids, mask = pad_ids([tokenizer.encode(text) for text in texts])
-    return Batch(latents, ids, mask)
+def draw_sample(rng: random.Random, tokenizer: Any, size: int, dropout: float) -> Sample:
+    """A scene of `size` pixels as latents, its caption as token ids in place of features.
 
-
-def pad_ids(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) padded with T5's 0, and the mask of those that are not padding."""
-    length = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-    return ids, mask
-
-
-def denoising_loss(model: PixArt, text_encoder: nn.Module, batch: Batch) -> Losses:
-    """The squared error of the velocity at random timesteps, in bf16 with fp32 weights.
-
-    Timesteps are logit-normal around 400 (Stable Diffusion 3, section 3.1): what shape a thing has
-    is decided there, and at the noisy end, where half of the uniform ones lie, only where it is.
+    dropout: the share of captions that are left empty, for guidance. Timesteps are logit-normal:
+    what shape a thing has is decided around 400, and at the noisy end, where half of the uniform
+    ones lie, only where it is.
     """
-    noise = torch.randn_like(batch.latents)
-    timesteps = (NUM_TIMESTEPS * torch.sigmoid(torch.randn(len(noise)) - 0.4)).long()
-    timesteps = timesteps.clamp(max=NUM_TIMESTEPS - 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        features = text_encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        terms = training_loss(
-            lambda x_t, t: model(x_t, t, features, batch.mask),
-            batch.latents,
-            timesteps,
-            noise,
-            prediction_type="v_prediction",
-        )
-    return {"loss": terms.loss.mean()}
+    scene, text = draw_scene(rng)
+    picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
+    latents = anchor_latents(picture[None].float() / 127.5 - 1)
+    ids = tokenizer.encode("" if rng.random() < dropout else text)
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    return Sample(
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=generator),
+        timesteps=draw_timestep("logit-normal", generator),
+        features=torch.tensor(ids)[None, :, None],
+        mask=torch.ones(1, len(ids), dtype=torch.bool),
+        size=torch.tensor([[size, size]]),
+        aspect_ratio=torch.ones(1, 1),
+        weight=torch.ones(1),
+    )
 
 
-def shapes_stage(
-    model: PixArt,
-    text_encoder: nn.Module,
-    tokenizer: Any,
-    settings: Optimisation,
-    directory: Path,
-    *,
-    sizes: Sequence[int],
-    pixels: int,
-) -> Stage:
-    """A stage that trains the transformer, and the text encoder with it, at each of the sizes in
-    turn, on batches of that many pixels."""
+class Pair(nn.Module):
+    """The transformer and the text encoder that is trained with it."""
 
-    def loss(step: int) -> Losses:
-        rng = random.Random(f"{settings.seed}/{directory.name}/{draw_number(step)}")
+    def __init__(self, transformer: PixArt, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.transformer(x_t, timesteps, features, mask)
+
+
+class ShapesTask:
+    """A Task of pixart.training.trainer: transformer and text encoder on drawn scenes.
+
+    Batches have as many pixels as stage.batch.images squares of stage.resolution; where
+    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline.
+    """
+
+    def __init__(self, model: Pair, stage: Stage, spiece: Path, vae: nn.Module) -> None:
+        from pixart.text import load_tokenizer
+
+        self.model: nn.Module = model
+        self.pair, self.stage, self.spiece, self.vae = model, stage, spiece, vae
+        self.tokenizer: Any = load_tokenizer(spiece.parent)
+
+    def load(self, step: int, parts: int) -> list[Sample]:
+        sizes = self.stage.data.sizes or (self.stage.resolution,)
         size = sizes[step % len(sizes)]
-        batch = sample_batch(rng, tokenizer, size, share_of(pixels // size**2))
-        return denoising_loss(model, text_encoder, batch)
+        tokens, base = size**2, self.stage.resolution**2
+        images = self.stage.batch.of(1, world_size()) * base // tokens
+        places = share(range(max(images, world_size() * parts)), rank(), world_size())
+        seed = f"{self.stage.seed}/{self.stage.name}/{step}"
+        dropout = self.stage.data.caption_dropout
+        samples = [
+            draw_sample(random.Random(f"{seed}/{place}"), self.tokenizer, size, dropout)
+            for place in places
+        ]
+        return [stack(share(samples, part, parts)) for part in range(parts)]
 
-    both = nn.ModuleDict({"transformer": model, "text_encoder": text_encoder})
-    return Stage(directory.name, both, loss, settings, directory)
+    def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
+        """The squared error of the velocity, computed in bf16 with fp32 weights."""
+        device = next(model.parameters()).device
+        part = part.to(device)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"
+            ):
+                return model(x_t, t, part.features[..., 0].long(), part.mask)
+
+        terms = training_loss(
+            denoise,
+            part.latents,
+            part.timesteps,
+            part.noise,
+            prediction_type=self.stage.prediction,
+        )
+        return {"loss": terms.loss.mean()}
+
+    def images(self, part: Sample) -> int:
+        return len(part)
+
+    def tokens(self, part: Sample) -> int:
+        return len(part) * part.latents.shape[2] * part.latents.shape[3] // 4
+
+    def export(self, folder: Path) -> None:
+        """FOLDER/pipeline, which generate opens, with weights in fp16."""
+        state = whole_state(self.model)
+        if rank() != 0:
+            return
+        pair = build_pair(self.stage)
+        pair.load_state_dict(state)
+        export_pipeline(
+            folder / "pipeline",
+            transformer=pair.transformer,
+            text_encoder=pair.text_encoder,
+            vae=self.vae,
+            spiece=self.spiece,
+            prediction_type=self.stage.prediction,
+        )
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """The loss on scenes that are the same every time."""
+        samples = [
+            draw_sample(
+                random.Random(f"validation/{k}"), self.tokenizer, self.stage.resolution, 0.0
+            )
+            for k in range(self.stage.validation.images)
+        ]
+        return {"loss": float(self.losses(self.model, stack(samples))["loss"])}

@@ -1,0 +1,114 @@
+"""The optimizers of a stage by name, and the learning rate of each step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pixart.training.came import CAME
+
+MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
+_BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How weights follow gradients. The defaults are those of PixArt-Σ's published recipes."""
+
+    name: Literal["came", "adamw", "muon", "adamw-8bit"] = "came"
+    """muon: orthogonal steps of large matrices, AdamW for the rest. adamw-8bit needs torchao."""
+    learning_rate: float = 2e-5
+    betas: tuple[float, ...] | None = None
+    """None: (0.9, 0.999, 0.9999) for came, else (0.9, 0.999)."""
+    weight_decay: float = 0.0
+    clip_norm: float = 0.01
+    """Gradients longer than this are shortened to it."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 1000
+    decay_fraction: float = 1.0
+    """Share of the steps, at the end, in which linear and cosine decay."""
+    final_ratio: float = 0.02
+    """What is left of the learning rate at the last step."""
+    rate_rule: Literal["none", "sqrt", "linear"] = "none"
+    """How the rate grows with the batch, from 256 images: the published trainer takes sqrt."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(
+                f"optimizer.decay_fraction must be in (0, 1], got {self.decay_fraction}"
+            )
+        if self.betas is not None and len(self.betas) != len(self._published_betas):
+            raise ValueError(
+                f"optimizer.betas must be {len(self._published_betas)} numbers for {self.name}, "
+                f"got {self.betas}"
+            )
+
+    @property
+    def _published_betas(self) -> tuple[float, ...]:
+        return _BETAS["came" if self.name == "came" else "adamw"]
+
+    def rate(self, step: int, steps: int, batch: int) -> float:
+        """The learning rate of a step (counted from 0) of a run of `steps`, for so many images."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        left = min(1.0, (steps - step) / max(1.0, steps * self.decay_fraction))
+        if self.schedule == "constant":
+            left = 1.0
+        elif self.schedule == "cosine":
+            left = 0.5 - 0.5 * math.cos(math.pi * left)
+        scale = {"none": 1.0, "sqrt": math.sqrt(batch / 256), "linear": batch / 256}[self.rate_rule]
+        return (
+            self.learning_rate * scale * warm * (self.final_ratio + (1 - self.final_ratio) * left)
+        )
+
+
+def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+    """The optimizers that share the parameters of a model among them, those that want a gradient."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.name == "came":
+        options: dict[str, Any] = {"betas": settings.betas or _BETAS["came"]}
+        return [CAME(parameters, **options, **_shared(settings))]
+    if settings.name == "adamw-8bit":
+        return [_adamw_8bit(parameters, settings)]
+    matrices: list[Tensor] = []
+    if settings.name == "muon":
+        linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+        candidates = [linear.weight for linear in linears if linear.weight.requires_grad]
+        matrices = [weight for weight in candidates if min(weight.shape) >= MUON_MIN_SIDE]
+    optimizers: list[torch.optim.Optimizer] = []
+    chosen = {id(weight) for weight in matrices}
+    if rest := [p for p in parameters if id(p) not in chosen]:
+        optimizers.append(_adamw(rest, settings))
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **_shared(settings))  # type: ignore[arg-type]
+        )
+    return optimizers
+
+
+def _shared(settings: OptimizerSettings) -> dict[str, Any]:
+    return {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+
+
+def _adamw(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    betas: Any = settings.betas or _BETAS["adamw"]
+    fused = not any(isinstance(p, DTensor) and p.device.type == "cpu" for p in parameters)
+    return torch.optim.AdamW(parameters, betas=betas, fused=fused, **_shared(settings))
+
+
+def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "optimizer.name must not be adamw-8bit without torchao; "
+            "pip install 'pixart-fast[train]', or take adamw"
+        ) from error
+    betas: Any = settings.betas or _BETAS["adamw"]
+    return AdamW8bit(parameters, betas=betas, **_shared(settings))

@@ -1,0 +1,100 @@
+"""Training on several processes under torchrun, on one machine or many; alone, all of it is idle.
+
+Two processes of one thread beat one process of two threads on a CPU: a small model spends much of
+its step in operations that one thread does.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from pixart.model import PixArt
+
+
+def connect(device: torch.device) -> None:
+    """Join the processes that torchrun started, if it did, and take this process's own GPU."""
+    if "RANK" not in os.environ or distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def disconnect() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def parallelise(model: nn.Module, how: Literal["ddp", "fsdp"]) -> nn.Module:
+    """The module to call in place of `model`, whose gradients are averages over the processes.
+
+    ddp: each process holds everything. fsdp: weights, gradients and states are cut among the
+    processes (FSDP2, block by block); `model` itself is changed. Alone, both leave it as it is.
+    """
+    if world_size() == 1:
+        return model
+    if how == "ddp":
+        on_gpu = next(model.parameters()).is_cuda
+        # Blocks that a recipe leaves untouched (a text encoder's last token) have no gradient.
+        return DistributedDataParallel(
+            model, device_ids=[torch.cuda.current_device()] if on_gpu else None
+        )
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (world_size(),))
+    for child in model.modules():
+        if isinstance(child, PixArt):
+            for block in child.blocks:
+                # Not the block itself: its table is read with all others, before any block runs.
+                fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh)  # type: ignore[list-item]
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+@contextlib.contextmanager
+def gradients_later(model: nn.Module, later: bool) -> Iterator[None]:
+    """Keep gradients to oneself where `later`: parts of a step before the last need no exchange."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not later)
+        yield
+    elif isinstance(model, DistributedDataParallel) and later:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a small tensor, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def any_process(wish: bool, device: torch.device) -> bool:
+    """Whether some process wishes so: all must stop at the same step."""
+    if not distributed.is_initialized():
+        return wish
+    flag = torch.tensor(float(wish), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)

@@ -1,0 +1,201 @@
+"""What a person sees of a run: a bar, a log of JSON lines, and trackers that are asked for."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from pixart.memory import peak_memory
+from pixart.training.processes import rank
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+LOG = "log.jsonl"
+
+
+class Progress:
+    """Reports of one stage, from the first process only; the others keep silent.
+
+    flops: of the forward pass for one image token; a training step takes three times as much.
+    peak: FLOP/s that this device reaches in a matrix product, for the share that is used (MFU).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stage: str,
+        *,
+        every: int = 20,
+        flops: float = 0.0,
+        peak: float = 0.0,
+        trackers: Sequence[Tracker] = (),
+        quiet: bool = False,
+    ) -> None:
+        self.directory, self.stage, self.every, self.quiet = directory, stage, every, quiet
+        self.flops, self.peak = flops, peak
+        self._speaks = rank() == 0
+        self._trackers = [_Tracker(name, directory, stage) for name in trackers if self._speaks]
+        self._since = _Sums()
+
+    def start(self, step: int, total: int) -> None:
+        """Take up the log at a step: what a killed run wrote beyond it will be written again."""
+        self._total, self._step = total, step
+        if self._speaks:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _cut_log(self.directory / LOG, step)
+
+    def __enter__(self) -> "Progress":
+        silent = self.quiet or not self._speaks
+        self._bar = tqdm(
+            total=self._total, initial=self._step, desc=self.stage, mininterval=2, disable=silent
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def step(
+        self,
+        step: int,
+        values: dict[str, float],
+        seconds: float,
+        waited: float,
+        images: int,
+        tokens: int,
+    ) -> None:
+        """One step is done. seconds: of the step; waited: those spent on waiting for data."""
+        self._bar.update()
+        self._since.add(values, seconds, waited, images, tokens)
+        if step % self.every and step != self._total or not self._speaks:
+            return
+        report = self._since.report(self.flops, self.peak)
+        self._since = _Sums()
+        shown = {"loss": f"{report['loss']:.4f}", "img/s": f"{report['images_per_s']:.1f}"}
+        self._bar.set_postfix(shown, refresh=False)
+        self._write({"step": step, **report, "memory_bytes": peak_memory()})
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        if self._speaks and values:
+            self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
+
+    def _write(self, line: dict[str, float]) -> None:
+        with open(self.directory / LOG, "a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        for tracker in self._trackers:
+            tracker.log(line)
+
+
+class _Sums:
+    """Means and rates over the steps since the last line."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.steps, self.seconds, self.waited, self.images, self.tokens = 0, 0.0, 0.0, 0, 0
+        self.values: dict[str, float] = {}
+
+    def add(
+        self, values: dict[str, float], seconds: float, waited: float, images: int, tokens: int
+    ) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.waited += waited
+        self.images += images
+        self.tokens += tokens
+        for name, value in values.items():
+            self.values[name] = self.values.get(name, 0.0) + value
+
+    def report(self, flops: float, peak: float) -> dict[str, float]:
+        seconds = max(self.seconds, 1e-9)
+        rates = {
+            "seconds_per_step": seconds / self.steps,
+            "images_per_s": self.images / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        if flops and peak:
+            rates["mfu"] = 3 * flops * self.tokens / seconds / peak
+        return {name: value / self.steps for name, value in self.values.items()} | rates
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Leave the lines up to `step`; a last line that was cut off goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)
+
+
+class _Tracker:
+    """TensorBoard, Weights & Biases or trackio. Raises ValueError when it is not installed."""
+
+    def __init__(self, name: Tracker, directory: Path, stage: str) -> None:
+        self._writer, self._run = None, None
+        if name == "tensorboard":
+            self._writer = _import_tensorboard().SummaryWriter(str(directory))
+            return
+        library: Any = _import(name)
+        self._run = library.init(project="pixart", name=f"{directory.parent.name}-{stage}")
+
+    def log(self, line: dict[str, float]) -> None:
+        values = {key: value for key, value in line.items() if key != "step"}
+        if self._writer is None:
+            assert self._run is not None
+            self._run.log(values, step=int(line["step"]))
+            return
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, int(line["step"]))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._run is not None:
+            self._run.finish()
+
+
+def _import_tensorboard() -> Any:
+    try:
+        from torch.utils import tensorboard
+    except ImportError as error:
+        raise _absent("tensorboard") from error
+    return tensorboard
+
+
+def _import(name: str) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise _absent(name) from error
+
+
+def _absent(name: str) -> ValueError:
+    return ValueError(f"track must name installed libraries, got {name}; pip install {name}")
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product, the best of a few: what MFU is a share of."""
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

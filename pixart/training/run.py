@@ -1,0 +1,192 @@
+"""A recipe in a directory: DIRECTORY/STAGE holds what each stage has reached.
+
+Stages run one after the other; a stage that starts from the previous one takes the averaged weights
+of its newest checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pixart.model import PixArt
+from pixart.pipeline import Pipeline
+from pixart.training.autoencoder import AutoencoderTask, build_vae, load_vae
+from pixart.training.checkpoints import latest_checkpoint, load_average, read_progress
+from pixart.training.denoising import DenoisingTask
+from pixart.training.plan import EFFICIENCY, plan, table
+from pixart.training.processes import barrier, rank, world_size
+from pixart.training.progress import Progress, Tracker, measure_peak
+from pixart.training.shapes import ShapesTask, build_pair, train_tokenizer
+from pixart.training.shards import FeatureDataset
+from pixart.training.stages import PREVIOUS, RANDOM, Stage
+from pixart.training.starts import (
+    add_compression,
+    check_null_caption,
+    planned_config,
+    set_null_caption,
+    start_transformer,
+)
+from pixart.training.trainer import Task, Trainer, step_seed
+
+DRAWN = "shapes"  # data that is drawn as it is needed
+
+
+@dataclass
+class Run:
+    """Stages of a recipe, in order, trained in a directory on one device per process."""
+
+    directory: Path
+    stages: Sequence[Stage]
+    device: torch.device
+    save_every: int = 500
+    keep: int = 2
+    trackers: tuple[Tracker, ...] = ()
+    quiet: bool = False
+    start_from: Path | None = None
+    """A checkpoint to go on from instead of the newest; for a stage that has none of its own."""
+    _by_name: dict[str, Stage] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_name = {stage.name: stage for stage in self.stages}
+
+    def train(self, name: str, stop_after: int | None = None) -> bool:
+        """Bring a stage to its end, or so many steps further. Returns whether it is finished."""
+        stage = self._by_name[name]
+        if self._is_finished(stage):
+            return True
+        stage.batch.of(1, world_size())  # raises for one that cannot be shared
+        torch.manual_seed(step_seed(stage.seed, stage.name, 0))
+        task = self.task(stage)
+        trainer = Trainer(task, stage, self._folder(name), self.device, self.save_every, self.keep)
+        dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(stage.precision, torch.bfloat16)
+        progress = Progress(
+            self._folder(name),
+            name,
+            flops=flops_per_token(task.model),
+            peak=measure_peak(self.device, dtype),
+            trackers=self.trackers,
+            quiet=self.quiet,
+        )
+        if self.start_from is not None:
+            trainer.resume(self.start_from)
+        return trainer.run(progress, stop_after)
+
+    def plan(self, name: str) -> str:
+        """What a stage will cost, in words; estimates."""
+        stage = self._by_name[name]
+        if stage.trains == "autoencoder":
+            return f"{name}: {stage.steps} steps of the autoencoder"
+        config = planned_config(stage, self.stages)
+        costs = list(plan(stage, config, self.device, world_size()))
+        with torch.device("meta"):
+            weights = sum(p.numel() for p in PixArt(config).parameters())
+        hours = stage.steps * max(cost.seconds for cost in costs) / 3600
+        return (
+            f"{name}: {weights / 1e6:.1f} M parameters, {stage.steps} steps, "
+            f"about {hours:.1f} h on {world_size()} × {self.device.type} (estimate: "
+            f"{EFFICIENCY:.0%} of this machine's matrix products)\n{table(costs)}"
+        )
+
+    def _is_finished(self, stage: Stage) -> bool:
+        checkpoint = latest_checkpoint(self._folder(stage.name))
+        if checkpoint is None:
+            return False
+        reached = read_progress(checkpoint)
+        out_of_time = stage.hours is not None and reached["seconds"] >= stage.hours * 3600
+        return reached["step"] >= stage.steps or out_of_time
+
+    def _folder(self, name: str) -> Path:
+        return self.directory / name
+
+    def task(self, stage: Stage) -> Task:
+        """What a stage trains, from where the recipe says that it starts."""
+        drawn = stage.data.source == DRAWN
+        if stage.trains == "autoencoder":
+            if not drawn:
+                raise ValueError(
+                    f'data.source must be "{DRAWN}" to train an autoencoder, '
+                    f"got {stage.data.source!r}"
+                )
+            task = AutoencoderTask(build_vae(), stage)
+            self._take_over(task.model, stage)
+            return task
+        return self._shapes_task(stage) if drawn else self._denoising_task(stage)
+
+    def _take_over(self, model: torch.nn.Module, stage: Stage) -> None:
+        if stage.start == PREVIOUS:
+            load_average(self._previous(stage), model)
+
+    def _previous(self, stage: Stage) -> Path:
+        """The checkpoint of the stage before this one in the recipe."""
+        names = [other.name for other in self.stages]
+        position = names.index(stage.name)
+        if position == 0:
+            raise ValueError(
+                f"stage {stage.name} is the first and cannot start from the previous one; "
+                "give --start"
+            )
+        return self._newest(names[position - 1])
+
+    def _newest(self, name: str) -> Path:
+        checkpoint = latest_checkpoint(self._folder(name))
+        if checkpoint is None:
+            raise ValueError(
+                f"stage {name} must be trained first, {self._folder(name)} has no checkpoint"
+            )
+        return checkpoint
+
+    def _shapes_task(self, stage: Stage) -> ShapesTask:
+        spiece = self.directory / "tokenizer" / "spiece.model"
+        if rank() == 0 and not spiece.exists():
+            train_tokenizer(spiece)
+        barrier()
+        if stage.pipeline not in self._by_name:
+            raise ValueError(
+                f"pipeline must be the stage that trains the VAE, got {stage.pipeline!r}"
+            )
+        vae = load_vae(self._newest(stage.pipeline) / "vae")
+        pair = build_pair(stage)
+        self._take_over(pair, stage)
+        return ShapesTask(pair, stage, spiece, vae)
+
+    def _denoising_task(self, stage: Stage) -> DenoisingTask:
+        if not stage.data.source:
+            raise ValueError(
+                f"stage {stage.name} must have data, got none; give --data.source FOLDER, made by "
+                "`python -m pixart.data prepare`"
+            )
+        previous = self._previous(stage) if stage.start == PREVIOUS else None
+        dataset = FeatureDataset(stage.data.source, stage.resolution)
+        prior = None
+        if stage.data.prior:
+            prior = FeatureDataset(stage.data.prior, stage.resolution)
+        model = start_transformer(stage, previous)
+        pipe = self._pipeline(stage, model)
+        if pipe is None and stage.start != RANDOM and stage.data.caption_dropout:
+            check_null_caption(model)
+        model = model.to(self.device)
+        task = DenoisingTask(model, stage, dataset, self.device, prior=prior, pipeline=pipe)
+        add_compression(stage, task)
+        return task
+
+    def _pipeline(self, stage: Stage, model: PixArt) -> Pipeline | None:
+        """What reads and draws for a stage, around the model that it trains. T5 runs here, once."""
+        if not stage.pipeline:
+            if stage.validation.prompts:
+                raise ValueError(
+                    "pipeline must be named to draw validation.prompts, got none; give --pipeline"
+                )
+            return None
+        pipe = Pipeline.from_pretrained(stage.pipeline, device=self.device, dtype=torch.float32)
+        pipe.transformer = model
+        set_null_caption(model, pipe)
+        pipe.prepare([*stage.validation.prompts, ""])
+        return pipe
+
+
+def flops_per_token(model: torch.nn.Module) -> float:
+    """Of the linear layers' forward pass; attention among tokens comes on top."""
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    return float(sum(2 * linear.weight.numel() for linear in linears))

@@ -1,0 +1,260 @@
+"""What a recipe says: stages, each a frozen configuration that YAML files and command lines spell.
+
+A stage states where its model comes from, what it sees, how it is optimised and when it ends. Every
+field has the same dotted name in a recipe file and on the command line, and one parser reads both.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import tyro
+
+from pixart.config import MAX_LENGTH, KVCompression
+from pixart.training.optimizers import OptimizerSettings
+
+RECIPES = Path(__file__).parent / "recipes"
+PREVIOUS, RANDOM = "previous", "random"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The transformer of a random start; the defaults are XL/2."""
+
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    caption_channels: int = 4096
+    """Width of the text features."""
+    pred_sigma: bool = True
+    """Learn the variance beside the noise."""
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from."""
+
+    source: str = ""
+    """A folder made by `python -m pixart.data prepare`, the official feature layout, or "shapes"."""
+    captions: tuple[tuple[str, float], ...] = (("prompt", 1.0),)
+    """Which of an image's captions is drawn, by weight; those that an image lacks are left out."""
+    prior: str = ""
+    """A second source, of the class that a subject belongs to (DreamBooth's prior preservation)."""
+    prior_weight: float = 1.0
+    sizes: tuple[int, ...] = ()
+    """Of "shapes": sides in pixels that take turns; empty takes the resolution."""
+    crop: int | None = None
+    """Of "shapes", for an autoencoder: side in pixels of the parts that it trains on."""
+    caption_dropout: float = 0.1
+    """Share of captions that are replaced by the null caption, under their own mask."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one optimiser step, over all processes and accumulated parts."""
+
+    images: int = 64
+    tokens: int | None = None
+    """Image tokens of a step instead: larger buckets then get fewer images."""
+    accumulate: int = 1
+    """Parts that a step is computed in, one after the other."""
+
+    def of(self, tokens: int, world: int) -> int:
+        """Images in a step of a bucket of so many tokens each, shared evenly by all parts."""
+        unit = world * self.accumulate
+        if self.tokens is not None:
+            return max(self.tokens // tokens // unit, 1) * unit
+        if self.images % unit:
+            raise ValueError(
+                f"batch.images must be a multiple of processes × batch.accumulate, {unit}, "
+                f"got {self.images}"
+            )
+        return self.images
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is looked at every so often: a loss on fixed noise and timesteps, and pictures."""
+
+    every: int = 0
+    """Steps; 0 never."""
+    images: int = 64
+    """Held out of the data for the loss."""
+    timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
+    prompts: tuple[str, ...] = ()
+    guidance: float = 4.5
+    sampling_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe."""
+
+    name: tyro.conf.Fixed[str]
+    trains: Literal["transformer", "autoencoder"] = "transformer"
+    start: str = PREVIOUS
+    """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
+    class-conditional DiT with the published names."""
+    size: Size = field(default_factory=Size)
+    resolution: int = 1024
+    """Side in pixels of the square with the area of every bucket."""
+    aspect: bool = False
+    """Train in the 40 aspect-ratio buckets instead of squares."""
+    pe_interpolation: float | None = None
+    """Scale of the position table; None takes the published resolution / 512."""
+    max_length: int = MAX_LENGTH["sigma"]
+    """Caption tokens."""
+    micro_condition: bool = False
+    """Tell the model picture size and aspect ratio, as PixArt-α at 1024 px; new to a start that
+    does not know them."""
+    vae_scale: float = 0.13025
+    """The scaling factor of the VAE whose latents the data hold."""
+    pipeline: str = ""
+    """A pipeline folder or hub id: its T5 gives the null caption and reads the validation prompts,
+    its VAE draws them. For "shapes": the stage that trained the VAE."""
+    kv_compress: str = ""
+    """LAYERS:RATIO[:SAMPLING], such as 14-27:2; empty keeps what the start has."""
+    kv_norm: Literal["layer", "none"] | None = None
+    """LayerNorm after compression; None takes the published choice."""
+    kv_start: Literal["mean", "calibrated", "random"] = "mean"
+    """mean: the published start. calibrated: the shared norm is fitted to K and V first."""
+    data: Data = field(default_factory=Data)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    steps: int = 1000
+    hours: float | None = None
+    """Wall-clock budget; the stage ends at whichever comes first."""
+    ema: float | None = 0.9999
+    """Decay of the average of the weights; None keeps none."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    min_snr: float | None = None
+    """Clamp of the signal-to-noise ratio that weights the squared error; None: all weigh alike."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of the computation; weights and states are fp32."""
+    checkpoint_blocks: int = 1
+    """Recompute each k-th block in the backward pass; 0 keeps every activation."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    validation: Validation = field(default_factory=Validation)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name must be that of a folder, got {self.name!r}")
+        for name, least in (("steps", 1), ("resolution", 16), ("checkpoint_blocks", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        if self.hours is not None and self.hours <= 0:
+            raise ValueError(f"hours must be positive, got {self.hours}")
+        if not 0 <= self.data.caption_dropout <= 1:
+            raise ValueError(
+                f"data.caption_dropout must be from 0 to 1, got {self.data.caption_dropout}"
+            )
+        weights = [weight for _, weight in self.data.captions]
+        if min(weights, default=0) < 0 or sum(weights) == 0:
+            raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
+        self.compression  # noqa: B018  raises for a text that is none
+
+    @property
+    def compression(self) -> KVCompression | None:
+        if not self.kv_compress:
+            return None
+        return KVCompression.parse(self.kv_compress, norm=self.kv_norm)
+
+    @property
+    def position_scale(self) -> float:
+        return self.resolution / 512 if self.pe_interpolation is None else self.pe_interpolation
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the library."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> list[Stage]:
+    """The stages of a shipped recipe or of a YAML file: a list under `stages`, each the fields of a
+    Stage; what stands under `defaults` holds for all. Raises ValueError for what is no recipe."""
+    path = RECIPES / f"{name}.yaml" if str(name) in shipped() else Path(name)
+    values = _read(path, str(name))
+    stages = []
+    for number, fields in enumerate(values["stages"]):
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+            raise ValueError(f"{path}: stage {number} must be a mapping with a name")
+        where = f"{path}, stage {fields['name']}"
+        merged = _merge(values.get("defaults") or {}, fields)
+        stages.append(_parse(merged, where))
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: names of stages must differ, got {names}")
+    return stages
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"recipe must be one of {', '.join(shipped())}, or a YAML file, got {name!r} "
+            f"({getattr(error, 'strerror', None) or error})"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
+        raise ValueError(f"{path}: must hold a list under `stages`")
+    if unknown := sorted(set(values) - {"stages", "defaults"}, key=str):
+        raise ValueError(f"{path}: knows `stages` and `defaults`, got {unknown[0]!r}")
+    return values
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both and key != "captions" else value
+    return merged
+
+
+def _parse(values: dict[str, Any], where: str) -> Stage:
+    name = values.pop("name")
+    arguments = list(_flags(Stage, values, "", where))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(Stage, default=Stage(name), args=arguments)
+    except SystemExit:
+        lines = (line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines())
+        reason = " ".join(line for line in lines if line)
+        raise ValueError(f"{where}: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _flags(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> Iterator[str]:
+    """The command line that says the same."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{where}: knows {', '.join(hints)}, got {prefix}{key}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {prefix}{key} must be a mapping, got {value!r}")
+            yield from _flags(hints[key], value, f"{prefix}{key}.", where)  # type: ignore[arg-type]
+            continue
+        flag = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, bool):
+            *above, last = flag.split(".")
+            yield "--" + ".".join([*above, last if value else f"no-{last}"])
+            continue
+        yield f"--{flag}"
+        if isinstance(value, Mapping):
+            yield from (str(part) for pair in value.items() for part in pair)
+        else:
+            yield from (str(one) for one in (value if isinstance(value, list) else [value]))

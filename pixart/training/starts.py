@@ -1,0 +1,106 @@
+"""Where a stage's transformer comes from, and what is changed about it before it trains."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pixart.checkpoint import load_transformer, resolve
+from pixart.config import PixArtConfig
+from pixart.model import PixArt
+from pixart.pipeline import Pipeline
+from pixart.training.denoising import DenoisingTask
+from pixart.training.reparameterise import open_dit
+from pixart.training.stages import PREVIOUS, RANDOM, Stage
+from pixart.training.transitions import (
+    add_kv_compression,
+    add_micro_condition,
+    interpolate_positions,
+    lengthen_captions,
+)
+
+CALIBRATION_BATCHES = 4
+_DIT = "dit:"
+_LATENT = 8  # pixels a latent is wide, for every VAE of the family
+
+
+def transformer_config(stage: Stage) -> PixArtConfig:
+    """The transformer of a stage that starts from random weights."""
+    size = stage.size
+    return PixArtConfig(
+        input_size=stage.resolution // _LATENT,
+        hidden_size=size.hidden_size,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        caption_channels=size.caption_channels,
+        model_max_length=stage.max_length,
+        pe_interpolation=stage.position_scale,
+        pred_sigma=size.pred_sigma,
+        class_dropout_prob=stage.data.caption_dropout,
+        micro_condition=stage.micro_condition,
+        qk_norm=size.qk_norm,
+        kv_compression=stage.compression,
+    )
+
+
+def planned_config(stage: Stage, stages: Sequence[Stage]) -> PixArtConfig:
+    """What a stage's transformer will be, before what it starts from is there: its compression is
+    its own or the last that an earlier stage added; published starts are XL/2."""
+    config = transformer_config(stage)
+    earlier = stages[: list(stages).index(stage) + 1]
+    added = [one.compression for one in earlier if one.compression is not None]
+    return replace(config, kv_compression=added[-1] if added else None)
+
+
+def start_transformer(stage: Stage, previous: Path | None) -> PixArt:
+    """The model that a stage begins with, in fp32, before its compression is added. previous: the
+    last stage's checkpoint."""
+    if stage.start == RANDOM:
+        return PixArt(transformer_config(stage))
+    model = _open(stage, previous)
+    if stage.resolution != model.config.input_size * _LATENT or stage.pe_interpolation is not None:
+        interpolate_positions(model, stage.resolution, stage.pe_interpolation)
+    if stage.max_length > model.config.model_max_length:
+        lengthen_captions(model, stage.max_length)
+    if stage.micro_condition:
+        add_micro_condition(model)
+    return model
+
+
+def _open(stage: Stage, previous: Path | None) -> PixArt:
+    if stage.start == PREVIOUS:
+        assert previous is not None
+        return load_transformer(previous / "model.safetensors", dtype=torch.float32)
+    if stage.start.startswith(_DIT):
+        path = stage.start[len(_DIT) :]
+        width = stage.size.caption_channels
+        return open_dit(path, caption_channels=width, max_length=stage.max_length)
+    return load_transformer(resolve(stage.start), dtype=torch.float32)
+
+
+def set_null_caption(model: PixArt, pipe: Pipeline) -> None:
+    """Give PixArt-Σ the null caption that it trains with, T5 of the empty text, padded; α has its
+    own, which comes with its checkpoint."""
+    if getattr(model, "null_caption_stored", False):
+        return
+    features = pipe.text_encoder.encode([""], keep_padding=True).features[0]
+    lengthen_captions(model, max(len(features), model.config.model_max_length), features)
+
+
+def check_null_caption(model: PixArt) -> None:
+    """Refuse to train on dropped captions when nobody knows what stands in their place."""
+    if not getattr(model, "null_caption_stored", False):
+        raise ValueError(
+            "data.caption_dropout must be 0 for a checkpoint without its null caption; give "
+            "--pipeline, whose T5 makes it, or --data.caption-dropout 0"
+        )
+
+
+def add_compression(stage: Stage, task: DenoisingTask) -> None:
+    """What stage.kv_compress adds to a model that does not have it."""
+    compression = stage.compression
+    if compression is None or stage.start == RANDOM:
+        return
+    batches = task.noised_batches(CALIBRATION_BATCHES) if stage.kv_start == "calibrated" else ()
+    add_kv_compression(task.transformer, compression, start=stage.kv_start, batches=batches)

@@ -1,0 +1,309 @@
+"""The training loop: resumable to the bit, on one process or many, and the same for every stage.
+
+What a step learns from is a function of (seed, stage, step) alone: data, noise and timesteps are
+drawn for the whole batch by a generator made of these, and each process takes its part. So neither
+data position nor random states have to be stored, and the number of processes changes nothing but
+rounding.
+"""
+
+import contextlib
+import math
+import signal
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from pixart.training.checkpoints import (
+    latest_checkpoint,
+    load_tensors,
+    numbered,
+    read_progress,
+    save_checkpoint,
+)
+from pixart.training.ema import EMA
+from pixart.training.optimizers import build_optimizers
+from pixart.training.processes import (
+    any_process,
+    gradients_later,
+    mean_over_processes,
+    parallelise,
+    world_size,
+)
+from pixart.training.progress import Progress
+from pixart.training.stages import Stage
+
+MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
+SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
+
+
+class Task(Protocol):
+    """What a stage trains on and how it is judged."""
+
+    model: nn.Module
+
+    def load(self, step: int, parts: int) -> list[Any]:
+        """This process's data of a step, in so many parts. Called ahead of time, in a thread."""
+
+    def losses(self, model: nn.Module, part: Any) -> Losses:
+        """The losses of one part; `model` is self.model, or what stands for it among processes."""
+
+    def images(self, part: Any) -> int: ...
+
+    def tokens(self, part: Any) -> int: ...
+
+    def export(self, folder: Path) -> None:
+        """Write what a user opens. The model holds the averaged weights; called by all processes."""
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """Judge the model, which holds the averaged weights; called by all processes."""
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the last good state is kept."""
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    # Not hash(): it differs from process to process.
+    return zlib.crc32(f"{seed}/{stage}/{step}".encode())
+
+
+@dataclass
+class Trainer:
+    """A stage in progress, in `directory`."""
+
+    task: Task
+    stage: Stage
+    directory: Path
+    device: torch.device
+    save_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        self.model = self.task.model.to(self.device).train()
+        self.step, self.mean_norm, self.skipped, self.seconds = 0, 0.0, 0, 0.0
+        self.called = parallelise(self.model, self.stage.parallel)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizers = build_optimizers(self.model, self.stage.optimizer)
+        self.ema = None if self.stage.ema is None else EMA(self.parameters, self.stage.ema)
+        scaled = self.stage.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+
+    @property
+    def done(self) -> bool:
+        hours = self.stage.hours
+        return self.step >= self.stage.steps or (hours is not None and self.seconds >= hours * 3600)
+
+    def run(self, progress: Progress, stop_after: int | None = None) -> bool:
+        """Advance to the end, for `stop_after` steps, or until SIGTERM or Ctrl-C; saves at the end
+        of each. Returns whether the stage is finished."""
+        self.resume()
+        progress.start(self.step, self.stage.steps)
+        last = self.stage.steps if stop_after is None else self.step + stop_after
+        saved = self.step if latest_checkpoint(self.directory) else -1
+        with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
+            while not self.done and self.step < last and not any_process(stop.asked, self.device):
+                self._advance_and_report(ahead, progress)
+                if self.step % self.save_every == 0:
+                    saved = self.save()
+            if saved != self.step:
+                self.save()
+        return self.done
+
+    def _advance_and_report(self, ahead: "_Ahead", progress: Progress) -> None:
+        started = time.perf_counter()
+        parts = ahead(self.step)
+        waited = time.perf_counter() - started
+        values = self.advance(parts)
+        self._synchronise()
+        spent = time.perf_counter() - started
+        self.seconds += spent
+        images, tokens = (world_size() * sum(map(count, parts)) for count in self._counts())
+        progress.step(self.step, values, spent, waited, images, tokens)
+        every = self.stage.validation.every
+        if every and (self.step % every == 0 or self.step == self.stage.steps):
+            progress.validation(self.step, self._validate())
+
+    def _counts(self) -> tuple[Callable[[Any], int], Callable[[Any], int]]:
+        return self.task.images, self.task.tokens
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _load(self, step: int) -> list[Any]:
+        return self.task.load(step, self.stage.batch.accumulate)
+
+    def advance(self, parts: Sequence[Any]) -> dict[str, float]:
+        """One optimiser step. A gradient that is not finite or explodes is skipped and counted."""
+        losses = self._backward(parts)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = _clip(self.parameters, self.stage.optimizer.clip_norm)
+        accepted = self._accept(norm)
+        if accepted:
+            self._update(sum(map(self.task.images, parts)) * world_size())
+        elif self.scaler.is_enabled():
+            self.scaler.update()
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.step += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise TrainingFailed(
+                f"stage {self.stage.name}: gradients of {MAX_SKIPPED} steps in a row were not "
+                f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (norm {norm:g});"
+                f" the last good state is {latest_checkpoint(self.directory)}; try a lower "
+                "optimizer.learning_rate or --precision bf16"
+            )
+        return {**losses, "norm": norm, "skipped": float(not accepted)}
+
+    def _backward(self, parts: Sequence[Any]) -> dict[str, float]:
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            with gradients_later(self.called, number < len(parts) - 1):
+                losses = self.task.losses(self.called, part)
+                self.scaler.scale(losses["loss"] / len(parts)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / len(parts)
+        means = mean_over_processes(torch.stack(list(sums.values())))
+        return dict(zip(sums, means.tolist(), strict=True))
+
+    def _update(self, batch: int) -> None:
+        rate = self.stage.optimizer.rate(self.step, self.stage.steps, batch)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.step)
+
+    def _accept(self, norm: float) -> bool:
+        warm = self.step < self.stage.optimizer.warmup_steps
+        good = math.isfinite(norm) and (warm or norm <= SKIP_RATIO * self.mean_norm)
+        if good:
+            rest = min(0.98, self.step / (self.step + 1))
+            self.mean_norm = rest * self.mean_norm + (1 - rest) * norm
+        # A first scale of fp16 that is too high is found out by skipping: that is no failure.
+        searching = self.scaler.is_enabled() and not math.isfinite(norm)
+        self.skipped = 0 if good or searching else self.skipped + 1
+        return good
+
+    def _validate(self) -> dict[str, float]:
+        folder = self.directory / "pictures"
+        self.model.eval()
+        try:
+            with self._averaged(), torch.no_grad():
+                return self.task.validate(self.step, folder)
+        finally:
+            self.model.train()
+
+    def _averaged(self) -> Any:
+        return contextlib.nullcontext() if self.ema is None else self.ema.swapped()
+
+    def save(self) -> int:
+        """Write a checkpoint of this step, and what a user opens beside it; returns the step."""
+
+        def export(folder: Path) -> None:
+            self.model.eval()
+            with self._averaged():
+                self.task.export(folder)
+            self.model.train()
+
+        progress = {
+            "stage": self.stage.name,
+            "mean_norm": self.mean_norm,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+        }
+        save_checkpoint(
+            self.directory, self.step, self._tensors(), progress, keep=self.keep, export=export
+        )
+        return self.step
+
+    def resume(self, checkpoint: Path | None = None) -> bool:
+        """Take up the newest checkpoint, if there is one, or the one that is named."""
+        checkpoint = latest_checkpoint(self.directory) if checkpoint is None else checkpoint
+        if checkpoint is None:
+            return False
+        tensors = self._tensors()
+        load_tensors(checkpoint, tensors)
+        states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
+        states.update(tensors["optimizer"])
+        set_state_dict(
+            self.model,
+            self.optimizers,
+            model_state_dict=tensors["model"],
+            optim_state_dict=states,
+            options=_FLAT,
+        )
+        values = read_progress(checkpoint)
+        self.step, self.mean_norm = values["step"], values["mean_norm"]
+        self.skipped, self.seconds = values["skipped"], values["seconds"]
+        self.scaler.load_state_dict(values["scaler"])
+        return True
+
+    def _tensors(self) -> dict[str, dict[str, Any]]:
+        model, optimizer = get_state_dict(self.model, self.optimizers, options=_FLAT)
+        # What is no tensor there are settings, which the recipe gives.
+        states = {name: value for name, value in optimizer.items() if isinstance(value, Tensor)}
+        average = {} if self.ema is None else dict(numbered(self.ema.tensors))
+        return {"model": model, "optimizer": states, "ema": average}
+
+
+def _clip(parameters: Sequence[Tensor], limit: float) -> float:
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+class StopSignals:
+    """Turns SIGTERM and Ctrl-C into a wish to stop after the current step."""
+
+    asked = False
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+class _Ahead:
+    """Loads the data of the next steps while the current one is computed."""
+
+    def __init__(self, load: Callable[[int], list[Any]], depth: int = 2) -> None:
+        self.load, self.depth = load, depth
+        self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="pixart-data")
+        self._futures: dict[int, Future[list[Any]]] = {}
+
+    def __enter__(self) -> "_Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __call__(self, step: int) -> list[Any]:
+        for number in range(step, step + 1 + self.depth):
+            if number not in self._futures:
+                self._futures[number] = self._pool.submit(self.load, number)
+        return self._futures.pop(step).result()

@@ -1,0 +1,201 @@
+"""What carries a model from one stage of a recipe to the next: positions, VAE, captions, compression.
+
+Each changes a PixArt in place, before it is wrapped for training, and returns it (`swap_vae` changes
+nothing and returns a factor); what cannot be done raises a ValueError and leaves the model as it was.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from pixart.blocks import SelfAttention
+from pixart.checkpoint_config import is_compressed
+from pixart.config import KVCompression, PixArtConfig
+from pixart.embedders import PositionTables, SinusoidEmbedder
+from pixart.model import PixArt
+from pixart.training.calibrate import Arguments, NormStart, fit_norm, measure
+
+Start = Literal["mean", "calibrated", "random"]
+SD_SCALE = 0.18215  # of a VAE whose config.json says nothing, as diffusers takes it
+
+
+def interpolate_positions(
+    model: PixArt, resolution: int, pe_interpolation: float | None = None, *, downsample: int = 8
+) -> PixArt:
+    """Make `resolution` the native one; no weight depends on it, the position tables do.
+
+    resolution: side in pixels; downsample: pixels per latent. pe_interpolation: divides the
+    coordinates. None keeps their range, so that a model twice the size meets the same positions,
+    twice as dense; the old value would extrapolate instead. PixArt-Σ has resolution / 512.
+    """
+    patch, config = model.config.patch_size, model.config
+    if resolution < 1 or resolution % (downsample * patch):
+        raise ValueError(
+            f"resolution must be a positive multiple of {downsample * patch}, got {resolution}"
+        )
+    size = resolution // downsample
+    if pe_interpolation is None:
+        pe_interpolation = config.pe_interpolation * (size // patch) / config.base_size
+    return _set_config(model, replace(config, input_size=size, pe_interpolation=pe_interpolation))
+
+
+def swap_vae(model: PixArt, vae: Mapping[str, Any], *, downsample: int = 8) -> float:
+    """The factor that scales latents of another VAE for this model: the one thing that changes.
+
+    vae: its config.json. The weights stay as they are, and a few thousand steps adapt them (8K at
+    256 px in PixArt-Σ). Refused is what no training of these weights can read: latents with other
+    channels, of another size, or with an offset.
+    """
+    channels = vae.get("latent_channels", 4)
+    if channels != model.config.in_channels:
+        raise ValueError(
+            f"latent_channels of the VAE must be the model's {model.config.in_channels}, "
+            f"got {channels}; a model for it has to start from random weights"
+        )
+    stages = len(vae.get("block_out_channels", [0] * 4))
+    if 2 ** (stages - 1) != downsample:
+        raise ValueError(
+            f"the VAE must make one latent of {downsample} px a side, got {2 ** (stages - 1)}"
+        )
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if vae.get(key):
+            raise ValueError(f"{key} of the VAE must be absent or 0, got {vae[key]}")
+    given = vae.get("scaling_factor")
+    factor = SD_SCALE if given is None else float(given)
+    if not (factor > 0 and math.isfinite(factor)):
+        raise ValueError(f"scaling_factor of the VAE must be positive, got {factor}")
+    return factor
+
+
+@torch.no_grad()
+def lengthen_captions(model: PixArt, length: int, null_caption: Tensor | None = None) -> PixArt:
+    """Let captions have up to `length` tokens. Only the table of the null caption has that size.
+
+    null_caption: (length, caption_channels), the features of the empty caption, padded: what
+    PixArt-Σ puts there. None repeats the table from its start. Cross-attention knows no order, and
+    keys that are all there twice attend like keys that are there once: with a whole number of
+    repetitions the model computes the same as before, with 120 tokens in 300 almost the same.
+    """
+    embedder, config = model.y_embedder, model.config
+    old = embedder.y_embedding
+    if length < config.model_max_length:
+        raise ValueError(
+            f"length must be at least the model's {config.model_max_length} tokens, got {length}; "
+            "it takes shorter captions as it is"
+        )
+    shape = (length, config.caption_channels)
+    if null_caption is not None and null_caption.shape != shape:
+        raise ValueError(f"null_caption must be {shape}, got {tuple(null_caption.shape)}")
+    if null_caption is None:
+        table = old.repeat(-(-length // len(old)), 1)[:length]
+    else:
+        table = null_caption.to(old).clone()
+        model.null_caption_stored = True  # type: ignore[assignment]
+    embedder.y_embedding = table
+    return _set_config(model, replace(config, model_max_length=length))
+
+
+@torch.no_grad()
+def add_micro_condition(model: PixArt) -> PixArt:
+    """Let the model see image size and aspect ratio, as PixArt-α does from 1024 px on.
+
+    The embedders start with an output of zero: at first the model computes the same as before.
+    """
+    if model.config.micro_condition:
+        return model
+    config = replace(model.config, micro_condition=True)  # raises for a width that is no 3 · n
+    like = model.x_embedder.proj.weight
+    for name in ("csize_embedder", "ar_embedder"):
+        embedder = SinusoidEmbedder(config.hidden_size // 3)
+        first, last = cast(nn.Linear, embedder.mlp[0]), cast(nn.Linear, embedder.mlp[2])
+        nn.init.normal_(first.weight, std=0.02)
+        for zero in (first.bias, last.weight, last.bias):
+            nn.init.zeros_(zero)
+        setattr(model, name, embedder.to(like))
+    return _set_config(model, config)
+
+
+def add_kv_compression(
+    model: PixArt,
+    compression: KVCompression,
+    *,
+    start: Start = "mean",
+    batches: Iterable[Arguments] = (),
+) -> PixArt:
+    """Compress keys and values of a dense model's blocks. No other weight changes.
+
+    start: "mean" is the published one, averaging and a plain LayerNorm. "calibrated" averages too
+    and sets the norm so that it moves keys and values least (`calibrate`); without a norm there is
+    nothing to set, and the mean is that already. "random" is PyTorch's initialisation of the
+    convolution, to compare with. batches: for "calibrated" alone: arguments of the model's forward,
+    tuples or mappings, with noised latents and timesteps as in training; a few are enough.
+    A model that is compressed in the same way is returned as it is.
+    """
+    if is_compressed(model.config):
+        if model.config.kv_compression == compression:
+            return model
+        raise ValueError(
+            f"model must be dense or compressed as {compression}, got {model.config.kv_compression}"
+        )
+    config = replace(model.config, kv_compression=compression)  # raises for layers beyond depth
+    _check_start(start, compression)
+    if compression.ratio == 1:
+        return _set_config(model, config)
+    fitted: dict[int, NormStart] = {}
+    if start == "calibrated" and compression.norm == "layer":
+        fitted = {
+            layer: fit_norm(keys, values)
+            for layer, (keys, values) in measure(model, compression, batches).items()
+        }
+    for layer in compression.layers:
+        attention = cast(Any, model.blocks[layer]).attn
+        _install(attention, compression, random=start == "random", fitted=fitted.get(layer))
+    return _set_config(model, config)
+
+
+def _check_start(start: str, compression: KVCompression) -> None:
+    if start not in ("mean", "calibrated", "random"):
+        raise ValueError(f"start must be mean, calibrated or random, got {start!r}")
+    learned = compression.sampling == "conv"
+    if not learned and (
+        start == "random" or (start == "calibrated" and compression.norm == "layer")
+    ):
+        raise ValueError(
+            f'start must be "mean" for sampling {compression.sampling!r}, '
+            f"which has no convolution to set, got {start!r}"
+        )
+
+
+@torch.no_grad()
+def _install(
+    attention: SelfAttention, compression: KVCompression, random: bool, fitted: NormStart | None
+) -> None:
+    like, width, ratio = attention.proj.weight, attention.proj.out_features, compression.ratio
+    if compression.sampling == "conv":
+        # Not drawn unless asked for: a start without chance leaves the generator where it was.
+        shape: dict[str, Any] = {"kernel_size": ratio, "stride": ratio, "groups": width}
+        sr = skip_init(nn.Conv2d, width, width, **shape, device=like.device, dtype=like.dtype)
+        if random:
+            sr.reset_parameters()
+        else:
+            sr.weight.fill_(ratio**-2)
+            sr.bias.zero_()
+        attention.sr = sr
+    if compression.norm == "layer":
+        attention.norm = nn.LayerNorm(width, device=like.device, dtype=like.dtype)
+    if fitted is not None:
+        cast(Any, attention.sr).bias.copy_(fitted.offset)
+        cast(Any, attention.norm).weight.copy_(fitted.weight)
+        cast(Any, attention.norm).bias.copy_(fitted.bias)
+    attention.compression = compression
+
+
+def _set_config(model: PixArt, config: PixArtConfig) -> PixArt:
+    model.config = config
+    model.position_tables = PositionTables(config)
+    return model

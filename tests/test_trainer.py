@@ -1,0 +1,253 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pixart.training import checkpoints, trainer
+from pixart.training.checkpoints import CheckpointSaveError, latest_checkpoint
+from pixart.training.optimizers import OptimizerSettings
+from pixart.training.progress import Progress
+from pixart.training.stages import Batch, Stage
+from pixart.training.trainer import Trainer, TrainingFailed
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+QUICK = Stage(
+    "toy",
+    batch=Batch(images=8),
+    steps=6,
+    ema=0.9,
+    optimizer=OptimizerSettings(learning_rate=0.05, warmup_steps=2, clip_norm=1.0),
+)
+
+
+class Toy:
+    """Fits a plane; the data of a step are a function of its number."""
+
+    def __init__(self, poison: tuple[int, ...] = ()) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.poison, self.exported = poison, 0
+
+    def load(self, step: int, parts: int) -> list[Any]:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        if step in self.poison:
+            x *= math.nan
+        return list(x.chunk(parts))
+
+    def losses(self, model: nn.Module, part: Any) -> dict[str, Any]:
+        return {"loss": (model(part) - part.sum(1, keepdim=True)).square().mean()}
+
+    def images(self, part: Any) -> int:
+        return len(part)
+
+    def tokens(self, part: Any) -> int:
+        return 4 * len(part)
+
+    def export(self, folder: Path) -> None:
+        torch.save(self.model.state_dict(), folder / "exported.pt")
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        return {"loss": float(step)}
+
+
+def make(folder: Path, stage: Stage = QUICK, task: Toy | None = None, **options: Any) -> Trainer:
+    return Trainer(task or Toy(), stage, folder, CPU, **options)
+
+
+def run(one: Trainer, stop_after: int | None = None) -> bool:
+    return one.run(Progress(one.directory, one.stage.name, every=1, quiet=True), stop_after)
+
+
+def weights(one: Trainer) -> list[torch.Tensor]:
+    assert one.ema is not None
+    return [t.detach().clone() for t in (*one.parameters, *one.ema.tensors)]
+
+
+def same(one: Trainer, other: Trainer) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["came", "adamw", "muon"])
+def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path, optimizer: Any) -> None:
+    stage = replace(QUICK, optimizer=replace(QUICK.optimizer, name=optimizer))
+    whole = make(tmp_path / "whole", stage)
+    assert run(whole)
+    assert not run(make(tmp_path / "parts", stage), stop_after=3)
+    resumed = make(tmp_path / "parts", stage)
+    assert run(resumed) and resumed.step == 6
+    assert same(whole, resumed)
+
+
+def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
+    whole, parts = (
+        make(tmp_path / "a"),
+        make(tmp_path / "b", replace(QUICK, batch=Batch(8, None, 4))),
+    )
+    run(whole), run(parts)
+    for a, b in zip(weights(whole), weights(parts), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_what_is_exported_holds_the_averages(tmp_path: Path) -> None:
+    one = make(tmp_path)
+    run(one)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == "step-00000006"
+    exported = torch.load(checkpoint / "exported.pt")
+    assert one.ema is not None
+    for value, average in zip(exported.values(), one.ema.tensors, strict=True):
+        assert torch.equal(value, average)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path: Path) -> None:
+    one = make(tmp_path, task=Toy(poison=(3,)))
+    assert run(one)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 0, 0]
+    assert all(p.isfinite().all() for p in one.parameters)
+
+
+def test_a_gradient_far_above_the_usual_is_skipped_after_the_warm_up(tmp_path: Path) -> None:
+    one = make(tmp_path)
+    one.mean_norm, one.step = 1.0, 3
+    assert not one._accept(13.0) and not one._accept(math.inf) and one._accept(9.0)
+    one.step = 0
+    assert one._accept(1e6)
+
+
+def test_a_run_that_only_skips_stops_and_names_the_last_good_state(tmp_path: Path) -> None:
+    stage = replace(QUICK, steps=100)
+    run(make(tmp_path, stage), stop_after=2)
+    with pytest.raises(TrainingFailed, match="step-00000002"):
+        run(make(tmp_path, stage, Toy(poison=tuple(range(2, 100)))))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(make(tmp_path, save_every=1, keep=3))
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        f"step-0000000{step}" for step in (4, 5, 6)
+    ]
+
+
+def test_a_wall_clock_budget_ends_a_stage_also_over_several_runs(tmp_path: Path) -> None:
+    one = make(tmp_path, replace(QUICK, hours=1.0))
+    one.seconds = 3599.999
+    assert one.run(Progress(tmp_path, "toy", quiet=True)) and one.step == 1
+    again = make(tmp_path, replace(QUICK, hours=1.0))
+    assert again.run(Progress(tmp_path, "toy", quiet=True)) and again.step == 1
+
+
+def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
+    one = make(tmp_path, replace(QUICK, steps=100_000))
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert not run(one)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == f"step-{one.step:08d}"
+
+
+def test_a_log_is_cut_to_where_a_run_is_taken_up(tmp_path: Path) -> None:
+    run(make(tmp_path), stop_after=3)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{"step": 4, "loss": 1}\n{"step": 5, "lo')
+    run(make(tmp_path))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("where", ["save", "_publish"])
+def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
+    tmp_path: Path, monkeypatch: Any, where: str
+) -> None:
+    run(make(tmp_path), stop_after=2)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.dcp if where == "save" else checkpoints, where, full)
+    with pytest.raises(CheckpointSaveError, match="No space left on device.*step-00000002"):
+        run(make(tmp_path))
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    resumed = make(tmp_path)
+    assert resumed.resume() and resumed.step == 2
+
+
+def test_loss_scaling_finds_its_scale_without_giving_up(tmp_path: Path) -> None:
+    one = make(tmp_path, replace(QUICK, precision="fp16"))
+    assert one.scaler.is_enabled()
+    for _ in range(trainer.MAX_SKIPPED + 1):
+        one._accept(math.inf)
+    assert one.skipped == 0
+
+
+def test_validation_sees_the_averages_and_leaves_the_model_training(tmp_path: Path) -> None:
+    stage = replace(QUICK, validation=replace(QUICK.validation, every=3))
+    one = make(tmp_path, stage)
+    run(one)
+    assert one.model.training
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    seen = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert seen == [3.0, 6.0]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from dataclasses import replace
+from test_trainer import CPU, QUICK, Toy, make
+from pixart.training import checkpoints
+from pixart.training.progress import Progress
+flush = checkpoints._flush
+def slow(path):
+    time.sleep(0.002)  # most of a save is waiting for a disk
+    flush(path)
+checkpoints._flush = slow
+one = make(Path(sys.argv[1]), replace(QUICK, steps=60), save_every=1)
+print("ready", flush=True)
+one.run(Progress(one.directory, "toy", quiet=True, every=1))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    rng, kills, during_save = random.Random(0), 0, 0
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+    command = [sys.executable, str(script), str(tmp_path / "run"), *paths]
+    while True:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        if kills < 20:
+            time.sleep(rng.uniform(0.0, 0.4))
+            child.kill()
+            during_save += any((tmp_path / "run").glob(".*.tmp"))
+            kills += 1
+        finished = child.stdout.readline() == "done\n"
+        child.wait()
+        if finished:
+            break
+    assert kills == 20 and during_save >= 5
+    stage = replace(QUICK, steps=60)
+    whole, survivor = make(tmp_path / "whole", stage), make(tmp_path / "run", stage)
+    run(whole)
+    assert survivor.resume() and survivor.step == 60
+    assert same(whole, survivor)
