@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import triton
 
 from bench import ahead_of_time, sass
 from bench.ahead_of_time import Case, Launch
+from bench.machine import source_hash
 from pixart_kernels.registration import INTERPRETED
 
 Row = dict[str, Any]
@@ -272,8 +274,11 @@ def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}:{count}" for name, count in sorted(counts.items())) or "-"
 
 
-def _report_all(architecture: str, dump: Path | None) -> list[Row]:
-    return report(architecture, ahead_of_time.cases(), dump=dump)
+def _report_all(
+    architecture: str, dump: Path | None, defaults_only: bool, names: Sequence[str]
+) -> list[Row]:
+    cases = [case for case in ahead_of_time.cases() if not names or case.name in names]
+    return report(architecture, cases, dump=dump, defaults_only=defaults_only)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -283,6 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dump", type=Path, metavar="DIR", help="write PTX and machine code to DIR"
     )
+    parser.add_argument(
+        "--defaults", action="store_true", help="only the configuration that is tried first of each"
+    )
+    known = sorted({case.name for case in ahead_of_time.cases()})
+    parser.add_argument("--case", nargs="+", choices=known, default=[], help="only these calls")
     options = parser.parse_args(arguments)
     if INTERPRETED:
         sys.exit("bench.resources compiles, and the interpreter does not: unset TRITON_INTERPRET")
@@ -291,12 +301,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every: list[Row] = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         parallel = pool.map if len(options.arch) > 1 else map
-        for rows in parallel(_report_all, options.arch, [options.dump] * len(options.arch)):
+        settings = (repeat(options.dump), repeat(options.defaults), repeat(options.case))
+        for rows in parallel(_report_all, options.arch, *settings):
             print(table(rows), end="\n\n", flush=True)
             every += rows
     if options.json:
         every_defect = [dict(row, defects=defects(row)) for row in every]
-        result = {"triton": triton.__version__, "rows": every_defect}
+        result = {
+            "kind": "resources",
+            "command": " ".join(["python -m bench.resources", *(arguments or sys.argv[1:])]),
+            "triton": triton.__version__,
+            "source_sha256": source_hash(),
+            "rows": every_defect,
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

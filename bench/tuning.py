@@ -99,6 +99,8 @@ def parallel_compilation(threads: int) -> Iterator[None]:
             AsyncCompileMode(pool, ignore_errors=True),
         ):
             for config in configs:
+                if config.pre_hook is not None:
+                    config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
                 arguments = {**self.nargs, **kwargs, **config.all_kwargs(), "warmup": True}
                 self.fn.run(**arguments)
         return configs

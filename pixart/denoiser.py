@@ -4,6 +4,7 @@ encoded once and not at every step, launched kernel by kernel or replayed as a C
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +83,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._recordings: OrderedDict[object, _Recording] = OrderedDict()
-        self._pool: Any = None
+        self._pools: dict[torch.device, Any] = {}
 
     @torch.no_grad()
     def __call__(
@@ -94,13 +95,24 @@ class CudaGraphs:
         sizes: tuple[Tensor, ...],
     ) -> Tensor:
         """The transformer's prediction, as a tensor that later calls leave alone."""
+        with _current(latents.device):
+            return self._replay(transformer, latents, timesteps, caption, sizes)
+
+    def _replay(
+        self,
+        transformer: PixArt,
+        latents: Tensor,
+        timesteps: Tensor,
+        caption: EncodedCaption,
+        sizes: tuple[Tensor, ...],
+    ) -> Tensor:
         moving = [latents, timesteps, *sizes]
         steady = [tensor for pair in caption.keys_values for tensor in pair]
         steady += [] if caption.lengths is None else [caption.lengths]
         # A model that was moved or replaced has its weights elsewhere.
         weights = transformer.x_embedder.proj.weight.data_ptr()
         shapes = [(tensor.shape, tensor.dtype) for tensor in (*moving, *steady)]
-        key = (id(transformer), weights, caption.lengths is None, *shapes)
+        key = (latents.device, id(transformer), weights, caption.lengths is None, *shapes)
         if key not in self._recordings:
             self._recordings[key] = self._record(transformer, moving, caption)
             if len(self._recordings) > MAX_GRAPHS:
@@ -137,9 +149,15 @@ class CudaGraphs:
             for _ in range(_WARM_UP):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        device = stream.device
+        if device not in self._pools:
+            self._pools[device] = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pools[device], stream=stream):
             output = step()
         return graph.replay, output
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Streams and graphs are those of the current device, which need not be the model's."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -128,6 +128,8 @@ def _obstacle() -> str | None:
         return "the kernels need a GPU, and torch.cuda.is_available() is False"
     if importlib.util.find_spec("triton") is None:
         return "the kernels need Triton (pip install triton)"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return f"the kernels need compute capability 8.0, {torch.cuda.get_device_name()} has less"
     return None
 
 
@@ -385,4 +387,5 @@ def _compress(
         k, v = (
             tokens.unflatten(1, call.grid)[:, ::ratio, ::ratio].flatten(1, 2) for tokens in (k, v)
         )
-    return (k, v) if norm is None else (norm(k), norm(v))
+    # Autocast on a GPU norms in fp32, and attention takes one dtype.
+    return (k, v) if norm is None else (norm(k).to(k.dtype), norm(v).to(v.dtype))

@@ -271,3 +271,31 @@ def test_it_compiles_as_one_graph_with_its_gradient() -> None:
         torch.autograd.grad(compiled(q, k, v), (q, k, v)), expected, strict=True
     ):
         assert torch.allclose(actual, eager)
+
+
+@pytest.mark.parametrize("setting", ["legacy", "matmul", "everywhere"])
+def test_no_way_of_allowing_tf32_disturbs_16_bit_inputs(setting: str) -> None:
+    from pixart_kernels import launch
+
+    matmul, backends = torch.backends.cuda.matmul, torch.backends
+    before = getattr(matmul, "fp32_precision", None)
+    if before is None and setting != "legacy":
+        pytest.skip("this PyTorch has only the legacy switch")
+    try:
+        if setting == "legacy":
+            matmul.allow_tf32 = True
+        elif setting == "matmul":
+            matmul.fp32_precision = "tf32"
+        else:
+            backends.fp32_precision = "tf32"
+        q = torch.randn(1, 3, 1, 8).bfloat16()
+        assert flash_attention(q, q, q).isfinite().all()
+        if setting != "everywhere":
+            assert launch.precision(torch.float32) == "tf32"
+    finally:
+        if before is not None:
+            backends.fp32_precision = "none"
+            matmul.fp32_precision = before
+        else:
+            matmul.allow_tf32 = False
+    assert launch.precision(torch.float32) == "ieee"

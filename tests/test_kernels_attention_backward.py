@@ -237,6 +237,7 @@ def test_missing_keys_do_not_overflow() -> None:
 def test_any_scale(scale: float) -> None:
     inputs = tensors(1, 20, 30, 1, 72, torch.float32)
     check(launched(inputs, scale=scale), inputs, scale=scale)
+    check(through_autograd(inputs, scale=scale), inputs, scale=scale)
 
 
 def test_few_keys_share_the_queries_among_programs() -> None:

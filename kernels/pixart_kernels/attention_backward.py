@@ -339,7 +339,7 @@ def backward(
     inputs = [part for x in tensors for part in (x, _strides(x, divisor))]
     delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
     rows = (lse.contiguous(), delta, lengths, scale, scale * math.log2(math.e))
-    constants = _constants(q.shape[3], divisor)
+    constants = _constants(q, divisor)
     q_kernel, kv_kernel = _tuned(launch.architecture(q.device), q.element_size())
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     parts, share = _parts(queries, keys, batch * heads)
@@ -372,14 +372,15 @@ def _strides(tensor: Tensor, divisor: int) -> tuple[int, ...]:
     return tuple(stride // divisor for stride in tensor.stride()[:3])
 
 
-def _constants(head_dim: int, divisor: int) -> dict[str, int | str | bool]:
+def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:
+    head_dim = q.shape[3]
     main, tail = split(head_dim)
     return {
         "HEAD_DIM": head_dim,
         "MAIN": main,
         "TAIL": tail,
         "DIVISOR": divisor,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": launch.precision(q.dtype),
         "enable_fp_fusion": True,
     }
 

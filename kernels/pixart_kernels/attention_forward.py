@@ -15,6 +15,7 @@ B batch, N queries, M keys, H heads, D head channels, cut in two as attention_ti
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -220,7 +221,13 @@ def _fit_boxes(arguments: dict[str, Any]) -> None:
 
 
 def _tuned(*configs: triton.Config) -> Any:
-    return triton.autotune(launch.configurations(*configs), key=["HEAD_DIM", "LIMIT"])(_forward)
+    """A tuner for each architecture: what one finds is not for another GPU in the same machine."""
+
+    @cache
+    def tuner(arch: str) -> Any:
+        return triton.autotune(launch.configurations(*configs), key=["HEAD_DIM", "LIMIT"])(_forward)
+
+    return tuner
 
 
 # None spills at D <= 96, on Triton 3.6 and 3.9. At 256 × 64 the copy engine fetches each key half
@@ -264,6 +271,8 @@ def forward(
         return out.zero_(), lse.zero_()
     if scale < 0:  # the kernel takes the largest product for that of the largest score
         q, scale = -q, -scale
+    if scale == 0:  # all keys weigh alike; the kernel would multiply a masked score by 0
+        q, scale = torch.zeros_like(q), 1.0
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     lengths = None if kv_lengths is None else kv_lengths.contiguous()
     with launch.on(q.device):
@@ -307,7 +316,7 @@ def _launch(
         TAIL=tail,
         V_TAIL=v_tail,
         DIVISOR=divisor,
-        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        PRECISION=launch.precision(q.dtype),
         LIMIT=bound,
         ROWS=ROWS,
         PARTS=PARTS,
@@ -317,10 +326,10 @@ def _launch(
 
 def _kernel(dtype: torch.dtype, arch: str) -> Any:
     if dtype == torch.float32:
-        return _forward_fp32
+        return _forward_fp32(arch)
     if arch in WGMMA:
-        return _forward_wgmma
-    return _forward_amd if arch.startswith("gfx") else _forward_mma
+        return _forward_wgmma(arch)
+    return _forward_amd(arch) if arch.startswith("gfx") else _forward_mma(arch)
 
 
 def _value_tail(head_dim: int, arch: str) -> int:

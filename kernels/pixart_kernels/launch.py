@@ -27,6 +27,15 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How matrix products take their inputs: tf32 for fp32 ones if the caller's setting says so."""
+    if dtype != torch.float32:
+        return "ieee"  # of no consequence; and reading a setting that was made elsewhere can raise
+    matmul = torch.backends.cuda.matmul
+    allowed = getattr(matmul, "fp32_precision", None) or ("tf32" if matmul.allow_tf32 else "ieee")
+    return "tf32" if allowed == "tf32" else "ieee"
+
+
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Launch on this device: Triton takes the current one, whatever its arguments are on."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pixart_kernels import columns, launch
 
+MAX_BATCH = 65_535  # programs along a grid's second axis
 MOST_PROGRAMS = 512  # of a backward: a few for each multiprocessor, and few sums to add up
 FEWEST_TOKENS = 8  # for each of them, or sums outweigh tokens
 
@@ -80,6 +81,10 @@ def forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """y if there is a branch, out if there is a scale."""
     batch, tokens, channels = x.shape
+    if batch > MAX_BATCH:
+        raise ValueError(
+            f"batch must be at most {MAX_BATCH} on a GPU, got {batch}; cut it in parts"
+        )
     x, branch = x.contiguous(), None if branch is None else branch.contiguous()
     y = None if branch is None else torch.empty_like(x)
     out = None if scale is None else torch.empty_like(x)

@@ -39,9 +39,9 @@ def register_operator(
     operator.register_kernel(TRITON_DEVICES)(launch)
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=save)
-    if not INTERPRETED:
-        # Wins over the line above on a CPU: autograd sees the reference's steps.
-        _library.impl(name, reference, "AutogradCPU")
+    # Wins over the line above where there are no kernels: autograd sees the reference's steps.
+    for key in ("AutogradMPS", "AutogradXPU", *(() if INTERPRETED else ("AutogradCPU",))):
+        _library.impl(name, reference, key)
     return operator
 
 
