@@ -30,19 +30,19 @@ TARGETS = (
     Target(
         "attention, D = 72, 4K, forward",
         "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4",
-        "flash_attention_forward",
+        "attention_forward.forward",
         "self-bf16-72",
     ),
     Target(
         "attention, D = 72, 4K, backward: dQ",
         "≥ 400 useful TFLOP/s, both kernels together",
-        "flash_attention_backward_q",
+        "attention_backward.backward_q",
         "self-bf16-72",
     ),
     Target(
         "attention, D = 72, 4K, backward: dK, dV",
         "≥ 400 useful TFLOP/s, both kernels together",
-        "flash_attention_backward_kv",
+        "attention_backward.backward_kv",
         "self-bf16-72",
     ),
     Target("compress_kv, 2K and 4K", "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"),
@@ -94,7 +94,7 @@ def _targets(compiled: Sequence[Result]) -> str:
 def _cycles(result: Result, target: Target) -> str:
     for row in result["rows"]:
         matches = row["kernel"].strip("_").removesuffix("_kernel").endswith(target.kernel)
-        is_case = target.case in row["floor_bytes"] and row["architecture"] == "sm_90"
+        is_case = "4k" in row["floor_bytes"].get(target.case, ()) and row["architecture"] == "sm_90"
         if target.kernel and matches and is_case and row["default"] and row.get("cycles"):
             return " / ".join(str(count) for count in row["cycles"].values())
     return ""

@@ -241,7 +241,7 @@ import resource, sys, torch
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model import PixArt
 height, width, compressed = (int(argument) for argument in sys.argv[1:])
-compression = KVCompression(range(14, 28)) if compressed else None
+compression = KVCompression(range(28), 4) if compressed else None  # the quickest, for CI
 with torch.device("meta"):
     model = PixArt(PixArtConfig(pe_interpolation=2.0, kv_compression=compression)).bfloat16()
 model.to_empty(device="cpu").eval()
