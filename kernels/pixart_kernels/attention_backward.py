@@ -289,15 +289,15 @@ MMA_SYNC = (
     [_config(64, 64, 4, 2), _config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
     [_config(32, 64, 4, 2), _config(32, 128, 8, 2), _config(32, 128, 8, 3)],
 )
-WGMMA = (
-    [
-        _config(128, 64, 8, 3),
-        _config(128, 64, 8, 2),
-        _config(128, 128, 8, 2),
-        _config(64, 64, 4, 2),
-    ],
-    [_config(64, 128, 8, 2), _config(64, 64, 4, 2), _config(32, 128, 8, 3), _config(32, 64, 4, 3)],
+# The others spill on sm_120 with Triton 3.9.
+MMA_SYNC_120 = (
+    [_config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
+    [_config(32, 128, 8, 2), _config(32, 128, 8, 3)],
 )
+WGMMA = (
+    [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(128, 128, 8, 2), _config(64, 64, 4, 2)],
+    [_config(64, 128, 8, 2), _config(64, 64, 4, 2), _config(32, 128, 8, 3), _config(32, 64, 4, 3)],
+)  # fmt: skip
 TCGEN05 = (
     [_config(128, 64, 8, 2), _config(128, 64, 4, 2), _config(64, 64, 4, 2)],
     [_config(64, 128, 8, 2), _config(32, 128, 8, 2)],
@@ -305,7 +305,10 @@ TCGEN05 = (
 # With other tiles Triton takes 32 × 32 products, for which a tail of 16 channels is half empty.
 MFMA = ([_config(128, 32, 4, 1)], [_config(32, 128, 4, 1)])
 FP32 = ([_config(32, 16, 4, 1)], [_config(32, 32, 4, 1), _config(32, 64, 8, 1)])
-LISTS = {"sm_90": WGMMA, "sm_100": TCGEN05, "sm_103": TCGEN05, "gfx942": MFMA, "gfx950": MFMA}
+LISTS = {
+    "sm_90": WGMMA, "sm_100": TCGEN05, "sm_103": TCGEN05, "sm_120": MMA_SYNC_120,
+    "gfx942": MFMA, "gfx950": MFMA,
+}  # fmt: skip
 
 
 @functools.cache

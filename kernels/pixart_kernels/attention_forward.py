@@ -238,6 +238,15 @@ _forward_wgmma = _tuned(
     _config(128, 128, num_warps=8, num_stages=2),
     _config(256, 64, num_warps=8, num_stages=2),
 )
+# The others of both lists above and below spill there with Triton 3.9.
+_forward_tcgen05 = _tuned(
+    _config(128, 64, num_warps=8, num_stages=3),
+    _config(128, 128, num_warps=8, num_stages=2),
+)
+_forward_120 = _tuned(
+    _config(64, 64, num_warps=4, num_stages=3),
+    _config(128, 64, num_warps=8, num_stages=2),
+)
 _forward_mma = _tuned(
     _config(64, 64, num_warps=4, num_stages=3),
     _config(128, 64, num_warps=8, num_stages=2),
@@ -328,7 +337,9 @@ def _kernel(dtype: torch.dtype, arch: str) -> Any:
     if dtype == torch.float32:
         return _forward_fp32(arch)
     if arch in WGMMA:
-        return _forward_wgmma(arch)
+        return (_forward_wgmma if arch == "sm_90" else _forward_tcgen05)(arch)
+    if arch == "sm_120":
+        return _forward_120(arch)
     return _forward_amd(arch) if arch.startswith("gfx") else _forward_mma(arch)
 
 
