@@ -77,3 +77,27 @@ def test_a_new_learned_merge_is_the_average() -> None:
     conv = PixArt(PixArtConfig(**SMALL, kv_compression=KVCompression((0, 1), 2, norm="none")))
     conv.load_state_dict(average.state_dict(), strict=False)
     assert relative_error(average(*inputs()), conv.eval()(*inputs())) < PARITY_TOLERANCE
+
+
+@pytest.mark.parametrize("sampling", ["conv", "average"])
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_without_gradients_projection_and_merging_are_one_product(
+    sampling: str, ratio: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixart.blocks import SelfAttention
+
+    model = build(kv_compression=KVCompression((0, 1), ratio, sampling))
+    latents, timesteps, caption = inputs(height=16, width=24)
+    expected = model(latents, timesteps, caption)
+    folded = SelfAttention._project_folded
+    calls = []
+    monkeypatch.setattr(SelfAttention, "_project_folded", lambda *a: calls.append(a) or folded(*a))
+    with torch.no_grad():
+        assert relative_error(model(latents, timesteps, caption), expected) < 1e-5
+        assert len(calls) == 2
+        model.blocks[0].attn.qkv.weight.mul_(1.5)  # type: ignore[union-attr, operator]
+        changed = model(latents, timesteps, caption)
+        model(*inputs(height=10, width=14))  # 5 × 7 tokens: patches are completed
+        assert len(calls) == 4
+    assert relative_error(changed, model(latents, timesteps, caption)) < 1e-5
+    assert relative_error(changed, expected) > 1e-3
