@@ -204,24 +204,27 @@ def test_without_a_gpu_compression_works_and_does_not_warn(no_gpu: None) -> None
 
 
 @pytest.mark.parametrize(
-    ("interpreted", "gpu", "triton", "obstacle"),
+    ("interpreted", "capability", "triton", "obstacle"),
     [
-        (False, False, True, "torch.cuda.is_available"),
-        (False, True, False, "pip install triton"),
-        (False, True, True, None),
-        (True, False, True, None),
+        (False, None, True, "torch.cuda.is_available"),
+        (False, (9, 0), False, "pip install triton"),
+        (False, (7, 5), True, "compute capability 8.0, Tesla T4 has less"),
+        (False, (8, 0), True, None),
+        (True, None, True, None),
     ],
 )
 def test_the_obstacle_is_the_first_thing_that_is_missing(
     interpreted: bool,
-    gpu: bool,
+    capability: tuple[int, int] | None,
     triton: bool,
     obstacle: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()  # the real one
     monkeypatch.setattr(pixart.patch, "INTERPRETED", interpreted)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if triton else None)
     found = pixart.patch._obstacle()
     assert found is None if obstacle is None else obstacle in str(found)

@@ -217,7 +217,7 @@ def slow(path):
     time.sleep(0.002)  # most of a save is waiting for a disk
     flush(path)
 checkpoints._flush = slow
-one = make(Path(sys.argv[1]), replace(QUICK, steps=60), save_every=1)
+one = make(Path(sys.argv[1]), replace(QUICK, steps=300), save_every=1)
 print("ready", flush=True)
 one.run(Progress(one.directory, "toy", quiet=True, every=1))
 print("done", flush=True)
@@ -246,8 +246,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
         if finished:
             break
     assert kills == 20 and during_save >= 5
-    stage = replace(QUICK, steps=60)
+    stage = replace(QUICK, steps=300)
     whole, survivor = make(tmp_path / "whole", stage), make(tmp_path / "run", stage)
     run(whole)
-    assert survivor.resume() and survivor.step == 60
+    assert survivor.resume() and survivor.step == 300
     assert same(whole, survivor)
