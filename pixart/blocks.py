@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import KVCompression, PixArtConfig
-from pixart.mlp import MLP
+from pixart.mlp import MLP, is_plain
 from pixart_kernels import (
     compress_kv,
     flash_attention,
@@ -36,6 +36,12 @@ class EncodedCaption:
     @property
     def batch(self) -> int:
         return self.keys_values[0][0].shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        lengths = [] if self.lengths is None else [self.lengths]
+        return [tensor for pair in self.keys_values for tensor in pair] + lengths
 
     def pad(self, length: int) -> "EncodedCaption":
         """The same captions in `length` tokens, which must be at least their own number."""
@@ -81,7 +87,7 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = _layer_norm(q, self.q_norm), _layer_norm(k, self.k_norm)
         if self.compression is not None:
-            k, v = self._compress(k, v, grid, self.compression)  # (B, M, C)
+            k, v = compress_tokens(k, v, grid, self.compression, self.sr, self.norm)  # (B, M, C)
         return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -100,13 +106,9 @@ class SelfAttention(nn.Module):
             and not (grid[0] % compression.ratio or grid[1] % compression.ratio)
             and self.k_norm is None
             and x.device.type == "cpu"
-            and x.dtype == layer.weight.dtype
             and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            and not torch.is_autocast_enabled("cpu")
-            and type(layer) is nn.Linear
-            and not (
-                layer._forward_hooks or layer._forward_pre_hooks or layer.weight.is_inference()
-            )
+            and is_plain(layer, x)
+            and not layer.weight.is_inference()  # those do not count their changes
         )
 
     def _project_folded(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,28 +132,38 @@ class SelfAttention(nn.Module):
         if self._folded is None or self._folded[0] != key:
             width = self.qkv.in_features
             projection = (self.qkv.weight[width:], self.qkv.bias[width:])
-            merging = self._merge_weights(self.qkv.weight, ratio)
+            merging = _merge_weights(self.qkv.weight, ratio, self.sr)
             self._folded = (key, sources, fold_projection(*projection, *merging))
         return self._folded[2]
 
-    def _compress(
-        self, k: Tensor, v: Tensor, grid: tuple[int, int], compression: KVCompression
-    ) -> tuple[Tensor, Tensor]:
-        norm = self.norm
-        if compression.sampling in ("conv", "average"):
-            weight, bias = self._merge_weights(k, compression.ratio)
-            affine = (None, None) if norm is None else (norm.weight, norm.bias)
-            return compress_kv(k, v, weight, bias, *affine, grid=grid, ratio=compression.ratio)
-        k, v = (_take_tokens(tokens, grid, compression) for tokens in (k, v))
-        return (k, v) if norm is None else (_layer_norm(k, norm), _layer_norm(v, norm))
 
-    def _merge_weights(self, k: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-        if self.sr is not None:
-            assert self.sr.bias is not None
-            return self.sr.weight, self.sr.bias
-        width = k.shape[-1]
-        weight = k.new_full((width, 1, ratio, ratio), ratio**-2, dtype=torch.float32)
-        return weight, k.new_zeros(width, dtype=torch.float32)
+def compress_tokens(
+    k: Tensor,
+    v: Tensor,
+    grid: tuple[int, int],
+    compression: KVCompression,
+    sr: nn.Conv2d | None,
+    norm: nn.LayerNorm | None,
+) -> tuple[Tensor, Tensor]:
+    """Merge keys and values (B, N, C) of a grid as `compression` says: (B, M, C) each.
+
+    sr: the learned convolution of sampling "conv"; norm: what follows, if anything does.
+    """
+    if compression.sampling in ("conv", "average"):
+        weight, bias = _merge_weights(k, compression.ratio, sr)
+        affine = (None, None) if norm is None else (norm.weight, norm.bias)
+        return compress_kv(k, v, weight, bias, *affine, grid=grid, ratio=compression.ratio)
+    k, v = (_take_tokens(tokens, grid, compression) for tokens in (k, v))
+    return (k, v) if norm is None else (_layer_norm(k, norm), _layer_norm(v, norm))
+
+
+def _merge_weights(k: Tensor, ratio: int, sr: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+    if sr is not None:
+        assert sr.bias is not None
+        return sr.weight, sr.bias
+    width = k.shape[-1]
+    weight = k.new_full((width, 1, ratio, ratio), ratio**-2, dtype=torch.float32)
+    return weight, k.new_zeros(width, dtype=torch.float32)
 
 
 def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -106,9 +106,7 @@ class CudaGraphs:
         caption: EncodedCaption,
         sizes: tuple[Tensor, ...],
     ) -> Tensor:
-        moving = [latents, timesteps, *sizes]
-        steady = [tensor for pair in caption.keys_values for tensor in pair]
-        steady += [] if caption.lengths is None else [caption.lengths]
+        moving, steady = [latents, timesteps, *sizes], caption.tensors
         # A model that was moved or replaced has its weights elsewhere.
         weights = transformer.x_embedder.proj.weight.data_ptr()
         shapes = [(tensor.shape, tensor.dtype) for tensor in (*moving, *steady)]
@@ -136,11 +134,9 @@ class CudaGraphs:
             return transformer(latents, timesteps, own, None, *sizes)
 
         replay, output = self._capture(step)
-        steady = [tensor for pair in own.keys_values for tensor in pair]
-        steady += [] if own.lengths is None else [own.lengths]
         # The model forgets position tables when it has met many grids; the recording reads them.
         held = list(transformer.position_tables.tables.values())
-        return _Recording([latents, timesteps, *sizes, *steady], replay, output, held=held)
+        return _Recording([latents, timesteps, *sizes, *own.tensors], replay, output, held=held)
 
     def _capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         stream = torch.cuda.Stream()

@@ -1,6 +1,7 @@
 """The two-layer perceptron of blocks and captions, GELU in its tanh form between the layers."""
 
 import platform
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -30,36 +31,24 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
     oneDNN's post-operation on a CPU (fc1 of XL/2 in 0.70 of the time in bf16 and 0.88 in fp32, 1,024
     tokens, one Sapphire Rapids core, torch 2.13).
     """
-    if type(linear) is nn.Linear and x.numel() and not torch.is_grad_enabled():
-        if _has_gpu_epilogue(x, linear):
+    if x.numel() and not torch.is_grad_enabled() and is_plain(linear, x):
+        if x.device.type == "cuda":
             rows = torch._addmm_activation(
                 linear.bias, x.reshape(-1, x.shape[-1]), linear.weight.t(), use_gelu=True
             )
             return rows.view(*x.shape[:-1], -1)
-        if _has_cpu_epilogue(x, linear):
+        if _ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
             return torch.ops.mkldnn._linear_pointwise(
                 x, linear.weight, linear.bias, "gelu", [], "tanh"
             )
     return F.gelu(linear(x), approximate="tanh")
 
 
-def _has_gpu_epilogue(x: Tensor, linear: nn.Linear) -> bool:
-    return x.device.type == "cuda" and _is_plain(x, linear)
-
-
-def _has_cpu_epilogue(x: Tensor, linear: nn.Linear) -> bool:
+def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
+    """Whether calling the layer would do nothing but the product of x: no hook, autocast or cast."""
     return (
-        _ONEDNN
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and _is_plain(x, linear)
-    )
-
-
-def _is_plain(x: Tensor, linear: nn.Linear) -> bool:
-    """Whether calling the layer would do nothing but the product: no hook, no autocast, no cast."""
-    return (
-        linear.bias is not None
+        type(linear) is nn.Linear
+        and linear.bias is not None
         and linear.weight.dtype == x.dtype
         and not linear._forward_hooks
         and not linear._forward_pre_hooks

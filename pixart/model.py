@@ -91,10 +91,7 @@ class PixArt(nn.Module):
         Takes 2·depth·C numbers per token: 78 MB for 300 tokens, XL/2 and 16 bits, twice with
         guidance.
         """
-        batch = len(caption)
-        caption = _check_caption(caption, batch, self.config)
-        mask = _check_mask(caption_mask, batch, caption.shape[1])
-        tokens, lengths = self.y_embedder(caption.to(self.dtype), mask)
+        tokens, lengths = self._embed_caption(caption, caption_mask, len(caption))
         return EncodedCaption(
             tuple(block.cross_attn.keys_values(tokens) for block in self._blocks), lengths
         )
@@ -109,10 +106,15 @@ class PixArt(nn.Module):
             if caption.batch != batch:
                 raise ValueError(f"caption must be encoded for {batch}, got {caption.batch}")
             return caption.keys_values, caption.lengths
+        tokens, lengths = self._embed_caption(caption, mask, batch)
+        return [tokens] * self.config.depth, lengths
+
+    def _embed_caption(
+        self, caption: Tensor, mask: Tensor | None, batch: int
+    ) -> tuple[Tensor, Tensor | None]:
         caption = _check_caption(caption, batch, self.config)
         mask = _check_mask(mask, batch, caption.shape[1])
-        tokens, lengths = self.y_embedder(caption.to(self.dtype), mask)
-        return [tokens] * self.config.depth, lengths
+        return self.y_embedder(caption.to(self.dtype), mask)
 
     def _embed_timesteps(self, timesteps: Tensor, batch: int, device: torch.device) -> Tensor:
         timesteps = torch.as_tensor(timesteps, dtype=torch.float32, device=device)

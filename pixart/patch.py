@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pixart.blocks import compress_tokens
 from pixart.config import KVCompression
-from pixart_kernels import compress_kv, flash_attention, gate_add, gate_add_modulate, modulate
+from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
 from pixart_kernels.attention import MAX_HEAD_DIM
 from pixart_kernels.registration import INTERPRETED
 
@@ -372,20 +373,5 @@ def _compress(
 ) -> tuple[Tensor, Tensor]:
     if call is None:
         raise ValueError("the transformer must be called, not its blocks, for the grid of tokens")
-    ratio, norm = compression.ratio, getattr(attn, "norm", None)
-    if compression.sampling in ("conv", "average"):
-        if compression.sampling == "conv":
-            weight, bias = attn.sr.weight, attn.sr.bias
-        else:
-            weight = k.new_full((k.shape[2], 1, ratio, ratio), ratio**-2, dtype=torch.float32)
-            bias = k.new_zeros(k.shape[2], dtype=torch.float32)
-        affine = (None, None) if norm is None else (norm.weight, norm.bias)
-        return compress_kv(k, v, weight, bias, *affine, grid=call.grid, ratio=ratio)
-    if compression.sampling == "uniform_every":
-        k, v = k[:, ::ratio], v[:, ::ratio]
-    else:
-        k, v = (
-            tokens.unflatten(1, call.grid)[:, ::ratio, ::ratio].flatten(1, 2) for tokens in (k, v)
-        )
-    # Autocast on a GPU norms in fp32, and attention takes one dtype.
-    return (k, v) if norm is None else (norm(k).to(k.dtype), norm(v).to(v.dtype))
+    sr, norm = getattr(attn, "sr", None), getattr(attn, "norm", None)
+    return compress_tokens(k, v, call.grid, compression, sr, norm)

@@ -119,39 +119,45 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
     import torch
 
     from pixart.pipeline import choose_device
-    from pixart.training.processes import connect, disconnect
+    from pixart.training.processes import connect, rank
     from pixart.training.run import Run
 
     device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     connect(device)
-    try:
-        output = options.output or Path("runs") / Path(options.recipe).stem
-        if options.resume == "none" and output.exists() and any(output.iterdir()):
-            raise ValueError(f"--output must be new with --resume none, got {output}")
-        run = Run(
-            output,
-            stages,
-            device,
-            save_every=options.save_every,
-            keep=options.keep,
-            trackers=options.track,
-            quiet=options.quiet,
-            start_from=None if options.resume in ("auto", "none") else Path(options.resume),
+    output = options.output or Path("runs") / Path(options.recipe).stem
+    if options.resume == "none" and output.exists() and any(output.iterdir()):
+        raise ValueError(f"--output must be new with --resume none, got {output}")
+    start_from = None if options.resume in ("auto", "none") else Path(options.resume)
+    if start_from is not None and options.stage is None:
+        raise ValueError(
+            f"--stage must say which stage goes on from --resume {start_from}, got none"
         )
-        names = [options.stage] if options.stage else [stage.name for stage in stages]
-        if options.dry_run:
+    run = Run(
+        output,
+        stages,
+        device,
+        save_every=options.save_every,
+        keep=options.keep,
+        trackers=options.track,
+        quiet=options.quiet,
+        start_from=start_from,
+    )
+    names = [options.stage] if options.stage else [stage.name for stage in stages]
+    if options.dry_run:
+        if rank() == 0:
             print("\n\n".join(run.plan(name) for name in names))
-            return 0
-        for name in names:
-            if not run.train(name, options.stop_after):
-                print(f"stopped in stage {name}; the same command goes on", file=sys.stderr)
-                return 0
         return 0
-    finally:
-        disconnect()
+    for name in names:
+        if not run.train(name, options.stop_after):
+            print(f"stopped in stage {name}; the same command goes on", file=sys.stderr)
+            return 0
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    from pixart.training.processes import leave
+
+    leave(code)

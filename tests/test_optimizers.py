@@ -135,7 +135,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from pixart.training.ema import EMA
 from pixart.training.optimizers import OptimizerSettings, build_optimizers
-from pixart.training.processes import connect, disconnect, parallelise, rank, world_size
+from pixart.training.processes import connect, leave, parallelise, rank, world_size
 connect(torch.device("cpu"))
 torch.manual_seed(0)
 layers = [nn.Linear(5, 7), nn.Conv1d(4, 3, 1), nn.Tanh(), nn.Conv1d(3, 3, 2), nn.Linear(6, 64)]
@@ -155,7 +155,7 @@ full = lambda t: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clo
 tensors = [full(t) for t in (*model.parameters(), *ema.tensors)]
 if rank() == 0:
     torch.save(tensors, sys.argv[1])
-disconnect()
+leave(0)
 """
 
 

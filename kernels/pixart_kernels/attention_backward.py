@@ -24,7 +24,8 @@ from torch import Tensor
 from triton.runtime import Autotuner
 
 from pixart_kernels import launch
-from pixart_kernels.attention_tiles import split, stride_divisor
+from pixart_kernels.attention_bound import length_of
+from pixart_kernels.attention_tiles import split, stride_divisor, strides_of
 
 # Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
 # They are then given a part of the queries each, down to a smallest, and the parts added up.
@@ -90,14 +91,6 @@ def _head(ptr, strides, b, h, DIVISOR: tl.constexpr):
 
 
 @triton.jit
-def _length(lengths_ptr, b, keys):
-    length = keys
-    if lengths_ptr is not None:
-        length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 0), keys).to(tl.int32)
-    return length
-
-
-@triton.jit
 def _backward_q_kernel(
     grad_ptr,
     grad_strides,
@@ -130,7 +123,7 @@ def _backward_q_kernel(
     row = (tl.program_id(0) // tiles).to(tl.int64)
     start = tl.program_id(0) % tiles * BLOCK_Q
     b, h = row // heads, row % heads
-    length = _length(lengths_ptr, b, keys)
+    length = length_of(lengths_ptr, b, keys)
     # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
     scale = tl.where(length > 1, scale, 0.0)
     g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
@@ -213,7 +206,7 @@ def _backward_kv_kernel(
     row = (tl.program_id(0) // tiles).to(tl.int64)
     start = tl.program_id(0) % tiles * BLOCK_K
     b, h = row // heads, row % heads
-    length = _length(lengths_ptr, b, keys)
+    length = length_of(lengths_ptr, b, keys)
     # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
     scale = tl.where(length > 1, scale, 0.0)
     g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
@@ -339,7 +332,7 @@ def backward(
     tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad_out, q, k, v)]
     lengths = None if kv_lengths is None else kv_lengths.contiguous()
     divisor = stride_divisor(*tensors, dq)
-    inputs = [part for x in tensors for part in (x, _strides(x, divisor))]
+    inputs = [part for x in tensors for part in (x, strides_of(x, divisor))]
     delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
     rows = (lse.contiguous(), delta, lengths, scale, scale * math.log2(math.e))
     constants = _constants(q, divisor)
@@ -358,21 +351,17 @@ def backward(
 
     with launch.on(q.device):
         q_kernel[q_grid](
-            *inputs, out.contiguous(), dq, _strides(dq, divisor),
+            *inputs, out.contiguous(), dq, strides_of(dq, divisor),
             *rows, heads, queries, keys, **constants,
         )  # fmt: skip
         kv_kernel[kv_grid](
-            *inputs, *sums, _strides(dk, divisor),
+            *inputs, *sums, strides_of(dk, divisor),
             *rows, batch, heads, queries, keys, share, **constants,
         )  # fmt: skip
     if parts > 1:
         dk.copy_(sums[0].sum(0))
         dv.copy_(sums[1].sum(0))
     return dq, dk, dv
-
-
-def _strides(tensor: Tensor, divisor: int) -> tuple[int, ...]:
-    return tuple(stride // divisor for stride in tensor.stride()[:3])
 
 
 def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:

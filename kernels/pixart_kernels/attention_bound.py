@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixart_kernels.attention_tiles import strides_of
+
 # What the bound must not exceed so that exp2 of any score, sums of such and products of those with
 # V stay far inside the range of fp32, and the exponentials inside that of their dtype.
 LIMITS = {torch.bfloat16: 64, torch.float16: 14}
@@ -143,7 +145,3 @@ def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Ten
         enable_fp_fusion=True,
     )
     return longest
-
-
-def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
-    return tuple(stride // divisor for stride in x.stride()[:3])

@@ -34,9 +34,8 @@ from pixart_kernels.attention_bound import (
     load_tile,
     longest_keys,
     longest_queries,
-    strides_of,
 )
-from pixart_kernels.attention_tiles import split, stride_divisor
+from pixart_kernels.attention_tiles import split, stride_divisor, strides_of
 
 
 @triton.jit

@@ -31,3 +31,8 @@ def stride_divisor(*tensors: Tensor) -> int:
     """
     strides = [stride for tensor in tensors for stride in tensor.stride()[:-1]]
     return 8 if all(stride % 8 == 0 for stride in strides) else 1
+
+
+def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
+    """All but the last, divided by what divides them: kernels multiply again."""
+    return tuple(stride // divisor for stride in x.stride()[:3])

@@ -151,7 +151,7 @@ class AutoencoderTask:
     def losses(self, model: nn.Module, part: Pictures) -> dict[str, Tensor]:
         device = next(model.parameters()).device
         pictures, noise = part.pictures.to(device), part.noise.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+        with self.stage.autocast(device):
             return reconstruction_losses(model, pictures, noise)
 
     def images(self, part: Pictures) -> int:
@@ -159,6 +159,9 @@ class AutoencoderTask:
 
     def tokens(self, part: Pictures) -> int:
         return part.noise[:, 0].numel()
+
+    def flops(self, part: Pictures) -> float:
+        return 0.0  # not counted
 
     def export(self, folder: Path) -> None:
         """FOLDER/vae in diffusers' layout, fp32."""

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard
 
+from pixart.training.processes import local
+
 _FACTORS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_col")
 
 
@@ -75,7 +77,7 @@ class CAME(torch.optim.Optimizer):
 
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         (_, beta2, beta3), (eps1, eps2) = group["betas"], group["eps"]
-        gradients = [_matrix(_local(p.grad)).float() for p in params]  # type: ignore[arg-type]
+        gradients = [_matrix(local(p.grad)).float() for p in params]  # type: ignore[arg-type]
         states = [self.state[p] for p in params]
         squares = list(torch._foreach_mul(gradients, gradients))
         torch._foreach_add_(squares, eps1)
@@ -88,11 +90,11 @@ class CAME(torch.optim.Optimizer):
 
     def _step_others(self, params: list[Tensor], group: dict[str, Any]) -> None:
         beta2, eps1 = group["betas"][1], group["eps"][0]
-        gradients = [_local(p.grad).float() for p in params]  # type: ignore[arg-type]
+        gradients = [local(p.grad).float() for p in params]  # type: ignore[arg-type]
         squares = list(torch._foreach_mul(gradients, gradients))
         torch._foreach_add_(squares, eps1)
         states = [self.state[p] for p in params]
-        moments = [_local(state["exp_avg_sq"]) for state in states]
+        moments = [local(state["exp_avg_sq"]) for state in states]
         torch._foreach_mul_(moments, beta2)
         torch._foreach_add_(moments, squares, alpha=1 - beta2)
         updates = [moment.rsqrt().mul_(g) for moment, g in zip(moments, gradients, strict=True)]
@@ -108,7 +110,7 @@ def _scale(
     beta: float,
 ) -> list[Tensor]:
     """values / √(r ⊗ c / r̄), where r and c take up the means of `squares`, which is consumed."""
-    rows = [_local(state[f"{name}_row"]) for state in states]
+    rows = [local(state[f"{name}_row"]) for state in states]
     torch._foreach_mul_(rows, beta)
     torch._foreach_add_(rows, [square.mean(1) for square in squares], alpha=1 - beta)
     columns = [state[f"{name}_col"] for state in states]
@@ -138,7 +140,7 @@ def _average(
         rms = (total / max(parameter.numel(), 1)).sqrt()
         update.div_((rms / group["clip_threshold"]).clamp_(min=1.0))
     averages = [
-        _local(state["exp_avg"]).view_as(u) for state, u in zip(states, updates, strict=True)
+        local(state["exp_avg"]).view_as(u) for state, u in zip(states, updates, strict=True)
     ]
     torch._foreach_mul_(averages, group["betas"][0])
     torch._foreach_add_(averages, updates, alpha=1 - group["betas"][0])
@@ -146,7 +148,7 @@ def _average(
 
 
 def _apply(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-    weights = [_local(p) for p in params]
+    weights = [local(p) for p in params]
     if group["weight_decay"]:
         torch._foreach_add_(weights, weights, alpha=-float(group["weight_decay"] * group["lr"]))
     steps = [u.view_as(w).to(w.dtype) for u, w in zip(updates, weights, strict=True)]
@@ -159,11 +161,6 @@ def _is_matrix(parameter: Tensor) -> bool:
 
 def _matrix(tensor: Tensor) -> Tensor:
     return tensor.view(tensor.shape[:2])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that lies here, or the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _new_state(parameter: Tensor) -> dict[str, Tensor]:
@@ -187,8 +184,8 @@ def _new_state(parameter: Tensor) -> dict[str, Tensor]:
 
 def _zero_rows(parameter: Tensor) -> Tensor:
     """A zero for each row, cut among processes as the rows are."""
-    local = _local(parameter)
-    zeros = torch.zeros(local.shape[0], dtype=torch.float32, device=local.device)
+    part = local(parameter)
+    zeros = torch.zeros(part.shape[0], dtype=torch.float32, device=part.device)
     if not isinstance(parameter, DTensor):
         return zeros
     return DTensor.from_local(

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from pixart.training.processes import local
 
 
 class EMA:
@@ -24,8 +25,8 @@ class EMA:
         """Take up the parameters after a step, counted from 0."""
         # Early on a long average would mostly remember the start.
         decay = min(self.decay, (1 + step) / (10 + step))
-        values = [_local(p.detach()).float() for p in self.parameters]
-        torch._foreach_lerp_([_local(tensor) for tensor in self.tensors], values, 1 - decay)
+        values = [local(p.detach()).float() for p in self.parameters]
+        torch._foreach_lerp_([local(tensor) for tensor in self.tensors], values, 1 - decay)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
@@ -41,8 +42,4 @@ class EMA:
 @torch.no_grad()
 def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
-        _local(parameter).copy_(_local(value))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local(parameter).copy_(local(value))

@@ -6,13 +6,15 @@ its step in operations that one thread does.
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pixart.model import PixArt
@@ -27,9 +29,17 @@ def connect(device: torch.device) -> None:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def disconnect() -> None:
+def leave(code: int) -> NoReturn:
+    """Exit. Under torchrun without Python's own shutdown: Gloo's threads, which nothing ends while
+    a model that was cut among processes lives, may release their last tensors then, and releasing
+    one in a Python that shuts down aborts the process (pytorch/pytorch#179291)."""
+    if "RANK" not in os.environ:
+        sys.exit(code)
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:
@@ -81,6 +91,11 @@ def gradients_later(model: nn.Module, later: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor cut among processes that lies here, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
