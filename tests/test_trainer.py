@@ -56,6 +56,9 @@ class Toy:
     def tokens(self, part: Any) -> int:
         return 4 * len(part)
 
+    def flops(self, part: Any) -> float:
+        return 8.0 * len(part)
+
     def export(self, folder: Path) -> None:
         torch.save(self.model.state_dict(), folder / "exported.pt")
 

@@ -20,7 +20,7 @@ from pixart.training.checkpoints import latest_checkpoint
 from pixart.training.denoising import stack
 from pixart.training.evaluation import Accuracy, Task, captions, table
 from pixart.training.shapes import draw_sample, train_tokenizer
-from pixart.training.stages import load_recipe
+from pixart.training.stages import Stage, load_recipe
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -66,8 +66,8 @@ def test_every_word_of_the_grammar_is_one_piece(tmp_path: Path) -> None:
 
 
 def test_a_tenth_of_the_captions_are_left_empty_for_guidance() -> None:
-    rng = random.Random(0)
-    samples = [draw_sample(rng, CharacterTokenizer(), 64, 0.1) for _ in range(200)]
+    rng, stage = random.Random(0), Stage("any")
+    samples = [draw_sample(rng, CharacterTokenizer(), 64, stage) for _ in range(200)]
     assert 8 < sum(sample.mask.sum() == 1 for sample in samples) < 36
     batch = stack(samples)
     assert batch.latents.shape == (200, 4, 8, 8) and batch.features.shape[:2] == batch.mask.shape
@@ -151,7 +151,7 @@ def test_two_processes_train_like_one(tiny_run: Path, tmp_path: Path) -> None:
             (output / name).symlink_to(tiny_run / name)
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(count), "-m", "pixart.train", "shapes"),
+            *("--nproc-per-node", str(count), "-m", "--", "pixart.train", "shapes"),
             *("--stage", "base", "--output", str(output), "--device", "cpu", "--parallel", how),
             *("--steps", "4", "--batch.images", "4", "--precision", "fp32", "--quiet"),
             *("--optimizer.name", "came", "--optimizer.betas", "None"),

@@ -27,6 +27,13 @@ _RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+# Where the two things of a relation lie, said of each by itself.
+_SIDES = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 _BACKGROUND_PHRASES = ("on a {} background", "against a {} background", "on {}")
 _OPENINGS = ("", "", "", "a picture of ", "a drawing of ")
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
@@ -87,16 +94,24 @@ class Statement:
         return f"{self.kind} {self.subject}: {self.value}"
 
 
-def describe(scene: Scene, rng: random.Random, omit: float = 0.1) -> str:
-    """A caption of the scene. Each clause that may be left out is, with probability `omit`."""
+def describe(scene: Scene, rng: random.Random, omit: float = 0.1, apart: float = 0.3) -> str:
+    """A caption of the scene. Each clause that may be left out is, with probability `omit`.
+
+    apart: share of pairs of which the relation is said by the side of each thing ("a red star on
+    the left and a blue circle on the right"); this teaches which word goes with which thing.
+    """
     if scene.kind == "one":
         body = _noun(scene.things[0], rng, omit)
         if rng.random() >= omit:
             body += " " + _position_phrase(scene.layout, rng)
     elif scene.kind == "pair":
         first, second = (_noun(thing, rng, omit) for thing in scene.things)
-        link = rng.choice(_RELATION_PHRASES[scene.layout]) if rng.random() >= omit else "and"
-        body = f"{first} {link} {second}"
+        if rng.random() < apart:
+            here, there = (_position_phrase(side, rng) for side in _SIDES[scene.layout])
+            body = f"{first} {here} and {second} {there}"
+        else:
+            link = rng.choice(_RELATION_PHRASES[scene.layout]) if rng.random() >= omit else "and"
+            body = f"{first} {link} {second}"
     else:
         count = _COUNT_WORDS[len(scene.things)]
         body = _noun(scene.things[0], rng, omit, article=count, plural=True)
@@ -180,7 +195,8 @@ def _thing_statements(span: list[str], subject: int) -> list[Statement]:
 def _relation_statements(between: list[str]) -> list[Statement]:
     text = f" {' '.join(between)} "
     for relation, phrases in _RELATION_PHRASES.items():
-        if any(f" {phrase} " in text for phrase in phrases):
+        sides = (f"{_SIDES[relation][0]} and",)
+        if any(f" {phrase} " in text for phrase in phrases + sides):
             return [Statement("relation", relation)]
     return []
 

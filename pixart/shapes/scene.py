@@ -70,7 +70,8 @@ class Scene:
 
 def sample_scene(rng: random.Random, kind: str, held_out: bool = False) -> Scene:
     """Draw a scene of the given kind; `held_out` says whether its (first) thing is one of the
-    combinations of shape and colour that training never shows."""
+    combinations of shape and colour that training never shows. kind may also be "beside": a pair
+    with one thing left or right of the other."""
     background = rng.choice(list(BACKGROUNDS))
     first = _sample_thing(rng, held_out)
     if kind == "one":
@@ -78,17 +79,17 @@ def sample_scene(rng: random.Random, kind: str, held_out: bool = False) -> Scene
         return Scene(
             kind, background, (_placed(first, POSITIONS[layout], rng, JITTER, JITTER),), layout
         )
-    if kind == "pair":
-        layout = rng.choice(list(RELATIONS))
+    if kind in ("pair", "beside"):
+        layout = rng.choice([name for name, (x, _) in RELATIONS.items() if x or kind == "pair"])
         second = _sample_thing(rng, False)
         while (second.shape, second.colour) == (first.shape, first.colour):
             second = _sample_thing(rng, False)
-        return Scene(kind, background, _related(first, second, layout, rng), layout)
+        return Scene("pair", background, _related(first, second, layout, rng), layout)
     if kind == "group":
         spots = rng.choice((((0.27, 0.5), (0.73, 0.5)), ((0.5, 0.27), (0.27, 0.73), (0.73, 0.73))))
         things = tuple(_placed(first, spot, rng, JITTER, JITTER) for spot in spots)
         return Scene(kind, background, things)
-    raise ValueError(f'kind must be "one", "pair" or "group", got {kind!r}')
+    raise ValueError(f'kind must be "one", "pair", "beside" or "group", got {kind!r}')
 
 
 def _sample_thing(rng: random.Random, held_out: bool) -> Thing:

@@ -20,6 +20,7 @@ from pixart.config import PixArtConfig
 from pixart.diffusion import NUM_TIMESTEPS, add_noise, training_loss
 from pixart.model import PixArt
 from pixart.training.buckets import epoch_plan, share
+from pixart.training.plan import forward_flops
 from pixart.training.processes import mean_over_processes, rank, world_size
 from pixart.training.shards import FeatureDataset, pad
 from pixart.training.stages import Stage
@@ -68,12 +69,12 @@ def stack(samples: Sequence[Sample]) -> Sample:
     return Sample(features=features, mask=mask, **joined)
 
 
-def draw_timestep(how: str, generator: torch.Generator) -> Tensor:
-    """One timestep (1,). logit-normal (arXiv 2403.03206, section 3.1) has its median near 400."""
-    if how == "uniform":
+def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
+    """One timestep (1,): uniform, or logit-normal with a mean."""
+    if mean is None:
         return torch.randint(0, NUM_TIMESTEPS, (1,), generator=generator)
-    share_of_noise = torch.sigmoid(torch.randn(1, generator=generator) - 0.4)
-    return (NUM_TIMESTEPS * share_of_noise).long().clamp(max=NUM_TIMESTEPS - 1)
+    part = torch.sigmoid(torch.randn(1, generator=generator) + mean)
+    return (NUM_TIMESTEPS * part).long().clamp(max=NUM_TIMESTEPS - 1)
 
 
 class DenoisingTask:
@@ -171,7 +172,7 @@ class DenoisingTask:
         return Sample(
             latents=(one.mean + one.std * posterior) * self.scale,
             noise=torch.randn(one.mean.shape, generator=generator),
-            timesteps=draw_timestep(self.stage.timesteps, generator),
+            timesteps=draw_timestep(self.stage.timestep_mean, generator),
             features=features,
             mask=mask,
             size=one.size,
@@ -207,7 +208,7 @@ class DenoisingTask:
         sizes = (part.size, part.aspect_ratio) if self.config.micro_condition else ()
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            with self._lowered():
+            with self.stage.autocast(self.device):
                 return model(x_t, t, part.features, part.mask, *sizes)
 
         terms = training_loss(
@@ -221,9 +222,8 @@ class DenoisingTask:
         loss = (terms.loss * part.weight).mean()
         return {"loss": loss, "mse": terms.mse.mean(), "vb": terms.vb.mean()}
 
-    def _lowered(self) -> Any:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.stage.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+    def flops(self, part: Sample) -> float:
+        return len(part) * forward_flops(self.config, self.tokens(part) // len(part))
 
     def images(self, part: Sample) -> int:
         return len(part)
@@ -271,7 +271,7 @@ class DenoisingTask:
         validation, side = self.stage.validation, self.stage.resolution
         options = {"steps": validation.sampling_steps, "guidance": validation.guidance}
         for number, prompt in enumerate(validation.prompts):
-            with self._lowered():
+            with self.stage.autocast(self.device):
                 drawn = self.pipeline.draw(prompt, height=side, width=side, seed=number, **options)
             if rank() == 0:
                 folder.mkdir(parents=True, exist_ok=True)

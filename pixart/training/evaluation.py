@@ -59,7 +59,7 @@ def captions(task: Task, seed: int) -> list[str]:
     """Full captions (no clause left out; a pair states its relation), the same for the same seed."""
     rng = random.Random(f"{seed}/{task.kind}/{task.held_out}")
     texts = [
-        describe(sample_scene(rng, task.kind, task.held_out), rng, omit=0.0)
+        describe(sample_scene(rng, task.kind, task.held_out), rng, omit=0.0, apart=0.0)
         for _ in range(task.count)
     ]
     return texts

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from pixart.config import PixArtConfig
-from pixart.model import PixArt
 from pixart.resolution import aspect_ratios
 from pixart.training.progress import measure_peak
 from pixart.training.stages import Stage
@@ -43,10 +42,10 @@ def forward_flops(config: PixArtConfig, tokens: int) -> float:
     return flops
 
 
-def plan(stage: Stage, config: PixArtConfig, device: torch.device, world: int) -> Iterator[Cost]:
-    """The cost of every bucket of a stage, largest first."""
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in PixArt(config).parameters())
+def plan(
+    stage: Stage, config: PixArtConfig, weights: int, device: torch.device, world: int
+) -> Iterator[Cost]:
+    """The cost of every bucket of a stage whose model has so many weights, largest first."""
     peak = measure_peak(device, torch.float32 if stage.precision == "fp32" else torch.bfloat16)
     side = 8 * config.patch_size
     buckets = {(stage.resolution, stage.resolution)}

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -21,8 +22,7 @@ LOG = "log.jsonl"
 class Progress:
     """Reports of one stage, from the first process only; the others keep silent.
 
-    flops: of the forward pass for one image token; a training step takes three times as much.
-    peak: FLOP/s that this device reaches in a matrix product, for the share that is used (MFU).
+    peak: FLOP/s that the devices reach in matrix products, for the share that is used (MFU).
     """
 
     def __init__(
@@ -31,13 +31,12 @@ class Progress:
         stage: str,
         *,
         every: int = 20,
-        flops: float = 0.0,
         peak: float = 0.0,
         trackers: Sequence[Tracker] = (),
         quiet: bool = False,
     ) -> None:
         self.directory, self.stage, self.every, self.quiet = directory, stage, every, quiet
-        self.flops, self.peak = flops, peak
+        self.peak = peak
         self._speaks = rank() == 0
         self._trackers = [_Tracker(name, directory, stage) for name in trackers if self._speaks]
         self._since = _Sums()
@@ -69,13 +68,15 @@ class Progress:
         waited: float,
         images: int,
         tokens: int,
+        flops: float,
     ) -> None:
-        """One step is done. seconds: of the step; waited: those spent on waiting for data."""
+        """One step is done. seconds: of the step; waited: those spent on waiting for data. flops: of
+        the forward pass of all images; the whole step takes three times as many."""
         self._bar.update()
-        self._since.add(values, seconds, waited, images, tokens)
+        self._since.add(values, seconds, waited, images, tokens, flops)
         if step % self.every and step != self._total or not self._speaks:
             return
-        report = self._since.report(self.flops, self.peak)
+        report = self._since.report(self.peak)
         self._since = _Sums()
         shown = {"loss": f"{report['loss']:.4f}", "img/s": f"{report['images_per_s']:.1f}"}
         self._bar.set_postfix(shown, refresh=False)
@@ -97,21 +98,29 @@ class _Sums:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.steps, self.seconds, self.waited, self.images, self.tokens = 0, 0.0, 0.0, 0, 0
+        self.steps, self.seconds, self.waited = 0, 0.0, 0.0
+        self.images, self.tokens, self.flops = 0, 0, 0.0
         self.values: dict[str, float] = {}
 
     def add(
-        self, values: dict[str, float], seconds: float, waited: float, images: int, tokens: int
+        self,
+        values: dict[str, float],
+        seconds: float,
+        waited: float,
+        images: int,
+        tokens: int,
+        flops: float,
     ) -> None:
         self.steps += 1
         self.seconds += seconds
         self.waited += waited
         self.images += images
         self.tokens += tokens
+        self.flops += flops
         for name, value in values.items():
             self.values[name] = self.values.get(name, 0.0) + value
 
-    def report(self, flops: float, peak: float) -> dict[str, float]:
+    def report(self, peak: float) -> dict[str, float]:
         seconds = max(self.seconds, 1e-9)
         rates = {
             "seconds_per_step": seconds / self.steps,
@@ -119,8 +128,8 @@ class _Sums:
             "tokens_per_s": self.tokens / seconds,
             "data_wait": self.waited / seconds,
         }
-        if flops and peak:
-            rates["mfu"] = 3 * flops * self.tokens / seconds / peak
+        if self.flops and peak:
+            rates["mfu"] = 3 * self.flops / seconds / peak
         return {name: value / self.steps for name, value in self.values.items()} | rates
 
 
@@ -188,6 +197,7 @@ def _absent(name: str) -> ValueError:
     return ValueError(f"track must name installed libraries, got {name}; pip install {name}")
 
 
+@cache
 def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
     """FLOP/s of a square matrix product, the best of a few: what MFU is a share of."""
     a = torch.ones(size, size, device=device, dtype=dtype)

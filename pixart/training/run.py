@@ -12,15 +12,16 @@ import torch
 
 from pixart.model import PixArt
 from pixart.pipeline import Pipeline
+from pixart.pipeline_files import open_directory
 from pixart.training.autoencoder import AutoencoderTask, build_vae, load_vae
 from pixart.training.checkpoints import latest_checkpoint, load_average, read_progress
 from pixart.training.denoising import DenoisingTask
 from pixart.training.plan import EFFICIENCY, plan, table
 from pixart.training.processes import barrier, rank, world_size
 from pixart.training.progress import Progress, Tracker, measure_peak
-from pixart.training.shapes import ShapesTask, build_pair, train_tokenizer
+from pixart.training.shapes import ShapesTask, build_pair, open_pair, train_tokenizer
 from pixart.training.shards import FeatureDataset
-from pixart.training.stages import PREVIOUS, RANDOM, Stage
+from pixart.training.stages import PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
     add_compression,
     check_null_caption,
@@ -45,7 +46,7 @@ class Run:
     trackers: tuple[Tracker, ...] = ()
     quiet: bool = False
     start_from: Path | None = None
-    """A checkpoint to go on from instead of the newest; for a stage that has none of its own."""
+    """A checkpoint to go on from instead of a stage's newest."""
     _by_name: dict[str, Stage] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Run:
     def train(self, name: str, stop_after: int | None = None) -> bool:
         """Bring a stage to its end, or so many steps further. Returns whether it is finished."""
         stage = self._by_name[name]
-        if self._is_finished(stage):
+        if self.start_from is None and self._is_finished(stage):
             return True
         stage.batch.of(1, world_size())  # raises for one that cannot be shared
         torch.manual_seed(step_seed(stage.seed, stage.name, 0))
@@ -64,14 +65,11 @@ class Run:
         progress = Progress(
             self._folder(name),
             name,
-            flops=flops_per_token(task.model),
-            peak=measure_peak(self.device, dtype),
+            peak=world_size() * measure_peak(self.device, dtype),
             trackers=self.trackers,
             quiet=self.quiet,
         )
-        if self.start_from is not None:
-            trainer.resume(self.start_from)
-        return trainer.run(progress, stop_after)
+        return trainer.run(progress, stop_after, self.start_from)
 
     def plan(self, name: str) -> str:
         """What a stage will cost, in words; estimates."""
@@ -79,9 +77,9 @@ class Run:
         if stage.trains == "autoencoder":
             return f"{name}: {stage.steps} steps of the autoencoder"
         config = planned_config(stage, self.stages)
-        costs = list(plan(stage, config, self.device, world_size()))
         with torch.device("meta"):
             weights = sum(p.numel() for p in PixArt(config).parameters())
+        costs = list(plan(stage, config, weights, self.device, world_size()))
         hours = stage.steps * max(cost.seconds for cost in costs) / 3600
         return (
             f"{name}: {weights / 1e6:.1f} M parameters, {stage.steps} steps, "
@@ -103,6 +101,7 @@ class Run:
     def task(self, stage: Stage) -> Task:
         """What a stage trains, from where the recipe says that it starts."""
         drawn = stage.data.source == DRAWN
+        _check_data(stage.data, drawn)
         if stage.trains == "autoencoder":
             if not drawn:
                 raise ValueError(
@@ -138,18 +137,24 @@ class Run:
         return checkpoint
 
     def _shapes_task(self, stage: Stage) -> ShapesTask:
-        spiece = self.directory / "tokenizer" / "spiece.model"
-        if rank() == 0 and not spiece.exists():
-            train_tokenizer(spiece)
-        barrier()
-        if stage.pipeline not in self._by_name:
+        if stage.start in (PREVIOUS, RANDOM):
+            spiece = self.directory / "tokenizer" / "spiece.model"
+            if rank() == 0 and not spiece.exists():
+                train_tokenizer(spiece)
+            barrier()
+            pair = build_pair(stage)
+            self._take_over(pair, stage)
+        else:
+            pair, spiece = open_pair(stage)
+        if not stage.pipeline:
             raise ValueError(
-                f"pipeline must be the stage that trains the VAE, got {stage.pipeline!r}"
+                "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
             )
-        vae = load_vae(self._newest(stage.pipeline) / "vae")
-        pair = build_pair(stage)
-        self._take_over(pair, stage)
-        return ShapesTask(pair, stage, spiece, vae)
+        trained_here = stage.pipeline in self._by_name
+        vae = (
+            self._newest(stage.pipeline) if trained_here else open_directory(stage.pipeline, False)
+        )
+        return ShapesTask(pair, stage, spiece, load_vae(vae / "vae"))
 
     def _denoising_task(self, stage: Stage) -> DenoisingTask:
         if not stage.data.source:
@@ -186,7 +191,10 @@ class Run:
         return pipe
 
 
-def flops_per_token(model: torch.nn.Module) -> float:
-    """Of the linear layers' forward pass; attention among tokens comes on top."""
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    return float(sum(2 * linear.weight.numel() for linear in linears))
+def _check_data(data: Data, drawn: bool) -> None:
+    """Refuse what would do nothing with such data."""
+    idle = ("captions", "prior", "prior_weight") if drawn else ("scenes", "sizes", "crop")
+    for name in idle:
+        if getattr(data, name) != getattr(Data(), name):
+            kind = "prepared data" if drawn else f'the source "{DRAWN}"'
+            raise ValueError(f"data.{name} is for {kind} only, got {getattr(data, name)}")

@@ -5,26 +5,30 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pixart.checkpoint import load_transformer
 from pixart.diffusion import training_loss
 from pixart.model import PixArt
+from pixart.pipeline_files import open_directory
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
 from pixart.training.autoencoder import anchor_latents
 from pixart.training.buckets import share
 from pixart.training.denoising import Sample, draw_timestep, stack, whole_state
 from pixart.training.export import export_pipeline
+from pixart.training.plan import forward_flops
 from pixart.training.processes import rank, world_size
-from pixart.training.stages import Stage
+from pixart.training.stages import Data, Stage
 from pixart.training.starts import transformer_config
 
 VOCABULARY = 320
-KIND_WEIGHTS = {"one": 0.35, "pair": 0.5, "group": 0.15}
+ANY_SCENE = dict(Data().scenes)
 
 
 def train_tokenizer(path: Path, captions: int = 20_000) -> None:
@@ -32,7 +36,7 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
     import sentencepiece
 
     rng = random.Random(0)
-    sentences = (draw_scene(rng)[1] for _ in range(captions))
+    sentences = (draw_scene(rng, ANY_SCENE)[1] for _ in range(captions))
     path.parent.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=sentences,
@@ -81,29 +85,39 @@ def build_pair(stage: Stage) -> "Pair":
     return Pair(model, build_text_encoder(stage.size.caption_channels))
 
 
-def draw_scene(rng: random.Random) -> tuple[Scene, str]:
-    """A scene of one, two or three things, and a caption of it."""
-    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+def open_pair(stage: Stage) -> tuple["Pair", Path]:
+    """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
+    from transformers import T5EncoderModel
+
+    folder = open_directory(stage.start, True)
+    text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    pair = build_pair(stage)
+    for own, other in (
+        (pair.transformer, load_transformer(folder / "transformer", dtype=torch.float32)),
+        (pair.text_encoder, text_encoder),
+    ):
+        own.load_state_dict(other.state_dict())
+    return pair, folder / "tokenizer" / "spiece.model"
+
+
+def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, str]:
+    """A scene of one of these kinds, by weight, and a caption of it."""
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     scene = sample_scene(rng, kind)
     return scene, describe(scene, rng)
 
 
-def draw_sample(rng: random.Random, tokenizer: Any, size: int, dropout: float) -> Sample:
-    """A scene of `size` pixels as latents, its caption as token ids in place of features.
-
-    dropout: the share of captions that are left empty, for guidance. Timesteps are logit-normal:
-    what shape a thing has is decided around 400, and at the noisy end, where half of the uniform
-    ones lie, only where it is.
-    """
-    scene, text = draw_scene(rng)
+def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: Stage) -> Sample:
+    """A scene of `size` pixels as latents, its caption as token ids in place of features."""
+    scene, text = draw_scene(rng, dict(stage.data.scenes))
     picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
     latents = anchor_latents(picture[None].float() / 127.5 - 1)
-    ids = tokenizer.encode("" if rng.random() < dropout else text)
+    ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     return Sample(
         latents=latents,
         noise=torch.randn(latents.shape, generator=generator),
-        timesteps=draw_timestep("logit-normal", generator),
+        timesteps=draw_timestep(stage.timestep_mean, generator),
         features=torch.tensor(ids)[None, :, None],
         mask=torch.ones(1, len(ids), dtype=torch.bool),
         size=torch.tensor([[size, size]]),
@@ -135,7 +149,13 @@ class ShapesTask:
         from pixart.text import load_tokenizer
 
         self.model: nn.Module = model
-        self.pair, self.stage, self.spiece, self.vae = model, stage, spiece, vae
+        self.config, self.stage, self.spiece, self.vae = (
+            model.transformer.config,
+            stage,
+            spiece,
+            vae,
+        )
+        model.transformer.gradient_checkpointing = stage.checkpoint_blocks
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
     def load(self, step: int, parts: int) -> list[Sample]:
@@ -145,22 +165,18 @@ class ShapesTask:
         images = self.stage.batch.of(1, world_size()) * base // tokens
         places = share(range(max(images, world_size() * parts)), rank(), world_size())
         seed = f"{self.stage.seed}/{self.stage.name}/{step}"
-        dropout = self.stage.data.caption_dropout
         samples = [
-            draw_sample(random.Random(f"{seed}/{place}"), self.tokenizer, size, dropout)
+            draw_sample(random.Random(f"{seed}/{place}"), self.tokenizer, size, self.stage)
             for place in places
         ]
         return [stack(share(samples, part, parts)) for part in range(parts)]
 
     def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
-        """The squared error of the velocity, computed in bf16 with fp32 weights."""
         device = next(model.parameters()).device
         part = part.to(device)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(
-                device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"
-            ):
+            with self.stage.autocast(device):
                 return model(x_t, t, part.features[..., 0].long(), part.mask)
 
         terms = training_loss(
@@ -169,6 +185,7 @@ class ShapesTask:
             part.timesteps,
             part.noise,
             prediction_type=self.stage.prediction,
+            min_snr=self.stage.min_snr,
         )
         return {"loss": terms.loss.mean()}
 
@@ -177,6 +194,10 @@ class ShapesTask:
 
     def tokens(self, part: Sample) -> int:
         return len(part) * part.latents.shape[2] * part.latents.shape[3] // 4
+
+    def flops(self, part: Sample) -> float:
+        """Of the transformer; the text encoder's are few beside it."""
+        return len(part) * forward_flops(self.config, self.tokens(part) // len(part))
 
     def export(self, folder: Path) -> None:
         """FOLDER/pipeline, which generate opens, with weights in fp16."""
@@ -196,10 +217,9 @@ class ShapesTask:
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """The loss on scenes that are the same every time."""
+        side = self.stage.resolution
         samples = [
-            draw_sample(
-                random.Random(f"validation/{k}"), self.tokenizer, self.stage.resolution, 0.0
-            )
+            draw_sample(random.Random(f"validation/{k}"), self.tokenizer, side, self.stage)
             for k in range(self.stage.validation.images)
         ]
         return {"loss": float(self.losses(self.model, stack(samples))["loss"])}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 import tyro
 
 from pixart.config import MAX_LENGTH, KVCompression
@@ -45,6 +46,8 @@ class Data:
     prior: str = ""
     """A second source, of the class that a subject belongs to (DreamBooth's prior preservation)."""
     prior_weight: float = 1.0
+    scenes: tuple[tuple[str, float], ...] = (("one", 0.35), ("pair", 0.5), ("group", 0.15))
+    """Of "shapes": kinds of scenes, by weight."""
     sizes: tuple[int, ...] = ()
     """Of "shapes": sides in pixels that take turns; empty takes the resolution."""
     crop: int | None = None
@@ -131,7 +134,9 @@ class Stage:
     ema: float | None = 0.9999
     """Decay of the average of the weights; None keeps none."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    timesteps: str = "uniform"
+    """uniform, or logit-normal:MEAN: the logit of timestep / 1000 is normal with standard deviation 1
+    (arXiv 2403.03206, section 3.1). 0 has its median at 500."""
     min_snr: float | None = None
     """Clamp of the signal-to-noise ratio that weights the squared error; None: all weigh alike."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -159,13 +164,31 @@ class Stage:
         weights = [weight for _, weight in self.data.captions]
         if min(weights, default=0) < 0 or sum(weights) == 0:
             raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
-        self.compression  # noqa: B018  raises for a text that is none
+        self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
 
     @property
     def compression(self) -> KVCompression | None:
         if not self.kv_compress:
             return None
         return KVCompression.parse(self.kv_compress, norm=self.kv_norm)
+
+    @property
+    def timestep_mean(self) -> float | None:
+        """Of the logit of timesteps; None for uniform ones."""
+        kind, _, mean = self.timesteps.partition(":")
+        if kind == "logit-normal":
+            with contextlib.suppress(ValueError):
+                return float(mean)
+        if self.timesteps != "uniform":
+            raise ValueError(
+                f"timesteps must be uniform or logit-normal:MEAN, got {self.timesteps!r}"
+            )
+        return None
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that `precision` asks for."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
     @property
     def position_scale(self) -> float:

@@ -66,6 +66,9 @@ class Task(Protocol):
 
     def tokens(self, part: Any) -> int: ...
 
+    def flops(self, part: Any) -> float:
+        """Of the forward pass; 0 where they are not counted."""
+
     def export(self, folder: Path) -> None:
         """Write what a user opens. The model holds the averaged weights; called by all processes."""
 
@@ -108,13 +111,17 @@ class Trainer:
         hours = self.stage.hours
         return self.step >= self.stage.steps or (hours is not None and self.seconds >= hours * 3600)
 
-    def run(self, progress: Progress, stop_after: int | None = None) -> bool:
+    def run(
+        self, progress: Progress, stop_after: int | None = None, start_from: Path | None = None
+    ) -> bool:
         """Advance to the end, for `stop_after` steps, or until SIGTERM or Ctrl-C; saves at the end
-        of each. Returns whether the stage is finished."""
-        self.resume()
+        of each. start_from: a checkpoint to go on from instead of the newest one in `directory`.
+        Returns whether the stage is finished."""
+        self.resume(start_from)
         progress.start(self.step, self.stage.steps)
         last = self.stage.steps if stop_after is None else self.step + stop_after
-        saved = self.step if latest_checkpoint(self.directory) else -1
+        resumed = start_from or latest_checkpoint(self.directory)
+        saved = self.step if resumed and resumed.parent == self.directory else -1
         with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
             while not self.done and self.step < last and not any_process(stop.asked, self.device):
                 self._advance_and_report(ahead, progress)
@@ -132,14 +139,15 @@ class Trainer:
         self._synchronise()
         spent = time.perf_counter() - started
         self.seconds += spent
-        images, tokens = (world_size() * sum(map(count, parts)) for count in self._counts())
-        progress.step(self.step, values, spent, waited, images, tokens)
+        task = self.task
+        images, tokens, flops = (
+            world_size() * sum(map(count, parts))
+            for count in (task.images, task.tokens, task.flops)
+        )
+        progress.step(self.step, values, spent, waited, int(images), int(tokens), flops)
         every = self.stage.validation.every
         if every and (self.step % every == 0 or self.step == self.stage.steps):
             progress.validation(self.step, self._validate())
-
-    def _counts(self) -> tuple[Callable[[Any], int], Callable[[Any], int]]:
-        return self.task.images, self.task.tokens
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
