@@ -17,15 +17,17 @@ DEPENDENCIES = [
     "pyyaml>=6",
 ]
 EXTRAS: dict[str, list[str]] = {
-    # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
-    "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9"],
+    # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves; peft: LoRA, also
+    # where pictures are drawn with one.
+    "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", "peft>=0.18"],
     "eval": [],
     "ui": [],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
-    "bench": ["pytest-benchmark>=5", "ninja>=1.11"],
+    "bench": ["pytest-benchmark>=5", "ninja>=1.11", "matplotlib>=3.9"],
     "dev": [
         "pytest>=8",
+        "pytest-benchmark>=5",
         "ruff>=0.9",
         "mypy>=1.13",
         "build>=1.2",
@@ -56,7 +58,13 @@ setup(
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
-        "pixart": ["py.typed", "assets/**/*", "training/card.md", "training/recipes/*.yaml"],
+        "pixart": [
+            "py.typed",
+            "assets/**/*",
+            "training/card.md",
+            "training/recipes/*.yaml",
+            "training/launch.sh",
+        ],
         "pixart_kernels": ["py.typed"],
     },
 )

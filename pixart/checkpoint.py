@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ __all__ = [
     "Surroundings",
     "config_from_diffusers",
     "config_to_diffusers",
+    "empty_model",
     "load_transformer",
     "open_transformer",
     "read_config",
@@ -79,7 +80,8 @@ logger = logging.getLogger("pixart")
 class OpenedTransformer:
     """A checkpoint whose names and shapes are those of `config`; its weights wait in the file.
 
-    null_caption_stored: whether the checkpoint holds the model's y_embedding.
+    null_caption_stored: whether the checkpoint holds the model's y_embedding. changes: what is done to
+    the model, in order, when its weights are read.
     """
 
     config: PixArtConfig
@@ -87,6 +89,7 @@ class OpenedTransformer:
     _path: Path
     _dtype: torch.dtype | None
     _tensors: dict[str, Tensor] = field(repr=False)
+    changes: list[Callable[[PixArt], object]] = field(default_factory=list, repr=False)
     _model: PixArt | None = field(default=None, repr=False)
 
     @property
@@ -97,7 +100,10 @@ class OpenedTransformer:
         """The model in eval mode: read into the device's memory the first time, the same later."""
         if self._model is None:
             with _naming(self._path):
-                self._model = _build(self, torch.device(device))
+                model = _build(self, torch.device(device))
+                for change in self.changes:
+                    change(model)
+            self._model = model
             self._tensors = {}
         return self._model
 
@@ -156,7 +162,7 @@ def open_transformer(
         contents.notes += notes
         tensors = dict(contents.tensors)
         tensors.pop(POSITIONS, None)
-        expected = {name: tensor.shape for name, tensor in _empty(config).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
         check_tensors(tensors, expected, contents.present, contents.naming)
     stored = NULL_CAPTION in tensors
     if not stored and contents.naming == "official":  # diffusers' files never hold it
@@ -226,13 +232,14 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _empty(config: PixArtConfig) -> PixArt:
-    with torch.device("meta"), _NoInitialisation():  # no memory: the tensors read move in
+def empty_model(config: PixArtConfig) -> PixArt:
+    """A model that has names and shapes, and no memory for its numbers."""
+    with torch.device("meta"), _NoInitialisation():
         return PixArt(config)
 
 
 def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
-    model, tensors, config = _empty(opened.config), dict(opened._tensors), opened.config
+    model, tensors, config = empty_model(opened.config), dict(opened._tensors), opened.config
     if not opened.null_caption_stored:
         # The published initialisation, from a seed: the same file opens as the same model.
         shape = (config.model_max_length, config.caption_channels)
@@ -284,6 +291,11 @@ def save_transformer(
         )
     if max_shard_size is not None and format != "diffusers":
         raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
+    if adapters := getattr(model, "peft_config", {}):
+        raise ValueError(
+            f"model must be plain, got {len(adapters)} LoRA adapters; merge_lora puts them into its "
+            "weights, save_lora writes them alone"
+        )
     check_destination(path, format, overwrite)
     config = model.config
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

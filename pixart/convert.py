@@ -34,6 +34,8 @@ class Options:
     """Of a diffusers directory: fp16, for diffusion_pytorch_model.fp16.safetensors."""
     kv_compress: str | None = None
     """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """PATH[:WEIGHT] of a LoRA to merge into the weights; may be given several times."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a source that does not tell its own."""
     max_shard_size: str | None = None
@@ -82,10 +84,12 @@ def convert(options: Options) -> str:
         save_transformer,
     )
     from pixart.config import KVCompression
+    from pixart.lora import load_lora, merge_lora, parse_lora
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pixart").setLevel(logging.INFO)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    adapters = [parse_lora(text) for text in options.lora]
     source = resolve(options.src, allow_patterns=TRANSFORMER_FILES)
     _check_not_source(options, source)
     model = load_transformer(
@@ -96,6 +100,7 @@ def convert(options: Options) -> str:
         ema=options.ema,
         variant=options.variant,
     )
+    merge_lora(load_lora(model, adapters))
     save_transformer(
         model,
         options.dst,

@@ -37,6 +37,8 @@ class Prepare:
     """Whose VAE and text encoder: a pipeline directory, a hub id, or "shapes"."""
     square: bool = False
     """Crop everything to a square, as for the 256 px stages."""
+    prompt: str | None = None
+    """What to call every picture, in the place of its own prompt: "a photo of sks dog"."""
     captions: tuple[Path, ...] = ()
     """Files that `caption` wrote: their captions are added."""
     scores: Path | None = None
@@ -157,10 +159,12 @@ def prepare(options: Prepare) -> str:
 
 
 def _items(options: Prepare) -> "Iterable[Item]":
-    from pixart.training.annotations import with_captions, with_scores
+    from pixart.training.annotations import with_captions, with_prompt, with_scores
     from pixart.training.sources import open_source
 
     items = open_source(options.source)
+    if options.prompt is not None:
+        items = with_prompt(items, options.prompt)
     if options.captions:
         items = with_captions(items, options.captions)
     if options.scores is not None and options.min_score is not None:

@@ -98,6 +98,7 @@ def _open(options: "Options", report: Report, say: Voice) -> "Pipeline":
 
     from pixart.checkpoint import read_config
     from pixart.config import KVCompression
+    from pixart.lora import parse_lora
     from pixart.pipeline import OPENING, Pipeline
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,6 +107,7 @@ def _open(options: "Options", report: Report, say: Voice) -> "Pipeline":
         return Pipeline.from_pretrained(
             options.model or EMBEDDED,
             transformer=options.transformer,
+            lora=[parse_lora(text) for text in options.lora],
             config=read_config(options.config) if options.config else None,
             device=options.device,
             dtype=dtypes[options.dtype] if options.dtype else None,

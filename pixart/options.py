@@ -22,6 +22,9 @@ class Options:
     """A pipeline directory, a hub id, or the embedded model "shapes", which is the default."""
     transformer: str | None = None
     """A transformer to use in the pipeline: official .pth, .safetensors or diffusers directory."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file or a hub id; the weight is
+    1 unless given. Give it again for further ones: they add up."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
     variant: str | None = None

@@ -38,7 +38,7 @@ class Job:
     size: str | None
     aspect: str | None
     resolution: str | None
-    model: dict[str, str | bool | None]
+    model: dict[str, str | bool | list[str] | None]
     path: Path
     batched: bool | None = None
     tile: int | bool | None = None
@@ -150,14 +150,28 @@ def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
     )
 
 
-def _lasting(name: str, value: Any) -> str | bool | None:
+def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
     """As a picture is to carry it: paths from the root, for it may be drawn again elsewhere."""
     if name == "model" and value in (None, EMBEDDED):
         return EMBEDDED
+    if name == "lora":
+        return [_lasting_lora(text) for text in value]
     if value is None or name not in ("model", "transformer", "config"):
         return value
-    path = Path(value).expanduser()
-    return os.path.abspath(path) if path.exists() else str(value)
+    return _absolute(value)
+
+
+def _lasting_lora(text: str) -> str:
+    from pixart.lora import parse_lora
+
+    path, weight = parse_lora(text)
+    return f"{_absolute(path)}:{weight}"
+
+
+def _absolute(place: str | Path) -> str:
+    """A path that is there, from the root; anything else is a hub id."""
+    path = Path(place).expanduser()
+    return os.path.abspath(path) if path.exists() else str(place)
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:

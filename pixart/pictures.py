@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from pixart.outputs import Job
 
-VERSION = 2  # of a request: other keys, another number
+VERSION = 3  # of a request: other keys, another number
 KEY = "pixart"  # of the PNG text chunk; JPEG and WebP carry the same text as an EXIF description
 EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXIF_DESCRIPTION = 0x010E
 # Options that decide a picture's bits beside the job itself, and are written into its file.
 MODEL_OPTIONS = (
-    "model", "transformer", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
+    "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
     "text_encoder_dtype", "device", "cuda_graph",
 )  # fmt: skip
 CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
@@ -102,7 +102,7 @@ def read_request(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read ({reason})") from error
     try:
-        request = json.loads(text) if isinstance(text, str) else None
+        request = _renewed(json.loads(text)) if isinstance(text, str) else None
     except ValueError:
         request = None
     if not isinstance(request, dict) or not _is_request(request):
@@ -117,8 +117,17 @@ _REQUEST_TYPES: dict[str, Any] = {
     "batched": bool, "tile": int,
 }  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
-    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "ema": bool, "cuda_graph": bool,
+    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
+    "cuda_graph": bool,
 }  # fmt: skip
+
+
+def _renewed(values: Any) -> Any:
+    """Pictures of version 2 were drawn before there was --lora."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if isinstance(model, dict) and values.get("version") == 2:
+        return values | {"version": 3, "model": {"lora": []} | model}
+    return values
 
 
 def _is_request(values: dict[str, Any]) -> bool:
@@ -130,6 +139,7 @@ def _is_request(values: dict[str, Any]) -> bool:
         _are(values["model"], _MODEL_TYPES)
         and len(interval) == 2
         and all(isinstance(end, int | float) for end in interval)
+        and all(isinstance(one, str) for one in values["model"]["lora"])
     )
 
 

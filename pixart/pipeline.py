@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from pixart.captions import CaptionStore, NullCaption
-from pixart.checkpoint import NOWHERE, OpenedTransformer, open_transformer, resolve
+from pixart.checkpoint import NOWHERE, OpenedTransformer, empty_model, open_transformer, resolve
 from pixart.config import EMBEDDED, KVCompression, PixArtConfig
 from pixart.denoiser import CudaGraphs, PictureDenoiser
 from pixart.device import check_cuda_graph, choose_device
+from pixart.lora import load_lora, merge_lora
 from pixart.memory import free_memory, return_cached
 from pixart.model import PixArt
 from pixart.pipeline_files import (
@@ -95,6 +96,7 @@ class Pipeline:
         source: str | Path = EMBEDDED,
         *,
         transformer: str | Path | None = None,
+        lora: Sequence[tuple[str | Path, float]] = (),
         config: PixArtConfig | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -112,7 +114,7 @@ class Pipeline:
         transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory.
         What it does not say about itself (an official .pth: heads, positions) is taken from the
         pipeline's own transformer, if width and depth agree. config: replaces what it says. ema:
-        its averaged weights.
+        its averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
         device: None takes CUDA when there is one. dtype: None is bf16 on CUDA, fp32 on a CPU.
         text_encoder_dtype: None is bf16 for an encoder of 2 GiB or more, else dtype; "8bit" and
         "4bit" need CUDA. kv_compression: opens a dense transformer as a compressed one. variant: "fp16"
@@ -144,6 +146,9 @@ class Pipeline:
             variant=variant if is_directory else variants.get("transformer"),
             around=NOWHERE if transformer is None else surroundings(directory),
         )
+        if lora:
+            load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run
+            opened.changes.append(lambda model: merge_lora(load_lora(model, lora)))
         advance()
         encoder_dtype, quantization = text_dtype(
             directory, text_encoder_dtype, dtype, variants["text_encoder"]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
-LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers"}
+LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers", "peft"}
 DOORS = {
     "transformers": {
         "pixart/text.py",
@@ -25,6 +25,7 @@ DOORS = {
         "pixart/training/autoencoder.py",
         "pixart/training/export.py",
     },
+    "peft": {"pixart/lora.py"},
 }
 
 

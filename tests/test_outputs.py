@@ -205,7 +205,7 @@ def test_a_picture_carries_its_request(tmp_path: Path, suffix: str) -> None:
     one = job(tmp_path / "new" / f"x.{suffix}", prompt='a "cat" 🐈\n', guidance=2.5, size="64x32")
     write_picture(picture(), one)
     assert Image.open(one.path).format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
-    assert {**one.request(), "version": 2, "guidance_interval": [0, 1]} == read_request(one.path)
+    assert {**one.request(), "version": 3, "guidance_interval": [0, 1]} == read_request(one.path)
     assert os.listdir(one.path.parent) == [one.path.name]
 
 
@@ -249,6 +249,7 @@ def test_a_foreign_picture_carries_no_request(tmp_path: Path) -> None:
     foreign += [{**ours, "version": 1}, {**ours, "model": {}}, {**ours, "guidance_interval": [0]}]
     foreign += [{**ours, "model": {**ours["model"], "model": None}}, {**ours, "tile": None}]
     foreign += [{**ours, "model": {**ours["model"], "ema": "yes"}}]
+    foreign += [{**ours, "model": {**ours["model"], "lora": [1]}}, {"version": 2, "model": 5}]
     for text in foreign:
         save_with(path, text)
         with pytest.raises(ValueError, match="carries no request of pixart.generate"):

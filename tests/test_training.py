@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from pixart.config import KVCompression
+from pixart.generate import main as generate
 from pixart.pipeline import Pipeline
 from pixart.shapes.caption import WORDS, describe, parse
 from pixart.shapes.scene import draw, sample_scene
@@ -123,8 +125,9 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
         assert checkpoint is not None and checkpoint.name == "step-00000002"
         log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
         assert any("validation/loss" in line for line in log)
-    pipeline = tiny_run / "double" / "step-00000002" / "pipeline"
+    pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
     pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
+    assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
     (image,) = pipe("a red circle", height=64, width=64, steps=2)
     assert image.size == (64, 64)
     from diffusers import AutoencoderKL
@@ -140,30 +143,52 @@ def test_a_finished_run_is_not_trained_again(tiny_run: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_two_processes_train_like_one(tiny_run: Path, tmp_path: Path) -> None:
-    """The published way to run on more than one process, also cut with FSDP2."""
+def train_base(start: Path, output: Path, processes: int, *arguments: str) -> list[float]:
+    """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    losses = []
-    for count, how in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
-        output = tmp_path / f"{how}{count}"
-        output.mkdir()
-        for name in ("vae-whole", "tokenizer"):
-            (output / name).symlink_to(tiny_run / name)
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(count), "-m", "--", "pixart.train", "shapes"),
-            *("--stage", "base", "--output", str(output), "--device", "cpu", "--parallel", how),
-            *("--steps", "4", "--batch.images", "4", "--precision", "fp32", "--quiet"),
-            *("--optimizer.name", "came", "--optimizer.betas", "None"),
-            *("--validation.every", "1"),
-        ]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        lines = map(json.loads, (output / "base" / "log.jsonl").read_text().splitlines())
-        losses.append([x["validation/loss"] for x in lines if "validation/loss" in x])
-    assert len(losses[0]) == 4
-    for other in losses[1:]:
-        assert other == pytest.approx(losses[0], rel=1e-4)
+    output.mkdir(exist_ok=True)
+    for name in ("vae-whole", "tokenizer"):
+        if not (output / name).exists():
+            (output / name).symlink_to(start / name)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(processes), "-m", "--", "pixart.train", "shapes"),
+        *("--stage", "base", "--output", str(output), "--device", "cpu"),
+        *("--steps", "4", "--batch.images", "4", "--precision", "fp32", "--quiet"),
+        *("--optimizer.name", "came", "--optimizer.betas", "None"),
+        *("--validation.every", "1", *arguments),
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = map(json.loads, (output / "base" / "log.jsonl").read_text().splitlines())
+    return [line["validation/loss"] for line in lines if "validation/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def losses_alone(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    losses = train_base(tiny_run, tmp_path_factory.mktemp("alone"), 1)
+    assert len(losses) == 4
+    return losses
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_train_like_one(
+    tiny_run: Path, losses_alone: list[float], tmp_path: Path, how: str
+) -> None:
+    """The published way to run on more than one process, also cut with FSDP2."""
+    losses = train_base(tiny_run, tmp_path, 2, "--parallel", how)
+    assert losses == pytest.approx(losses_alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_with_another_number_of_processes(
+    tiny_run: Path, losses_alone: list[float], tmp_path: Path
+) -> None:
+    """Weights, averages and optimizer states that were cut in two, then whole, then cut in four."""
+    for processes, steps in ((2, 1), (1, 1), (4, 2)):
+        options = ("--parallel", "fsdp", "--stop-after", str(steps))
+        losses = train_base(tiny_run, tmp_path, processes, *options)
+    assert losses == pytest.approx(losses_alone, rel=1e-4)
 
 
 def refused(arguments: list[str], capsys: Any) -> str:
@@ -181,7 +206,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: A
     assert "--stage must be one of vae-crops" in refused(
         ["shapes", *output, "--stage", "x"], capsys
     )
-    assert "recipe must be one of alpha, kv-convert, shapes, sigma" in refused(
+    assert "recipe must be one of alpha, kv-convert, lora, shapes, shapes-kv, sigma" in refused(
         ["absent", *output], capsys
     )
     assert "multiple of processes" in refused(
@@ -203,6 +228,21 @@ def test_the_plan_names_what_every_stage_will_cost(capsys: Any) -> None:
     said = capsys.readouterr().out
     assert "4096px-kv: 611.0 M parameters, 2000 steps" in said
     assert "4096×4096    65536" in said and "1024px: 610.9 M" in said
+
+
+def test_the_embedded_model_is_compressed_further_and_draws(tmp_path: Path) -> None:
+    """Train, then generate: the recipe that converts the model that ships."""
+    small = ["--batch.images", "2", "--validation.images", "2", "--data.sizes", "64"]
+    output = tmp_path / "kv"
+    assert (
+        train(["shapes-kv", "--output", str(output), "--stop-after", "1", "--quiet", *small]) == 0
+    )
+    pipeline = output / "convert" / "step-00000001" / "pipeline"
+    picture = tmp_path / "picture.png"
+    drawn = ["a red circle on white", "--model", str(pipeline), "--size", "64", "--steps", "2"]
+    assert generate([*drawn, "--output", str(picture)]) == 0 and picture.exists()
+    config = Pipeline.from_pretrained(pipeline, cache_dir=None).transformer.config
+    assert config.kv_compression == KVCompression((0, 1, 2, 3, 4, 5))
 
 
 def test_curves_are_drawn_from_logs(tiny_run: Path, tmp_path: Path, capsys: Any) -> None:

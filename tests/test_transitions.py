@@ -12,6 +12,7 @@ from pixart.config import RELEASED, KVCompression, PixArtConfig
 from pixart.model import PixArt
 from pixart.resolution import position_embedding
 from pixart.training.transitions import (
+    Start,
     add_kv_compression,
     add_micro_condition,
     interpolate_positions,
@@ -226,8 +227,24 @@ def test_a_compressed_model_stays_or_is_refused() -> None:
     model = add_kv_compression(build(), COMPRESSION, start="random")
     weights = state(model)
     assert_kept(add_kv_compression(model, COMPRESSION, start="calibrated"), weights)
-    with pytest.raises(ValueError, match="must be dense or compressed as"):
-        add_kv_compression(model, KVCompression((0, 1), 2))
+    for other in (
+        KVCompression((0,), 2),
+        KVCompression((0, 1), 4),
+        KVCompression((0, 1), 2, "average"),
+    ):
+        with pytest.raises(ValueError, match="must be dense or compressed as"):
+            add_kv_compression(model, other)
+    assert_kept(model, weights)
+
+
+@pytest.mark.parametrize("start", ["mean", "calibrated"])
+def test_more_blocks_are_compressed_without_touching_those_that_are(start: Start) -> None:
+    model = add_kv_compression(build(), COMPRESSION, start="random")
+    weights, added = state(model), KVCompression((0, 1), 2)
+    add_kv_compression(model, added, start=start, batches=[inputs()])
+    assert model.config.kv_compression == added and model.blocks[0].attn.sr is not None  # type: ignore[union-attr]
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+    assert model(*inputs()).isfinite().all()
 
 
 def test_what_does_not_fit_leaves_the_model_dense() -> None:

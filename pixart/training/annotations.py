@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pixart.training.images import ImageError, decode
-from pixart.training.sources import CaptionError, Item, Rejected, Sample, captions_of
+from pixart.training.sources import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
 from pixart.training.store import write_json
 
 if TYPE_CHECKING:
@@ -115,6 +115,18 @@ def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item
         yield item
     if unused:
         yield Rejected(sorted(unused)[0], f"{len(unused)} annotated paths are not in the source")
+
+
+def with_prompt(items: Iterable[Item], text: str) -> Iterable[Item]:
+    """The items with one caption "prompt" for all, as for pictures of one subject."""
+    if not text.strip():
+        raise ValueError(f"prompt must not be empty, got {text!r}")
+    return (
+        replace(item, captions={**item.captions, PROMPT: text})
+        if isinstance(item, Sample)
+        else item
+        for item in items
+    )
 
 
 def with_scores(items: Iterable[Item], file: Path, minimum: float) -> Iterator[Item]:

@@ -23,7 +23,8 @@ def stages_table(run: Path, logs: Path) -> str:
         if not log.exists():
             continue
         shutil.copy(log, logs / f"{stage.name}.jsonl")
-        last = json.loads(log.read_text().splitlines()[-1])
+        steps = [line for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+        last = steps[-1]
         lines.append(
             f"| {stage.name} | {last['step']} | {last['loss']:.4f} "
             f"| {stage.optimizer.learning_rate:g} |"

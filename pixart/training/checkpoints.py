@@ -138,8 +138,14 @@ def numbered(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def load_tensors(checkpoint: Path, tensors: dict[str, dict[str, Any]]) -> None:
     """Fill `tensors`, which have the shapes and the sharding of this run, from a checkpoint."""
-    with _alone():
-        dcp.load(tensors, checkpoint_id=checkpoint / _TENSORS, no_dist=world_size() == 1)
+    try:
+        with _alone():
+            dcp.load(tensors, checkpoint_id=checkpoint / _TENSORS, no_dist=world_size() == 1)
+    except dcp.api.CheckpointException as error:
+        raise ValueError(
+            f"{checkpoint} must hold what this stage trains ({_disk_error(error)}); give another "
+            "--output, or the settings that it was made with"
+        ) from error
 
 
 @contextlib.contextmanager

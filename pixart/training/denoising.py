@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from pixart.checkpoint import save_transformer
+from pixart.checkpoint import empty_model, save_transformer
 from pixart.config import PixArtConfig
 from pixart.diffusion import NUM_TIMESTEPS, add_noise, training_loss
+from pixart.lora import add_lora, merge_lora, save_lora
 from pixart.model import PixArt
 from pixart.training.buckets import epoch_plan, share
 from pixart.training.plan import forward_flops
@@ -103,6 +104,10 @@ class DenoisingTask:
         _check_buckets(dataset, stage)
         dataset.check_captions(dict(stage.data.captions))
         _check_fit(dataset, model)
+        if prior is not None:
+            _scaling_factor(prior, stage)
+            _check_fit(prior, model)
+            _check_prior(prior, dataset)
         held_out = min(stage.validation.images, len(dataset) // 2) if stage.validation.every else 0
         order = random.Random(f"{stage.seed}/held out").sample(range(len(dataset)), len(dataset))
         self.held_out, self.trained = sorted(order[:held_out]), sorted(order[held_out:])
@@ -153,8 +158,6 @@ class DenoisingTask:
         assert self.prior is not None
         rng = random.Random(f"{self.stage.seed}/{self.stage.name}/prior/{step}/{place}")
         candidates = [i for i, other in enumerate(self.prior.buckets) if other == bucket]
-        if not candidates:
-            raise ValueError(f"data.prior must have a picture in the bucket {bucket}, got none")
         weight = self.stage.data.prior_weight
         return self._draw(self.prior, rng.choice(candidates), f"prior/{step}/{place}", weight)
 
@@ -223,7 +226,9 @@ class DenoisingTask:
         return {"loss": loss, "mse": terms.mse.mean(), "vb": terms.vb.mean()}
 
     def flops(self, part: Sample) -> float:
-        return len(part) * forward_flops(self.config, self.tokens(part) // len(part))
+        # Reports take a step as three forward passes. Frozen weights have no gradient: it is two.
+        share = 2 / 3 if self.stage.lora.rank else 1
+        return share * len(part) * forward_flops(self.config, self.tokens(part) // len(part))
 
     def images(self, part: Sample) -> int:
         return len(part)
@@ -235,13 +240,18 @@ class DenoisingTask:
     # What comes of it.
 
     def export(self, folder: Path) -> None:
-        """FOLDER/transformer in diffusers' layout, and FOLDER/model.safetensors with its config."""
+        """FOLDER/transformer in diffusers' layout, and FOLDER/model.safetensors with its config; both
+        with adapters merged, which are in FOLDER/lora too."""
         state = whole_state(self.model)
         if rank() != 0:
             return
-        with torch.device("meta"):
-            whole = PixArt(self.config)
+        whole, lora = empty_model(self.config), self.stage.lora
+        if lora.rank:
+            add_lora(whole, lora.rank, lora.alpha, lora.targets)
         whole.load_state_dict(state, assign=True)
+        if lora.rank:
+            save_lora(whole, folder / "lora")
+            merge_lora(whole)
         whole.null_caption_stored = getattr(self.transformer, "null_caption_stored", True)  # type: ignore[assignment]
         save_transformer(whole, folder / "transformer", format="diffusers")
         save_transformer(whole, folder / "model.safetensors")
@@ -293,6 +303,15 @@ def _check_buckets(dataset: FeatureDataset, stage: Stage) -> None:
         raise ValueError(
             f"aspect must be true for data in buckets, got {shapes[0][0]}×{shapes[0][1]}; give "
             "--aspect, or prepare the data with --square"
+        )
+
+
+def _check_prior(prior: FeatureDataset, dataset: FeatureDataset) -> None:
+    if lacking := sorted(set(dataset.buckets) - set(prior.buckets)):
+        height, width = lacking[0]
+        raise ValueError(
+            f"data.prior must have a picture in every bucket of the data, got none of "
+            f"{height}×{width}; prepare both with --square"
         )
 
 

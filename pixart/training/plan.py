@@ -43,9 +43,15 @@ def forward_flops(config: PixArtConfig, tokens: int) -> float:
 
 
 def plan(
-    stage: Stage, config: PixArtConfig, weights: int, device: torch.device, world: int
+    stage: Stage,
+    config: PixArtConfig,
+    weights: int,
+    trained: int,
+    device: torch.device,
+    world: int,
 ) -> Iterator[Cost]:
-    """The cost of every bucket of a stage whose model has so many weights, largest first."""
+    """The cost of every bucket of a stage whose model has so many weights, largest first. trained: how
+    many are learned: all, or those of adapters beside them."""
     peak = measure_peak(device, torch.float32 if stage.precision == "fp32" else torch.bfloat16)
     side = 8 * config.patch_size
     buckets = {(stage.resolution, stage.resolution)}
@@ -56,15 +62,19 @@ def plan(
         images = stage.batch.of(tokens, world)
         local = images // world // stage.batch.accumulate
         passes = 4 if stage.checkpoint_blocks else 3
+        passes -= bool(stage.lora.rank)  # frozen weights have no gradient
         flops = passes * forward_flops(config, tokens) * images / world
-        memory = memory_of(stage, config, weights, tokens * local, world)
+        memory = memory_of(stage, config, weights, trained, tokens * local, world)
         yield Cost(height, width, tokens, images, memory, flops / (EFFICIENCY * peak))
 
 
-def memory_of(stage: Stage, config: PixArtConfig, weights: int, tokens: int, world: int) -> int:
+def memory_of(
+    stage: Stage, config: PixArtConfig, weights: int, trained: int, tokens: int, world: int
+) -> int:
     """Bytes of weights, gradients, states and kept activations for so many tokens at once."""
     shards = world if stage.parallel == "fsdp" else 1
-    fixed = weights * (8 + _STATES[stage.optimizer.name] + (4 if stage.ema else 0)) // shards
+    learning = trained * (4 + _STATES[stage.optimizer.name] + (4 if stage.ema else 0))
+    fixed = (4 * weights + learning) // shards
     bytes_each = 4 if stage.precision == "fp32" else 2
     if bytes_each == 2:
         fixed += 2 * weights  # the lowered copies that autocast keeps for the backward pass

@@ -76,11 +76,10 @@ class Progress:
         self._since.add(values, seconds, waited, images, tokens, flops)
         if step % self.every and step != self._total or not self._speaks:
             return
-        report = self._since.report(self.peak)
+        report = self._since.report(self.peak) | {"memory_bytes": float(peak_memory())}
         self._since = _Sums()
-        shown = {"loss": f"{report['loss']:.4f}", "img/s": f"{report['images_per_s']:.1f}"}
-        self._bar.set_postfix(shown, refresh=False)
-        self._write({"step": step, **report, "memory_bytes": peak_memory()})
+        self._bar.set_postfix(_shown(report), refresh=False)
+        self._write({"step": step, **report})
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         if self._speaks and values:
@@ -91,6 +90,18 @@ class Progress:
             log.write(json.dumps(line) + "\n")
         for tracker in self._trackers:
             tracker.log(line)
+
+
+def _shown(report: dict[str, float]) -> dict[str, str]:
+    """What stands behind the bar, which itself has the rate of steps and the time left."""
+    shown = {
+        "loss": f"{report['loss']:.4f}",
+        "img/s": f"{report['images_per_s']:.1f}",
+        "tok/s": f"{report['tokens_per_s']:.0f}",
+        "wait": f"{report['data_wait']:.0%}",
+        "GB": f"{report['memory_bytes'] / 1e9:.1f}",
+    }
+    return shown | ({"MFU": f"{report['mfu']:.0%}"} if "mfu" in report else {})
 
 
 class _Sums:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pixart.checkpoint import empty_model, open_transformer
 from pixart.model import PixArt
 from pixart.pipeline import Pipeline
 from pixart.pipeline_files import open_directory
@@ -19,19 +20,20 @@ from pixart.training.denoising import DenoisingTask
 from pixart.training.plan import EFFICIENCY, plan, table
 from pixart.training.processes import barrier, rank, world_size
 from pixart.training.progress import Progress, Tracker, measure_peak
-from pixart.training.shapes import ShapesTask, build_pair, open_pair, train_tokenizer
+from pixart.training.shapes import Pair, ShapesTask, build_pair, open_pair, train_tokenizer
 from pixart.training.shards import FeatureDataset
-from pixart.training.stages import PREVIOUS, RANDOM, Data, Stage
+from pixart.training.stages import DRAWN, PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
+    adapt,
+    add_adapters,
     add_compression,
     check_null_caption,
     planned_config,
     set_null_caption,
     start_transformer,
+    transformer_config,
 )
 from pixart.training.trainer import Task, Trainer, step_seed
-
-DRAWN = "shapes"  # data that is drawn as it is needed
 
 
 @dataclass
@@ -77,12 +79,15 @@ class Run:
         if stage.trains == "autoencoder":
             return f"{name}: {stage.steps} steps of the autoencoder"
         config = planned_config(stage, self.stages)
-        with torch.device("meta"):
-            weights = sum(p.numel() for p in PixArt(config).parameters())
-        costs = list(plan(stage, config, weights, self.device, world_size()))
+        model = empty_model(config)
+        weights = sum(p.numel() for p in model.parameters())
+        add_adapters(stage, model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        costs = list(plan(stage, config, weights, trained, self.device, world_size()))
+        adapters = f" and {trained / 1e6:.1f} M of adapters" if stage.lora.rank else ""
         hours = stage.steps * max(cost.seconds for cost in costs) / 3600
         return (
-            f"{name}: {weights / 1e6:.1f} M parameters, {stage.steps} steps, "
+            f"{name}: {weights / 1e6:.1f} M parameters{adapters}, {stage.steps} steps, "
             f"about {hours:.1f} h on {world_size()} × {self.device.type} (estimate: "
             f"{EFFICIENCY:.0%} of this machine's matrix products)\n{table(costs)}"
         )
@@ -109,13 +114,10 @@ class Run:
                     f"got {stage.data.source!r}"
                 )
             task = AutoencoderTask(build_vae(), stage)
-            self._take_over(task.model, stage)
+            if stage.start == PREVIOUS:
+                load_average(self._previous(stage), task.model)
             return task
         return self._shapes_task(stage) if drawn else self._denoising_task(stage)
-
-    def _take_over(self, model: torch.nn.Module, stage: Stage) -> None:
-        if stage.start == PREVIOUS:
-            load_average(self._previous(stage), model)
 
     def _previous(self, stage: Stage) -> Path:
         """The checkpoint of the stage before this one in the recipe."""
@@ -137,24 +139,47 @@ class Run:
         return checkpoint
 
     def _shapes_task(self, stage: Stage) -> ShapesTask:
+        if stage.aspect:
+            raise ValueError(f'aspect must be false for the source "{DRAWN}", got true')
+        if stage.validation.prompts:
+            raise ValueError(f'validation.prompts must be empty for the source "{DRAWN}"')
         if stage.start in (PREVIOUS, RANDOM):
             spiece = self.directory / "tokenizer" / "spiece.model"
             if rank() == 0 and not spiece.exists():
                 train_tokenizer(spiece)
             barrier()
-            pair = build_pair(stage)
-            self._take_over(pair, stage)
+            pair = self._pair(stage)
         else:
             pair, spiece = open_pair(stage)
+        task = ShapesTask(pair, stage, spiece, self._vae(stage))
+        add_compression(stage, task)
+        return task
+
+    def _vae(self, stage: Stage) -> torch.nn.Module:
         if not stage.pipeline:
             raise ValueError(
                 "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
             )
-        trained_here = stage.pipeline in self._by_name
-        vae = (
-            self._newest(stage.pipeline) if trained_here else open_directory(stage.pipeline, False)
-        )
-        return ShapesTask(pair, stage, spiece, load_vae(vae / "vae"))
+        if stage.pipeline in self._by_name:
+            folder = self._newest(stage.pipeline)
+        else:
+            folder = open_directory(stage.pipeline, with_transformer=False)
+        vae = load_vae(folder / "vae")
+        if stage.vae_scale != vae.config.scaling_factor:
+            raise ValueError(
+                f"vae_scale must be that of the VAE, {vae.config.scaling_factor}, "
+                f"got {stage.vae_scale}"
+            )
+        return vae
+
+    def _pair(self, stage: Stage) -> Pair:
+        if stage.start == RANDOM:
+            return build_pair(transformer_config(stage))
+        previous = self._previous(stage)
+        pair = build_pair(open_transformer(previous / "pipeline" / "transformer").config)
+        load_average(previous, pair)
+        adapt(pair.transformer, stage)
+        return pair
 
     def _denoising_task(self, stage: Stage) -> DenoisingTask:
         if not stage.data.source:
@@ -174,6 +199,7 @@ class Run:
         model = model.to(self.device)
         task = DenoisingTask(model, stage, dataset, self.device, prior=prior, pipeline=pipe)
         add_compression(stage, task)
+        add_adapters(stage, model)
         return task
 
     def _pipeline(self, stage: Stage, model: PixArt) -> Pipeline | None:

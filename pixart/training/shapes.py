@@ -5,7 +5,7 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pixart.checkpoint import load_transformer
-from pixart.diffusion import training_loss
+from pixart.config import PixArtConfig
+from pixart.diffusion import add_noise, training_loss
 from pixart.model import PixArt
 from pixart.pipeline_files import open_directory
 from pixart.shapes.caption import describe
@@ -25,7 +26,8 @@ from pixart.training.export import export_pipeline
 from pixart.training.plan import forward_flops
 from pixart.training.processes import rank, world_size
 from pixart.training.stages import Data, Stage
-from pixart.training.starts import transformer_config
+from pixart.training.starts import adapt
+from pixart.weight_files import read_json
 
 VOCABULARY = 320
 ANY_SCENE = dict(Data().scenes)
@@ -75,14 +77,14 @@ def build_text_encoder(width: int) -> Any:
     return T5EncoderModel(config)
 
 
-def build_pair(stage: Stage) -> "Pair":
+def build_pair(config: PixArtConfig) -> "Pair":
     """Transformer and text encoder at random weights. With no class-conditional model to start
     from, the cross-attention must not start at zero: it would learn to ignore the text."""
-    model = PixArt(transformer_config(stage))
+    model = PixArt(config)
     for name, weight in model.named_parameters():
         if name.endswith("cross_attn.proj.weight"):
             nn.init.xavier_uniform_(weight)
-    return Pair(model, build_text_encoder(stage.size.caption_channels))
+    return Pair(model, build_text_encoder(config.caption_channels))
 
 
 def open_pair(stage: Stage) -> tuple["Pair", Path]:
@@ -90,13 +92,14 @@ def open_pair(stage: Stage) -> tuple["Pair", Path]:
     from transformers import T5EncoderModel
 
     folder = open_directory(stage.start, True)
+    predicts = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
+    if predicts != stage.prediction:
+        raise ValueError(
+            f"prediction must be that of {stage.start}, {predicts}, got {stage.prediction}"
+        )
+    transformer = load_transformer(folder / "transformer", dtype=torch.float32)
     text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    pair = build_pair(stage)
-    for own, other in (
-        (pair.transformer, load_transformer(folder / "transformer", dtype=torch.float32)),
-        (pair.text_encoder, text_encoder),
-    ):
-        own.load_state_dict(other.state_dict())
+    pair = Pair(adapt(transformer, stage), text_encoder)
     return pair, folder / "tokenizer" / "spiece.model"
 
 
@@ -149,12 +152,8 @@ class ShapesTask:
         from pixart.text import load_tokenizer
 
         self.model: nn.Module = model
-        self.config, self.stage, self.spiece, self.vae = (
-            model.transformer.config,
-            stage,
-            spiece,
-            vae,
-        )
+        self.transformer, self.text_encoder = model.transformer, model.text_encoder
+        self.stage, self.spiece, self.vae = stage, spiece, vae
         model.transformer.gradient_checkpointing = stage.checkpoint_blocks
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
@@ -170,6 +169,19 @@ class ShapesTask:
             for place in places
         ]
         return [stack(share(samples, part, parts)) for part in range(parts)]
+
+    @torch.no_grad()
+    def noised_batches(self, count: int, images: int = 32) -> Iterator[tuple[Tensor, ...]]:
+        """Arguments of the transformer's forward as it meets them in training."""
+        device, side = next(self.model.parameters()).device, self.stage.resolution
+        for number in range(count):
+            rngs = (random.Random(f"calibration/{number}/{place}") for place in range(images))
+            samples = [draw_sample(rng, self.tokenizer, side, self.stage) for rng in rngs]
+            part = stack(samples).to(device)
+            x_t = add_noise(part.latents, part.noise, part.timesteps)
+            ids = part.features[..., 0].long()
+            features = self.text_encoder(input_ids=ids, attention_mask=part.mask)
+            yield x_t, part.timesteps, features.last_hidden_state, part.mask
 
     def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
         device = next(model.parameters()).device
@@ -197,14 +209,14 @@ class ShapesTask:
 
     def flops(self, part: Sample) -> float:
         """Of the transformer; the text encoder's are few beside it."""
-        return len(part) * forward_flops(self.config, self.tokens(part) // len(part))
+        return len(part) * forward_flops(self.transformer.config, self.tokens(part) // len(part))
 
     def export(self, folder: Path) -> None:
         """FOLDER/pipeline, which generate opens, with weights in fp16."""
         state = whole_state(self.model)
         if rank() != 0:
             return
-        pair = build_pair(self.stage)
+        pair = build_pair(self.transformer.config)
         pair.load_state_dict(state)
         export_pipeline(
             folder / "pipeline",

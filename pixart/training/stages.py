@@ -15,10 +15,12 @@ import torch
 import tyro
 
 from pixart.config import MAX_LENGTH, KVCompression
+from pixart.lora import TARGETS
 from pixart.training.optimizers import OptimizerSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 PREVIOUS, RANDOM = "previous", "random"
+DRAWN = "shapes"  # data that is drawn as it is needed
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class Size:
     pred_sigma: bool = True
     """Learn the variance beside the noise."""
     qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapters that are trained in the place of all weights."""
+
+    rank: int = 0
+    """Of the adapters; 0 trains all weights."""
+    alpha: float | None = None
+    """Their sum is scaled by alpha / rank; None takes the rank."""
+    targets: tuple[str, ...] = TARGETS
+    """Layers that get one, by the ends of their names."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,7 @@ class Stage:
     """LayerNorm after compression; None takes the published choice."""
     kv_start: Literal["mean", "calibrated", "random"] = "mean"
     """mean: the published start. calibrated: the shared norm is fitted to K and V first."""
+    lora: LoRA = field(default_factory=LoRA)
     data: Data = field(default_factory=Data)
     batch: Batch = field(default_factory=Batch)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -164,7 +179,24 @@ class Stage:
         weights = [weight for _, weight in self.data.captions]
         if min(weights, default=0) < 0 or sum(weights) == 0:
             raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
+        self._check_lora()
         self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
+
+    def _check_lora(self) -> None:
+        if self.lora.rank == 0 and self.lora != LoRA():
+            raise ValueError("lora.rank must be positive beside other settings of lora, got 0")
+        if self.lora.rank == 0:
+            return
+        rules = {
+            "trains": ("transformer", self.trains == "transformer"),
+            "start": ("a trained model", self.start != RANDOM),
+            "data.source": ("prepared data", self.data.source != DRAWN),
+            # What it adds would be frozen as it begins.
+            "kv_compress": ("empty, in a stage of its own,", not self.kv_compress),
+        }
+        for name, (rule, kept) in rules.items():
+            if not kept:
+                raise ValueError(f"{name} must be {rule} with lora.rank {self.lora.rank}")
 
     @property
     def compression(self) -> KVCompression | None:

@@ -1,16 +1,19 @@
 """Where a stage's transformer comes from, and what is changed about it before it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from pixart.checkpoint import load_transformer, resolve
-from pixart.config import PixArtConfig
+from pixart.config import EMBEDDED, PixArtConfig
+from pixart.lora import add_lora
 from pixart.model import PixArt
 from pixart.pipeline import Pipeline
-from pixart.training.denoising import DenoisingTask
+from pixart.pipeline_files import open_directory
 from pixart.training.reparameterise import open_dit
 from pixart.training.stages import PREVIOUS, RANDOM, Stage
 from pixart.training.transitions import (
@@ -58,12 +61,21 @@ def start_transformer(stage: Stage, previous: Path | None) -> PixArt:
     last stage's checkpoint."""
     if stage.start == RANDOM:
         return PixArt(transformer_config(stage))
-    model = _open(stage, previous)
+    return adapt(_open(stage, previous), stage)
+
+
+def adapt(model: PixArt, stage: Stage) -> PixArt:
+    """Give a model the stage's resolution, caption length and micro-conditioning, in place."""
     if stage.resolution != model.config.input_size * _LATENT or stage.pe_interpolation is not None:
         interpolate_positions(model, stage.resolution, stage.pe_interpolation)
     if stage.max_length > model.config.model_max_length:
         lengthen_captions(model, stage.max_length)
     if stage.micro_condition:
+        if stage.lora.rank and not model.config.micro_condition:
+            raise ValueError(
+                "micro_condition must be known to the start with lora, whose adapters alone are "
+                f"trained, got {stage.start}"
+            )
         add_micro_condition(model)
     return model
 
@@ -76,7 +88,9 @@ def _open(stage: Stage, previous: Path | None) -> PixArt:
         path = stage.start[len(_DIT) :]
         width = stage.size.caption_channels
         return open_dit(path, caption_channels=width, max_length=stage.max_length)
-    return load_transformer(resolve(stage.start), dtype=torch.float32)
+    is_embedded = stage.start == EMBEDDED
+    source = open_directory(EMBEDDED, True) if is_embedded else resolve(stage.start)
+    return load_transformer(source, dtype=torch.float32)
 
 
 def set_null_caption(model: PixArt, pipe: Pipeline) -> None:
@@ -97,7 +111,21 @@ def check_null_caption(model: PixArt) -> None:
         )
 
 
-def add_compression(stage: Stage, task: DenoisingTask) -> None:
+def add_adapters(stage: Stage, model: PixArt) -> None:
+    """What stage.lora asks for: adapters alone train from then on."""
+    if stage.lora.rank:
+        add_lora(model, stage.lora.rank, stage.lora.alpha, stage.lora.targets)
+
+
+class Compressible(Protocol):
+    """A task with a transformer, and batches to measure it with."""
+
+    transformer: PixArt
+
+    def noised_batches(self, count: int) -> Iterator[tuple[Tensor, ...]]: ...
+
+
+def add_compression(stage: Stage, task: Compressible) -> None:
     """What stage.kv_compress adds to a model that does not have it."""
     compression = stage.compression
     if compression is None or stage.start == RANDOM:

@@ -127,21 +127,22 @@ def add_kv_compression(
     start: Start = "mean",
     batches: Iterable[Arguments] = (),
 ) -> PixArt:
-    """Compress keys and values of a dense model's blocks. No other weight changes.
+    """Compress keys and values of a model's dense blocks. No other weight changes.
 
     start: "mean" is the published one, averaging and a plain LayerNorm. "calibrated" averages too
     and sets the norm so that it moves keys and values least (`calibrate`); without a norm there is
     nothing to set, and the mean is that already. "random" is PyTorch's initialisation of the
     convolution, to compare with. batches: for "calibrated" alone: arguments of the model's forward,
     tuples or mappings, with noised latents and timesteps as in training; a few are enough.
-    A model that is compressed in the same way is returned as it is.
+    Blocks that are compressed in the same way stay as they are; those that are compressed in
+    another way, or would become dense, are refused.
     """
-    if is_compressed(model.config):
-        if model.config.kv_compression == compression:
-            return model
-        raise ValueError(
-            f"model must be dense or compressed as {compression}, got {model.config.kv_compression}"
-        )
+    old = model.config.kv_compression if is_compressed(model.config) else None
+    if old == compression:
+        return model
+    if old is not None and not _extends(compression, old):
+        raise ValueError(f"model must be dense or compressed as in {compression}, got {old}")
+    new = [layer for layer in compression.layers if old is None or layer not in old.layers]
     config = replace(model.config, kv_compression=compression)  # raises for layers beyond depth
     _check_start(start, compression)
     if compression.ratio == 1:
@@ -150,12 +151,19 @@ def add_kv_compression(
     if start == "calibrated" and compression.norm == "layer":
         fitted = {
             layer: fit_norm(keys, values)
-            for layer, (keys, values) in measure(model, compression, batches).items()
+            for layer, (keys, values) in measure(
+                model, replace(compression, layers=tuple(new)), batches
+            ).items()
         }
-    for layer in compression.layers:
+    for layer in new:
         attention = cast(Any, model.blocks[layer]).attn
         _install(attention, compression, random=start == "random", fitted=fitted.get(layer))
     return _set_config(model, config)
+
+
+def _extends(compression: KVCompression, old: KVCompression) -> bool:
+    same = replace(compression, layers=old.layers) == old
+    return same and set(old.layers) <= set(compression.layers)
 
 
 def _check_start(start: str, compression: KVCompression) -> None:
