@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up what they need in .venv; no flag is needed.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PROMPT := a small orange cross in the bottom right corner on black
@@ -11,7 +12,7 @@ INTERPRETED := tests/test_kernels_*.py tests/test_golden.py \
 	tests/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
 OLDEST := .venv/triton-3.6.0
 
-.PHONY: demo test test-oldest-triton lint package train clean
+.PHONY: demo test test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
 demo: $(READY)
 	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png
@@ -42,6 +43,18 @@ package: $(READY)
 
 train: $(READY)
 	$(BIN)/python -m pixart.train shapes
+
+# BENCH_ARGS="-m smoke": what CI runs, without compilers and at the smallest shapes.
+bench: $(READY)
+	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_ARGS)
+
+# The paper's claims about training from weak to strong, on the embedded model; under an hour.
+weak-to-strong: $(READY)
+	$(BIN)/python -m bench.weak_to_strong
+
+# The smoke benches of this working tree and of the revision BASE, in turn.
+bench-compare: $(READY)
+	$(BIN)/python -m bench.compare "$(BASE)" $(BENCH_ARGS)
 
 $(READY): setup.py pyproject.toml .ci/environment
 	PYTHON=$(PYTHON) .ci/environment

@@ -14,6 +14,9 @@ from bench.workloads import Inputs, Workload, differentiable, output_gradients, 
 
 ORACLE_BYTES = 2 << 30  # of one chunk of scores
 HEADS_CHECKED = 3
+# Relative. Who sums a gradient over 1,024 tokens in bf16 is off by 0.02, and grows with the root of
+# the tokens; another formula is off by about 1.
+ANOTHER_FORMULA = 0.3
 
 
 class Oracle(NamedTuple):
@@ -67,6 +70,12 @@ def within(ours: Mapping[str, float], eager: Mapping[str, float], dtype: torch.d
     """At most twice the error of eager PyTorch in the same dtype, plus a rounding."""
     rounding = torch.finfo(dtype).eps / 4
     return all(ours[name] <= 2 * eager[name] + rounding for name in ours)
+
+
+def plausible(errors: Mapping[str, float], dtype: torch.dtype, *, is_ours: bool) -> bool:
+    """Ours: of the size of a few roundings. Others: not of another formula, however they round."""
+    bound = 2 * torch.finfo(dtype).eps if is_ours else ANOTHER_FORMULA
+    return all(error <= bound for error in errors.values())
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

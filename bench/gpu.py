@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def save(complete: bool = False) -> dict[str, Any]:
         result = assemble(read_events(events), began, sys.argv[1:], complete)
-        _write(options.out / "gpu.json", result)
+        write(options.out / "gpu.json", result)
         return result
 
     command = [sys.executable, "-m", "bench.gpu", "--worker", "--device", options.device]
@@ -216,7 +216,8 @@ def assemble(
     }
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Aside, then renamed: a file is whole or is not there."""
     aside = path.with_suffix(".json.part")
     aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     aside.replace(path)

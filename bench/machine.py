@@ -1,6 +1,7 @@
 """What a number was measured on: the machine's identity, its clocks meanwhile, its peaks."""
 
 import hashlib
+import os
 import platform
 import shutil
 import statistics
@@ -25,7 +26,9 @@ READINGS["celsius"] = "temperature.gpu"
 def identity(device: torch.device) -> dict[str, Any]:
     values: dict[str, Any] = {
         "device": device.type,
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "commit": _git("rev-parse", "HEAD"),
@@ -33,6 +36,22 @@ def identity(device: torch.device) -> dict[str, Any]:
         "source_sha256": source_hash(),
     }
     return values | (_gpu(device) if device.type == "cuda" else {})
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model, where the system tells it."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int | None:
+    """That this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def version(library: str) -> str | None:
@@ -118,10 +137,14 @@ def _median(column: tuple[str, ...]) -> float | None:
 def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     """What this machine can do: bytes per second of a large copy, FLOP/s of a large bf16 product.
 
-    A copy of n bytes moves 2n. Random data: a product of zeros is faster.
+    A copy of n bytes moves 2n. Random data: a product of zeros is faster. On a CPU the product is
+    one of milliseconds, at the model's width: a longer one meets other processes on its cores.
     """
-    size, side = (1 << 22, 128) if tiny else (4 << 30, 8192)
-    source = torch.randint(0, 100, (size,), dtype=torch.uint8, device=device)
+    size, side = (4 << 30, 8192) if device.type == "cuda" else (1 << 28, 1152)
+    if tiny:
+        size, side = 1 << 22, 128
+    some = torch.randint(0, 100, (1 << 20,), dtype=torch.uint8, device=device)
+    source = some.repeat(size >> 20)
     target = torch.empty_like(source)
     left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     calls = {
@@ -134,5 +157,5 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     for name, result in results.items():
         if isinstance(result, Exception):
             raise result
-        found[name] = {"per_second": work[name] / result.median, **result._asdict()}
+        found[name] = {"per_second": work[name] / result.median, **result.summary()}
     return found

@@ -75,7 +75,7 @@ def operators(tiny: bool) -> list[Case]:
     """Every operator in turn with its peers, forward and backward."""
     if tiny:
         works = [Workload(op, shapes.TINY, kind) for op, kind in _operators("self", "masked")]
-        return _timed([*works, Workload("project_kv", shapes.TINY)])
+        return compared([*works, Workload("project_kv", shapes.TINY)])
     large, small = SIZES[:2], SIZES[2:]
     rest = [("compress_kv", ""), *ELEMENTWISE]
     works = [Workload("flash_attention", "4k", "self")]
@@ -90,14 +90,16 @@ def operators(tiny: bool) -> list[Case]:
     works += [Workload(operator, size, kind) for size in small for operator, kind in rest]
     works += [Workload("flash_attention", size, "masked", 2) for size in ("1k", "4k")]
     works += [Workload("compress_kv", "2k", ratio=ratio) for ratio in (3, 4)]
-    return _timed(works)
+    return compared(works)
 
 
-def _timed(works: Sequence[Workload]) -> list[Case]:
+def compared(works: Sequence[Workload]) -> list[Case]:
+    """Each in turn with its peers, forward and backward."""
     return [
         Case(
             f"{work.name}/{'backward' if backward else 'forward'}",
             partial(_compare, work, backward),
+            tuple(peers.variants(work)),
         )
         for work in works
         for backward in (False, True)
@@ -114,7 +116,7 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     errors: dict[str, dict[str, float]] = {}
     statuses: dict[str, str | None] = {}
     tuning.forget()
-    for name, variant in peers.variants(work).items():
+    for name, variant in context.choose(peers.variants(work)).items():
         statuses[name] = context.crashed(name) or _not_worth_it(name, work)
         if statuses[name]:
             continue
@@ -137,6 +139,8 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     for name, status in statuses.items():
         row = _describe(work) | {"direction": "backward" if backward else "forward"}
         row |= {"variant": name, "errors": errors.get(name), "config": configs.get(name) or None}
+        is_ours = name == "ours"
+        row |= {"agrees": accuracy.plausible(errors.get(name, {}), work.dtype, is_ours=is_ours)}
         rates = work.flops(backward), work.bytes(backward)
         row |= measured(status or times[name], context, *rates, copies=copies, clocks=clocks)
         context.row(**row)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench import shapes
 from bench.workloads import Inputs, Workload
 
 Variant = Callable[[Inputs], Callable[[], Any]]
@@ -34,23 +35,25 @@ def _bind(run: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
     return partial(run, **inputs)
 
 
-def compile_options(device: torch.device) -> dict[str, Any]:
-    """torch.compile for these very shapes; without code generation on a CPU, to try it out."""
+def compile_options(resolution: str) -> dict[str, Any]:
+    """torch.compile for these very shapes; without code generation at the tiny one, which is there
+    to try things out."""
     from torch._functorch import config
 
     config.donated_buffer = False  # or a backward pass could be timed only once
     torch._dynamo.config.recompile_limit = 64  # shapes, with and without gradients
-    return {"backend": "inductor" if device.type == "cuda" else "aot_eager", "dynamic": False}
+    return {"backend": "aot_eager" if resolution == shapes.TINY else "inductor", "dynamic": False}
 
 
 @cache  # one compilation for all copies of the inputs
-def _compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    return torch.compile(function, **compile_options(device))
+def _compiled(function: Callable[..., Any], resolution: str) -> Callable[..., Any]:
+    return torch.compile(function, **compile_options(resolution))
 
 
-def _compile_and_bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
-    device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-    return partial(_compiled(function, device), **inputs)
+def _compile_and_bind(
+    function: Callable[..., Any], resolution: str, inputs: Inputs
+) -> Callable[[], Any]:
+    return partial(_compiled(function, resolution), **inputs)
 
 
 def _attention_peers(work: Workload) -> dict[str, Variant]:
@@ -63,7 +66,7 @@ def _attention_peers(work: Workload) -> dict[str, Variant]:
         name: partial(_sdpa, [backend]) for name, backend in backends.items()
     }
     named["sdpa default"] = partial(_sdpa, None)
-    named["flex"] = _flex
+    named["flex"] = partial(_flex, work.resolution)
     named |= {f"fa{generation}": partial(_flash_package, generation) for generation in (2, 3, 4)}
     return named
 
@@ -85,7 +88,7 @@ def _sdpa(backends: list[SDPBackend] | None, inputs: Inputs) -> Callable[[], Ten
     return call
 
 
-def _flex(inputs: Inputs) -> Callable[[], Tensor]:
+def _flex(resolution: str, inputs: Inputs) -> Callable[[], Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
@@ -96,7 +99,7 @@ def _flex(inputs: Inputs) -> Callable[[], Tensor]:
             return key < lengths[batch]
 
         mask = create_block_mask(exists, q.shape[0], None, q.shape[2], k.shape[2], q.device.type)
-    attend = _compiled(flex_attention, q.device)
+    attend = _compiled(flex_attention, resolution)
     return lambda: attend(q, k, v, block_mask=mask).transpose(1, 2)
 
 
@@ -122,7 +125,7 @@ def _elementwise_peers(work: Workload) -> dict[str, Variant]:
     return {
         "eager": partial(_bind, work.reference),
         "eager formula": partial(_bind, formula),
-        "compiled": partial(_compile_and_bind, work.reference),
+        "compiled": partial(_compile_and_bind, work.reference, work.resolution),
     }
 
 
@@ -153,9 +156,9 @@ _FORMULAS: dict[str, Callable[..., Any]] = {
 def _compression_peers(work: Workload) -> dict[str, Variant]:
     return {
         "eager": partial(_bind, work.reference),
-        "compiled": partial(_compile_and_bind, work.reference),
+        "compiled": partial(_compile_and_bind, work.reference, work.resolution),
         "official": partial(_bind, _compress_as_published),
-        "official compiled": partial(_compile_and_bind, _compress_as_published),
+        "official compiled": partial(_compile_and_bind, _compress_as_published, work.resolution),
         "diffusers": partial(_refuse, "diffusers has no key/value compression"),
     }
 

@@ -1,81 +1,140 @@
-"""`python -m bench.report`: BENCHMARKS.md from bench/results/*.json, and from nothing else.
+"""`python -m bench.report`: BENCHMARKS.md and bench/plots/ from bench/results/*.json, and nothing else.
 
-No figure is typed: a test regenerates the file and compares. What has no result is called not
-measured.
+No figure is typed: --check, and a test, make the text again and compare; a picture carries the hash
+of what it shows. What has no result is called not measured.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from bench import plots, provenance, sections, targets
+from bench.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS, OUTPUT = ROOT / "bench" / "results", ROOT / "BENCHMARKS.md"
+PLOTS = ROOT / "bench" / "plots"
 
 Result = dict[str, Any]
+Named = tuple[str, Result]  # the name of a file and what it holds
+# A section for each command that measures, in this order, and how to call it.
+COMMANDS: dict[str, tuple[Callable[[Result], str], str]] = {
+    "saving": (sections.saving, "python -m bench.saving"),
+    "cpu": (sections.cpu, "python -m bench.cpu"),
+    "growth": (sections.growth, "python -m bench.growth"),
+    "gpu": (sections.operators, "python -m bench.gpu --out DIR"),
+    "suite": (sections.suite, "pytest bench --benchmark-only --benchmark-json FILE"),
+}
+ONLY = {"cpu": "cpu", "gpu": "cuda"}  # commands that measure one kind of device
 
 
-class Target(NamedTuple):
-    """What a GPU is to reach, and the kernel whose compiled code predicts it."""
-
-    name: str
-    goal: str
-    kernel: str = ""
-    case: str = ""
-
-
-TARGETS = (
-    Target(
-        "attention, D = 72, 4K, forward",
-        "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4",
-        "attention_forward.forward",
-        "self-bf16-72",
-    ),
-    Target(
-        "attention, D = 72, 4K, backward: dQ",
-        "≥ 400 useful TFLOP/s, both kernels together",
-        "attention_backward.backward_q",
-        "self-bf16-72",
-    ),
-    Target(
-        "attention, D = 72, 4K, backward: dK, dV",
-        "≥ 400 useful TFLOP/s, both kernels together",
-        "attention_backward.backward_kv",
-        "self-bf16-72",
-    ),
-    Target("compress_kv, 2K and 4K", "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"),
-    Target("modulate, 2K and 4K", "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"),
-    Target("gate_add_modulate, 2K and 4K", "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"),
-    Target("denoising step at 4K, compressed", "≥ 33 % faster than ours without compression"),
-    Target("denoising step at 4K", "≥ 2 × diffusers, eager and dense"),
-)
+def read_results(folder: Path) -> list[Named]:
+    """The results by file name; those of other tools in the form of ours. Raises ValueError for
+    what no measurement made."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        result = normal(path.name, json.loads(path.read_text(encoding="utf-8")))
+        found.append((path.name, result))
+    return found
 
 
-def read_results(folder: Path) -> list[tuple[str, Result]]:
-    """The results by file name."""
-    return [(path.name, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+def normal(name: str, result: Result) -> Result:
+    """A result as {"kind", "runs"}, but for what bench.resources compiled, which ran nowhere."""
+    if "benchmarks" in result:
+        result = {"kind": "suite", "runs": [_suite_run(result)]}
+    elif "parts" in result:
+        peaks = result["peaks"][0] if result["peaks"] else None
+        tiny = result["dry_run"]
+        result = {"kind": "gpu", "runs": [{**result, "peaks": peaks, "tiny": tiny}]}
+    if result.get("kind") not in (*COMMANDS, "resources"):
+        raise ValueError(f"{name} must be a result of a bench command, got {result.get('kind')}")
+    if any(run["tiny"] for run in result.get("runs", ())):
+        raise ValueError(f"{name} must be measured at real shapes, got a dry run at tiny ones")
+    return result
 
 
-def render(results: Sequence[tuple[str, Result]]) -> str:
+def _suite_run(result: Result) -> Result:
+    """pytest-benchmark's JSON; its quartiles take the place of the 20 % and 80 % quantiles."""
+    rows = []
+    for benchmark in result["benchmarks"]:
+        stats = benchmark["stats"]
+        times = {"median": stats["median"], "p20": stats["q1"], "p80": stats["q3"]}
+        names = {"bench": benchmark["name"].split("[")[0], "group": benchmark["group"]}
+        row = {**names, "status": "measured", **benchmark["extra_info"]}
+        rows.append(row | times)
+    return {
+        "command": result.get("command", "pytest bench (options not recorded)"),
+        "date": result["datetime"],
+        "machine": result["machine_info"] | result["commit_info"],
+        "peaks": result["peaks"],
+        "tiny": False,
+        "rows": rows,
+    }
+
+
+def render(results: Sequence[Named]) -> str:
     """BENCHMARKS.md."""
     compiled = [(name, result) for name, result in results if result["kind"] == "resources"]
+    measured = [(name, result) for name, result in results if result["kind"] != "resources"]
     parts = [
-        "# Benchmarks\n\nWritten by `python -m bench.report` from `bench/results/`; nothing is typed.",
-        "## On a GPU\n\n"
-        "Not measured: no GPU was available so far. `python -m bench.gpu --out DIR` measures all of it "
-        "in one run.",
-        _targets([result for _, result in compiled]),
-        "## On a CPU\n\nNot measured.",
+        "# Benchmarks\n\n"
+        "Written by `python -m bench.report` from `bench/results/`; nothing is typed. A section is "
+        "about one machine; below each table stand the runs that made it: command, date, commit, "
+        "load. Sizes are those of square images: 1k is 1024 × 1024 px and 4,096 tokens; XL/2 is the "
+        "published model of 28 blocks and 0.6 B parameters. A share of peak is one of the largest "
+        "rate that the same process reached, in a bf16 matrix product or in a copy.",
+        *(f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(measured)),
     ]
+    machines: dict[tuple[str, str], list[Named]] = {}
+    for name, result in measured:
+        machine = result["runs"][-1]["machine"]
+        machines.setdefault((machine["device"], provenance.machine_name(machine)), []).append(
+            (name, result)
+        )
+    for device, title in (("cuda", "a GPU"), ("cpu", "a CPU")):
+        own = {name: files for (kind, name), files in machines.items() if kind == device}
+        if not own:
+            parts.append(f"## On {title}\n\n{_nothing(device)}")
+        for name, files in own.items():
+            parts += [f"## On {title}: {name}", *_machine(device, files)]
+    gpu_rows = [row for _, result in measured if result["kind"] == "gpu" for row in rows(result)]
+    parts.append(_targets([result for _, result in compiled], gpu_rows))
     parts += [_resources(name, result) for name, result in compiled]
     return "\n\n".join(parts) + "\n"
 
 
-def _targets(compiled: Sequence[Result]) -> str:
+def rows(result: Result) -> list[Result]:
+    return [row for run in result["runs"] for row in run["rows"]]
+
+
+def _nothing(device: str) -> str:
+    if device == "cpu":
+        return "Not measured."
+    return (
+        "Not measured: no GPU was available so far. `python -m bench.gpu --out DIR` measures the "
+        "operators and steps in one run; the other commands below run on a GPU as well."
+    )
+
+
+def _machine(device: str, files: Sequence[Named]) -> Iterable[str]:
+    identities = {provenance.identity(run["machine"]) for _, file in files for run in file["runs"]}
+    yield "\n".join(f"- {identity}" for identity in sorted(identities))
+    for kind, (section, command) in COMMANDS.items():
+        own = [(name, result) for name, result in files if result["kind"] == kind]
+        for name, result in own:
+            yield f"{section(result)}\n\nKept in `bench/results/{name}`."
+        if not own and ONLY.get(kind, device) == device:
+            yield f"`{command}`: not measured on this machine."
+
+
+def _targets(compiled: Sequence[Result], gpu_rows: Sequence[Result]) -> str:
     """What is to be reached on an H200, and the cycles that the compiled code will need."""
     lines = [
+        "## What a GPU is to reach",
+        "",
         "Cycles are those that a tile of 64 queries × 128 keys takes at least on each pipe of an "
         "sm_90 SM, counted in the compiled code of the default configuration: tensor cores / "
         "exponentials / FMA / ALU / issue slots. The largest is the bound.",
@@ -87,11 +146,12 @@ def _targets(compiled: Sequence[Result]) -> str:
     ]
     for target in TARGETS:
         cycles = [_cycles(result, target) for result in compiled]
-        lines.append(f"| {target.name} | {target.goal} | not measured | {' | '.join(cycles)} |")
+        measured = targets.measured(target, gpu_rows)
+        lines.append(f"| {target.name} | {target.goal} | {measured} | {' | '.join(cycles)} |")
     return "\n".join(lines)
 
 
-def _cycles(result: Result, target: Target) -> str:
+def _cycles(result: Result, target: targets.Target) -> str:
     for row in result["rows"]:
         matches = row["kernel"].strip("_").removesuffix("_kernel").endswith(target.kernel)
         is_case = "4k" in row["floor_bytes"].get(target.case, ()) and row["architecture"] == "sm_90"
@@ -129,16 +189,21 @@ def _rows(rows: Iterable[Result]) -> Iterable[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether the file is current")
+    parser.add_argument("--check", action="store_true", help="only say whether all is current")
     options = parser.parse_args(arguments)
-    text = render(read_results(RESULTS))
+    results = read_results(RESULTS)
+    text = render(results)
+    measured = [(name, result) for name, result in results if result["kind"] != "resources"]
     if not options.check:
         OUTPUT.write_text(text, encoding="utf-8")
+        plots.draw(measured, PLOTS)
         return 0
-    if OUTPUT.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{OUTPUT.name} is not what bench/results says; run python -m bench.report")
-    return 1
+    stale = plots.stale(measured, PLOTS)
+    if OUTPUT.read_text(encoding="utf-8") != text:
+        stale.append(OUTPUT.name)
+    for name in stale:
+        print(f"{name} is not what bench/results says; run python -m bench.report")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

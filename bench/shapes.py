@@ -12,7 +12,18 @@ from pixart.resolution import RESOLUTIONS
 PATCH_PIXELS = 16  # side of a token: the VAE's 8 pixels times the patch size 2
 RATIO = 2  # of the published compression
 TINY = "tiny"
-PIXELS = {**RESOLUTIONS, TINY: 96}  # tiny: 6 × 6 tokens, to try the benches out on any machine
+SHALLOW = "-shallow"  # two blocks of the full width, dense and compressed, stand for all 28
+PIXELS = {
+    **RESOLUTIONS,
+    **{name + SHALLOW: side for name, side in RESOLUTIONS.items()},
+    TINY: 96,  # 6 × 6 tokens, to try the benches out on any machine
+}
+# What `pytest bench` runs at, by device and smallest first: that size alone makes the smoke run.
+OPERATOR_SIZES = {"cuda": ("512", "1k", "2k", "4k"), "cpu": ("256", "512", "1k")}
+MODEL_SIZES = {
+    "cuda": ("256", "512", "1k", "2k", "2880", "4k"),
+    "cpu": tuple(size + SHALLOW for size in ("256", "512", "1k")),
+}
 
 
 class Model(NamedTuple):
@@ -34,12 +45,25 @@ class Model(NamedTuple):
         return range(self.depth // 2, self.depth)
 
 
+class Compression(NamedTuple):
+    """Which blocks merge ratio × ratio keys and values into one: as published unless told."""
+
+    ratio: int = RATIO
+    everywhere: bool = False
+
+    def layers(self, sizes: Model) -> range:
+        return range(sizes.depth) if self.everywhere else sizes.compressed_layers
+
+
 XL2 = Model()
+PUBLISHED = Compression()
 TINY_MODEL = Model(hidden_size=144, heads=2, depth=2, text_tokens=12, caption_channels=48)
 
 
 def model(resolution: str) -> Model:
-    return TINY_MODEL if resolution == TINY else XL2
+    if resolution == TINY:
+        return TINY_MODEL
+    return XL2._replace(depth=2) if resolution.endswith(SHALLOW) else XL2
 
 
 def grid(resolution: str, ratio: int = 1) -> tuple[int, int]:
@@ -98,17 +122,23 @@ def elementwise_bytes(
     return PASSES[name][backward] * batch * tokens * channels * itemsize
 
 
-def step_flops(resolution: str, batch: int, compressed: bool) -> int:
-    """One forward pass of the transformer's blocks; a training step is three of them.
+def step_flops(
+    resolution: str, batch: int, compressed: bool, compression: Compression = PUBLISHED
+) -> int:
+    """One forward pass of the transformer's blocks; a training step is three of them."""
+    sizes, ratio = model(resolution), compression.ratio
+    layers = compression.layers(sizes) if compressed else range(0)
+    return batch * forward_flops(sizes, tokens(resolution), tokens(resolution, ratio), len(layers))
+
+
+def forward_flops(sizes: Model, count: int, merged_keys: int, merged: int) -> int:
+    """Of one sample of `count` tokens, of which `merged` blocks see `merged_keys` keys.
 
     Without what is once per prompt or next to nothing: embedders, the caption's keys and values.
     """
-    sizes, count = model(resolution), tokens(resolution)
     width = sizes.hidden_size
     # qkv, proj; query and output projection of the cross-attention; MLP of 4 times the width.
     linear = sizes.depth * count * 2 * width * width * (3 + 1 + 2 + 8)
     cross = sizes.depth * attention_flops(1, count, sizes.text_tokens, width, False)
-    merged = len(sizes.compressed_layers) if compressed else 0
-    keys_of_all = (sizes.depth - merged) * count + merged * tokens(resolution, RATIO)
-    attention = attention_flops(1, count, keys_of_all, width, False)
-    return batch * (linear + cross + attention)
+    keys_of_all = (sizes.depth - merged) * count + merged * merged_keys
+    return linear + cross + attention_flops(1, count, keys_of_all, width, False)

@@ -1,19 +1,20 @@
-"""The part of bench.gpu that is about the whole model: one denoising and one training step.
+"""The whole model: one denoising and one training step, in bench.gpu and in `pytest bench`.
 
 Ours and diffusers' have the same random weights; one sample, a caption of full length. A denoising
 step is what each library's pipeline runs per step: ours has made the caption's keys and values once
-per prompt before. "compiled" means every block by itself, as diffusers advises; "graph" a CUDA graph.
+per prompt before. "compiled" means every block by itself, as diffusers advises; "graph" a CUDA
+graph; "checkpointed" keeps no activations inside of blocks for the backward pass.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench import shapes, timing
+from bench import memory, shapes, timing
 from bench.parts import failed, measured
 from bench.peers import Unavailable, compile_options
 from bench.worker import Case, Context
@@ -25,18 +26,24 @@ from pixart.diffusion import training_loss
 from pixart.model import PixArt
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # latents, timesteps: the model's output
-CHECKPOINTED = ("2k", "2880", "4k")  # training there keeps no activations inside of blocks
+CHECKPOINTED = ("2k", "2880", "4k")  # training there does not fit with all activations kept
+# Relative, between dense models of the same weights in bf16: far more than another order of rounding
+# makes, far less than another model.
+SAME = 0.1
+# Bytes per parameter that a step moves at least: a denoising step reads it once; a training step
+# reads and writes it in fp32 with its two averages in AdamW.
+MOVED = {"denoise": 2, "train": 2 * 3 * 4}
 
 
 def steps(tiny: bool) -> list[Case]:
     """One denoising step and one training step per resolution, against diffusers' model."""
     denoising = (shapes.TINY,) if tiny else ("4k", "1k", "512", "2k")
     training = (shapes.TINY,) if tiny else ("1k", "512", "2k", "4k")
-    cases = [Case(f"denoise/{size}", partial(_denoise, size)) for size in denoising]
-    return cases + [Case(f"train/{size}", partial(_train, size)) for size in training]
+    cases = [denoise(size, IN_ONE_RUN, graphs=not tiny and size != "4k") for size in denoising]
+    return cases + [train(size, TRAINED_IN_ONE_RUN) for size in training]
 
 
-def _config(resolution: str, compressed: bool) -> PixArtConfig:
+def model_config(resolution: str, compression: shapes.Compression | None) -> PixArtConfig:
     sizes, pixels = shapes.model(resolution), shapes.PIXELS[resolution]
     return PixArtConfig(
         input_size=pixels // 8,
@@ -46,15 +53,19 @@ def _config(resolution: str, compressed: bool) -> PixArtConfig:
         caption_channels=sizes.caption_channels,
         model_max_length=sizes.text_tokens,
         pe_interpolation=pixels / 512,
-        kv_compression=KVCompression(tuple(sizes.compressed_layers)) if compressed else None,
+        kv_compression=KVCompression(tuple(compression.layers(sizes)), compression.ratio)
+        if compression
+        else None,
     )
 
 
 @torch.no_grad()
-def _ours(resolution: str, device: torch.device, compressed: bool) -> PixArt:
+def build_ours(
+    resolution: str, device: torch.device, compression: shapes.Compression | None
+) -> PixArt:
     """Random weights everywhere: a new model returns zeros. The same seed gives the same model."""
     with device:
-        model = PixArt(_config(resolution, compressed))
+        model = PixArt(model_config(resolution, compression))
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         if ".attn.sr." not in name and ".attn.norm." not in name:
@@ -62,15 +73,15 @@ def _ours(resolution: str, device: torch.device, compressed: bool) -> PixArt:
     return model
 
 
-def _theirs(resolution: str, device: torch.device) -> nn.Module:
+def build_theirs(resolution: str, device: torch.device) -> nn.Module:
     try:
         from diffusers import PixArtTransformer2DModel
     except ImportError as error:
         raise Unavailable(f"not installed: {error}") from None
-    config = config_to_diffusers(_config(resolution, False))
+    config = config_to_diffusers(model_config(resolution, None))
     with device:
         model = PixArtTransformer2DModel.from_config(config)
-    weights = to_diffusers(_ours(resolution, device, False).state_dict())
+    weights = to_diffusers(build_ours(resolution, device, None).state_dict())
     missing = set(model.state_dict()) - set(weights) - {"pos_embed.pos_embed"}
     if missing:
         raise RuntimeError(f"weights for diffusers' model are missing: {sorted(missing)[:4]}")
@@ -78,14 +89,14 @@ def _theirs(resolution: str, device: torch.device) -> nn.Module:
     return model
 
 
-def _caption(resolution: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+def random_caption(resolution: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     sizes = shapes.model(resolution)
     generator = torch.Generator(device).manual_seed(1)
     size = (1, sizes.text_tokens, sizes.caption_channels)
     return torch.randn(size, generator=generator, device=device).to(dtype)
 
 
-def _latents(resolution: str, device: torch.device, seed: int = 2) -> Tensor:
+def random_latents(resolution: str, device: torch.device, seed: int = 2) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
     side = shapes.PIXELS[resolution] // 8
     return torch.randn(1, 4, side, side, generator=generator, device=device)
@@ -95,7 +106,7 @@ def _call_ours(model: nn.Module, caption: Any, latents: Tensor, timesteps: Tenso
     return model(latents, timesteps, caption)
 
 
-def _call_theirs(model: nn.Module, caption: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+def call_theirs(model: nn.Module, caption: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
     unused = {"resolution": None, "aspect_ratio": None}
     return model(
         latents.to(caption.dtype),
@@ -106,99 +117,123 @@ def _call_theirs(model: nn.Module, caption: Tensor, latents: Tensor, timesteps: 
     )[0]
 
 
-def _compile_blocks(model: nn.Module, device: torch.device) -> None:
+def _compile_blocks(model: nn.Module, resolution: str) -> None:
     blocks: Any = model.blocks if isinstance(model, PixArt) else model.transformer_blocks
     for block in blocks:
-        block.compile(**compile_options(device))
+        block.compile(**compile_options(resolution))
 
 
-def _accelerate(model: nn.Module, device: torch.device) -> None:
-    try:
-        from pixart.patch import accelerate
-    except ImportError as error:
-        raise Unavailable(f"not there yet: {error}") from None
+def _accelerate(model: nn.Module, resolution: str) -> None:
+    if next(model.parameters()).device.type == "cpu":
+        raise Unavailable("accelerate() changes nothing without a GPU")
+    from pixart.patch import accelerate
+
     accelerate(model)
 
 
-def _nothing(model: nn.Module, device: torch.device) -> None:
+def _nothing(model: nn.Module, resolution: str) -> None:
     pass
 
 
-# Whose model, with compressed keys or not, and what is done to it.
-Recipe = tuple[str, bool, Callable[[nn.Module, torch.device], None]]
+class Recipe(NamedTuple):
+    """Whose model, which of its keys are compressed, what is done to it, how its steps run."""
+
+    whose: str
+    compression: shapes.Compression | None = None
+    change: Callable[[nn.Module, str], None] = _nothing
+    graph: bool = False
+    checkpointed: bool = False
+
+
+PUBLISHED = shapes.PUBLISHED
 RECIPES: dict[str, Recipe] = {
-    "ours": ("ours", False, _nothing),
-    "ours compressed": ("ours", True, _nothing),
-    "diffusers": ("diffusers", False, _nothing),
-    "diffusers compiled": ("diffusers", False, _compile_blocks),
-    "diffusers accelerated": ("diffusers", False, _accelerate),
-    "ours compiled": ("ours", False, _compile_blocks),
+    "ours": Recipe("ours"),
+    "ours compressed": Recipe("ours", PUBLISHED),
+    "ours compressed r4": Recipe("ours", shapes.Compression(ratio=4)),
+    "ours compressed everywhere": Recipe("ours", shapes.Compression(everywhere=True)),
+    "diffusers": Recipe("diffusers"),
+    "diffusers compiled": Recipe("diffusers", change=_compile_blocks),
+    "diffusers accelerated": Recipe("diffusers", change=_accelerate),
+    "ours compiled": Recipe("ours", change=_compile_blocks),
 }
-TRAINED = ("ours", "ours compressed", "diffusers", "diffusers compiled", "diffusers accelerated")
+GRAPHS = {
+    f"{name} graph": RECIPES[name]._replace(graph=True) for name in ("ours", "ours compressed")
+}
+BOTH_WAYS = {
+    name + suffix: RECIPES[name]._replace(checkpointed=bool(suffix))
+    for name in ("ours", "ours compressed", "diffusers")
+    for suffix in ("", " checkpointed")
+}
+# bench.gpu has minutes for everything.
+IN_ONE_RUN = [
+    name for name in RECIPES if name not in ("ours compressed r4", "ours compressed everywhere")
+]
+TRAINED = [name for name in RECIPES if name != "ours compiled"]
+TRAINED_IN_ONE_RUN = [name for name in TRAINED if name in IN_ONE_RUN]
+
+
+def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:
+    """One denoising step of the recipes."""
+    recipes = {name: RECIPES[name] for name in names} | (GRAPHS if graphs else {})
+    return _case("denoise", resolution, recipes)
+
+
+def train(resolution: str, names: Iterable[str] = TRAINED) -> Case:
+    """One training step of the recipes, checkpointed where the size calls for it."""
+    checkpointed = resolution in CHECKPOINTED
+    recipes = {name: RECIPES[name]._replace(checkpointed=checkpointed) for name in names}
+    return _case("train", resolution, recipes)
+
+
+def train_both_ways(resolution: str) -> Case:
+    """One training step with all activations kept, and with checkpoints."""
+    return _case("train", resolution, BOTH_WAYS)._replace(name=f"checkpointing/{resolution}")
+
+
+def _case(step: str, resolution: str, recipes: Mapping[str, Recipe]) -> Case:
+    run = partial(_time_steps, step, resolution, recipes)
+    return Case(f"{step}/{resolution}", run, tuple(recipes))
 
 
 def _build(recipe: Recipe, resolution: str, device: torch.device) -> tuple[nn.Module, Any]:
     """A model in fp32, and how it is called."""
-    whose, compressed, change = recipe
-    if whose == "ours":
-        model: nn.Module = _ours(resolution, device, compressed)
+    if recipe.whose == "ours":
+        model: nn.Module = build_ours(resolution, device, recipe.compression)
     else:
-        model = _theirs(resolution, device)
-    change(model, device)
-    return model, _call_ours if whose == "ours" else _call_theirs
-
-
-def _denoise(resolution: str, context: Context) -> None:
-    makers: dict[str, Callable[[], Callable[[], Tensor]]] = {
-        name: partial(_denoiser, recipe, resolution, context.device, False)
-        for name, recipe in RECIPES.items()
-    }
-    if context.device.type == "cuda" and resolution != "4k":
-        for name in ("ours", "ours compressed"):
-            makers[f"{name} graph"] = partial(
-                _denoiser, RECIPES[name], resolution, context.device, True
-            )
-    _time_steps("denoise", resolution, makers, context)
+        model = build_theirs(resolution, device)
+    recipe.change(model, resolution)
+    return model, _call_ours if recipe.whose == "ours" else call_theirs
 
 
 @torch.no_grad()
-def _denoiser(
-    recipe: Recipe, resolution: str, device: torch.device, graph: bool
-) -> Callable[[], Tensor]:
+def make_denoiser(recipe: Recipe, resolution: str, device: torch.device) -> Callable[[], Tensor]:
     model, call = _build(recipe, resolution, device)
     model = model.bfloat16().eval()
-    caption: Any = _caption(resolution, device, torch.bfloat16)
-    latents, timesteps = _latents(resolution, device), torch.tensor([500], device=device)
+    caption: Any = random_caption(resolution, device, torch.bfloat16)
+    latents, timesteps = random_latents(resolution, device), torch.tensor([500], device=device)
     if isinstance(model, PixArt):
         caption = model.encode_caption(caption)
-        if graph:
+        if recipe.graph:
             return partial(CudaGraphs(), model, latents, timesteps, caption, ())
     return torch.no_grad()(partial(call, model, caption, latents, timesteps))
 
 
-def _train(resolution: str, context: Context) -> None:
-    makers = {
-        name: partial(_trainer, RECIPES[name], resolution, context.device) for name in TRAINED
-    }
-    _time_steps("train", resolution, makers, context)
-
-
-def _trainer(recipe: Recipe, resolution: str, device: torch.device) -> Callable[[], Tensor]:
+def make_trainer(recipe: Recipe, resolution: str, device: torch.device) -> Callable[[], Tensor]:
     """fp32 weights under bf16 autocast, the training loss, AdamW."""
     model, call = _build(recipe, resolution, device)
     model.train()
-    if resolution in CHECKPOINTED and isinstance(model, PixArt):
+    if recipe.checkpointed and isinstance(model, PixArt):
         model.gradient_checkpointing = 1
-    elif resolution in CHECKPOINTED:
+    elif recipe.checkpointed:
         model.enable_gradient_checkpointing()  # type: ignore[operator]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
-    denoise = partial(call, model, _caption(resolution, device, torch.bfloat16))
-    latents, noise = _latents(resolution, device), _latents(resolution, device, seed=3)
+    predict = partial(call, model, random_caption(resolution, device, torch.bfloat16))
+    latents, noise = random_latents(resolution, device), random_latents(resolution, device, seed=3)
     timesteps = torch.tensor([500], device=device)
 
     def step() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            loss = training_loss(denoise, latents, timesteps, noise).loss.mean()
+            loss = training_loss(predict, latents, timesteps, noise).loss.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -207,23 +242,25 @@ def _trainer(recipe: Recipe, resolution: str, device: torch.device) -> Callable[
     return step
 
 
+MAKERS = {"denoise": make_denoiser, "train": make_trainer}
+
+
 def _time_steps(
-    step: str,
-    resolution: str,
-    makers: Mapping[str, Callable[[], Callable[[], Tensor]]],
-    context: Context,
+    step: str, resolution: str, recipes: Mapping[str, Recipe], context: Context
 ) -> None:
     begin = time.time()
     calls: dict[str, list[timing.Call]] = {}
     statuses: dict[str, str | None] = {}
     seen: dict[str, dict[str, Any]] = {}
     outputs: dict[str, Tensor] = {}
-    for name, make in makers.items():
+    recipes = context.choose(recipes)
+    for name, recipe in recipes.items():
         statuses[name] = context.crashed(name)
         if statuses[name]:
             continue
         context.announce(name)
         try:
+            make = partial(MAKERS[step], recipe, resolution, context.device)
             call, outputs[name], seen[name] = _first_step(make, context.device)
             calls[name] = [call]
         except Unavailable as reason:
@@ -241,42 +278,46 @@ def _time_steps(
     )
     clocks = context.clocks.since(begin)
     for name, status in statuses.items():
-        compressed = "compressed" in name
-        flops = shapes.step_flops(resolution, 1, compressed) * (3 if step == "train" else 1)
+        compression, checkpointed = recipes[name].compression, recipes[name].checkpointed
+        flops = shapes.step_flops(resolution, 1, compression is not None, compression or PUBLISHED)
+        flops *= 3 if step == "train" else 1
+        moved = MOVED[step] * _parameters(resolution)
         row: dict[str, Any] = {"step": step, "resolution": resolution, "variant": name}
         row |= {"shape": {"batch": 1, "tokens": shapes.tokens(resolution)}, "dtype": "bfloat16"}
-        row |= {"difference_from_diffusers": _difference(name, outputs), **seen.get(name, {})}
-        row |= {"checkpointing": step == "train" and resolution in CHECKPOINTED}
-        context.row(**row, **measured(status or times[name], context, flops, 0, clocks=clocks))
+        same = None if compression else _difference(name, outputs)
+        row |= {"difference_from_diffusers": same, **seen.get(name, {})}
+        row |= {"agrees": same is None or same < SAME, "checkpointing": checkpointed}
+        rates = measured(status or times[name], context, flops, moved, clocks=clocks)
+        if step == "train" and rates["status"] == "measured":
+            rates["images_per_second"] = 1 / rates["median"]
+        context.row(**row, **rates)
 
 
 def _first_step(
     make: Callable[[], Callable[[], Tensor]], device: torch.device
 ) -> tuple[timing.Call, Tensor, dict[str, Any]]:
     """The second call tells its peak memory, when compiling and tuning are over."""
-    before = _allocated(device)
+    meter = memory.Meter(device)
     call = make()
     call()
-    resident = _allocated(device) - before
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    base = _allocated(device)
-    out = call().clone()
-    if device.type != "cuda":
+    resident = meter.held()
+    out, extra = memory.of(lambda: call().clone(), device)
+    if resident is None or extra is None:
         return call, out, {}
-    timing.synchronize(device)
-    extra = torch.cuda.max_memory_allocated(device) - base
     return call, out, {"resident_bytes": resident, "peak_bytes": resident + extra}
 
 
-def _allocated(device: torch.device) -> int:
-    timing.synchronize(device)
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+@cache
+def _parameters(resolution: str) -> int:
+    """Of the dense model; compression adds a ten-thousandth."""
+    with torch.device("meta"):
+        model = PixArt(model_config(resolution, None))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _difference(name: str, outputs: Mapping[str, Tensor]) -> float | None:
-    """Relative, of a denoising step: all dense models have the same weights."""
-    if name not in outputs or "diffusers" not in outputs or "compressed" in name:
+    """Relative: all dense models have the same weights."""
+    if name not in outputs or "diffusers" not in outputs:
         return None
     ours, theirs = outputs[name].double(), outputs["diffusers"].double()
     return float((ours - theirs).norm() / theirs.norm())

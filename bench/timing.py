@@ -29,6 +29,11 @@ class Timing(NamedTuple):
     p80: float
     reps: int
     method: str
+    samples: tuple[float, ...]  # in the order in which they were taken
+
+    def summary(self) -> dict[str, Any]:
+        """For a row of results: everything but the samples."""
+        return {key: value for key, value in self._asdict().items() if key != "samples"}
 
 
 class DeviceLost(RuntimeError):
@@ -61,8 +66,28 @@ def measure(
     announce("")
     samples = _sample_in_turn(samplers, device, seconds, least_rounds)
     for name, sampler in samplers.items():
-        results[name] = _summary(samples[name], sampler.method)
+        results[name] = summarize(samples[name], sampler.method)
     return {name: results[name] for name in variants}
+
+
+def measure_all(
+    variants: Mapping[str, Call], device: torch.device, *, seconds: float, least_rounds: int
+) -> dict[str, Timing]:
+    """The same for calls that must all work: what one of them raises is raised. The host's time
+    counts."""
+    results = measure(
+        {name: [call] for name, call in variants.items()},
+        device,
+        seconds=seconds,
+        least_rounds=least_rounds,
+        with_host=True,
+    )
+    found: dict[str, Timing] = {}
+    for name, result in results.items():
+        if isinstance(result, Exception):
+            raise result
+        found[name] = result
+    return found
 
 
 def survive(error: Exception, device: torch.device) -> Exception:
@@ -222,7 +247,8 @@ def _sample_in_turn(
     return samples
 
 
-def _summary(samples: list[float], method: str) -> Timing:
+def summarize(samples: Sequence[float], method: str) -> Timing:
+    """Of at least one sample."""
     ordered = sorted(samples)
     p20, p80 = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.8))
-    return Timing(statistics.median(ordered), p20, p80, len(ordered), method)
+    return Timing(statistics.median(ordered), p20, p80, len(ordered), method, tuple(samples))

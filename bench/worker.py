@@ -5,29 +5,34 @@ the same file, and it goes on after what the file says, without the variant that
 """
 
 import json
-import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from bench import machine, timing, tuning
 from bench.gpu import read_events
+from bench.record import plain
 
 ATTEMPTS = 3  # at one case
 REFUSED = 2  # exit codes: this machine cannot run the parts at all;
 LOST = 3  # the GPU's context is broken
 
+T = TypeVar("T")
+
 
 class Case(NamedTuple):
+    """variants: what it times in turn, each told in a row of its own; empty if it compares nothing."""
+
     name: str
     run: Callable[["Context"], None]
+    variants: tuple[str, ...] = ()
 
 
 class Part(NamedTuple):
@@ -39,28 +44,50 @@ class Part(NamedTuple):
 
 
 class Context:
-    """What a case needs, and how it tells what it found."""
+    """What a case needs, and how it tells what it found.
 
-    def __init__(self, device: torch.device, events: Path) -> None:
+    rows: what the case that runs now, or ran last, found. chosen: the variants to run, None for all.
+    events: a file that is told as well.
+    """
+
+    def __init__(self, device: torch.device, events: Path | None = None) -> None:
         self.device = device
         self.tiny = device.type == "cpu"
         self.seconds = 0.02 if self.tiny else 0.5  # to time the variants of a case
         self.peaks: dict[str, dict[str, Any]] = {}
         self.clocks = machine.ClockLog(device)
         self.part = self.case = ""
-        self.history = read_events(events)
-        self._file = open(events, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.rows: list[dict[str, Any]] = []
+        self.chosen: frozenset[str] | None = None
+        self.history = read_events(events) if events else []
+        self._file = open(events, "a", buffering=1, encoding="utf-8") if events else None  # noqa: SIM115
+
+    def run(self, case: Case) -> None:
+        self.rows.clear()
+        case.run(self)
+
+    def choose(self, variants: Mapping[str, T]) -> dict[str, T]:
+        """Those that were asked for."""
+        return {
+            name: variant
+            for name, variant in variants.items()
+            if self.chosen is None or name in self.chosen
+        }
 
     def emit(self, event: str, **values: Any) -> None:
+        if self._file is None:
+            return
         line = {"event": event, "part": self.part, "case": self.case, **values}
-        self._file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain(line), allow_nan=False) + "\n")
 
     def announce(self, variant: str) -> None:
         """What runs next: if this process dies, that did it."""
         self.emit("variant", variant=variant)
 
     def row(self, **values: Any) -> None:
-        self.emit("row", **values)
+        self.rows.append(values)
+        # The samples would make up most of a file that is read for its medians.
+        self.emit("row", **{key: value for key, value in values.items() if key != "samples"})
 
     def crashed(self, variant: str) -> str | None:
         """How this variant ended an earlier process in this case, None if it did not."""
@@ -76,17 +103,6 @@ class Context:
         print(text, flush=True)
         timing.survive(error, self.device)
         self.emit("failure", error=text[-4000:])
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become words."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def run(parts: Sequence[Part], context: Context, deadline: float) -> None:
@@ -134,11 +150,23 @@ def _run_case(case: Case, context: Context) -> None:
     begin = time.time()
     context.emit("case")
     try:
-        case.run(context)
+        context.run(case)
     except Exception as error:  # the other cases go on, if the GPU does
         context.failure(error)
     else:
         context.emit("done", seconds=time.time() - begin)
+
+
+@contextmanager
+def readied(device: torch.device) -> Iterator[None]:
+    """The process as timing on this device needs it."""
+    if device.type != "cuda":
+        yield
+        return
+    # The default stream cannot be captured, and a backward pass runs where its forward pass did.
+    torch.cuda.set_stream(torch.cuda.Stream())
+    with tuning.parallel_compilation(os.cpu_count() or 1):
+        yield
 
 
 def main(parts: Sequence[Part], device: str, events: Path, deadline: float) -> None:
@@ -146,13 +174,8 @@ def main(parts: Sequence[Part], device: str, events: Path, deadline: float) -> N
         print("bench.gpu needs a GPU; --device cpu tries the script out at tiny shapes")
         sys.exit(REFUSED)
     context = Context(torch.device(device, 0), events)
-    side_by_side: AbstractContextManager[None] = nullcontext()
-    if device == "cuda":
-        # The default stream cannot be captured, and a backward pass runs where its forward pass did.
-        torch.cuda.set_stream(torch.cuda.Stream())
-        side_by_side = tuning.parallel_compilation(os.cpu_count() or 1)
     try:
-        with side_by_side:
+        with readied(context.device):
             run(parts, context, deadline)
     except timing.DeviceLost as error:
         print(f"the GPU's context is broken: {error}", flush=True)

@@ -37,7 +37,9 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
                 linear.bias, x.reshape(-1, x.shape[-1]), linear.weight.t(), use_gelu=True
             )
             return rows.view(*x.shape[:-1], -1)
-        if _ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        # inductor has no lowering for the bare operator; it fuses the two calls below by itself.
+        fused = _ONEDNN and not torch.compiler.is_compiling()
+        if fused and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
             return torch.ops.mkldnn._linear_pointwise(
                 x, linear.weight, linear.bias, "gelu", [], "tanh"
             )

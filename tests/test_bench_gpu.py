@@ -340,7 +340,7 @@ def test_short_calls_are_timed_in_a_graph_and_long_ones_behind_a_backlog(
     }
     results = timing.measure(variants, torch.device("cuda"), seconds=0, least_rounds=3)
     assert all(isinstance(result, timing.Timing) for result in results.values())
-    found = {name: (round(r[0], 9), r[-1]) for name, r in results.items()}  # type: ignore[index]
+    found = {name: (round(r.median, 9), r.method) for name, r in results.items()}  # type: ignore[union-attr]
     assert found == {
         "short": (3e-5, "graph"),
         "long": (2e-3, "events"),
@@ -351,7 +351,7 @@ def test_short_calls_are_timed_in_a_graph_and_long_ones_behind_a_backlog(
     results = timing.measure(
         variants, torch.device("cuda"), seconds=0, least_rounds=3, with_host=True
     )
-    assert {r[-1] for r in results.values()} == {"events with host"}  # type: ignore[index]
+    assert {r.method for r in results.values()} == {"events with host"}  # type: ignore[union-attr]
     assert not fake.slept
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,9 +61,12 @@ def test_autocast_decides_the_dtype() -> None:
         assert linear_gelu(x, linear).dtype == torch.bfloat16
 
 
-def test_it_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_it_compiles_into_one_graph(backend: str) -> None:
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler on a CPU")
     mlp, x = MLP(8, 16, 4).eval(), torch.randn(3, 8)
     torch._dynamo.reset()
-    compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(mlp, fullgraph=True, backend=backend)
     with torch.no_grad():
         assert torch.allclose(compiled(x), mlp(x), atol=1e-6)

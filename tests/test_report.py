@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from bench import report
+from bench import plots, report, sections
+from bench.blocks import FAMILIES, MERGING
 
 ROW = {
     "architecture": "sm_90",
@@ -22,6 +24,19 @@ ROW = {
     "floor_bytes": {"self-bf16-72": {"4k": 1}},
     "defects": [],
 }
+MACHINE = {
+    "device": "cpu",
+    "processor": "Some CPU",
+    "cores": 2,
+    "threads": 2,
+    "python": "3.12.1",
+    "libraries": {"torch": "9.8.7", "triton": None},
+    "commit": "c0ffee" * 6,
+    "modified": False,
+    "source_sha256": "5" * 64,
+}
+GPU = MACHINE | {"device": "cuda", "gpu": "Some GPU", "driver": "1.2", "cuda": "3.4"}
+PEAKS = {"matmul": {"per_second": 4e12}, "copy": {"per_second": 2e10}}
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -34,12 +49,85 @@ def result(**changes: Any) -> dict[str, Any]:
     }
 
 
+def measured(kind: str, *rows: dict[str, Any], busy: float = 0.01, **values: Any) -> dict[str, Any]:
+    """A file of one run."""
+    run = {"command": f"python -m bench.{kind} --json x", "date": "2031-02-03T04:05:06Z"}
+    run |= {"machine": MACHINE, "peaks": PEAKS, "tiny": False, **values}
+    made = [{"busy_elsewhere": busy, "clocks": None, **row} for row in rows]
+    return {"kind": kind, "runs": [{**run, "rows": made}]}
+
+
+def time(median: float) -> dict[str, float]:
+    return {"median": median, "p20": median / 2, "p80": median * 2}
+
+
+def saving(**changes: Any) -> dict[str, Any]:
+    row = {
+        "case": "2k/R2",
+        "size": "2k",
+        "tokens": 16384,
+        "ratio": 2,
+        "scope": "whole",
+        "depth": 28,
+    }
+    row |= {"dense": time(40), "compressed": time(29), "time_saved": 0.275, "flops_saved": 0.248}
+    row |= {"time_saved_p20": 0.27, "time_saved_p80": 0.28, "paper": 0.34}
+    seconds = dict.fromkeys(FAMILIES, 0.125)
+    row |= {"operations": {"dense": seconds, "compressed": seconds}}
+    return row | {"eaten": dict.fromkeys(FAMILIES, 0.0) | {MERGING: 0.051}} | changes
+
+
+def forward(variant: str, times_as_fast: float, **changes: Any) -> dict[str, Any]:
+    row = {"size": "1k", "tokens": 4096, "dtype": "bfloat16", "variant": variant, "flops": 10**12}
+    row |= {"case": f"1k/bfloat16/{variant}", "difference_from_diffusers": 0.002}
+    row |= {"peak_bytes": 3 << 20, "times_as_fast": times_as_fast, **time(2)}
+    return row | changes
+
+
+def block(
+    size: str, median: float | None, peak: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    tokens = {"1k": 4096, "4k": 65536, "8k": 262144}[size]
+    row = {"case": f"{size}/bfloat16/dense", "size": size, "tokens": tokens, "dtype": "bfloat16"}
+    row |= {"variant": "dense", "floors": [[4 * 10**12 * tokens // 4096, 1]]}
+    return row | ({} if median is None else {**time(median), "peak_bytes": peak}) | changes
+
+
+def operator(variant: str, seconds: float | None, **changes: Any) -> dict[str, Any]:
+    row = {"part": "operators", "operator": "flash_attention", "kind": "self", "variant": variant}
+    row |= {"direction": "forward", "resolution": "4k", "shape": {"tokens": 65536}}
+    if seconds is None:
+        return row | {"status": "not installed: No module named 'fa'"} | changes
+    rates = {"flops_per_second": 1e12 / seconds, "share_of_matmul": 0.25, "status": "measured"}
+    return row | rates | time(seconds) | changes
+
+
+def gpu_file(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """As bench.gpu writes it."""
+    head = {"command": "python -m bench.gpu --out x", "date": "2031-02-03T04:05:06Z"}
+    head |= {"machine": GPU, "peaks": [PEAKS], "parts": {}, "dry_run": False, "rows": list(rows)}
+    return head | changes
+
+
+def render(*results: dict[str, Any]) -> str:
+    names = [f"r{index}.json" for index in range(len(results))]
+    return report.render(
+        [(name, report.normal(name, one)) for name, one in zip(names, results, strict=True)]
+    )
+
+
+def line(text: str, *words: str) -> str:
+    """The one line that has all of these words."""
+    (found,) = [line for line in text.splitlines() if all(word in line for word in words)]
+    return found
+
+
 def test_benchmarks_are_what_the_results_say() -> None:
     assert report.main(["--check"]) == 0
 
 
 def test_every_figure_comes_from_a_result() -> None:
-    text = report.render([("r.json", result(registers=77, waits=3, spill_bytes=8))])
+    text = render(result(registers=77, waits=3, spill_bytes=8))
     assert "| 77 | 8 | 2 | 16 | 0.900 | 3 |  |" in text
     assert "640 / 512 / 166 / 148 / 600" in text and "Triton 9.9" in text
 
@@ -47,22 +135,227 @@ def test_every_figure_comes_from_a_result() -> None:
 def test_what_was_not_measured_is_called_so() -> None:
     text = report.render([])
     assert text.count("not measured |") == len(report.TARGETS)
-    assert "Not measured: no GPU" in text
+    assert "Not measured: no GPU" in text and "## On a CPU\n\nNot measured." in text
+    text = render(measured("saving", saving()))
+    assert line(text, "| 4k |  | 2 |") == "| 4k |  | 2 | not measured |  |  |  |  |  |  |  |"
+    assert "`python -m bench.growth`: not measured on this machine." in text
+    assert "Not measured: no GPU" in text and "bench.gpu --out DIR`: not" not in text
 
 
 def test_only_defaults_are_listed_and_defects_are_said() -> None:
-    text = report.render([("r.json", result(defects=["spills 8 bytes"]))])
-    assert "spills 8 bytes" in text
-    assert "self-bf16" not in report.render([("r.json", result(default=False))])
+    assert "spills 8 bytes" in render(result(defects=["spills 8 bytes"]))
+    assert "self-bf16" not in render(result(default=False))
 
 
-def test_a_file_that_was_edited_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_stranger_can_tell_machine_commit_command_date_and_load() -> None:
+    text = render(measured("saving", saving()))
+    assert "## On a CPU: Some CPU, 2 cores" in text and "Python 3.12.1; torch 9.8.7" in text
+    made = line(text, "1. `python -m bench.saving --json x`")
+    for word in (
+        "2031-02-03T04:05:06Z",
+        "commit `c0ffeec0ffee`;",
+        "up to 1 % of the CPUs",
+        "4 TFLOP/s",
+    ):
+        assert word in made
+    assert "provisional" not in text and "Kept in `bench/results/r0.json`" in text
+
+
+def test_figures_of_a_busy_machine_or_an_edited_tree_are_marked() -> None:
+    edited = MACHINE | {"modified": True}
+    text = render(measured("saving", saving(), busy=0.3, machine=edited))
+    assert "up to 30 % of the CPUs: **provisional**" in text
+    assert "with changes, sources `555555555555`" in text
+
+
+def test_the_saving_stands_beside_flops_and_paper_and_names_what_eats_it() -> None:
+    text = render(measured("saving", saving()))
+    found = line(text, "| 2k | 16,384 | 2 | whole |")
+    assert (
+        "| 40 s (20 to 80) | 29 s (14.5 to 58) | 27.5 % (27.0 % to 28.0 %) | 24.8 % | 34 % |"
+        in found
+    )
+    assert "nothing: within 3 points | 1 |" in found
+    text = render(measured("saving", saving(time_saved=0.2, scope="block")))
+    assert "one block × 28 | 40 s" in text and f"| {MERGING}: 5.1 points | 1 |" in text
+    assert "| 2k | eaten | +0.0 |" in text
+
+
+def test_losses_are_told_first() -> None:
+    slow = forward("ours, caption encoded", 0.9)
+    text = render(measured("cpu", forward("ours", 1.25), slow, forward("diffusers", 1)))
+    assert "**Slower than diffusers:** ours, caption encoded at 1k in bfloat16.\n" in text
+    assert "| 2 s (1 to 4) | 500 |  | 1.25 × | 2.0e-03 | 3 MiB | 1 |" in text
+    assert "Slower than" not in render(measured("cpu", forward("ours", 1.25)))
+
+
+def test_a_later_run_of_a_file_is_the_second_of_its_table() -> None:
+    file = measured("cpu", forward("ours", 1.5))
+    other = measured("cpu", forward("diffusers", 1), date="2032-01-01T00:00:00Z")
+    file["runs"] += other["runs"]
+    text = render(file)
+    assert line(text, "| 1k | bfloat16 | ours | 2 s").endswith("| 1 |")
+    assert line(text, "| 1k | bfloat16 | diffusers | 2 s").endswith("| 2 |")
+    assert line(text, "2. `python -m bench.cpu").count("2032-01-01")
+
+
+def test_growth_is_fitted_and_what_is_not_measured_is_predicted_from_the_roofline() -> None:
+    rows = (block("1k", 2, 1 << 20), block("4k", 64, 16 << 20), block("8k", None))
+    text = render(measured("growth", *rows))
+    # 16 times the tokens in 32 times the time, and in 16 times the memory.
+    assert "to the power of 1.25 over all sizes, 1.25 between the last two; memory 1.00 and" in text
+    assert "| 4k | 65,536 | 64 s (32 to 128) | 1.25 | 16 s | 25 % | 16 MiB | 1.00 | 1 |" in text
+    # The roofline of 8k is 4 times that of 4k, of which 25 % were reached.
+    assert (
+        "| 8k | 262,144 | not measured; 256 s expected |  | 64 s |  | not measured |  | 1 |" in text
+    )
+
+
+def test_the_roofline_is_at_the_peaks_of_the_run_that_measured_the_largest_size() -> None:
+    file = measured("growth", block("4k", 64, 1))
+    slow = {name: {"per_second": peak["per_second"] / 2} for name, peak in PEAKS.items()}
+    file["runs"] += measured("growth", block("1k", 2, 1), block("8k", None), peaks=slow)["runs"]
+    assert sections.ceiling(file) == (4e12, 2e10)
+    assert "256 s expected" in render(file)
+
+
+def test_results_of_a_gpu_fill_targets_and_tables() -> None:
+    rows = (
+        operator("ours", 0.002),
+        operator("sdpa flash", 0.003),
+        operator("fa4", 0.001),
+        operator("fa2", None),
+    )
+    text = render(gpu_file(*rows))
+    target = line(text, "attention, D = 72, 4K, forward")
+    assert "| 500 TFLOP/s, 1.50 × the best SDPA, 0.50 × FA4 |" in target
+    assert "**Slower than a peer:** flash_attention self forward 4k fa4." in text
+    assert "| fa2 | not measured: not installed: No module named 'fa' |" in text
+    assert "## On a GPU: Some GPU" in text and "driver 1.2" in text and "no GPU was" not in text
+    assert "1. `python -m bench.gpu --out x`; 2031-02-03T04:05:06Z; commit" in text
+
+
+def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
+    copied = {"operator": "compress_kv", "kind": "", "share_of_copy": 0.9, "bytes_per_second": 1e9}
+    steps = [
+        {"part": "steps", "step": "denoise", "resolution": "4k", "variant": name, **time(seconds)}
+        | {
+            "status": "measured",
+            "flops_per_second": 1.0,
+            "share_of_matmul": 0.5,
+            "shape": {"tokens": 1},
+        }
+        for name, seconds in (("ours", 3.0), ("ours compressed", 2.0), ("diffusers", 9.0))
+    ]
+    text = render(
+        gpu_file(operator("ours", 2, **copied), operator("compiled", 3, **copied), *steps)
+    )
+    assert "4k forward: 90 %, 1.50 × torch.compile |" in line(text, "| compress_kv, 2K")
+    assert "| 33.3 % of the time saved |" in line(text, "4K, compressed |")
+    assert "| 3.00 × diffusers |" in line(text, "| denoising step at 4K |")
+
+
+def suite_file() -> dict[str, Any]:
+    """As pytest-benchmark writes it, with what bench/conftest.py adds."""
+    commit = ("commit", "modified", "source_sha256")
+    rows = [operator("ours", 2), operator("sdpa flash", 1)]
+    return {
+        "datetime": "2031-02-03T04:05:06",
+        "machine_info": {key: value for key, value in MACHINE.items() if key not in commit},
+        "commit_info": {key: MACHINE[key] for key in commit},
+        "peaks": PEAKS,
+        "benchmarks": [
+            {
+                "name": f"bench_attention[{row['variant']}]",
+                "group": "g",
+                "stats": {"median": row["median"], "q1": row["p20"], "q3": row["p80"]},
+                "extra_info": {key: row[key] for key in row if key not in time(0)},
+            }
+            for row in rows
+        ],
+    }
+
+
+def test_the_json_of_pytest_benchmark_is_a_section_as_well() -> None:
+    text = render(suite_file())
+    assert "`bench_attention`" in text
+    assert (
+        "| flash_attention self forward | 4k | sdpa flash | 1 s (0.5 to 2) | 1 TFLOP/s | 25 % |"
+        in text
+    )
+    assert "**Slower than a peer:** flash_attention self forward 4k sdpa flash." in text
+
+
+def test_dry_runs_and_files_of_nobody_are_refused() -> None:
+    for trial in (measured("saving", saving(), tiny=True), gpu_file(dry_run=True)):
+        with pytest.raises(ValueError, match=r"r0.json must be measured at real shapes, got a dry"):
+            render(trial)
+    with pytest.raises(ValueError, match="must be a result of a bench command, got other"):
+        render({"kind": "other"})
+
+
+def test_plots_show_what_the_results_say() -> None:
+    files = [
+        measured("saving", saving()),
+        measured("cpu", forward("diffusers", 1)),
+        measured("growth", block("1k", 2, 1 << 20), block("8k", None)),
+        suite_file(),
+        gpu_file(operator("ours", 0.002)),
+    ]
+    named = [("", report.normal("", file)) for file in files]
+    shown = {plot.file: plot.curves(named) for plot in plots.drawable(named)}
+    cpu, gpu = "Some CPU, 2 cores, 2 threads", "Some GPU"
+    assert shown["steps.png"][cpu] == {
+        "ours, dense": [(2048, 40)],
+        "ours, R = 2": [(2048, 29)],
+        "diffusers": [(1024, 2)],
+    }
+    assert shown["attention.png"] == {
+        cpu: {"ours": [(65536, 0.5)], "sdpa flash": [(65536, 1.0)]},
+        gpu: {"ours": [(65536, 500)]},
+    }
+    assert shown["growth-memory.png"] == {cpu: {"ours, dense, bfloat16": [(4096, 1)]}}
+    floor = shown["growth-time.png"][cpu]["roofline of ours, dense"]
+    assert floor == [(4096, 1.0), (262144, 64.0)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results are read and the report is written instead."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "OUTPUT", tmp_path / "BENCHMARKS.md")
-    (tmp_path / "r.json").write_text(json.dumps(result()))
+    monkeypatch.setattr(report, "PLOTS", tmp_path / "plots")
+    return tmp_path
+
+
+def test_a_file_that_was_edited_is_found_out(folder: Path, capsys: Any) -> None:
+    (folder / "r.json").write_text(json.dumps(result()))
     assert report.main([]) == 0 and report.main(["--check"]) == 0
-    with open(tmp_path / "BENCHMARKS.md", "a") as file:
+    with open(folder / "BENCHMARKS.md", "a") as file:
         file.write("1000 TFLOP/s\n")
     assert report.main(["--check"]) == 1 and "run python -m bench.report" in capsys.readouterr().out
+
+
+def test_a_picture_of_other_results_is_found_out_and_drawn_again(folder: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    (folder / "r.json").write_text(json.dumps(measured("saving", saving())))
+    assert report.main([]) == 0 and report.main(["--check"]) == 0
+    picture = folder / "plots" / "steps.png"
+    with Image.open(picture) as drawn:  # with a ground of its own, whatever the page's
+        assert drawn.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    assert [path.name for path in picture.parent.iterdir()] == ["steps.png"]
+    (folder / "r.json").write_text(json.dumps(measured("saving", saving(dense=time(41)))))
+    report.OUTPUT.write_text(report.render(report.read_results(folder)), encoding="utf-8")
+    assert report.main(["--check"]) == 1
+    assert capsys.readouterr().out.startswith("steps.png is not what")
+    assert report.main([]) == 0 and report.main(["--check"]) == 0
+    picture.unlink()
+    assert report.main(["--check"]) == 1
+    (folder / "r.json").unlink()
+    assert report.main([]) == 0 and report.main(["--check"]) == 0 and not picture.exists()
+
+
+def test_the_readme_shows_the_pictures_that_there_are() -> None:
+    text = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    shown = {path.name for path in report.PLOTS.glob("*.png")}
+    assert shown == {plot.file for plot in plots.PLOTS if f"bench/plots/{plot.file}" in text}

@@ -147,7 +147,7 @@ def train_base(start: Path, output: Path, processes: int, *arguments: str) -> li
     """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     output.mkdir(exist_ok=True)
-    for name in ("vae-whole", "tokenizer"):
+    for name in ("vae-fine", "tokenizer"):
         if not (output / name).exists():
             (output / name).symlink_to(start / name)
     command = [

@@ -1,0 +1,165 @@
+"""From a prompt to a PNG file with the embedded model, stage by stage; and what starting costs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from bench import memory, shapes, suite, timing
+from bench.machine import ROOT
+from bench.parts import measured
+from bench.worker import Case, Context
+from pixart import Pipeline
+from pixart.outputs import Job
+from pixart.pictures import write_picture
+from pixart.sampler import Progress, default_steps, make_scheduler
+
+PROMPT = "a small orange cross in the bottom right corner on black"
+STAGES = ("open", "text encoder", "load", "denoiser", "VAE", "write", "whole")
+LEAST_PICTURES = 3
+# What a fresh process does, and a word of what it must say.
+STARTS = {
+    "python": (("-c", "print('ready')"), "ready"),
+    "import pixart": (("-c", "import pixart; print(pixart.__name__)"), "pixart"),
+    "generate --help": (("-m", "pixart.generate", "--help"), "--guidance"),
+}
+Report = Callable[[suite.Row], None]
+
+
+class Stages:
+    """Seconds and peak bytes of the stages of one picture; each ends where the next one begins."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, int | None] = {}
+        self._begin_next()
+
+    def end(self, stage: str) -> None:
+        timing.synchronize(self.device)
+        self.seconds[stage] = time.perf_counter() - self.began
+        self.peaks[stage] = self.meter.peak()
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        self.meter = memory.Meter(self.device)
+        self.began = time.perf_counter()
+
+
+def _draw(device: torch.device, path: Path) -> tuple[Stages, Pipeline]:
+    stages = Stages(device)
+    pipe = Pipeline.from_pretrained(device=device, cache_dir=None)
+    stages.end("open")
+    pipe.prepare([PROMPT, ""])
+    stages.end("text encoder")
+    pipe.transformer.eval()
+    stages.end("load")
+
+    def step(progress: Progress) -> None:
+        if progress.step == progress.total:
+            stages.end("denoiser")
+
+    drawn = pipe.draw(PROMPT, callback=step)
+    stages.end("VAE")
+    write_picture(drawn.image, _job(path, pipe))
+    stages.end("write")
+    stages.seconds["whole"] = sum(stages.seconds.values())
+    with Image.open(path) as written:
+        assert written.tobytes() == drawn.image.tobytes()
+    return stages, pipe
+
+
+def _job(path: Path, pipe: Pipeline) -> Job:
+    return Job(
+        index=0,
+        prompt=PROMPT,
+        negative="",
+        seed=0,
+        steps=None,
+        guidance=None,
+        guidance_interval=(0.0, 1.0),
+        scheduler=None,
+        size=None,
+        aspect=None,
+        resolution=None,
+        model={"model": pipe.source},
+        path=path,
+    )
+
+
+def _draw_often(context: Context) -> None:
+    began = time.perf_counter()
+    runs: list[Stages] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        _draw(context.device, path)  # the first one loads libraries
+        while len(runs) < LEAST_PICTURES or time.perf_counter() - began < context.seconds:
+            stages, pipe = _draw(context.device, path)
+            runs.append(stages)
+        size = path.stat().st_size
+    work = {"denoiser": (_flops(pipe), 0), "write": (0, size)}
+    for stage in STAGES:
+        samples = [run.seconds[stage] for run in runs]
+        peaks = [peak for run in runs if (peak := run.peaks.get(stage)) is not None]
+        row: dict[str, Any] = {
+            "variant": stage,
+            "agrees": True,
+            "dtype": str(pipe.transformer.dtype),
+        }
+        row |= {"prompt": PROMPT, "height": pipe.native, "width": pipe.native}
+        row |= {"peak_bytes": max(peaks, default=None)}
+        result = timing.summarize(samples, "wall")
+        context.row(**row, **measured(result, context, *work.get(stage, (0, 0))))
+
+
+def _flops(pipe: Pipeline) -> int:
+    """Of all steps; guidance takes two samples a step."""
+    config = pipe.opened.config
+    sizes = shapes.Model(
+        config.hidden_size, config.num_heads, config.depth, config.model_max_length
+    )
+    merge = config.kv_compression
+    side = pipe.native // pipe.multiple
+    keys = -((-side // merge.ratio) ** 2) if merge else 0
+    steps = default_steps(make_scheduler(None, pipe.scheduler_config))
+    layers = len(merge.layers) if merge else 0
+    return 2 * steps * shapes.forward_flops(sizes, side**2, keys, layers)
+
+
+def _start(arguments: tuple[str, ...], word: str) -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert word in done.stdout
+
+
+def _start_often(context: Context) -> None:
+    calls = {name: [partial(_start, *start)] for name, start in context.choose(STARTS).items()}
+    results: Mapping[str, Any] = timing.measure(calls, torch.device("cpu"), seconds=context.seconds)
+    for name, result in results.items():
+        row = {"variant": name, "agrees": True, "command": ["python", *STARTS[name][0]]}
+        context.row(**row, **measured(result, context, 0, 0))
+
+
+@suite.at_each(("embedded",), lambda size: [Case("picture", _draw_often, STAGES)])
+def bench_picture(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
+    report(rows[variant])
+
+
+@suite.at_each(("embedded",), lambda size: [Case("startup", _start_often, tuple(STARTS))])
+def bench_startup(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
+    report(rows[variant])

@@ -1,0 +1,126 @@
+"""`python -m bench.saving [--json FILE]`: kv_compression_saving, the time that compression saves.
+
+One denoising step of the full-size XL/2 model, dense against compressed in its deeper half, in turn
+in one process, beside the share of FLOPs saved and what the paper reports. A CPU runs the whole model
+up to 2K; at larger sizes, one block of either kind stands for the model's 28.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bench import blocks, record, sections, shapes, steps, timing, worker
+
+# Seconds to draw an image, 58 to 38 at 2K and 91 to 60 at 4K: PixArt-Σ, table 3 (d).
+PAPER = {"2k": 0.34, "4k": 0.34}
+WHOLE_ON_CPU = (shapes.TINY, "256", "512", "1k", "2k")
+DTYPE = torch.bfloat16
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = record.parser(
+        "saving", __doc__, ("512", "1k", "2k", "4k"), ("256", "2880", shapes.TINY)
+    )
+    parser.add_argument("--ratios", nargs="+", type=int, default=[2, 4], choices=(2, 3, 4))
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    run = record.Run("saving", arguments, device, tiny=shapes.TINY in options.sizes)
+    with worker.readied(device):
+        for size in options.sizes:
+            rows = measure(size, options.ratios, device, options.seconds, options.rounds)
+            run.add({f"{size}/R{row['ratio']}": row for row in rows})
+            run.save(options.json)
+    print(sections.saving(run.save(options.json)))
+    return 0
+
+
+def measure(
+    size: str, ratios: Sequence[int], device: torch.device, seconds: float, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each ratio. Times the models for about `seconds`, and at least `rounds` times each."""
+    whole = device.type == "cuda" or size in WHOLE_ON_CPU
+    single = {str(ratio): blocks.ours(size, ratio, device, DTYPE) for ratio in (1, *ratios)}
+    calls = {name: _model(size, int(name), device) for name in single} if whole else single
+    times = timing.measure_all(calls, device, seconds=seconds, least_rounds=rounds)
+    by_family = blocks.operations(single, size, device, rounds)
+    return [_row(size, ratio, whole, times, by_family) for ratio in ratios]
+
+
+def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
+    compression = shapes.Compression(ratio) if ratio > 1 else None
+    return steps.make_denoiser(steps.Recipe("ours", compression), size, device)
+
+
+def _row(
+    size: str,
+    ratio: int,
+    whole: bool,
+    times: Mapping[str, timing.Timing],
+    seconds: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    sizes, block = shapes.model(size), (times["1"], times[str(ratio)])
+    rounds = list(zip(*(timed.samples for timed in block), strict=True))
+    if not whole:
+        rounds = [compose(sizes, *pair) for pair in rounds]
+    dense, compressed = (
+        timing.summarize(list(samples), block[0].method).summary()
+        for samples in zip(*rounds, strict=True)
+    )
+    shares = timing.summarize([1 - after / before for before, after in rounds], "").summary()
+    work = [blocks.flops(size, one) for one in (1, ratio)]
+    before, after = compose(sizes, *(sum(families.values()) for families in work))
+    return {
+        "size": size,
+        "tokens": shapes.tokens(size),
+        "ratio": ratio,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "scope": "whole" if whole else "block",  # what was timed
+        "depth": sizes.depth,
+        "dense": dense,
+        "compressed": compressed,
+        "time_saved": 1 - compressed["median"] / dense["median"],
+        "time_saved_p20": shares["p20"],
+        "time_saved_p80": shares["p80"],
+        "flops_saved": 1 - after / before,
+        "paper": PAPER.get(size) if ratio == shapes.RATIO else None,
+        "operations": {"dense": seconds["1"], "compressed": seconds[str(ratio)]},
+        "eaten": eaten(sizes, seconds["1"], seconds[str(ratio)], *work),
+    }
+
+
+def compose(sizes: shapes.Model, dense: float, compressed: float) -> tuple[float, float]:
+    """Of all the blocks of a dense and of a compressed model, from those of a block of either kind:
+    seconds, or FLOPs."""
+    merged = len(sizes.compressed_layers)
+    return sizes.depth * dense, (sizes.depth - merged) * dense + merged * compressed
+
+
+def eaten(
+    sizes: shapes.Model,
+    dense: Mapping[str, float],
+    compressed: Mapping[str, float],
+    dense_flops: Mapping[str, int],
+    compressed_flops: Mapping[str, int],
+) -> dict[str, float]:
+    """How much of the saving each family of operations eats: a share of the dense model's time, and
+    together the difference between FLOPs saved and time saved; negative where time fell by more.
+
+    dense, compressed: seconds of a block of either kind, by family; so the FLOPs.
+    """
+    seconds, work = sum(dense.values()), sum(dense_flops.values())
+    merged = len(sizes.compressed_layers) / sizes.depth
+    return {
+        family: merged
+        * (
+            (compressed[family] - dense[family]) / seconds
+            + (dense_flops[family] - compressed_flops[family]) / work
+        )
+        for family in dense
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The study's report: README.md from results.json, contact sheets from pictures."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from pixart.config import PixArtConfig
+from pixart.model import PixArt
+
+SIDE = 128  # px of a picture on a sheet
+PAPER_SIGMA = "arXiv 2403.04692"
+PAPER_ALPHA = "arXiv 2310.00426"
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures side by side, a row each mark; larger ones are scaled down."""
+    sheet = Image.new("RGB", (len(rows[0]) * SIDE, len(rows) * SIDE))
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (x * SIDE, y * SIDE))
+    return sheet
+
+
+def modulation_costs() -> list[dict[str, Any]]:
+    """Parameters and training memory of XL/2 with adaLN-single and with adaLN in every block.
+
+    adaLN as in DiT: a linear layer from the embedded timestep to six vectors of width C in each
+    block, in the place of a table of six vectors and one such layer for all. Memory: bytes of
+    weights, gradients and two AdamW moments, fp32, without activations.
+    """
+    with torch.device("meta"):
+        model = PixArt(PixArtConfig())
+        layers = [nn.Linear(model.config.hidden_size, 6 * model.config.hidden_size)] * len(
+            model.blocks
+        )
+    tables = sum(p.numel() for name, p in model.named_parameters() if "scale_shift_table" in name)
+    last = model.final_layer.scale_shift_table.numel()
+    shared = sum(p.numel() for p in model.t_block.parameters())
+    single = sum(p.numel() for p in model.parameters())
+    per_block = sum(p.numel() for layer in layers for p in layer.parameters())
+    counts = {"adaLN-single": single, "adaLN": single - (tables - last) - shared + per_block}
+    return [
+        {"name": name, "parameters": count, "bytes": 16 * count} for name, count in counts.items()
+    ]
+
+
+def write_report(folder: Path) -> None:
+    """FOLDER/README.md from FOLDER/results.json."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(compose(results), encoding="utf-8")
+
+
+def compose(results: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    found = {one["name"]: one for one in results["experiments"]}
+    machine, scale = results["machine"], results["scale"]
+    doubled = [found["interpolated"], found["extrapolated"]]
+    starts = [found[f"conv deep half, {start}"] for start in ("mean", "calibrated", "random")]
+    samplings = [found[name] for name in _SAMPLINGS]
+    depths = [found[name] for name in _DEPTHS]
+    dense = found["dense"]
+    parts = [
+        "# From weak to strong, in the embedded world",
+        "",
+        f"Written by `{results['command']}` in {results['seconds'] / 60:.0f} minutes on "
+        f"{machine['cores']} cores of {machine['processor']}, torch "
+        f"{machine['libraries']['torch']}, {results['date']}, sources "
+        f"{machine['source_sha256'][:12]}; every number stands in `results.json`.",
+        "",
+        "All experiments start from the same weights: the embedded model without its compression, "
+        f"trained on for {scale['recovery']} steps. Each changes one thing and trains the "
+        f"transformer on, {scale['images']} pictures of 128 px a step or as many pixels; the text "
+        "encoder stays as it is. Loss: mean squared error of the velocity on the same "
+        f"{len(dense['marks'][0]['losses'])} scenes, noise and timesteps. Captions: pictures in "
+        "which every statement of the caption holds. A difference counts when it is more than "
+        f"twice its standard error over the scenes. The claims are those of PixArt-Σ ({PAPER_SIGMA}).",
+        "",
+        "## (a) Twice the resolution, 256 to 512 px, with position interpolation and without",
+        "",
+        *_table(doubled),
+        "",
+        _compare(doubled[0], doubled[1], "interpolation starts lower"),
+        "",
+        *_sheets(doubled),
+        "## (b) Compression in the deeper half: how the convolution starts",
+        "",
+        *_table([*starts, dense]),
+        "",
+        _compare(starts[0], starts[2], "averaging starts lower than random weights"),
+        "",
+        _compare(
+            starts[1],
+            starts[0],
+            "the calibrated start lies lower than averaging (ours, not the paper's)",
+        ),
+        "",
+        *_sheets(starts),
+        "## (c) Which blocks are compressed, and how",
+        "",
+        *_table(depths),
+        "",
+        _compare(
+            depths[2],
+            depths[0],
+            "deep blocks lose less than shallow ones (table 3)",
+            at=-1,
+        ),
+        "",
+        _compare(
+            depths[2],
+            depths[1],
+            "deep blocks lose less than middle ones (table 3)",
+            at=-1,
+        ),
+        "",
+        *_table(samplings),
+        "",
+        _compare(
+            samplings[0],
+            samplings[1],
+            "the convolution ends lower than the average (table 3)",
+            at=-1,
+        ),
+        "",
+        _compare(
+            samplings[1],
+            samplings[2],
+            "the average ends lower than discarding tokens (table 3)",
+            at=-1,
+        ),
+        "",
+        *_sheets(depths),
+        "## (d) adaLN-single against adaLN in every block, XL/2",
+        "",
+        "Counted, not trained: parameters, and bytes of weights, gradients and AdamW's moments in "
+        f"fp32. The paper ({PAPER_ALPHA}, figure 6) has 611 M for 833 M parameters and 23 GB for "
+        "29 GB, activations and its batch included.",
+        "",
+        *_modulation(results["modulation"]),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+_SAMPLINGS = ("conv deep half, mean", "average deep half", "discard deep half")
+_DEPTHS = ("conv shallow third", "conv middle third", "conv deep third")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    marks = [mark["step"] for mark in rows[0]["marks"]]
+    head = " | ".join(f"loss @{step}" for step in marks)
+    head += " | " + " | ".join(f"captions @{step}" for step in marks)
+    lines = [f"| | {head} |", "|---" * (1 + 2 * len(marks)) + "|"]
+    for row in rows:
+        losses = [f"{_mean(mark['losses']):.4f}" for mark in row["marks"]]
+        shares = [f"{mark['right']}/{mark['of']}" for mark in row["marks"]]
+        lines.append(f"| {row['name']} | {' | '.join(losses + shares)} |")
+    return lines
+
+
+def _compare(low: dict[str, Any], high: dict[str, Any], claim: str, at: int = 0) -> str:
+    """Whether the first has the lower loss at a mark, as a sentence."""
+    pairs = zip(low["marks"][at]["losses"], high["marks"][at]["losses"], strict=True)
+    differences = [b - a for a, b in pairs]
+    mean, error = _mean(differences), _standard_error(differences)
+    step = low["marks"][at]["step"]
+    verdict = "Agrees" if mean > 0 else "Does not agree"
+    if abs(mean) <= 2 * error:
+        verdict = "Not decided here"
+    return (
+        f"**{verdict}**: {claim}. At step {step} the loss of “{high['name']}” minus that of "
+        f"“{low['name']}” is {mean:+.5f} ± {error:.5f}."
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return math.sqrt(variance / len(values))
+
+
+def _sheets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The contact sheets, a row of pictures for each mark from the top."""
+    marks = ", ".join(str(mark["step"]) for mark in rows[0]["marks"])
+    names = [row["name"] for row in rows]
+    cells = " | ".join(f"![{name}]({file_name(name)}.png)" for name in names)
+    return [
+        f"Rows from the top: after {marks} steps.",
+        "",
+        f"| {' | '.join(names)} |",
+        "|---" * len(rows) + "|",
+        f"| {cells} |",
+        "",
+    ]
+
+
+def file_name(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def _modulation(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| | parameters | weights, gradients, moments |", "|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {row['parameters'] / 1e6:.1f} M | {row['bytes'] / 1e9:.1f} GB |"
+        for row in rows
+    ]
+    single, whole = rows[0]["parameters"], rows[1]["parameters"]
+    return [*lines, f"| saved | {1 - single / whole:.1%} | {1 - single / whole:.1%} |"]

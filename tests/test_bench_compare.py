@@ -1,0 +1,101 @@
+"""The comparison of two revisions: its table, and a run in a repository of its own."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import compare
+
+BENCH = """
+import pytest
+
+@pytest.mark.smoke
+def bench_{name}(benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=3)
+"""
+CONFIGURATION = """
+[tool.pytest.ini_options]
+python_files = ["bench_*.py"]
+python_functions = ["bench_*"]
+markers = ["smoke: short"]
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Three commits: no bench, one bench, two benches."""
+    root = tmp_path / "repository"
+    (root / "bench").mkdir(parents=True)
+    (root / "pyproject.toml").write_text(CONFIGURATION)
+    git(root, "init", "--quiet")
+    for commit, name in enumerate(("", "old", "new")):
+        if name:
+            (root / "bench" / f"bench_{name}.py").write_text(BENCH.format(name=name))
+        git(root, "add", ".")
+        who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+        git(root, *who, "commit", "--quiet", "--message", str(commit))
+    return root
+
+
+def git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_ratio_is_of_medians_round_by_round_with_its_spread() -> None:
+    base = [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}, {"a": 4.0, "b": 1.0}]
+    here = [{"a": 0.5, "b": 1.1}, {"a": 1.8, "b": 0.9}, {"a": 3.0, "b": 1.2}]
+    b, a = compare.ratios(base, here)  # the slowest-grown first
+    assert a == ("a", 2.0, 1.8, 0.75, 0.5, 0.9) and a.verdict == "faster"
+    assert b == ("b", 1.0, 1.1, 1.1, 0.9, 1.2) and b.verdict == ""  # the rounds do not agree
+    verdicts = [compare.ratios([{"c": 1.0}], [{"c": after}])[0].verdict for after in (1.01, 1.1)]
+    assert verdicts == ["", "slower"]  # one percent is noise
+
+
+def test_the_table_says_what_only_one_of_the_two_has() -> None:
+    table = compare.render([{"a": 1e-3, "old": 1.0}], [{"a": 2e-3, "new": 1.0}])
+    assert "         1          2   2.00  2.00 to 2.00  slower  a\n" in table
+    assert "2.00                       median of 1 benches" in table
+    assert table.endswith("not in BASE: new\nnot in this tree: old")
+    nothing = compare.render([{}, {}], [{"a": 1.0, "b": 1.0}] * 2)
+    assert nothing.endswith("BASE has none of these 2 benches")
+    assert compare.render([{}], [{}]).endswith("neither revision has such a bench")
+
+
+def test_both_revisions_run_and_no_worktree_stays(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["HEAD~1", "--rounds", "2"], repository) == 0
+    said = capsys.readouterr()
+    assert "bench/bench_old.py::bench_old" in said.out
+    assert said.out.endswith("not in BASE: bench/bench_new.py::bench_new\n")
+    rounds = [line.split(": ")[1] for line in said.err.splitlines()]
+    assert rounds == ["base", "here", "here", "base"]
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert compare.main(["HEAD~2", "--rounds", "1", "-k", "new"], repository) == 0
+    assert capsys.readouterr().out.endswith("BASE has none of these 1 benches\n")
+
+
+def test_a_bench_that_fails_ends_the_comparison_and_no_worktree_stays(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = BENCH.format(name="new").replace("sum", "len, iterations=0")
+    (repository / "bench" / "bench_new.py").write_text(broken)
+    assert compare.main(["HEAD", "--rounds", "1"], repository) == 2
+    assert "iterations" in capsys.readouterr().err
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "", "--all", "HEAD:bench"])
+def test_an_unknown_revision_is_refused_in_one_line(
+    revision: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--rounds", "1", "--", revision], repository) == 2
+    expected = f"bench.compare: BASE must be a revision of this repository, got {revision!r}\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_rounds_below_one_are_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["HEAD", "--rounds", "0"], repository) == 2
+    assert "--rounds must be at least 1, got 0" in capsys.readouterr().err

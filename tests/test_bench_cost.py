@@ -1,0 +1,257 @@
+"""bench.saving, bench.cpu and bench.growth: what they derive from times, and what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import blocks, cpu, growth, memory, record, saving, sections, shapes, steps, timing
+from pixart_kernels import flash_attention
+
+CPU = torch.device("cpu")
+QUICK: dict[str, Any] = {"seconds": 0, "least_rounds": 3}
+
+
+@pytest.mark.parametrize(
+    ("size", "published"), [("1k", 0.123), ("2k", 0.248), ("4k", 0.333), ("512", 0.041)]
+)
+def test_composed_blocks_save_the_published_share_of_flops(size: str, published: float) -> None:
+    work = (sum(blocks.flops(size, ratio).values()) for ratio in (1, 2))
+    before, after = saving.compose(shapes.XL2, *work)
+    assert 1 - after / before == pytest.approx(published, abs=6e-4)
+    assert before == shapes.step_flops(size, 1, compressed=False)
+    assert after == shapes.step_flops(size, 1, compressed=True)
+
+
+def test_a_model_is_composed_of_its_dense_and_its_compressed_blocks() -> None:
+    assert saving.compose(shapes.XL2, 3, 2) == (28 * 3, 14 * 3 + 14 * 2)
+    assert saving.compose(shapes.XL2._replace(depth=5), 3, 2) == (5 * 3, 2 * 3 + 3 * 2)
+
+
+def _row(dense: dict[str, float], compressed: dict[str, float], size: str = "2k") -> dict[str, Any]:
+    """Of a block whose families of operations take these seconds, and one round of each."""
+    seconds = {
+        "1": dict.fromkeys(blocks.FAMILIES, 0.0) | dense,
+        "2": dict.fromkeys(blocks.FAMILIES, 0.0) | compressed,
+    }
+    times = {
+        name: timing.summarize([sum(families.values())], "wall")
+        for name, families in seconds.items()
+    }
+    return saving._row(size, 2, False, times, seconds)
+
+
+def test_what_is_eaten_adds_up_to_the_saving_that_is_missing() -> None:
+    row = _row(
+        {blocks.SELF: 0.5, blocks.MLP: 1.5},
+        {blocks.SELF: 0.2, blocks.MLP: 1.4, blocks.MERGING: 0.6},
+    )
+    assert row["time_saved"] == pytest.approx(-0.05)
+    assert sum(row["eaten"].values()) == pytest.approx(row["flops_saved"] - row["time_saved"])
+    assert row["eaten"][blocks.MERGING] == pytest.approx(0.15)
+    assert row["eaten"][blocks.MLP] == pytest.approx(-0.025)
+
+
+def test_the_operation_that_eats_the_difference_is_named() -> None:
+    eaten = _row({blocks.SELF: 1, blocks.MLP: 1}, {blocks.SELF: 1, blocks.MLP: 1})
+    assert sections.culprit(eaten).startswith(f"{blocks.SELF}: 24.8 points")
+    merged = _row({blocks.SELF: 1}, {blocks.SELF: 0.25, blocks.MERGING: 0.7})
+    assert sections.culprit(merged).startswith(f"{blocks.MERGING}: 35.0 points")
+    enough = _row({blocks.SELF: 1}, {blocks.SELF: 0.25})
+    assert sections.culprit(enough).startswith("nothing")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_saving_is_measured_on_whole_models_or_composed_of_blocks(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "WHOLE_ON_CPU", (shapes.TINY,) if whole else ())
+    timed: list[dict[str, timing.Timing]] = []
+    measure_all = timing.measure_all
+
+    def spy(*args: Any, **kwargs: Any) -> dict[str, timing.Timing]:
+        timed.append(measure_all(*args, **kwargs))
+        return timed[-1]
+
+    monkeypatch.setattr(timing, "measure_all", spy)
+    rows = saving.measure(shapes.TINY, (2, 4), CPU, seconds=0, rounds=3)
+    depth = 1 if whole else shapes.TINY_MODEL.depth
+    for row in rows:
+        dense, other = timed[0]["1"].median, timed[0][str(row["ratio"])]
+        assert row["scope"] == ("whole" if whole else "block")
+        assert row["dense"]["median"] == pytest.approx(depth * dense)
+        kept = [
+            (second if whole else first + second)
+            for first, second in zip(timed[0]["1"].samples, other.samples, strict=True)
+        ]
+        assert row["compressed"]["median"] == pytest.approx(sorted(kept)[1])
+        for seconds in row["operations"].values():
+            assert set(seconds) == set(blocks.FAMILIES) and min(seconds.values()) >= 0
+
+
+# A grid of 6 × 6 that 2 divides is merged by a product; one of 4 is not, and compress_kv runs.
+@pytest.mark.parametrize(("ratio", "projections", "merging"), [(1, 4, 0), (2, 5, 1), (4, 4, 1)])
+def test_every_operation_of_a_block_is_put_into_its_family(
+    ratio: int, projections: int, merging: int
+) -> None:
+    call = blocks.ours(shapes.TINY, ratio, CPU, torch.bfloat16)
+    call()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        call()
+    events = [event for event in profile.events() if event.cpu_parent is None]
+    named = zip(blocks._ordered(events), blocks._families(events, 144), strict=True)
+    work = [
+        (event.name, family)
+        for event, family in named
+        if event.name in blocks._PRODUCTS or event.name.startswith("pixart::")
+    ]
+    counts = {family: sum(one == family for _, one in work) for family in blocks.FAMILIES}
+    assert counts[blocks.SELF] == counts[blocks.CROSS] == 1
+    assert counts[blocks.MLP] == 2 and counts[blocks.ELEMENTWISE] == 3
+    assert counts[blocks.PROJECTIONS] == projections
+    assert counts[blocks.MERGING] == (1 if ratio == 4 else 0)
+    assert bool(merging) == any(
+        family == blocks.MERGING and event.name in ("aten::layer_norm", "pixart::compress_kv")
+        for event, family in zip(
+            blocks._ordered(events), blocks._families(events, 144), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_the_flops_of_a_block_are_those_of_the_step(ratio: int) -> None:
+    one = shapes.TINY_MODEL._replace(depth=1)
+    keys = shapes.tokens(shapes.TINY, ratio)
+    expected = shapes.forward_flops(one, shapes.tokens(shapes.TINY), keys, 1)
+    assert sum(blocks.flops(shapes.TINY, ratio).values()) == expected
+
+
+def test_floors_of_a_block_have_its_flops_and_every_byte() -> None:
+    grid = shapes.grid(shapes.TINY)
+    for variant, ratio in (("dense", 1), ("compressed", 2), ("diffusers", 1)):
+        work = growth.floors(shapes.TINY_MODEL, grid, variant)
+        assert sum(flops for flops, _ in work) == sum(blocks.flops(shapes.TINY, ratio).values())
+        assert all(moved > 0 for _, moved in work)
+    width, tokens = 144, 36
+    qkv = 2 * (tokens * (1 + 3) * width + 3 * width * width)
+    assert growth.floors(shapes.TINY_MODEL, grid, "dense")[0] == (6 * tokens * width**2, qkv)
+
+
+def _variants() -> dict[str, Any]:
+    models = steps.build_ours(shapes.TINY, CPU, None), steps.build_theirs(shapes.TINY, CPU)
+    return cpu.variants(shapes.TINY, torch.float32, *models)
+
+
+def test_the_models_agree_and_are_compared_with_the_same_weights() -> None:
+    rows = cpu.measure(shapes.TINY, torch.float32, _variants(), **QUICK)
+    by_name = {row["variant"]: row for row in rows}
+    assert set(by_name) == {"ours", "ours, caption encoded", "diffusers"}
+    assert all(row["difference_from_diffusers"] < 1e-5 for row in rows)
+    theirs = by_name["diffusers"]
+    for row in rows:
+        assert row["times_as_fast"] == theirs["median"] / row["median"]
+        assert row["reps"] >= 3 and row["p20"] <= row["median"] <= row["p80"]
+
+
+def test_nothing_is_timed_if_the_models_disagree() -> None:
+    calls = _variants()
+    wrong = {**calls, "ours": lambda: 1.01 * calls["ours"]()}
+    with pytest.raises(RuntimeError, match="ours must agree with diffusers within 0.0001"):
+        cpu.measure(shapes.TINY, torch.float32, wrong, **QUICK)
+    with pytest.raises(RuntimeError, match="got nan"):
+        cpu.check({"ours": float("nan")}, torch.bfloat16)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_exponents_are_fitted_in_logarithms(power: float) -> None:
+    points = [(n, 3 * n**power) for n in (256, 1024, 4096)]
+    assert sections.exponent(points) == pytest.approx(power)
+    uneven = [(n, y * factor) for (n, y), factor in zip(points, (2, 1, 2), strict=True)]
+    assert sections.exponent(uneven) == pytest.approx(power)
+
+
+def test_a_roofline_takes_the_slower_of_flops_and_bytes_of_each_operation() -> None:
+    row = {"floors": [[100, 1], [1, 100]]}
+    assert sections.roofline(row, (10, 5)) == 100 / 10 + 100 / 5
+    assert sections.roofline({"floors": None}, (10, 5)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_a_cpu_never_holds_all_scores(dtype: torch.dtype, masked: bool) -> None:
+    tokens, heads = 4096, 2
+    q, k, v = torch.randn(3, 1, tokens, heads, 72, dtype=dtype).unbind(0)
+    lengths = torch.tensor([tokens // 2], dtype=torch.int32) if masked else None
+    with torch.no_grad():
+        _, peak = memory.of(lambda: flash_attention(q, k, v, kv_lengths=lengths), CPU)
+    if peak is None:
+        pytest.skip("the peak of a process is known on Linux")
+    assert peak < heads * tokens**2 * dtype.itemsize / 2
+
+
+MACHINE = {"device": "cpu", "processor": "One", "cores": 2, "threads": 2}
+
+
+def _content(command: str, **cases: float) -> dict[str, Any]:
+    rows = [{"case": case, "value": value} for case, value in cases.items()]
+    run = {"command": command, "date": command, "machine": MACHINE, "rows": rows}
+    return {"kind": "saving", "runs": [run]}
+
+
+def test_a_later_run_replaces_what_it_measured_again_and_nothing_else() -> None:
+    first = record.merge(None, _content("first", a=1, b=2))
+    both = record.merge(first, _content("second", b=3, c=4))
+    found = [
+        (run["command"], row["case"], row["value"]) for run in both["runs"] for row in run["rows"]
+    ]
+    assert found == [("first", "a", 1), ("second", "b", 3), ("second", "c", 4)]
+    # The run that is going on saves again; a run of which nothing is left disappears.
+    again = record.merge(both, _content("second", b=3, c=4, d=5))
+    assert [len(run["rows"]) for run in again["runs"]] == [1, 3]
+    assert [run["command"] for run in record.merge(again, _content("third", a=0))["runs"]] == [
+        "second",
+        "third",
+    ]
+
+
+def test_results_of_another_command_or_machine_are_not_mixed() -> None:
+    first, other = _content("first", a=1), _content("second", a=1)
+    with pytest.raises(ValueError, match="must name a file of cpu, got one of saving"):
+        record.merge(first, {**other, "kind": "cpu"})
+    other["runs"][0]["machine"] = {**MACHINE, "threads": 1}
+    with pytest.raises(
+        ValueError, match="of this machine, One, 2 cores, 1 threads, got one of One"
+    ):
+        record.merge(first, other)
+
+
+def test_what_other_processes_took_is_told() -> None:
+    before, after = record._Moment(), record._Moment()
+    cores = record.os.cpu_count() or 1
+    before.wall, before.own, before.all = 10, 5, 100
+    after.wall, after.own, after.all = 20, 8, 100 + 3 + 4 * cores
+    assert after.elsewhere(before) == pytest.approx(0.4)
+    after.wall = 10.5
+    assert after.elsewhere(before) is None
+    after.wall, after.all = 20, None
+    assert after.elsewhere(before) is None
+
+
+@pytest.mark.parametrize("module", [saving, cpu, growth])
+def test_a_command_prints_its_table_and_keeps_its_rows(
+    module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "r.json"
+    quick = ["--sizes", shapes.TINY, "--seconds", "0", "--rounds", "1", "--device", "cpu"]
+    assert module.main([*quick, "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    (run,) = content["runs"]
+    assert run["command"].startswith(f"python -m bench.{content['kind']} --sizes tiny")
+    assert run["tiny"] and run["rows"] and run["peaks"]["copy"]["per_second"] > 0
+    assert {"commit", "modified", "source_sha256", "libraries"} <= set(run["machine"])
+    printed = capsys.readouterr().out
+    assert "| tiny | 36 |" in printed or "| tiny | float32 |" in printed
+    assert "not measured" in printed and f"1. `{run['command']}`; {run['date']}" in printed
