@@ -21,7 +21,7 @@ BAD_INPUT, FAILURE = 2, 1
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe: a shipped one (alpha, kv-convert, lora, shapes, sigma) or a YAML file. Every
+    """Train a recipe: a shipped one (alpha, kv-convert, lora, shapes, shapes-kv, sigma) or a YAML file. Every
     field of a stage is an option too, and holds for all stages that are trained."""
 
     recipe: tyro.conf.Positional[str]

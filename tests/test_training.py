@@ -128,6 +128,8 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
     pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
     pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
     assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
+    said = "".join(path.read_text() for path in pipeline.rglob("*.json"))
+    assert str(tiny_run) not in said and "_name_or_path" not in said
     (image,) = pipe("a red circle", height=64, width=64, steps=2)
     assert image.size == (64, 64)
     from diffusers import AutoencoderKL

@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 def stages_table(run: Path, logs: Path) -> str:
     """The stages with what their logs end with, as Markdown; copies the logs to `logs`."""
     logs.mkdir(exist_ok=True)
-    lines = ["| stage | steps | last loss | learning rate at its height |", "|---|---|---|---|"]
+    lines = ["| stage | steps | last loss |", "|---|---|---|"]
     for stage in load_recipe("shapes"):
         log = run / stage.name / "log.jsonl"
         if not log.exists():
@@ -25,10 +25,7 @@ def stages_table(run: Path, logs: Path) -> str:
         shutil.copy(log, logs / f"{stage.name}.jsonl")
         steps = [line for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
         last = steps[-1]
-        lines.append(
-            f"| {stage.name} | {last['step']} | {last['loss']:.4f} "
-            f"| {stage.optimizer.learning_rate:g} |"
-        )
+        lines.append(f"| {stage.name} | {last['step']} | {last['loss']:.4f} |")
     return "\n".join(lines)
 
 

@@ -40,6 +40,7 @@ def export_pipeline(
     )
     text_encoder.to(torch.float16).save_pretrained(directory / "text_encoder")  # type: ignore[operator]
     vae.to(torch.float16).save_pretrained(directory / "vae")  # type: ignore[operator]
+    _forget_origin(directory / "vae" / "config.json")
     scheduler: Any = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type
     )
@@ -52,6 +53,13 @@ def export_pipeline(
     _write_json(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
     _write_json(directory / "model_index.json", index)
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers writes down from which folder a model was read: that of whoever trained it."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    _write_json(config, values)
 
 
 def _write_json(path: Path, values: object) -> None:
