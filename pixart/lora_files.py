@@ -79,7 +79,7 @@ def read_adapter(source: str | Path, shapes: Mapping[str, Size]) -> Adapter:
     tensors, metadata = read_safetensors(file)
     check_plain(file, tensors, torch.float32)
     try:
-        return _collect(tensors, _settings(file, metadata), shapes)
+        return _collect(tensors, _settings(file, metadata, tensors), shapes)
     except CheckpointError:
         raise
     except (ValueError, re.error) as error:
@@ -93,13 +93,19 @@ def _find(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no LoRA, neither {WEIGHTS} nor {_SINGLE}")
 
 
-def _settings(file: Path, metadata: Mapping[str, str]) -> _Settings:
+def _settings(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> _Settings:
     if file.name == WEIGHTS:
         if not file.with_name(CONFIG).is_file():
             raise ValueError(f"lacks the {CONFIG} beside it; {AGAIN}")
         values: dict[str, Any] = read_json(file.with_name(CONFIG))
     else:
         stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        if not isinstance(stored, dict):
+            raise ValueError("must say in lora_adapter_metadata what its adapters are")
+        if not stored and any(name.startswith("base_model.model.") for name in tensors):
+            raise ValueError(
+                f"is in peft's layout: it must be named {WEIGHTS}, beside its {CONFIG}"
+            )
         values = {key.removeprefix("transformer."): value for key, value in stored.items()}
     kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights")
     if kind != "LORA":
@@ -109,9 +115,9 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> _Settings:
             f"must leave the weights of the model alone, got init_lora_weights {start!r}"
         )
     alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern") or {}
-    if not all(
-        isinstance(one, int | float) for one in (0 if alpha is None else alpha, *patterns.values())
-    ):
+    alphas = [0 if alpha is None else alpha]
+    alphas += patterns.values() if isinstance(patterns, dict) else [patterns]
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in alphas):
         raise ValueError(f"lora_alpha and alpha_pattern must be numbers, got {alpha!r}, {patterns}")
     return _Settings(alpha, patterns, bool(values.get("use_rslora")))
 

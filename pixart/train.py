@@ -151,7 +151,8 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         return 0
     for name in names:
         if not run.train(name, options.stop_after):
-            print(f"stopped in stage {name}; the same command goes on", file=sys.stderr)
+            how = "--resume auto" if start_from else "the same command"
+            print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
             return 0
     return 0
 

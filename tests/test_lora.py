@@ -1,6 +1,7 @@
 """Adapters on a small model: what they add, the files that hold them, and what is refused."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "got init_lora_weights 'pissa'",
     ),
     "alpha a word": (lambda f: _edit(f, lora_alpha="two"), "must be numbers, got 'two'"),
+    "alpha no number": (lambda f: _edit(f, lora_alpha=math.nan), "must be numbers, got nan"),
+    "patterns a list": (lambda f: _edit(f, alpha_pattern=["x"]), "must be numbers, got"),
     "DoRA": (
         lambda f: _change(f, lambda t: t.update({f"{QKV}.lora_magnitude_vector": torch.ones(432)})),
         "nothing but pairs of A and B, got .*lora_magnitude_vector",

@@ -236,13 +236,14 @@ def test_what_adapters_cannot_train_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_taken_up_with_another_rank(
-    tmp_path: Path, command: list[str], capsys: Any
+@pytest.mark.parametrize("changed", [("--lora.rank", "3"), ("--lora.alpha", "64")])
+def test_a_run_is_not_taken_up_with_other_adapters(
+    tmp_path: Path, command: list[str], changed: tuple[str, str], capsys: Any
 ) -> None:
     assert train([*command, "--output", str(tmp_path)]) == 0
     capsys.readouterr()
-    assert train([*command, "--output", str(tmp_path), "--lora.rank", "3", "--steps", "4"]) == 2
-    assert "must hold what this stage trains (Size mismatch" in capsys.readouterr().err
+    assert train([*command, "--output", str(tmp_path), *changed, "--steps", "4"]) == 2
+    assert "lora must be as" in capsys.readouterr().err
 
 
 def test_the_plan_counts_what_is_trained(capsys: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pixart.training import checkpoints, trainer
-from pixart.training.checkpoints import CheckpointSaveError, latest_checkpoint
+from pixart.training.checkpoints import CheckpointSaveError, latest_checkpoint, load_average
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.progress import Progress
 from pixart.training.stages import Batch, Stage
@@ -213,6 +213,38 @@ def test_the_bar_shows_loss_rates_and_memory(tmp_path: Path, capsys: Any) -> Non
     bar = capsys.readouterr().err.split("\r")[-1]
     for name in ("loss=", "img/s=", "tok/s=", "wait=", "GB=", "MFU="):
         assert name in bar
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_it(tmp_path: Path) -> None:
+    stage = replace(QUICK, steps=6)
+    one = make(tmp_path, stage, save_every=2)
+    run(one)
+    older = tmp_path / "step-00000004"
+    again = make(tmp_path, stage, save_every=1)
+    assert again.run(Progress(tmp_path, stage.name, quiet=True), start_from=older)
+    assert older.exists() and same(one, again)
+    with pytest.raises(ValueError, match="must be a checkpoint"):
+        again.resume(tmp_path / "absent")
+    with pytest.raises(ValueError, match="must name a checkpoint of stage other"):
+        make(tmp_path, replace(stage, name="other")).resume(older)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
+    run(make(tmp_path, QUICK))
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    aside = newest.rename(tmp_path / f".{newest.name}.old")
+    assert latest_checkpoint(tmp_path) == aside and make(tmp_path, QUICK).resume()
+
+
+def test_without_an_average_the_next_stage_takes_the_last_weights(tmp_path: Path) -> None:
+    one = make(tmp_path, replace(QUICK, ema=None))
+    run(one)
+    newest, other = latest_checkpoint(tmp_path), make(tmp_path / "next", QUICK)
+    assert newest is not None
+    load_average(newest, other.model)
+    trained, taken = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(trained[name], taken[name]) for name in trained)
 
 
 KILLED = """

@@ -37,6 +37,8 @@ def test_an_experiment_measures_at_every_mark(weights: Path, name: str) -> None:
                        experiment.kv, experiment.start)  # fmt: skip
     found = run(small, weights, TINY)
     assert [mark["step"] for mark in found["marks"]] == [0, 1]
+    dense = run(Experiment("dense", small.resolution), weights, TINY)
+    assert found["marks"][0]["losses"] != dense["marks"][0]["losses"]
     first, last = (mark["losses"] for mark in found["marks"])
     assert len(first) == len(last) == TINY.scenes and first != last
     assert [len(row) for row in found["pictures"]] == [TINY.shown] * 2

@@ -19,7 +19,7 @@ from bench import machine
 from bench.weak_to_strong.experiments import CPU, EXPERIMENTS, Scale, recover, run
 from bench.weak_to_strong.report import contact_sheet, file_name, modulation_costs, write_report
 
-TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, shown=2)
+TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, doubled_captions=2, shown=2)
 
 
 def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: int = 2) -> int:

@@ -50,6 +50,8 @@ class Scale:
     scenes: int = 192
     """Held fixed for the loss."""
     captions: int = 100
+    doubled_captions: int = 40
+    """At the doubled size, where a picture takes 16 times as long."""
     shown: int = 4
 
 
@@ -155,7 +157,9 @@ class Study:
         with ema.swapped(), torch.no_grad():
             losses = self._losses()
             pictures = self._pictures(kind)
-            asked = Captions(kind, self.stage.resolution, count=self.scale.captions)
+            doubled = self.stage.resolution == DOUBLED
+            count = self.scale.doubled_captions if doubled else self.scale.captions
+            asked = Captions(kind, self.stage.resolution, count=count)
             found = measure(self.pipe, asked, seed=1, steps=20, guidance=4.5)
         self.trainer.model.train()
         return Mark(self.trainer.step, losses, found.right, found.of), pictures
@@ -216,9 +220,8 @@ def run(experiment: Experiment, weights: Path, scale: Scale) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         study = Study(pair, stage, Path(folder), scale)
         if experiment.resolution != 128:
-            # What divides the coordinates: kept as it is, a larger grid runs on beyond what is known.
-            kept = pair.transformer.config.pe_interpolation
-            divisor = None if experiment.positions == "interpolated" else kept
+            # Half the published divisor: positions as dense as at 256 px, running on beyond it.
+            divisor = DOUBLED / 512 / (2 if experiment.positions == "extrapolated" else 1)
             interpolate_positions(pair.transformer, experiment.resolution, divisor)
         if experiment.kv:
             add_kv_compression(

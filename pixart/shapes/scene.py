@@ -36,6 +36,7 @@ HELD_OUT = frozenset(
     {("star", "purple"), ("circle", "green"), ("square", "orange"), ("triangle", "cyan")}
 )
 
+SCENES = ("one", "pair", "beside", "group")  # what sample_scene knows
 JITTER = 0.015  # along the direction that a caption states
 DRIFT = 0.03  # across it
 OFFSET = 0.235  # of each of two related things from the middle
@@ -89,7 +90,7 @@ def sample_scene(rng: random.Random, kind: str, held_out: bool = False) -> Scene
         spots = rng.choice((((0.27, 0.5), (0.73, 0.5)), ((0.5, 0.27), (0.27, 0.73), (0.73, 0.73))))
         things = tuple(_placed(first, spot, rng, JITTER, JITTER) for spot in spots)
         return Scene(kind, background, things)
-    raise ValueError(f'kind must be "one", "pair", "beside" or "group", got {kind!r}')
+    raise ValueError(f"kind must be one of {', '.join(SCENES)}, got {kind!r}")
 
 
 def _sample_thing(rng: random.Random, held_out: bool) -> Thing:

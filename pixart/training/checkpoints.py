@@ -38,12 +38,13 @@ def save_checkpoint(
     progress: dict[str, Any],
     *,
     keep: int = 2,
+    spare: Path | None = None,
     export: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `tensors` (sharded or not, called by all processes) and `progress` (plain values).
 
     export writes what else belongs to the checkpoint into the folder that it is given; called by
-    all processes as well. Older checkpoints are deleted but for the last `keep`. Raises
+    all processes as well. Older checkpoints are deleted but for the last `keep` and `spare`. Raises
     CheckpointSaveError; the checkpoints that were there stay.
     """
     aside, final = directory / f".step-{step:08d}.tmp", directory / f"step-{step:08d}"
@@ -68,7 +69,7 @@ def save_checkpoint(
         reason = _disk_error(error)
         raise CheckpointSaveError(f"{final}: cannot be written ({reason}); {kept}") from error
     if rank() == 0:
-        _prune(directory, final, keep)
+        _prune(directory, keep, spared=(final, spare))
     return final
 
 
@@ -81,8 +82,11 @@ def _disk_error(error: BaseException) -> str:
 def _publish(aside: Path, final: Path) -> None:
     for path in (*aside.rglob("*"), aside):
         _flush(path)
-    if final.exists():  # a run that died between the renaming and `latest`
-        shutil.rmtree(final)
+    # Of a run that died before `latest` was written, or that went on from before this step.
+    replaced = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(final, replaced)
     os.rename(aside, final)
     pointer = final.with_name(".latest.tmp")
     pointer.write_text(final.name + "\n")
@@ -99,9 +103,10 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _prune(directory: Path, newest: Path, keep: int) -> None:
-    old = [path for path in sorted(directory.glob("step-*")) if path != newest]
-    for path in old[: max(len(old) - keep + 1, 0)]:
+def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
+    kept = [path.resolve() for path in spared if path is not None]
+    old = [path for path in sorted(directory.glob("step-*")) if path.resolve() not in kept]
+    for path in (*old[: max(len(old) - keep + 1, 0)], *directory.glob(".step-*.old")):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -111,19 +116,32 @@ def latest_checkpoint(directory: Path) -> Path | None:
         path = directory / (directory / "latest").read_text().strip()
     except FileNotFoundError:
         return None
-    if not (path / _PROGRESS).exists():
-        raise ValueError(f"{directory / 'latest'} must name a checkpoint, got {path.name!r}")
-    return path
+    if (path / _PROGRESS).exists():
+        return path
+    # Killed while it was being replaced: both are there, under other names.
+    replaced = path.with_name(f".{path.name}.old")
+    if (replaced / _PROGRESS).exists():
+        return replaced
+    raise ValueError(f"{directory / 'latest'} must name a checkpoint, got {path.name!r}")
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
     """What save_checkpoint was given as `progress`, and "step"."""
-    return json.loads((checkpoint / _PROGRESS).read_text())
+    try:
+        return json.loads((checkpoint / _PROGRESS).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} must be a checkpoint, got no {_PROGRESS} in it") from error
 
 
 def load_average(checkpoint: Path, model: nn.Module) -> None:
-    """Give a model the averaged weights of a checkpoint of the same stage or one like it."""
+    """Give a model the averaged weights of a checkpoint of the same stage or one like it; those of
+    its last step where no average was kept."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not read_progress(checkpoint).get("averaged", True):
+        tensors = {"model": model.state_dict()}
+        load_tensors(checkpoint, tensors)
+        model.load_state_dict(tensors["model"])
+        return
     average = {name: torch.empty_like(p) for name, p in numbered(trained)}
     load_tensors(checkpoint, {"ema": average})
     with torch.no_grad():

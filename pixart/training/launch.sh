@@ -10,6 +10,7 @@
 #
 #SBATCH --job-name=pixart
 #SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
 #SBATCH --signal=TERM@180
 #SBATCH --open-mode=append
 # (TERM: three minutes before the time is up, so that the run is saved.)
@@ -28,6 +29,8 @@ if [[ ${NODES:-1} -gt 1 ]]; then
     id=pixart-${SLURM_JOB_ID:-0}
     rendezvous=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$id")
 fi
+# torchrun would give up on a run that is being saved after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-170}
 # The bare -- keeps torchrun from reading our options as its own.
 exec "${run[@]}" python -m torch.distributed.run "${rendezvous[@]}" \
     --nproc-per-node "${PROCESSES:-gpu}" -m -- pixart.train "$@"

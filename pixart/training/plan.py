@@ -60,10 +60,11 @@ def plan(
     for height, width in sorted(buckets, key=lambda b: (-b[0] * b[1], b)):
         tokens = (height // side) * (width // side)
         images = stage.batch.of(tokens, world)
-        local = images // world // stage.batch.accumulate
+        seen = images * (2 if stage.data.prior else 1)  # as many of the class as of the subject
+        local = seen // world // stage.batch.accumulate
         passes = 4 if stage.checkpoint_blocks else 3
         passes -= bool(stage.lora.rank)  # frozen weights have no gradient
-        flops = passes * forward_flops(config, tokens) * images / world
+        flops = passes * forward_flops(config, tokens) * seen / world
         memory = memory_of(stage, config, weights, trained, tokens * local, world)
         yield Cost(height, width, tokens, images, memory, flops / (EFFICIENCY * peak))
 

@@ -113,6 +113,10 @@ class Run:
                     f'data.source must be "{DRAWN}" to train an autoencoder, '
                     f"got {stage.data.source!r}"
                 )
+            if stage.start not in (PREVIOUS, RANDOM):
+                raise ValueError(
+                    f"start of an autoencoder must be previous or random, got {stage.start!r}"
+                )
             task = AutoencoderTask(build_vae(), stage)
             if stage.start == PREVIOUS:
                 load_average(self._previous(stage), task.model)
@@ -143,14 +147,7 @@ class Run:
             raise ValueError(f'aspect must be false for the source "{DRAWN}", got true')
         if stage.validation.prompts:
             raise ValueError(f'validation.prompts must be empty for the source "{DRAWN}"')
-        if stage.start in (PREVIOUS, RANDOM):
-            spiece = self.directory / "tokenizer" / "spiece.model"
-            if rank() == 0 and not spiece.exists():
-                train_tokenizer(spiece)
-            barrier()
-            pair = self._pair(stage)
-        else:
-            pair, spiece = open_pair(stage)
+        pair, spiece = self._pair(stage)
         task = ShapesTask(pair, stage, spiece, self._vae(stage))
         add_compression(stage, task)
         return task
@@ -172,14 +169,22 @@ class Run:
             )
         return vae
 
-    def _pair(self, stage: Stage) -> Pair:
+    def _pair(self, stage: Stage) -> tuple[Pair, Path]:
+        """Transformer and text encoder as a stage begins, and the tokenizer that goes with them."""
         if stage.start == RANDOM:
-            return build_pair(transformer_config(stage))
+            spiece = self.directory / "tokenizer" / "spiece.model"
+            if rank() == 0 and not spiece.exists():
+                train_tokenizer(spiece)
+            barrier()
+            return build_pair(transformer_config(stage)), spiece
+        if stage.start != PREVIOUS:
+            return open_pair(stage)
         previous = self._previous(stage)
-        pair = build_pair(open_transformer(previous / "pipeline" / "transformer").config)
+        folder = previous / "pipeline"
+        pair = build_pair(open_transformer(folder / "transformer").config)
         load_average(previous, pair)
         adapt(pair.transformer, stage)
-        return pair
+        return pair, folder / "tokenizer" / "spiece.model"
 
     def _denoising_task(self, stage: Stage) -> DenoisingTask:
         if not stage.data.source:
@@ -211,6 +216,11 @@ class Run:
                 )
             return None
         pipe = Pipeline.from_pretrained(stage.pipeline, device=self.device, dtype=torch.float32)
+        predicts = pipe.scheduler_config.get("prediction_type", "epsilon")
+        if predicts != stage.prediction:
+            raise ValueError(
+                f"prediction must be that of {stage.pipeline}, {predicts}, got {stage.prediction}"
+            )
         pipe.transformer = model
         set_null_caption(model, pipe)
         pipe.prepare([*stage.validation.prompts, ""])

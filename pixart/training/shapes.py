@@ -40,9 +40,10 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
     rng = random.Random(0)
     sentences = (draw_scene(rng, ANY_SCENE)[1] for _ in range(captions))
     path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}-tmp")  # its names are made of it: .model and .vocab
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=sentences,
-        model_prefix=str(path.with_suffix("")),
+        model_prefix=str(aside),
         model_type="bpe",  # merges every word of so small a language into one piece
         vocab_size=VOCABULARY,
         hard_vocab_limit=False,
@@ -54,8 +55,8 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
         num_threads=1,
         minloglevel=2,
     )
-    path.with_suffix(".vocab").unlink()
-    path.with_suffix(".model").rename(path)
+    aside.with_suffix(".vocab").unlink()
+    aside.with_suffix(".model").rename(path)
 
 
 def build_text_encoder(width: int) -> Any:
@@ -161,8 +162,9 @@ class ShapesTask:
         sizes = self.stage.data.sizes or (self.stage.resolution,)
         size = sizes[step % len(sizes)]
         tokens, base = size**2, self.stage.resolution**2
-        images = self.stage.batch.of(1, world_size()) * base // tokens
-        places = share(range(max(images, world_size() * parts)), rank(), world_size())
+        unit = world_size() * parts
+        images = self.stage.batch.of(1, world_size()) * base // tokens // unit * unit
+        places = share(range(max(images, unit)), rank(), world_size())
         seed = f"{self.stage.seed}/{self.stage.name}/{step}"
         samples = [
             draw_sample(random.Random(f"{seed}/{place}"), self.tokenizer, size, self.stage)

@@ -6,6 +6,7 @@ field has the same dotted name in a recipe file and on the command line, and one
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 
 from pixart.config import MAX_LENGTH, KVCompression
 from pixart.lora import TARGETS
+from pixart.shapes.scene import SCENES
 from pixart.training.optimizers import OptimizerSettings
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -179,6 +181,19 @@ class Stage:
         weights = [weight for _, weight in self.data.captions]
         if min(weights, default=0) < 0 or sum(weights) == 0:
             raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
+        kinds = dict(self.data.scenes)
+        if (
+            set(kinds) - set(SCENES)
+            or min(kinds.values(), default=0) < 0
+            or sum(kinds.values()) == 0
+        ):
+            raise ValueError(
+                f"data.scenes must be weights of {', '.join(SCENES)}, got {self.data.scenes}"
+            )
+        if not self.kv_compress and (self.kv_start != "mean" or self.kv_norm is not None):
+            raise ValueError("kv_compress must name layers beside kv_start and kv_norm, got none")
+        if self.start != RANDOM and self.size != Size() and self.data.source != DRAWN:
+            raise ValueError(f"size must be left out with --start {self.start}, which has its own")
         self._check_lora()
         self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
 
@@ -210,7 +225,8 @@ class Stage:
         kind, _, mean = self.timesteps.partition(":")
         if kind == "logit-normal":
             with contextlib.suppress(ValueError):
-                return float(mean)
+                if math.isfinite(number := float(mean)):
+                    return number
         if self.timesteps != "uniform":
             raise ValueError(
                 f"timesteps must be uniform or logit-normal:MEAN, got {self.timesteps!r}"

@@ -7,13 +7,14 @@ rounding.
 """
 
 import contextlib
+import json
 import math
 import signal
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +100,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.model = self.task.model.to(self.device).train()
         self.step, self.mean_norm, self.skipped, self.seconds = 0, 0.0, 0, 0.0
+        self.resumed_from: Path | None = None
         self.called = parallelise(self.model, self.stage.parallel)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = build_optimizers(self.model, self.stage.optimizer)
@@ -123,13 +125,14 @@ class Trainer:
         resumed = start_from or latest_checkpoint(self.directory)
         saved = self.step if resumed and resumed.parent == self.directory else -1
         with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
-            while not self.done and self.step < last and not any_process(stop.asked, self.device):
+            # One process's clock may be ahead: all leave together, or the others wait for ever.
+            while not any_process(self.done or self.step >= last or stop.asked, self.device):
                 self._advance_and_report(ahead, progress)
                 if self.step % self.save_every == 0:
                     saved = self.save()
             if saved != self.step:
                 self.save()
-        return self.done
+            return any_process(self.done, self.device)
 
     def _advance_and_report(self, ahead: "_Ahead", progress: Progress) -> None:
         started = time.perf_counter()
@@ -234,21 +237,39 @@ class Trainer:
 
         progress = {
             "stage": self.stage.name,
+            "averaged": self.ema is not None,
+            "lora": asdict(self.stage.lora),
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(
-            self.directory, self.step, self._tensors(), progress, keep=self.keep, export=export
+            self.directory,
+            self.step,
+            self._tensors(),
+            progress,
+            keep=self.keep,
+            spare=self.resumed_from,
+            export=export,
         )
         return self.step
 
     def resume(self, checkpoint: Path | None = None) -> bool:
         """Take up the newest checkpoint, if there is one, or the one that is named."""
+        self.resumed_from = checkpoint
         checkpoint = latest_checkpoint(self.directory) if checkpoint is None else checkpoint
         if checkpoint is None:
             return False
+        values = read_progress(checkpoint)
+        trained, wanted = values.get("lora"), json.loads(json.dumps(asdict(self.stage.lora)))
+        if trained is not None and trained != wanted:
+            raise ValueError(f"lora must be as {checkpoint} was trained, {trained}, got {wanted}")
+        if values["stage"] != self.stage.name:
+            raise ValueError(
+                f"--resume must name a checkpoint of stage {self.stage.name}, got one of "
+                f"{values['stage']}, {checkpoint}"
+            )
         tensors = self._tensors()
         load_tensors(checkpoint, tensors)
         states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
@@ -260,7 +281,6 @@ class Trainer:
             optim_state_dict=states,
             options=_FLAT,
         )
-        values = read_progress(checkpoint)
         self.step, self.mean_norm = values["step"], values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
         self.scaler.load_state_dict(values["scaler"])
