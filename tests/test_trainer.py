@@ -257,6 +257,8 @@ from pixart.training import checkpoints
 from pixart.training.progress import Progress
 flush = checkpoints._flush
 def slow(path):
+    if path.parent.suffix == ".tmp":
+        print("saving", flush=True)
     time.sleep(0.002)  # most of a save is waiting for a disk
     flush(path)
 checkpoints._flush = slow
@@ -273,22 +275,34 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
 ) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    rng, kills, during_save = random.Random(0), 0, 0
+    rng, during_save = random.Random(0), 0
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
     command = [sys.executable, str(script), str(tmp_path / "run"), *paths]
-    while True:
+
+    def start() -> tuple[subprocess.Popen[str], Any]:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        if kills < 20:
+        return child, child.stdout
+
+    def unfinished() -> set[tuple[str, int]]:
+        return {(p.name, p.stat().st_ctime_ns) for p in (tmp_path / "run").glob(".step-*.tmp")}
+
+    for kill in range(20):
+        left_by_others = unfinished()
+        child, said = start()
+        if kill % 2:
             time.sleep(rng.uniform(0.0, 0.4))
-            child.kill()
-            during_save += any((tmp_path / "run").glob(".*.tmp"))
-            kills += 1
-        finished = child.stdout.readline() == "done\n"
+        else:  # in a save: after some file of it was written, before or while the next one is
+            for _ in range(rng.randrange(1, 40)):
+                assert said.readline() == "saving\n"
+            time.sleep(rng.uniform(0.0, 0.002))
+        child.kill()
         child.wait()
-        if finished:
-            break
-    assert kills == 20 and during_save >= 5
+        assert "done\n" not in said.read()
+        during_save += not unfinished() <= left_by_others
+    assert during_save >= 10
+    child, said = start()
+    assert said.read().endswith("done\n") and child.wait() == 0
     stage = replace(QUICK, steps=300)
     whole, survivor = make(tmp_path / "whole", stage), make(tmp_path / "run", stage)
     run(whole)
