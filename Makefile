@@ -52,7 +52,8 @@ bench: $(READY)
 weak-to-strong: $(READY)
 	$(BIN)/python -m bench.weak_to_strong
 
-# The smoke benches of this working tree and of the revision BASE, in turn.
+# The smoke benches of this working tree and of the revision BASE, in turn; fails if one of ours is
+# slower beyond the noise.
 bench-compare: $(READY)
 	$(BIN)/python -m bench.compare "$(BASE)" $(BENCH_ARGS)
 

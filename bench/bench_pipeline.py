@@ -105,7 +105,9 @@ def _draw_often(context: Context) -> None:
             stages, pipe = _draw(context.device, path)
             runs.append(stages)
         size = path.stat().st_size
-    work = {"denoiser": (_flops(pipe), 0), "write": (0, size)}
+    # The machine's peak is one of bf16 products: no rate in another dtype.
+    flops = _flops(pipe) if pipe.transformer.dtype == torch.bfloat16 else 0
+    work = {"denoiser": (flops, 0), "write": (0, size)}
     for stage in STAGES:
         samples = [run.seconds[stage] for run in runs]
         peaks = [peak for run in runs if (peak := run.peaks.get(stage)) is not None]
@@ -121,17 +123,19 @@ def _draw_often(context: Context) -> None:
 
 
 def _flops(pipe: Pipeline) -> int:
-    """Of all steps; guidance takes two samples a step."""
+    """Of all steps; guidance takes two samples a step, each with the tokens of its own caption."""
     config = pipe.opened.config
-    sizes = shapes.Model(
-        config.hidden_size, config.num_heads, config.depth, config.model_max_length
-    )
+    sizes = shapes.Model(config.hidden_size, config.num_heads, config.depth)
     merge = config.kv_compression
     side = pipe.native // pipe.multiple
-    keys = -((-side // merge.ratio) ** 2) if merge else 0
-    steps = default_steps(make_scheduler(None, pipe.scheduler_config))
+    keys = (-(-side // merge.ratio)) ** 2 if merge else 0
     layers = len(merge.layers) if merge else 0
-    return 2 * steps * shapes.forward_flops(sizes, side**2, keys, layers)
+    texts = (int(one.mask.sum()) for one in pipe._captions.pair(PROMPT, ""))
+    once = sum(
+        shapes.forward_flops(sizes._replace(text_tokens=text), side**2, keys, layers)
+        for text in texts
+    )
+    return default_steps(make_scheduler(None, pipe.scheduler_config)) * once
 
 
 def _start(arguments: tuple[str, ...], word: str) -> None:

@@ -4,6 +4,10 @@ Both run their own smoke benches, each in processes of its own, in turn: BASE, t
 BASE, and so on. A ratio is this tree's median over BASE's, of one round; what is printed is the
 median of the rounds' ratios with the least and the largest. Whatever else the machine does in
 the meantime meets both.
+
+A bench is slower if it is in every round, by more than the noise: 5 %, or what a peer, whose code is
+not ours, seems to have changed by in every round, if that is more. Exit codes: 0 done, 1 a bench of
+ours is slower, 2 nothing to compare.
 """
 
 import argparse
@@ -42,11 +46,20 @@ class Ratio(NamedTuple):
     most: float
 
     @property
-    def verdict(self) -> str:
-        """Said only if all rounds agree, beyond noise."""
-        if self.most < 1 - NOISE:
-            return "faster"
-        return "slower" if self.least > 1 + NOISE else ""
+    def is_ours(self) -> bool:
+        """By its variant; in a pipeline everything is ours but the empty Python."""
+        is_stage = "bench_pipeline" in self.bench and not self.bench.endswith("-python]")
+        return "-ours" in self.bench or is_stage
+
+    @property
+    def change(self) -> float:
+        """What all rounds agree on: 0.1 for at least 10 % more in each, 0 if they do not agree."""
+        return max(self.least - 1, 0) or min(self.most - 1, 0)
+
+    def verdict(self, noise: float) -> str:
+        if abs(self.change) <= noise:
+            return ""
+        return "slower" if self.change > 0 else "faster"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -65,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(f"bench.compare: {error}", file=sys.stderr)
         return 2
     print(render(rounds[BASE], rounds[HERE]))
-    return 0
+    return 1 if slower(ratios(rounds[BASE], rounds[HERE])) else 0
 
 
 def compare(root: Path, base: str, rounds: int, expression: str) -> dict[str, list[Medians]]:
@@ -143,6 +156,16 @@ def ratios(base: Sequence[Medians], here: Sequence[Medians]) -> list[Ratio]:
     return sorted(found, key=lambda one: (-one.ratio, one.bench))
 
 
+def noise(found: Sequence[Ratio]) -> float:
+    """Of this comparison: by how much a bench must change to be told as slower or faster."""
+    return max([NOISE, *(abs(one.change) for one in found if not one.is_ours)])
+
+
+def slower(found: Sequence[Ratio]) -> list[Ratio]:
+    """The benches of ours that are."""
+    return [one for one in found if one.is_ours and one.verdict(noise(found)) == "slower"]
+
+
 def render(base: Sequence[Medians], here: Sequence[Medians]) -> str:
     """The table, and what only one of the two has."""
     found = ratios(base, here)
@@ -152,11 +175,15 @@ def render(base: Sequence[Medians], here: Sequence[Medians]) -> str:
         spread = f"{one.least:.2f} to {one.most:.2f}"
         lines.append(
             f"{1e3 * one.base:10.4g} {1e3 * one.here:10.4g} {one.ratio:6.2f} {spread:>13}"
-            f"  {one.verdict:6}  {one.bench}"
+            f"  {one.verdict(noise(found)):6}  {one.bench}"
         )
+    for name, is_ours in (("ours", True), ("peers", False)):
+        side = [one.ratio for one in found if one.is_ours == is_ours]
+        if side:
+            lines.append(f"{median(side):28.2f}{'':23}median of {len(side)} benches of {name}")
     if found:
-        whole = median(one.ratio for one in found)
-        lines.append(f"{whole:28.2f}{'':23}median of {len(found)} benches")
+        worse = len(slower(found))
+        lines.append(f"{worse} of ours slower beyond the noise, {noise(found):.0%}")
     return "\n".join(lines + _missing(base, here))
 
 

@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 
-from bench import machine, suite, timing, worker
+from bench import machine, parts, suite, timing, worker
 
 SECONDS = 1.0  # to time the variants of a case, all together
 CONTEXT: pytest.StashKey[worker.Context] = pytest.StashKey()
+UNMEASURED: pytest.StashKey[list[suite.Row]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[UNMEASURED] = []
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +41,23 @@ def rows(request: pytest.FixtureRequest, timed: Callable[[Any], Any]) -> dict[st
         return timed(request.param)
     except timing.DeviceLost as error:
         pytest.exit(f"the GPU's context is broken, nothing can follow: {error}", returncode=1)
+    except Exception as error:
+        row = {"variant": request.node.callspec.params["variant"], "status": parts.failed(error)}
+        request.config.stash[UNMEASURED].append(suite.outcome(request.node, row))
+        raise
 
 
 @pytest.fixture
 def report(
-    benchmark: Any, record_property: Callable[[str, object], None]
+    request: pytest.FixtureRequest,
+    benchmark: Any,
+    record_property: Callable[[str, object], None],
 ) -> Callable[[suite.Row], None]:
     """Make a benchmark of a row."""
 
     def report(row: suite.Row) -> None:
+        if row["status"] != "measured" or row["agrees"] is False:
+            request.config.stash[UNMEASURED].append(suite.outcome(request.node, row))
         suite.report(benchmark, row)
         record_property("rate", suite.rate(row))
 
@@ -79,8 +92,9 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]
 ) -> None:
-    """The command, and what was measured about the machine meanwhile: another at every run."""
+    """The command, what has no time, and what was measured about the machine meanwhile."""
     output_json["command"] = shlex.join(["pytest", *config.invocation_params.args])
+    output_json["unmeasured"] = config.stash[UNMEASURED]
     if CONTEXT in config.stash:
         context = config.stash[CONTEXT]
         output_json |= {"peaks": context.peaks, "clocks": context.clocks.since(0)}

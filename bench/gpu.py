@@ -185,7 +185,6 @@ def assemble(
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 1),
         "complete": complete,  # came to its end, whatever failed on the way
-        "dry_run": "--device cpu" in " ".join(arguments),
         "machine": {},
         "peaks": [],
         "parts": {},
@@ -208,6 +207,7 @@ def assemble(
             part["seconds"] = round(part["seconds"] + event["seconds"], 1)
         elif kind in problems:
             problems[kind].append(values)
+    result["dry_run"] = result["machine"].get("device") == "cpu"
     result["rows"] = [row for case in rows.values() for row in case]
     return result | {
         "failures": problems["failure"],

@@ -56,7 +56,7 @@ def measure(
         "diffusers": lambda: blocks.theirs(size, device, dtype),
     }
     calls = {name: makers[name]() for name in variants}
-    used = {name: memory.of(call, device)[1] for name, call in calls.items()}
+    used = {name: memory.of_next(call, device)[1] for name, call in calls.items()}
     times = timing.measure_all(calls, device, **patience)
     return [
         {

@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import threading
 import time
+import timeit
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from bench import timing
 ROOT = Path(__file__).parent.parent
 SOURCES = ("kernels", "pixart", "bench")
 LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
+TRIAL, SLOW = 256, 0.02  # side of a product, and seconds of it on a CPU without bf16 instructions
 READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
 READINGS["celsius"] = "temperature.gpu"
 
@@ -31,9 +34,7 @@ def identity(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "source_sha256": source_hash(),
+        **revision(),
     }
     return values | (_gpu(device) if device.type == "cuda" else {})
 
@@ -61,10 +62,20 @@ def version(library: str) -> str | None:
         return None
 
 
-def source_hash() -> str:
+def revision() -> dict[str, Any]:
+    """The commit, whether the sources are others than its, and their hash."""
+    sources = [f"{folder}/*.py" for folder in SOURCES]
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=all", "--", *sources)),
+        "source_sha256": source_hash(),
+    }
+
+
+def source_hash(folders: Sequence[str] = SOURCES) -> str:
     """Of the code itself: a copy of the tree may come without its history."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -146,10 +157,11 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     some = torch.randint(0, 100, (1 << 20,), dtype=torch.uint8, device=device)
     source = some.repeat(size >> 20)
     target = torch.empty_like(source)
-    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    calls = {
+    if device.type == "cpu" and side > TRIAL and _is_slow(_product(TRIAL, device)):
+        side = TRIAL  # the larger one would take seconds
+    calls: dict[str, list[timing.Call]] = {
         "copy": [lambda: target.copy_(source)],
-        "matmul": [lambda: torch.mm(left, right)],
+        "matmul": [_product(side, device)],
     }
     results = timing.measure(calls, device, seconds=0.5, least_rounds=20)
     work = {"copy": 2 * size, "matmul": 2 * side**3}
@@ -159,3 +171,12 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
             raise result
         found[name] = {"per_second": work[name] / result.median, **result.summary()}
     return found
+
+
+def _product(side: int, device: torch.device) -> timing.Call:
+    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    return lambda: torch.mm(left, right)
+
+
+def _is_slow(call: timing.Call) -> bool:
+    return min(timeit.repeat(call, number=1, repeat=4)) > SLOW

@@ -62,6 +62,12 @@ def of(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
     return result, meter.peak()
 
 
+def of_next(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """The same of a second call: the first one folds weights and sets libraries up, for good."""
+    call()
+    return of(call, device)
+
+
 def _beyond(bytes_held: int | None, base: int | None) -> int | None:
     return None if bytes_held is None or base is None else max(bytes_held - base, 0)
 

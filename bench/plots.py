@@ -6,7 +6,7 @@ one machine.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +16,40 @@ Result = dict[str, Any]
 Named = tuple[str, Result]
 Points = dict[str, list[tuple[float, float]]]  # of each curve, by its name
 Panels = dict[str, Points]  # by machine
+Point = tuple[str, float, float]  # a curve's name, x and y
 HASH = "Curves"  # of the PNG's texts: the SHA-256 of what is drawn
 NAMES = {"dense": "ours, dense", "compressed": "ours, R = 2", "diffusers": "diffusers"}
-ROOFLINE = "roofline"
+ROOFLINE, COMPOSED = "roofline", ", composed of two blocks"  # in the names of curves
+# Of commands that measured the same: bench.gpu times ours and the peers in turn.
+PREFERRED = ("gpu", "saving", "cpu", "growth", "suite")
 STEPS = {"ours": "ours, dense", "ours compressed": "ours, R = 2", "diffusers": "diffusers"}
 
 
 class Plot(NamedTuple):
-    """curves: what results say, empty panels left out. Both axes are logarithmic."""
+    """points: of the curves that a row of a result says something of. Both axes are logarithmic."""
 
     file: str
     title: str
     x: str
     y: str
-    curves: Callable[[Sequence[Named]], Panels]
+    points: Callable[[Result, Result], Iterator[Point]]
+
+    def curves(self, results: Sequence[Named]) -> Panels:
+        """A curve is of one file, for it would zigzag between two that measured the same sizes."""
+        panels: Panels = {}
+        sources: dict[tuple[str, str], int] = {}
+        for index, result in sorted(
+            enumerate(result for _, result in results),
+            key=lambda one: PREFERRED.index(one[1]["kind"]),
+        ):
+            for run in result["runs"]:
+                machine = provenance.machine_name(run["machine"])
+                found = (point for row in run["rows"] for point in self.points(result, row))
+                for curve, x, y in found:
+                    if sources.setdefault((machine, curve), index) == index:
+                        own = panels.setdefault(machine, {})
+                        own[curve] = sorted([*own.get(curve, []), (x, y)])
+        return panels
 
 
 def drawable(results: Sequence[Named]) -> list[Plot]:
@@ -37,63 +57,49 @@ def drawable(results: Sequence[Named]) -> list[Plot]:
     return [plot for plot in PLOTS if plot.curves(results)]
 
 
-def _steps(results: Sequence[Named]) -> Panels:
+def _steps(result: Result, row: Result) -> Iterator[Point]:
     """Seconds of a denoising step in bf16 against the side of the image in pixels."""
-    panels: Panels = {}
-    for kind, machine, row in _rows(results):
-        own = panels.setdefault(machine, {})
-        if kind == "saving" and row["ratio"] == 2:
-            for name in ("dense", "compressed"):
-                _add(own, NAMES[name], _side(row["tokens"]), row[name]["median"])
-        elif kind == "cpu" and (row["dtype"], row["variant"]) == ("bfloat16", "diffusers"):
-            _add(own, "diffusers", _side(row["tokens"]), row["median"])
-        elif kind == "gpu" and (curve := _step(row)) is not None:
-            _add(own, curve, _side(row["shape"]["tokens"]), row["median"])
-    return _filled(panels)
+    kind = result["kind"]
+    if kind == "saving" and row["ratio"] == 2:
+        suffix = "" if row["scope"] == "whole" else COMPOSED
+        for name in ("dense", "compressed"):
+            yield NAMES[name] + suffix, _side(row["tokens"]), row[name]["median"]
+    elif kind == "cpu" and (row["dtype"], row["variant"]) == ("bfloat16", "diffusers"):
+        yield "diffusers", _side(row["tokens"]), row["median"]
+    elif (
+        (kind, row.get("step")) == ("gpu", "denoise")
+        and row["variant"] in STEPS
+        and "median" in row
+    ):
+        yield STEPS[row["variant"]], _side(row["shape"]["tokens"]), row["median"]
 
 
-def _step(row: Result) -> str | None:
-    """The curve that a row of bench.gpu belongs to."""
-    is_timed = row.get("step") == "denoise" and "median" in row
-    return STEPS.get(row["variant"]) if is_timed else None
-
-
-def _attention(results: Sequence[Named]) -> Panels:
+def _attention(result: Result, row: Result) -> Iterator[Point]:
     """TFLOP/s of self-attention, forward, against tokens, by implementation."""
-    panels: Panels = {}
-    wanted = ("flash_attention", "self", "forward")
-    for kind, machine, row in _rows(results):
-        names = tuple(row.get(name) for name in ("operator", "kind", "direction"))
-        if kind in ("gpu", "suite") and names == wanted and "flops_per_second" in row:
-            rate = row["flops_per_second"] / 1e12
-            _add(panels.setdefault(machine, {}), row["variant"], row["shape"]["tokens"], rate)
-    return _filled(panels)
+    names = tuple(row.get(name) for name in ("operator", "kind", "direction"))
+    is_timed = "median" in row and "flops_per_second" in row  # what tuning tried has no rate
+    if is_timed and names == ("flash_attention", "self", "forward"):
+        yield row["variant"], row["shape"]["tokens"], row["flops_per_second"] / 1e12
 
 
-def _growth(field: str, scale: float) -> Callable[[Sequence[Named]], Panels]:
-    def curves(results: Sequence[Named]) -> Panels:
-        panels: Panels = {}
-        for kind, machine, row in _rows(results):
-            if kind == "growth" and row.get(field):
-                name = f"{NAMES[row['variant']]}, {row['dtype']}"
-                _add(panels.setdefault(machine, {}), name, row["tokens"], scale * row[field])
-        return panels
-
-    return curves
+def _growth_memory(result: Result, row: Result) -> Iterator[Point]:
+    if result["kind"] == "growth" and row.get("peak_bytes"):
+        yield _growth_name(row), row["tokens"], row["peak_bytes"] / 2**20
 
 
-def _growth_time(results: Sequence[Named]) -> Panels:
+def _growth_time(result: Result, row: Result) -> Iterator[Point]:
     """Measured, and at least: diffusers' dense block has the work of ours."""
-    panels = _growth("median", 1)(results)
-    for _, result in results:
-        peaks = sections.ceiling(result) if result["kind"] == "growth" else (0.0, 0.0)
-        for kind, machine, row in _rows([("", result)]):
-            if kind != "growth" or row["variant"] == "diffusers":
-                continue
-            if (floor := sections.roofline(row, peaks)) is not None:
-                name = f"{ROOFLINE} of {NAMES[row['variant']]}"
-                _add(panels.setdefault(machine, {}), name, row["tokens"], floor)
-    return panels
+    if result["kind"] != "growth":
+        return
+    if "median" in row:
+        yield _growth_name(row), row["tokens"], row["median"]
+    floor = sections.roofline(row, sections.ceiling(result))
+    if row["variant"] != "diffusers" and floor is not None:
+        yield f"{ROOFLINE} of {NAMES[row['variant']]}", row["tokens"], floor
+
+
+def _growth_name(row: Result) -> str:
+    return f"{NAMES[row['variant']]}, {row['dtype']}"
 
 
 PLOTS = (
@@ -123,7 +129,7 @@ PLOTS = (
         "Memory of a block at its peak against tokens",
         "image tokens",
         "MiB beyond weights and inputs",
-        _growth("peak_bytes", 2**-20),
+        _growth_memory,
     ),
 )
 
@@ -177,9 +183,14 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
         1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout="constrained"
     )
     for axes, (machine, curves) in zip(rows[0], panels.items(), strict=True):
+        colors: dict[str, str] = {}
         for name, points in curves.items():
-            line = "--" if name.startswith(ROOFLINE) else "o-"
-            axes.plot(*zip(*points, strict=True), line, label=name, markersize=4)
+            line = "--" if name.startswith(ROOFLINE) else "x" if name.endswith(COMPOSED) else "o-"
+            color = colors.get(measured := name.removesuffix(COMPOSED))
+            (drawn,) = axes.plot(
+                *zip(*points, strict=True), line, color=color, label=name, markersize=5
+            )
+            colors[measured] = drawn.get_color()
         axes.set(xlabel=plot.x, ylabel=plot.y, xscale="log", yscale="log", title=machine)
         ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
@@ -191,22 +202,5 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _rows(results: Sequence[Named]) -> Iterable[tuple[str, str, Result]]:
-    """Kind of file, machine and row."""
-    for _, result in results:
-        for run in result["runs"]:
-            name = provenance.machine_name(run["machine"])
-            for row in run["rows"]:
-                yield result["kind"], name, row
-
-
 def _side(tokens: int) -> int:
     return 16 * round(tokens**0.5)  # a token is 16 pixels wide
-
-
-def _add(curves: Points, name: str, x: float, y: float) -> None:
-    curves[name] = sorted([*curves.get(name, []), (x, y)])
-
-
-def _filled(panels: Panels) -> Panels:
-    return {machine: curves for machine, curves in panels.items() if curves}

@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.figures import MISSING, percent
+from bench.figures import MISSING, SPREAD, percent
 
 Content = dict[str, Any]
 Row = dict[str, Any]
 BUSY = 0.1  # share of the CPUs that other processes may take before a figure is provisional
+
+
+def judged(row: Row) -> Row:
+    """Without its time if it computes something else than the others: it is no win then."""
+    if row.get("agrees") is not False:
+        return row
+    kept = {key: value for key, value in row.items() if key not in SPREAD}
+    return kept | {"status": "computes something else"}
 
 
 def runs(content: Content) -> str:
@@ -15,7 +23,8 @@ def runs(content: Content) -> str:
     lines = []
     for index, run in enumerate(content["runs"], start=1):
         parts = [f"`{run['command']}`", run["date"], commit(run["machine"])]
-        parts += [_company(run["rows"]), _peaks(run["peaks"]), _clocks(run["rows"])]
+        parts += [_methods(run["rows"]), _company(run["rows"])]
+        parts += [_peaks(run["peaks"]), _clocks(run["rows"])]
         lines.append(f"{index}. " + "; ".join(part for part in parts if part))
     return "\n".join(["Runs:\n", *lines])
 
@@ -26,6 +35,12 @@ def commit(machine: Row) -> str:
     if machine["modified"] or not machine["commit"]:
         return f"{name} with changes, sources `{machine['source_sha256'][:12]}`"
     return name
+
+
+def _methods(rows: Sequence[Row]) -> str:
+    timed = [row.get("dense", row) for row in rows]  # of a saving, two times
+    found = sorted({one["method"] for one in timed if "method" in one})
+    return f"timed by {', '.join(found)}" if found else ""
 
 
 def _company(rows: Sequence[Row]) -> str:

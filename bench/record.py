@@ -66,12 +66,12 @@ class Run:
             "peaks": machine.peaks(device, tiny=tiny),
         }
         self.rows: list[Row] = []
-        self._since = _Moment()
+        self._since = Moment()
 
     def add(self, rows: Mapping[str, Row]) -> None:
         """Rows by case that were measured in turn, since the last ones or the beginning. In each stands
         what other processes took of the CPUs meanwhile."""
-        now = _Moment()
+        now = Moment()
         company = {
             "busy_elsewhere": now.elsewhere(self._since),
             "clocks": self.clocks.since(self._since.wall),
@@ -125,7 +125,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-class _Moment:
+class Moment:
     """Seconds of CPU time up to now: of this process and its children, and of the whole machine."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class _Moment:
         self.own = sum(os.times()[:4])
         self.all = _busy_seconds()
 
-    def elsewhere(self, before: "_Moment") -> float | None:
+    def elsewhere(self, before: "Moment") -> float | None:
         """The share of all cores that others took since `before`; None where nobody tells, and where
         it was too short a time ago for the system's ticks to tell."""
         wall = self.wall - before.wall

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import plots, provenance, sections, targets
+from bench import machine, plots, provenance, sections, targets
+from bench.figures import MISSING, table
 from bench.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -51,13 +52,19 @@ def normal(name: str, result: Result) -> Result:
         result = {"kind": "gpu", "runs": [{**result, "peaks": peaks, "tiny": tiny}]}
     if result.get("kind") not in (*COMMANDS, "resources"):
         raise ValueError(f"{name} must be a result of a bench command, got {result.get('kind')}")
-    if any(run["tiny"] for run in result.get("runs", ())):
+    if result["kind"] == "resources":
+        return result
+    if any(run["tiny"] for run in result["runs"]):
         raise ValueError(f"{name} must be measured at real shapes, got a dry run at tiny ones")
-    return result
+    judged = [
+        {**run, "rows": [provenance.judged(row) for row in run["rows"]]} for run in result["runs"]
+    ]
+    return {**result, "runs": judged}
 
 
 def _suite_run(result: Result) -> Result:
-    """pytest-benchmark's JSON; its quartiles take the place of the 20 % and 80 % quantiles."""
+    """pytest-benchmark's JSON, and what was not measured beside it; its quartiles take the place of
+    the 20 % and 80 % quantiles."""
     rows = []
     for benchmark in result["benchmarks"]:
         stats = benchmark["stats"]
@@ -71,7 +78,7 @@ def _suite_run(result: Result) -> Result:
         "machine": result["machine_info"] | result["commit_info"],
         "peaks": result["peaks"],
         "tiny": False,
-        "rows": rows,
+        "rows": rows + result.get("unmeasured", []),
     }
 
 
@@ -85,13 +92,15 @@ def render(results: Sequence[Named]) -> str:
         "about one machine; below each table stand the runs that made it: command, date, commit, "
         "load. Sizes are those of square images: 1k is 1024 × 1024 px and 4,096 tokens; XL/2 is the "
         "published model of 28 blocks and 0.6 B parameters. A share of peak is one of the largest "
-        "rate that the same process reached, in a bf16 matrix product or in a copy.",
+        "rate that the same process reached, in a bf16 matrix product or in a copy. Times are by the "
+        "wall clock; on a GPU by events, which leave the host's launches out unless it says “with "
+        "host”, or by a graph of many calls.",
         *(f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(measured)),
     ]
     machines: dict[tuple[str, str], list[Named]] = {}
     for name, result in measured:
-        machine = result["runs"][-1]["machine"]
-        machines.setdefault((machine["device"], provenance.machine_name(machine)), []).append(
+        where = result["runs"][-1]["machine"]
+        machines.setdefault((where["device"], provenance.machine_name(where)), []).append(
             (name, result)
         )
     for device, title in (("cuda", "a GPU"), ("cpu", "a CPU")):
@@ -100,14 +109,15 @@ def render(results: Sequence[Named]) -> str:
             parts.append(f"## On {title}\n\n{_nothing(device)}")
         for name, files in own.items():
             parts += [f"## On {title}: {name}", *_machine(device, files)]
-    gpu_rows = [row for _, result in measured if result["kind"] == "gpu" for row in rows(result)]
-    parts.append(_targets([result for _, result in compiled], gpu_rows))
+    runs = [
+        (name, run)
+        for name, result in measured
+        for run in result["runs"]
+        if result["kind"] == "gpu" and targets.GPU in provenance.machine_name(run["machine"])
+    ]
+    parts.append(_targets([result for _, result in compiled], runs))
     parts += [_resources(name, result) for name, result in compiled]
     return "\n\n".join(parts) + "\n"
-
-
-def rows(result: Result) -> list[Result]:
-    return [row for run in result["runs"] for row in run["rows"]]
 
 
 def _nothing(device: str) -> str:
@@ -120,8 +130,15 @@ def _nothing(device: str) -> str:
 
 
 def _machine(device: str, files: Sequence[Named]) -> Iterable[str]:
-    identities = {provenance.identity(run["machine"]) for _, file in files for run in file["runs"]}
-    yield "\n".join(f"- {identity}" for identity in sorted(identities))
+    made: dict[str, list[str]] = {}  # runs by what they ran on: libraries change
+    for name, file in files:
+        for index, run in enumerate(file["runs"], start=1):
+            identity = provenance.identity(run["machine"])
+            made.setdefault(identity, []).append(f"run {index} of `{name}`")
+    yield "\n".join(
+        f"- {identity}" + (f" ({', '.join(runs)})" if len(made) > 1 else "")
+        for identity, runs in sorted(made.items())
+    )
     for kind, (section, command) in COMMANDS.items():
         own = [(name, result) for name, result in files if result["kind"] == kind]
         for name, result in own:
@@ -130,8 +147,15 @@ def _machine(device: str, files: Sequence[Named]) -> Iterable[str]:
             yield f"`{command}`: not measured on this machine."
 
 
-def _targets(compiled: Sequence[Result], gpu_rows: Sequence[Result]) -> str:
-    """What is to be reached on an H200, and the cycles that the compiled code will need."""
+def _targets(compiled: Sequence[Result], runs: Sequence[Named]) -> str:
+    """What is to be reached on one GPU, what runs of bench.gpu on it reached, and the cycles that the
+    compiled code will need."""
+    columns = ["what", f"to be reached on one {targets.GPU}"]
+    columns += [
+        f"measured, `{name}`: {run['date']}, {provenance.commit(run['machine'])}"
+        for name, run in runs
+    ] or ["measured"]
+    columns += [f"cycles, Triton {result['triton']}" for result in compiled]
     lines = [
         "## What a GPU is to reach",
         "",
@@ -139,16 +163,13 @@ def _targets(compiled: Sequence[Result], gpu_rows: Sequence[Result]) -> str:
         "sm_90 SM, counted in the compiled code of the default configuration: tensor cores / "
         "exponentials / FMA / ALU / issue slots. The largest is the bound.",
         "",
-        "| what | to be reached on one H200 | measured | "
-        + " | ".join(f"cycles, Triton {result['triton']}" for result in compiled)
-        + " |",
-        "|---" * (3 + len(compiled)) + "|",
     ]
+    cells = []
     for target in TARGETS:
+        measured = [targets.measured(target, run["rows"]) for _, run in runs] or [MISSING]
         cycles = [_cycles(result, target) for result in compiled]
-        measured = targets.measured(target, gpu_rows)
-        lines.append(f"| {target.name} | {target.goal} | {measured} | {' | '.join(cycles)} |")
-    return "\n".join(lines)
+        cells.append([target.name, target.goal, *measured, *cycles])
+    return "\n".join([*lines, table(columns, cells)])
 
 
 def _cycles(result: Result, target: targets.Target) -> str:
@@ -161,10 +182,12 @@ def _cycles(result: Result, target: targets.Target) -> str:
 
 
 def _resources(name: str, result: Result) -> str:
+    is_current = result["kernels_sha256"] == machine.source_hash(("kernels",))
+    warning = "" if is_current else "\n\n**The kernels have changed since.**"
     head = (
         f"## Compiled code, Triton {result['triton']}\n\n"
-        f"`{result['command']}` wrote `bench/results/{name}` from sources "
-        f"`{result['source_sha256'][:12]}`. It needs no GPU. Counts are of the inner loop.\n\n"
+        f"`{result['command']}` wrote `bench/results/{name}`; {result['date']}; "
+        f"{provenance.commit(result)}. It needs no GPU. Counts are of the inner loop.{warning}\n\n"
         "| GPU | kernel | configuration | registers | spilled bytes | shared KiB | warps per SM "
         "| useful / issued | waits | defects |\n" + "|---" * 10 + "|"
     )

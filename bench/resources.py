@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,7 @@ import triton
 
 from bench import ahead_of_time, sass
 from bench.ahead_of_time import Case, Launch
-from bench.machine import source_hash
+from bench.machine import revision, source_hash
 from pixart_kernels.registration import INTERPRETED
 
 Row = dict[str, Any]
@@ -311,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "kind": "resources",
             "command": " ".join(["python -m bench.resources", *(arguments or sys.argv[1:])]),
             "triton": triton.__version__,
-            "source_sha256": source_hash(),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **revision(),
+            "kernels_sha256": source_hash(("kernels",)),
             "rows": every_defect,
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -105,8 +105,9 @@ def eaten(
     dense_flops: Mapping[str, int],
     compressed_flops: Mapping[str, int],
 ) -> dict[str, float]:
-    """How much of the saving each family of operations eats: a share of the dense model's time, and
-    together the difference between FLOPs saved and time saved; negative where time fell by more.
+    """How much of the saving each family of operations eats: a share of the dense model's time;
+    negative where time fell by more than FLOPs. All together are what is missing where the models take
+    as long as these blocks do.
 
     dense, compressed: seconds of a block of either kind, by family; so the FLOPs.
     """

@@ -11,11 +11,13 @@ from typing import Any
 
 from bench.figures import MISSING, duration, memory, percent, spread, table
 from bench.provenance import runs
+from bench.table import unfinished, what
 
 Content = dict[str, Any]
 Row = dict[str, Any]
 
 TOLERANCE = 0.03  # of the saving: what may be lost before the culprit is named
+REST = "not in the profile"
 
 
 def saving(content: Content) -> str:
@@ -35,7 +37,7 @@ def saving(content: Content) -> str:
         (
             _saving_cells(rows.get(f"{size}/R{ratio}"), size, ratio, number)
             for size in _sizes(rows, ("512", "1k", "2k", "4k"))
-            for ratio in (2, 4)
+            for ratio in sorted({2, 4} | {row["ratio"] for row in rows.values()})
         ),
     )
     parts = [head, rows_table, *_operations(rows.values()), runs(content)]
@@ -64,10 +66,18 @@ def _saving_cells(row: Row | None, size: str, ratio: int, number: dict[str, int]
 
 def culprit(row: Row) -> str:
     """Which operation eats most of what is missing between FLOPs saved and time saved."""
-    if row["flops_saved"] - row["time_saved"] <= TOLERANCE:
+    missing = row["flops_saved"] - row["time_saved"]
+    if missing <= TOLERANCE:
         return "nothing: within 3 points"
-    family, share = max(row["eaten"].items(), key=lambda item: item[1])
-    return f"{family}: {100 * share:.1f} points"
+    name, share = max(_eaten(row).items(), key=lambda item: item[1])
+    return f"{name}: {100 * share:.1f} points" if share > missing / 2 else "no single operation"
+
+
+def _eaten(row: Row) -> dict[str, float]:
+    """What eats the difference, all of it: the profile is of other passes than those that were timed,
+    and of single blocks where these were of the whole model."""
+    missing = row["flops_saved"] - row["time_saved"]
+    return row["eaten"] | {REST: missing - sum(row["eaten"].values())}
 
 
 def _operations(rows: Iterable[Row]) -> list[str]:
@@ -80,15 +90,16 @@ def _operations(rows: Iterable[Row]) -> list[str]:
         for kind, ratio in (("dense", 1), ("compressed", row["ratio"])):
             seconds = row["operations"][kind]
             cells = [duration(seconds[family]) for family in families]
-            lines.append([row["size"], str(ratio), *cells, duration(sum(seconds.values()))])
-        eaten = [f"{100 * row['eaten'][family]:+.1f}" for family in families]
-        lines.append([row["size"], "eaten", *eaten, f"{100 * sum(row['eaten'].values()):+.1f}"])
+            lines.append([row["size"], str(ratio), *cells, "", duration(sum(seconds.values()))])
+        shares = _eaten(row)
+        eaten = [f"{100 * shares[name]:+.1f}" for name in (*families, REST)]
+        lines.append([row["size"], "eaten", *eaten, f"{100 * sum(shares.values()):+.1f}"])
     text = (
-        "Where the time of one block goes (medians of profiled passes), and how many points of the "
-        "saving each operation eats: together they are FLOPs saved less time saved, and what is "
-        "negative saved more time than FLOPs."
+        "Where the time of one block goes (medians of profiled passes, apart from those that were "
+        "timed), and how many points of the saving each operation eats by this profile; what is "
+        "negative saved more time than FLOPs. The rest makes up the sum, FLOPs saved less time saved."
     )
-    return [text, table(("image", "R", *families, "sum"), lines)]
+    return [text, table(("image", "R", *families, f"rest ({REST})", "sum"), lines)]
 
 
 def cpu(content: Content) -> str:
@@ -113,7 +124,7 @@ def cpu(content: Content) -> str:
         + ("diffusers' time / this", "difference", "peak memory", "run"),
         (_cpu_cells(rows.get("/".join(case)), *case, number) for case in cases),
     )
-    return "\n\n".join([head, *_losses(rows.values()), rows_table, runs(content)])
+    return "\n\n".join([head, *_losses(rows), rows_table, runs(content)])
 
 
 def _cpu_cells(
@@ -135,12 +146,13 @@ def _cpu_cells(
     ]
 
 
-def _losses(rows: Iterable[Row]) -> list[str]:
-    slower = [row for row in rows if row["times_as_fast"] < 1]
+def _losses(rows: dict[str, Row]) -> list[str]:
+    pairs = [(row, rows.get(f"{row['size']}/{row['dtype']}/diffusers")) for row in rows.values()]
+    slower = [row for row, theirs in pairs if theirs and _is_faster(theirs, row)]
     if not slower:
         return []
     names = "; ".join(f"{row['variant']} at {row['size']} in {row['dtype']}" for row in slower)
-    return [f"**Slower than diffusers:** {names}."]
+    return [f"**Slower than diffusers by more than the spread of both:** {names}."]
 
 
 def growth(content: Content) -> str:
@@ -237,6 +249,8 @@ def operators(content: Content) -> str:
         )
     for part in ("operators", "steps"):
         parts += _timed([row for row in rows if row["part"] == part])
+    if lost := [line for run in content["runs"] for line in unfinished(run)]:
+        parts.append("\n".join(["Came to no end:\n", *(f"- {line}" for line in lost)]))
     return "\n\n".join([*parts, runs(content)])
 
 
@@ -244,8 +258,8 @@ def suite(content: Content) -> str:
     """The benchmarks of `pytest bench`, of its JSON."""
     rows = [row for run in content["runs"] for row in run["rows"]]
     parts = [
-        "### `pytest bench`\n\n“Shallow” is a model of the full width with two blocks, one dense and "
-        "one compressed where any are. In brackets are quartiles."
+        "### `pytest bench`\n\n“Shallow” is a model of the full width with two blocks; “compressed” "
+        "is the second of them, or both where it says “everywhere”. In brackets are quartiles."
     ]
     for bench in dict.fromkeys(row["bench"] for row in rows):
         parts += [f"`{bench}`", *_timed([row for row in rows if row["bench"] == bench])]
@@ -256,32 +270,36 @@ def _timed(rows: Sequence[Row]) -> list[str]:
     """Each variant against ours, losses told first."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((_label(row), row.get("resolution", "")), []).append(row)
+        groups.setdefault((what(row), row.get("resolution", "")), []).append(row)
     lines, slower = [], []
-    for (what, resolution), own in groups.items():
+    for (label, resolution), own in groups.items():
         ours = next((row for row in own if row["variant"] == "ours" and "median" in row), None)
         for row in own:
-            lines.append([what, resolution, row["variant"], *_timed_cells(row, ours)])
-            if ours and "median" in row and row["median"] < ours["median"]:
+            lines.append([label, resolution, row["variant"], *_timed_cells(row, ours)])
+            if ours and "median" in row and _is_faster(row, ours):
                 slower += [] if row["variant"].startswith("ours") else [" ".join(lines[-1][:3])]
-    columns = ("what", "image", "variant", "time", "rate", "share of peak", "peak memory")
-    said = [f"**Slower than a peer:** {'; '.join(slower)}."] if slower else []
-    return [*said, table((*columns, "its time / ours"), lines)] if lines else []
+    columns = ["what", "image", "variant", "time", "timed by", "rate", "share of peak"]
+    columns += ["peak memory", "its time / ours"]
+    head = "**Slower than a peer by more than the spread of both:**"
+    said = [f"{head} {'; '.join(slower)}."] if slower else []
+    return [*said, table(columns, lines)] if lines else []
+
+
+def _is_faster(row: Row, other: Row) -> bool:
+    """By more than the spread of both."""
+    return row["p80"] < other["p20"]
 
 
 def _timed_cells(row: Row, ours: Row | None) -> list[str]:
     if "median" not in row:
-        reason = " ".join(row["status"].split())[:120].replace("|", "\\|")
-        return [f"{MISSING}: {reason}", "", "", "", ""]
+        reason = " ".join(row["status"].removeprefix(f"{MISSING}: ").split())[:120]
+        return [f"{MISSING}: {reason}".replace("|", "\\|"), *[""] * 5]
     ratio = "" if ours is None else f"{row['median'] / ours['median']:.2f} ×"
     held = memory(row["peak_bytes"]) if row.get("peak_bytes") else ""
-    return [spread(row), *_rates(row), held, ratio]
-
-
-def _label(row: Row) -> str:
-    names = ("step", "operator", "kind", "direction")
-    words = [row[name] for name in names if row.get(name)]
-    return " ".join(words) or row.get("group", "")
+    rate, share = _rates(row)
+    if row.get("images_per_second"):
+        rate += f", {row['images_per_second']:.3g} images/s"
+    return [spread(row), row["method"], rate, share, held, ratio]
 
 
 def _rates(row: Row) -> tuple[str, str]:

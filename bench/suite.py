@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import machine
+from bench import machine, record
 from bench.worker import Case, Context
 
 Row = dict[str, Any]
-COMMIT = ("commit", "modified", "source_sha256")  # of machine.identity: not the machine's
 STATISTICS = {"median", "p20", "p80", "reps", "samples", "status"}  # pytest-benchmark has its own
 COMPILES = ("compiled", "flex")  # for seconds at every shape: no part of the smoke run
 
@@ -72,13 +71,16 @@ def chosen(items: Sequence[pytest.Item], case: Case) -> frozenset[str]:
 
 
 def timed_once(context: Context, items: Sequence[pytest.Item]) -> Callable[[Case], dict[str, Row]]:
-    """What times the chosen variants of a case in turn when the first of them is asked for."""
+    """What times the chosen variants of a case in turn when the first of them is asked for. In each
+    row stands what other processes took of the CPUs meanwhile."""
 
     @lru_cache(maxsize=1)
     def timed(case: Case) -> dict[str, Row]:
         context.chosen = chosen(items, case)
+        before = record.Moment()
         context.run(case)
-        return {row["variant"]: row for row in context.rows}
+        company = {"busy_elsewhere": record.Moment().elsewhere(before)}
+        return {row["variant"]: {**row, **company} for row in context.rows}
 
     return timed
 
@@ -86,18 +88,27 @@ def timed_once(context: Context, items: Sequence[pytest.Item]) -> Callable[[Case
 def report(benchmark: Any, row: Row) -> None:
     """Give a row to pytest-benchmark: its samples, and all that it says about them.
 
-    What was not measured is skipped with its reason; our own must be measured wherever the memory
+    What was not measured is skipped with its reason; our own must not fail wherever the memory
     suffices. Whoever computes something else than the others fails: its time says nothing.
     """
     if row["status"] != "measured":
-        is_ours = row["variant"].startswith("ours") and "OutOfMemory" not in row["status"]
-        (pytest.fail if is_ours else pytest.skip)(row["status"])
+        is_broken = row["status"].startswith("failed") and "OutOfMemory" not in row["status"]
+        is_ours = row["variant"].startswith("ours")
+        (pytest.fail if is_ours and is_broken else pytest.skip)(row["status"])
     assert row["agrees"] is not False, f"computes something else: {row}"
     benchmark.extra_info |= {key: row[key] for key in row if key not in STATISTICS}
     samples = iter(row["samples"])
     benchmark.pedantic(
         lambda: CLOCK.pass_by(next(samples)), setup=CLOCK.rewind, rounds=len(row["samples"])
     )
+
+
+def outcome(item: pytest.Item, row: Row) -> Row:
+    """Of a bench that has no time, for pytest-benchmark keeps none of these: which it is, and why."""
+    marker = item.get_closest_marker("benchmark")
+    assert marker is not None and isinstance(item, pytest.Function)
+    known = {key: value for key, value in row.items() if key not in STATISTICS - {"status"}}
+    return {"bench": item.originalname, "group": marker.kwargs["group"], **known}
 
 
 def rate(row: Row) -> str:
@@ -118,10 +129,9 @@ def rate(row: Row) -> str:
 
 def machine_info() -> Mapping[str, Any]:
     """Of the machine alone: two commits on one machine have the same."""
-    found = machine.identity(device())
-    return {key: value for key, value in found.items() if key not in COMMIT}
+    found, commit = machine.identity(device()), commit_info()
+    return {key: value for key, value in found.items() if key not in commit}
 
 
 def commit_info() -> Mapping[str, Any]:
-    found = machine.identity(device())
-    return {key: found[key] for key in COMMIT}
+    return machine.revision()

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from bench.provenance import judged
+
 Row = dict[str, Any]
 
 
@@ -10,16 +12,28 @@ def render(result: dict[str, Any]) -> str:
     machine = result["machine"]
     if not machine:
         return "nothing was measured"
+    result = {**result, "rows": [judged(row) for row in result["rows"]]}
     name = machine.get("gpu") or f"{machine['device']} (a dry run: these times mean nothing)"
     versions = ", ".join(f"{k} {v}" for k, v in machine["libraries"].items() if v)
     lines = [f"{name}, {versions}, commit {machine['commit'] or machine['source_sha256'][:12]}"]
     lines += _peaks(result["peaks"])
     lines += _correctness(_of(result, "correctness"))
-    lines += _compared("operators", _of(result, "operators"), ("operator", "kind", "direction"))
-    lines += _compared("steps", _of(result, "steps"), ("step",))
+    lines += _compared("operators", _of(result, "operators"))
+    lines += _compared("steps", _of(result, "steps"))
     lines += _tuning(_of(result, "tuning"))
     lines += _problems(result)
     return "\n".join(lines)
+
+
+def what(row: Row) -> str:
+    """What was timed; rows of the same and of one resolution are comparable. Batch and dtype are told
+    where they are not 1 and bf16."""
+    names, shape = ("step", "operator", "kind", "direction"), row.get("shape") or {}
+    words = [row[name] for name in names if row.get(name)] or [row["group"]]
+    words += [f"R = {shape['ratio']}"] if "ratio" in shape else []
+    words += [f"batch {shape['batch']}"] if shape.get("batch", 1) != 1 else []
+    dtype = row.get("dtype", "bfloat16").removeprefix("torch.")
+    return " ".join([*words, dtype] if dtype != "bfloat16" else words)
 
 
 def _of(result: dict[str, Any], part: str) -> list[Row]:
@@ -53,17 +67,15 @@ def _correctness(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _compared(title: str, rows: list[Row], keys: tuple[str, ...]) -> list[str]:
-    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+def _compared(title: str, rows: list[Row]) -> list[str]:
+    groups: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["status"] == "measured" and "median" in row:
-            key = (*(row[name] for name in keys), row["resolution"])
-            groups.setdefault(key, {})[row["variant"]] = row
+            groups.setdefault(f"{what(row)} {row['resolution']}", {})[row["variant"]] = row
     lines = (
         [f"{title}: ms, rate, share of peak | best peer, times as long as ours"] if groups else []
     )
-    for key, variants in sorted(groups.items()):
-        label = " ".join(part for part in key if part)
+    for label, variants in sorted(groups.items()):
         mine = {name: row for name, row in variants.items() if name.startswith("ours")}
         others = {name: row for name, row in variants.items() if name not in mine}
         text = ", ".join(_speed(name, row) for name, row in mine.items())
@@ -108,13 +120,18 @@ def _problems(result: dict[str, Any]) -> list[str]:
             reasons.setdefault(f"{who}: {row['status'][:160]}", []).append(row["case"])
     for reason, cases in reasons.items():
         lines.append(f"not measured ({len(cases)} cases, first {cases[0]}): {reason}")
+    return lines + unfinished(result)
+
+
+def unfinished(result: dict[str, Any]) -> list[str]:
+    """The cases that came to no end."""
+    lines = []
     for failure in result["failures"]:
         last = failure["error"].strip().splitlines()[-1]
         lines.append(f"FAILED {failure['case'] or failure['part']}: {last[:200]}")
     for crash in result["crashes"]:
         lines.append(f"CRASHED {crash['case']} {crash['variant']}: {crash['reason']}")
-    lines += _count_skipped(result["skipped"])
-    return lines
+    return lines + _count_skipped(result["skipped"])
 
 
 def _count_skipped(skipped: Iterable[Row]) -> list[str]:

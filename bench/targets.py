@@ -1,10 +1,12 @@
-"""What an H200 is to reach, what it reached, and the kernel whose compiled code predicts it."""
+"""What a GPU is to reach, what it reached, and the kernel whose compiled code predicts it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from bench import shapes
 from bench.figures import MISSING, percent
 
+GPU = "H200"
 Row = dict[str, Any]
 Measured = dict[tuple[str, ...], dict[str, Row]]  # by what was measured, then by variant
 
@@ -20,10 +22,12 @@ class Target(NamedTuple):
 
 
 def measured(target: Target, rows: Sequence[Row]) -> str:
-    """What these rows of bench.gpu say of a target."""
+    """What these rows of bench.gpu say of a target: those of one picture, merged as published."""
     found: Measured = {}
     for row in rows:
-        if row["status"] == "measured" and "median" in row:
+        shape = row.get("shape") or {}
+        usual = (shape.get("ratio", shapes.RATIO), shape.get("batch", 1)) == (shapes.RATIO, 1)
+        if usual and row["part"] in ("operators", "steps") and "median" in row:
             found.setdefault(_key(row), {})[row["variant"]] = row
     return target.reached(found) or MISSING
 

@@ -145,6 +145,7 @@ class _Sampler:
 class _EventSampler(_Sampler):
     def __init__(self, calls: Sequence[Call], device: torch.device, with_host: bool) -> None:
         super().__init__(calls)
+        self.with_host = with_host
         self.method = "events with host" if with_host else "events"
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.scratch = _scratch(device)
@@ -169,6 +170,8 @@ class _EventSampler(_Sampler):
         if self.backlog:
             torch.cuda._sleep(self.backlog)
         self.scratch.amax()  # reading leaves nothing in the cache that has yet to be written back
+        if self.with_host:  # launches behind a neighbour's backlog would cost nothing
+            torch.cuda.synchronize()
         self.begin.record()
         next(self.calls)()
         self.end.record()

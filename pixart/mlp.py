@@ -7,8 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# oneDNN's GELU is tuned for these; on others the plain call is the quick one.
-_ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """In which oneDNN's GELU is tuned for this CPU; elsewhere the plain call is the quick one."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not (is_x86 and torch.backends.mkldnn.is_available()):
+        return ()
+    # Without AVX-512 it has no product in bf16 at all, and raises.
+    in_16_bits = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if in_16_bits else (torch.float32,)
+
+
+_ONEDNN = _onednn_dtypes()
 
 
 class MLP(nn.Module):
@@ -38,8 +48,8 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
             )
             return rows.view(*x.shape[:-1], -1)
         # inductor has no lowering for the bare operator; it fuses the two calls below by itself.
-        fused = _ONEDNN and not torch.compiler.is_compiling()
-        if fused and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        fused = x.dtype in _ONEDNN and not torch.compiler.is_compiling()
+        if fused and x.device.type == "cpu":
             return torch.ops.mkldnn._linear_pointwise(
                 x, linear.weight, linear.bias, "gelu", [], "tanh"
             )

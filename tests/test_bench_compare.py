@@ -47,16 +47,55 @@ def test_a_ratio_is_of_medians_round_by_round_with_its_spread() -> None:
     base = [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}, {"a": 4.0, "b": 1.0}]
     here = [{"a": 0.5, "b": 1.1}, {"a": 1.8, "b": 0.9}, {"a": 3.0, "b": 1.2}]
     b, a = compare.ratios(base, here)  # the slowest-grown first
-    assert a == ("a", 2.0, 1.8, 0.75, 0.5, 0.9) and a.verdict == "faster"
-    assert b == ("b", 1.0, 1.1, 1.1, 0.9, 1.2) and b.verdict == ""  # the rounds do not agree
-    verdicts = [compare.ratios([{"c": 1.0}], [{"c": after}])[0].verdict for after in (1.01, 1.1)]
-    assert verdicts == ["", "slower"]  # one percent is noise
+    assert a == ("a", 2.0, 1.8, 0.75, 0.5, 0.9) and a.verdict(0.05) == "faster"
+    assert b == ("b", 1.0, 1.1, 1.1, 0.9, 1.2) and b.verdict(0.05) == ""  # the rounds do not agree
+    changes = [compare.ratios([{"c": 1.0}], [{"c": after}])[0] for after in (1.01, 1.1)]
+    assert [one.verdict(0.05) for one in changes] == ["", "slower"]  # one percent is noise
+
+
+OURS = "bench/bench_kernels.py::bench_modulate[modulate-ours]"
+PEER = "bench/bench_kernels.py::bench_modulate[modulate-eager]"
+
+
+def test_ours_are_told_from_peers_and_from_an_empty_python() -> None:
+    pipeline = "bench/bench_pipeline.py::bench_startup[startup-{}]"
+    named = {OURS: True, PEER: False, OURS.replace("ours", "ours compressed"): True}
+    named |= {pipeline.format("import pixart"): True, pipeline.format("python"): False}
+    found = compare.ratios([dict.fromkeys(named, 1.0)], [dict.fromkeys(named, 1.0)])
+    assert {one.bench: one.is_ours for one in found} == named
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "code"),
+    [
+        (1.2, 1.0, 1),
+        (1.04, 1.0, 0),
+        (0.8, 1.0, 0),
+        (1.0, 1.5, 0),  # a peer concerns nobody
+        (1.2, 1.3, 0),  # what changes by itself by 30 % tells nothing of 20
+        (1.2, 0.7, 0),
+        (1.5, 1.3, 1),
+    ],
+)
+def test_only_what_is_ours_and_slower_beyond_the_noise_fails(
+    ours: float,
+    peer: float,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rounds = {compare.BASE: [{OURS: 1.0, PEER: 1.0}], compare.HERE: [{OURS: ours, PEER: peer}]}
+    monkeypatch.setattr(compare, "compare", lambda *arguments: rounds)
+    assert compare.main(["HEAD"]) == code
+    printed = capsys.readouterr().out
+    assert f"{ours:28.2f}{'':23}median of 1 benches of ours\n" in printed
+    assert f"{peer:28.2f}{'':23}median of 1 benches of peers\n" in printed
+    assert f"\n{code} of ours slower beyond the noise" in printed
 
 
 def test_the_table_says_what_only_one_of_the_two_has() -> None:
-    table = compare.render([{"a": 1e-3, "old": 1.0}], [{"a": 2e-3, "new": 1.0}])
-    assert "         1          2   2.00  2.00 to 2.00  slower  a\n" in table
-    assert "2.00                       median of 1 benches" in table
+    table = compare.render([{OURS: 1e-3, "old": 1.0}], [{OURS: 2e-3, "new": 1.0}])
+    assert f"         1          2   2.00  2.00 to 2.00  slower  {OURS}\n" in table
     assert table.endswith("not in BASE: new\nnot in this tree: old")
     nothing = compare.render([{}, {}], [{"a": 1.0, "b": 1.0}] * 2)
     assert nothing.endswith("BASE has none of these 2 benches")

@@ -1,13 +1,26 @@
 """bench.saving, bench.cpu and bench.growth: what they derive from times, and what they refuse."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import blocks, cpu, growth, memory, record, saving, sections, shapes, steps, timing
+from bench import (
+    blocks,
+    cpu,
+    growth,
+    machine,
+    memory,
+    record,
+    saving,
+    sections,
+    shapes,
+    steps,
+    timing,
+)
 from pixart_kernels import flash_attention
 
 CPU = torch.device("cpu")
@@ -30,17 +43,23 @@ def test_a_model_is_composed_of_its_dense_and_its_compressed_blocks() -> None:
     assert saving.compose(shapes.XL2._replace(depth=5), 3, 2) == (5 * 3, 2 * 3 + 3 * 2)
 
 
-def _row(dense: dict[str, float], compressed: dict[str, float], size: str = "2k") -> dict[str, Any]:
-    """Of a block whose families of operations take these seconds, and one round of each."""
+def _row(
+    dense: dict[str, float],
+    compressed: dict[str, float],
+    size: str = "2k",
+    times: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Of a block whose families of operations take these seconds, and one round of each; or with the
+    times of whole models."""
     seconds = {
         "1": dict.fromkeys(blocks.FAMILIES, 0.0) | dense,
         "2": dict.fromkeys(blocks.FAMILIES, 0.0) | compressed,
     }
-    times = {
-        name: timing.summarize([sum(families.values())], "wall")
+    timed = {
+        name: timing.summarize([times[name] if times else sum(families.values())], "wall")
         for name, families in seconds.items()
     }
-    return saving._row(size, 2, False, times, seconds)
+    return saving._row(size, 2, times is not None, timed, seconds)
 
 
 def test_what_is_eaten_adds_up_to_the_saving_that_is_missing() -> None:
@@ -52,6 +71,14 @@ def test_what_is_eaten_adds_up_to_the_saving_that_is_missing() -> None:
     assert sum(row["eaten"].values()) == pytest.approx(row["flops_saved"] - row["time_saved"])
     assert row["eaten"][blocks.MERGING] == pytest.approx(0.15)
     assert row["eaten"][blocks.MLP] == pytest.approx(-0.025)
+
+
+def test_what_whole_models_lose_beside_the_profiled_blocks_is_the_rest() -> None:
+    dense, compressed = {blocks.SELF: 0.5}, {blocks.SELF: 0.2, blocks.MERGING: 0.1}
+    row = _row(dense, compressed, times={"1": 30, "2": 29.4})  # the blocks alone saved 20 %
+    assert row["time_saved"] == pytest.approx(0.02)
+    assert sections._eaten(row)[sections.REST] == pytest.approx(0.2 - 0.02)
+    assert sections.culprit(row) == "not in the profile: 18.0 points"
 
 
 def test_the_operation_that_eats_the_difference_is_named() -> None:
@@ -158,11 +185,32 @@ def test_the_models_agree_and_are_compared_with_the_same_weights() -> None:
 
 def test_nothing_is_timed_if_the_models_disagree() -> None:
     calls = _variants()
-    wrong = {**calls, "ours": lambda: 1.01 * calls["ours"]()}
-    with pytest.raises(RuntimeError, match="ours must agree with diffusers within 0.0001"):
+    wrong = {**calls, "ours": lambda: (1 + 1e-5) * calls["ours"]()}
+    with pytest.raises(RuntimeError, match="ours must agree with diffusers within 3e-06"):
         cpu.measure(shapes.TINY, torch.float32, wrong, **QUICK)
     with pytest.raises(RuntimeError, match="got nan"):
         cpu.check({"ours": float("nan")}, torch.bfloat16)
+
+
+@pytest.mark.skipif(not os.access(memory.RESET, os.W_OK), reason="the kernel does not tell")
+@pytest.mark.parametrize("command", ["growth", "cpu"])
+def test_a_peak_has_nothing_of_what_is_set_up_once(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 64 << 20
+    kept: list[torch.Tensor] = []
+
+    def call() -> torch.Tensor:
+        if not kept:
+            kept.append(torch.ones(size, dtype=torch.uint8))
+        return torch.ones(8)
+
+    monkeypatch.setattr(blocks, "ours", lambda *arguments: call)
+    if command == "growth":
+        (row,) = growth.measure(shapes.TINY, ["dense"], CPU, torch.float32, **QUICK)
+    else:
+        (row,) = cpu.measure(shapes.TINY, torch.float32, {"diffusers": call}, **QUICK)
+    assert kept and row["peak_bytes"] < size // 4
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])
@@ -229,7 +277,7 @@ def test_results_of_another_command_or_machine_are_not_mixed() -> None:
 
 
 def test_what_other_processes_took_is_told() -> None:
-    before, after = record._Moment(), record._Moment()
+    before, after = record.Moment(), record.Moment()
     cores = record.os.cpu_count() or 1
     before.wall, before.own, before.all = 10, 5, 100
     after.wall, after.own, after.all = 20, 8, 100 + 3 + 4 * cores
@@ -238,6 +286,44 @@ def test_what_other_processes_took_is_told() -> None:
     assert after.elsewhere(before) is None
     after.wall, after.all = 20, None
     assert after.elsewhere(before) is None
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A commit of a source and of a result."""
+    for name in ("bench/deep/a.py", "bench/results/r.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    machine._git("init")
+    machine._git("add", ".")
+    machine._git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "a")
+    return tmp_path
+
+
+@pytest.mark.parametrize("changed", ["bench/deep/a.py", "bench/b.py"])
+def test_a_tree_is_edited_if_a_source_is_and_not_if_a_result_is(
+    repository: Path, changed: str
+) -> None:
+    before = machine.revision()
+    (repository / "bench/results/r.json").write_text("2")
+    assert machine.revision() == before and before["commit"] and not before["modified"]
+    (repository / changed).write_text("2")
+    after = machine.revision()
+    assert after["modified"] and after["source_sha256"] != before["source_sha256"]
+
+
+@pytest.mark.parametrize(("slow", "side"), [(0.0, 256), (1e9, 1152)])
+def test_the_product_is_a_small_one_where_a_processor_takes_long(
+    slow: float, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(calls: Any, device: torch.device, **patience: Any) -> Any:
+        assert calls["matmul"][0]().shape == (side, side)
+        return {name: timing.summarize([2.0], "wall") for name in calls}
+
+    monkeypatch.setattr(machine, "SLOW", slow)
+    monkeypatch.setattr(timing, "measure", measure)
+    assert machine.peaks(CPU, tiny=False)["matmul"]["per_second"] == side**3
 
 
 @pytest.mark.parametrize("module", [saving, cpu, growth])

@@ -55,6 +55,14 @@ def test_no_time_of_a_cpu_can_be_taken_for_one_of_a_gpu(
     assert printed.startswith("cpu (a dry run: these times mean nothing)")
 
 
+@pytest.mark.parametrize(("device", "is_dry"), [("cpu", True), ("cuda", False)])
+def test_a_run_is_a_dry_one_by_its_machine_and_not_by_its_command(
+    device: str, is_dry: bool
+) -> None:
+    events = [{"event": "machine", "part": "", "case": "", "device": device}]
+    assert gpu.assemble(events, time.time(), ["--device=cpu"], True)["dry_run"] is is_dry
+
+
 def test_every_operator_is_checked_and_compared_in_both_directions(
     dry_run: tuple[dict[str, Any], str],
 ) -> None:
@@ -271,18 +279,25 @@ def test_the_folded_projection_equals_projecting_then_merging() -> None:
 
 
 class FakeCuda:
-    """A GPU whose calls take what `spend` says, on a clock of its own; graphs replay calls."""
+    """A GPU whose calls take what `spend` says, on a clock of its own; graphs replay calls.
+
+    now: when it will be idle. host: the host's clock, which runs ahead until they synchronise.
+    """
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.host = 0.0
         self.captured: list[float] | None = None
         self.slept: list[int] = []
 
-    def spend(self, seconds: float) -> None:
+    def spend(self, seconds: float, launch: float = 0.0) -> None:
         if self.captured is None:
-            self.now += seconds
+            self.host += launch
+            self.now = max(self.now, self.host) + seconds
         else:
             self.captured.append(seconds)
+
+    def synchronize(self, *device: Any) -> None:
+        self.host = max(self.host, self.now)
 
     def replace(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake = self
@@ -292,7 +307,7 @@ class FakeCuda:
                 self.when = 0.0
 
             def record(self) -> None:
-                self.when = fake.now
+                self.when = max(fake.now, fake.host)
 
             def elapsed_time(self, other: "Event") -> float:
                 return 1e3 * (other.when - self.when)
@@ -311,8 +326,8 @@ class FakeCuda:
             finally:
                 graph.work, fake.captured = fake.captured, None
 
-        for name in ("synchronize", "empty_cache"):
-            monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         for name in ("Stream", "current_stream", "default_stream"):
             monkeypatch.setattr(torch.cuda, name, lambda: "stream")
         monkeypatch.setattr(torch.cuda, "_sleep", self.slept.append, raising=False)
@@ -353,6 +368,24 @@ def test_short_calls_are_timed_in_a_graph_and_long_ones_behind_a_backlog(
     )
     assert {r.method for r in results.values()} == {"events with host"}  # type: ignore[union-attr]
     assert not fake.slept
+
+
+def test_with_the_host_a_call_takes_the_same_after_a_long_neighbour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeCuda()
+    fake.replace(monkeypatch)
+    variants = {
+        "bound by the GPU": [partial(fake.spend, 5e-3, launch=1e-4)],
+        "bound by launches": [partial(fake.spend, 1e-4, launch=1e-3)],
+    }
+    results = timing.measure(
+        variants, torch.device("cuda"), seconds=0, least_rounds=4, with_host=True
+    )
+    for name, expected in (("bound by the GPU", 5.1e-3), ("bound by launches", 1.1e-3)):
+        result = results[name]
+        assert isinstance(result, timing.Timing)
+        assert result.samples == pytest.approx([expected] * 4)
 
 
 def test_a_broken_context_ends_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import accuracy, memory, shapes, steps, suite
+from bench import accuracy, memory, record, report, shapes, steps, suite
 from bench.worker import Case, Context
 from bench.workloads import Workload
 
@@ -56,6 +57,7 @@ def test_the_statistics_are_of_the_samples_that_were_measured() -> None:
         ("fa3", "not installed: no module", pytest.skip.Exception),
         ("fa3", "failed: RuntimeError: no kernel", pytest.skip.Exception),
         ("ours", "failed: RuntimeError: no kernel", pytest.fail.Exception),
+        ("ours compiled", "no C++ compiler", pytest.skip.Exception),
         ("ours", "failed: OutOfMemoryError: CUDA out of memory", pytest.skip.Exception),
     ],
 )
@@ -63,7 +65,7 @@ def test_what_was_not_measured_is_skipped_with_its_reason_and_ours_fails(
     variant: str, status: str, outcome: type[BaseException]
 ) -> None:
     benchmark = Recorder()
-    with pytest.raises(outcome, match=status):
+    with pytest.raises(outcome, match=re.escape(status)):
         suite.report(benchmark, {"variant": variant, "status": status})
     assert not benchmark.seconds
 
@@ -125,8 +127,16 @@ def test_a_case_runs_once_for_all_of_its_variants() -> None:
 
     timed = suite.timed_once(Context(CPU), [])
     case = Case("case", run, ("ours", "eager"))
-    assert timed(case)["ours"] == {"variant": "ours"} and timed(case)["eager"]
+    assert timed(case)["ours"]["variant"] == "ours" and timed(case)["eager"]
     assert runs == ["run"]
+
+
+def test_a_row_tells_what_other_processes_took_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record.Moment, "elsewhere", lambda self, before: 0.3)
+    case = Case("case", lambda context: context.row(variant="ours"), ("ours",))
+    assert suite.timed_once(Context(CPU), [])(case) == {
+        "ours": {"variant": "ours", "busy_elsewhere": 0.3}
+    }
 
 
 def test_the_machine_and_the_commit_are_told_apart() -> None:
@@ -224,8 +234,46 @@ def test_a_run_says_what_was_measured_where_and_of_which_commit(
         assert extra["bytes_per_second"] == pytest.approx(speed)
         copy = result["peaks"]["copy"]["per_second"]
         assert extra["share_of_copy"] == pytest.approx(speed / copy)
-        assert extra["shape"] and extra["errors"]["out0"] < 0.01
+        assert extra["shape"] and extra["errors"]["out0"] < 0.01 and "busy_elsewhere" in extra
     assert "% of the copy" in printed and "peak of this machine, copy:" in printed
+
+
+BENCHES = """
+from bench import suite
+from bench.worker import Case
+
+def run(context):
+    context.row(variant="ours", status="measured", agrees=True, samples=[0.25])
+    context.row(variant="fa3", status="not installed")
+    context.row(variant="fa4", status="measured", agrees=False, samples=[0.5])
+
+def fail(context):
+    raise RuntimeError("no memory")
+
+CASES = [Case("runs", run, ("ours", "fa3", "fa4")), Case("fails", fail, ("ours",))]
+
+@suite.at_each(("small",), lambda size: CASES)
+def bench_it(rows, variant, report):
+    report(rows[variant])
+"""
+
+
+def test_what_has_no_time_is_in_the_json_with_its_reason(tmp_path: Path) -> None:
+    file, kept = tmp_path / "bench_it.py", tmp_path / "kept.json"
+    file.write_text(BENCHES)
+    command = [sys.executable, "-m", "pytest", "-p", "bench.conftest", "-c", "pyproject.toml"]
+    command += [str(file), f"--benchmark-json={kept}", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}:{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "1 failed, 1 passed, 1 skipped" in done.stdout, done.stdout
+    (run,) = report.normal("", json.loads(kept.read_text()))["runs"]
+    assert {(row["group"], row["variant"]): row["status"] for row in run["rows"]} == {
+        ("runs", "ours"): "measured",
+        ("runs", "fa3"): "not installed",
+        ("runs", "fa4"): "computes something else",
+        ("fails", "ours"): "failed: RuntimeError: no memory",
+    }
+    assert {row["bench"] for row in run["rows"]} == {"bench_it"}
 
 
 def test_variants_are_timed_in_turn(short_run: tuple[dict[str, Any], str, str]) -> None:

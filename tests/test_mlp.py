@@ -1,4 +1,9 @@
+import os
+import platform
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +39,26 @@ def test_the_fused_gelu_is_the_tanh_form(
     assert fused.dtype == dtype and fused.shape == expected.shape
     for result in (fused, linear_gelu(x, linear)):
         assert x.numel() == 0 or error(result, expected) < tolerance
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN is not asked elsewhere"
+)
+def test_a_cpu_without_products_in_bf16_gets_the_plain_call() -> None:
+    code = """
+import torch
+from torch import nn
+from pixart.mlp import linear_gelu
+with torch.no_grad():
+    for dtype in (torch.float32, torch.bfloat16):
+        print(linear_gelu(torch.ones(2, 8, dtype=dtype), nn.Linear(8, 16).to(dtype)).dtype)
+"""
+    root = Path(__file__).parent.parent
+    emulated = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    environment = {**os.environ, **emulated, "PYTHONPATH": f"{root / 'kernels'}:{root}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["torch.float32", "torch.bfloat16"], done.stderr
 
 
 def test_gradients_pass() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import plots, report, sections
+from bench import machine, plots, report, sections, table
 from bench.blocks import FAMILIES, MERGING
 
 ROW = {
@@ -35,7 +35,8 @@ MACHINE = {
     "modified": False,
     "source_sha256": "5" * 64,
 }
-GPU = MACHINE | {"device": "cuda", "gpu": "Some GPU", "driver": "1.2", "cuda": "3.4"}
+GPU = MACHINE | {"device": "cuda", "gpu": "Some H200", "driver": "1.2", "cuda": "3.4"}
+SLOWER = "**Slower than a peer by more than the spread of both:**"
 PEAKS = {"matmul": {"per_second": 4e12}, "copy": {"per_second": 2e10}}
 
 
@@ -44,7 +45,11 @@ def result(**changes: Any) -> dict[str, Any]:
         "kind": "resources",
         "command": "python -m bench.resources",
         "triton": "9.9",
+        "date": "2031-02-03T04:05:06Z",
+        "commit": "c0ffee" * 6,
+        "modified": False,
         "source_sha256": "0" * 64,
+        "kernels_sha256": machine.source_hash(("kernels",)),
         "rows": [ROW | changes],
     }
 
@@ -57,8 +62,9 @@ def measured(kind: str, *rows: dict[str, Any], busy: float = 0.01, **values: Any
     return {"kind": kind, "runs": [{**run, "rows": made}]}
 
 
-def time(median: float) -> dict[str, float]:
-    return {"median": median, "p20": median / 2, "p80": median * 2}
+def time(median: float, around: float = 2) -> dict[str, Any]:
+    spread = {"p20": median / around, "p80": median * around}
+    return {"median": median, **spread, "method": "wall"}
 
 
 def saving(**changes: Any) -> dict[str, Any]:
@@ -94,19 +100,21 @@ def block(
 
 
 def operator(variant: str, seconds: float | None, **changes: Any) -> dict[str, Any]:
+    """Timed within a tenth."""
     row = {"part": "operators", "operator": "flash_attention", "kind": "self", "variant": variant}
-    row |= {"direction": "forward", "resolution": "4k", "shape": {"tokens": 65536}}
+    row |= {"direction": "forward", "resolution": "4k", "shape": {"batch": 1, "tokens": 65536}}
+    row |= {"dtype": "bfloat16", "agrees": True}
     if seconds is None:
         return row | {"status": "not installed: No module named 'fa'"} | changes
     rates = {"flops_per_second": 1e12 / seconds, "share_of_matmul": 0.25, "status": "measured"}
-    return row | rates | time(seconds) | changes
+    return row | rates | time(seconds, 1.1) | changes
 
 
 def gpu_file(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """As bench.gpu writes it."""
     head = {"command": "python -m bench.gpu --out x", "date": "2031-02-03T04:05:06Z"}
     head |= {"machine": GPU, "peaks": [PEAKS], "parts": {}, "dry_run": False, "rows": list(rows)}
-    return head | changes
+    return head | {"failures": [], "crashes": [], "skipped": []} | changes
 
 
 def render(*results: dict[str, Any]) -> str:
@@ -134,7 +142,7 @@ def test_every_figure_comes_from_a_result() -> None:
 
 def test_what_was_not_measured_is_called_so() -> None:
     text = report.render([])
-    assert text.count("not measured |") == len(report.TARGETS)
+    assert text.count("not measured |\n") == len(report.TARGETS)
     assert "Not measured: no GPU" in text and "## On a CPU\n\nNot measured." in text
     text = render(measured("saving", saving()))
     assert line(text, "| 4k |  | 2 |") == "| 4k |  | 2 | not measured |  |  |  |  |  |  |  |"
@@ -147,6 +155,23 @@ def test_only_defaults_are_listed_and_defects_are_said() -> None:
     assert "self-bf16" not in render(result(default=False))
 
 
+def test_compiled_code_tells_its_commit_and_whether_the_kernels_are_still_the_same() -> None:
+    text = render(result())
+    assert "`bench/results/r0.json`; 2031-02-03T04:05:06Z; commit `c0ffeec0ffee`. It" in text
+    assert "kernels have changed" not in text
+    assert "**The kernels have changed since.**" in render(result() | {"kernels_sha256": "0" * 64})
+
+
+def test_libraries_that_changed_are_told_by_run() -> None:
+    file = measured("saving", saving())
+    assert "- Some CPU" in render(file) and "run 1 of" not in render(file)
+    updated = MACHINE | {"python": "3.13.0"}
+    file["runs"] += measured("saving", saving(case="4k/R2", size="4k"), machine=updated)["runs"]
+    text = render(file)
+    assert line(text, "Python 3.12.1").endswith("(run 1 of `r0.json`)")
+    assert line(text, "Python 3.13.0").endswith("(run 2 of `r0.json`)")
+
+
 def test_a_stranger_can_tell_machine_commit_command_date_and_load() -> None:
     text = render(measured("saving", saving()))
     assert "## On a CPU: Some CPU, 2 cores" in text and "Python 3.12.1; torch 9.8.7" in text
@@ -154,6 +179,7 @@ def test_a_stranger_can_tell_machine_commit_command_date_and_load() -> None:
     for word in (
         "2031-02-03T04:05:06Z",
         "commit `c0ffeec0ffee`;",
+        "timed by wall",
         "up to 1 % of the CPUs",
         "4 TFLOP/s",
     ):
@@ -181,12 +207,39 @@ def test_the_saving_stands_beside_flops_and_paper_and_names_what_eats_it() -> No
     assert "| 2k | eaten | +0.0 |" in text
 
 
+@pytest.mark.parametrize(
+    ("eaten", "named"),
+    [
+        (0.04, f"{MERGING}: 4.0 points"),
+        (-0.01, "not in the profile: 5.8 points"),  # whole models that lose time elsewhere
+        (0.022, "not in the profile: 2.6 points"),
+    ],
+)
+def test_what_the_profile_does_not_explain_is_not_blamed_on_an_operation(
+    eaten: float, named: str
+) -> None:
+    shares = dict.fromkeys(FAMILIES, 0.0) | {MERGING: eaten}
+    row = saving(time_saved=0.2, eaten=shares)
+    assert sections.culprit(row) == named
+    rest = 4.8 - 100 * eaten
+    assert line(render(measured("saving", row)), "| eaten |").endswith(f"| {rest:+.1f} | +4.8 |")
+    half = dict.fromkeys(FAMILIES[:3], 0.016)
+    assert sections.culprit(row | {"eaten": half}) == "no single operation"
+
+
+def test_every_measured_ratio_is_listed() -> None:
+    text = render(measured("saving", saving(case="2k/R3", ratio=3)))
+    assert "| 2k | 16,384 | 3 | whole |" in text and "| 2k |  | 2 | not measured |" in text
+
+
 def test_losses_are_told_first() -> None:
-    slow = forward("ours, caption encoded", 0.9)
+    slow = forward("ours, caption encoded", 0.2, **time(10))
     text = render(measured("cpu", forward("ours", 1.25), slow, forward("diffusers", 1)))
-    assert "**Slower than diffusers:** ours, caption encoded at 1k in bfloat16.\n" in text
+    told = "**Slower than diffusers by more than the spread of both:** "
+    assert f"{told}ours, caption encoded at 1k in bfloat16.\n" in text
     assert "| 2 s (1 to 4) | 500 |  | 1.25 × | 2.0e-03 | 3 MiB | 1 |" in text
-    assert "Slower than" not in render(measured("cpu", forward("ours", 1.25)))
+    noise = forward("ours", 0.8, **time(2.5))
+    assert "Slower than" not in render(measured("cpu", noise, forward("diffusers", 1)))
 
 
 def test_a_later_run_of_a_file_is_the_second_of_its_table() -> None:
@@ -229,10 +282,65 @@ def test_results_of_a_gpu_fill_targets_and_tables() -> None:
     text = render(gpu_file(*rows))
     target = line(text, "attention, D = 72, 4K, forward")
     assert "| 500 TFLOP/s, 1.50 × the best SDPA, 0.50 × FA4 |" in target
-    assert "**Slower than a peer:** flash_attention self forward 4k fa4." in text
+    assert f"{SLOWER} flash_attention self forward 4k fa4." in text
     assert "| fa2 | not measured: not installed: No module named 'fa' |" in text
-    assert "## On a GPU: Some GPU" in text and "driver 1.2" in text and "no GPU was" not in text
+    assert "## On a GPU: Some H200" in text and "driver 1.2" in text and "no GPU was" not in text
     assert "1. `python -m bench.gpu --out x`; 2031-02-03T04:05:06Z; commit" in text
+
+
+def test_a_peer_is_faster_beyond_the_spread_of_both_only() -> None:
+    assert "Slower than" not in render(gpu_file(operator("ours", 1), operator("eager", 0.9)))
+    assert f"{SLOWER} flash" in render(gpu_file(operator("ours", 1), operator("eager", 0.7)))
+
+
+def test_who_computes_something_else_has_no_time() -> None:
+    wrong = operator("fa4", 0.001, agrees=False, case="operators/x")
+    file = gpu_file(operator("ours", 0.002), wrong)
+    text = render(file)
+    assert "| fa4 | not measured: computes something else |" in text
+    assert "FA4 not measured |" in text and "Slower than" not in text
+    named = [("", report.normal("", file))]
+    assert plots.PLOTS[1].curves(named) == {"Some H200": {"ours": [(65536, 500)]}}
+    printed = table.render(file)
+    assert "fa4 1" not in printed and "fa4: computes something else" in printed
+
+
+def test_targets_are_of_the_gpu_that_they_name_and_of_the_published_ratio() -> None:
+    tuned = operator("", 1e-5) | {"part": "tuning"}  # one configuration of ours, and no rate
+    del tuned["variant"], tuned["flops_per_second"]
+    merged: dict[str, Any] = {"operator": "compress_kv", "kind": "", "bytes_per_second": 1e9}
+    half, third = (
+        operator("ours", 1, **merged, share_of_copy=share, shape={"batch": 1, "ratio": ratio})
+        for ratio, share in ((2, 0.9), (3, 0.6))
+    )
+    file = gpu_file(operator("ours", 0.002), half, third)
+    text = render({**file, "rows": [*file["rows"], tuned]})
+    assert "| measured, `r0.json`: 2031-02-03T04:05:06Z, commit `c0ffeec0ffee` |" in text
+    assert "| 4k forward: 90 % |" in line(text, "| compress_kv, 2K")
+    assert "| compress_kv forward R = 3 | 4k | ours |" in text
+    assert "compress_kv forward R = 3 4k" in table.render(file)
+    other = render({**file, "machine": GPU | {"gpu": "Some GPU"}})
+    assert "not measured |" in line(other, "| compress_kv, 2K")
+
+
+def test_what_is_not_usual_is_part_of_the_name_of_what_was_timed() -> None:
+    row = operator("ours", 1)
+    assert table.what(row) == "flash_attention self forward"
+    changed = row | {"shape": {"batch": 2, "ratio": 4}, "dtype": "float16"}
+    assert table.what(changed) == "flash_attention self forward R = 4 batch 2 float16"
+    assert table.what({"group": "picture", "dtype": "torch.float32"}) == "picture float32"
+
+
+def test_cases_of_a_gpu_that_came_to_no_end_are_listed() -> None:
+    lost = {
+        "failures": [{"part": "steps", "case": "steps/train/4k", "error": "Traceback\nE: no"}],
+        "crashes": [{"case": "steps/x", "variant": "fa3", "reason": "hung"}],
+        "skipped": [{"part": "tuning", "reason": "out of time"}] * 2,
+    }
+    text = render(gpu_file(operator("ours", 1), **lost))
+    assert "- FAILED steps/train/4k: E: no\n- CRASHED steps/x fa3: hung\n" in text
+    assert "- tuning: 2 cases not run, out of time\n" in text
+    assert "no end" not in render(gpu_file(operator("ours", 1)))
 
 
 def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
@@ -243,7 +351,7 @@ def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
             "status": "measured",
             "flops_per_second": 1.0,
             "share_of_matmul": 0.5,
-            "shape": {"tokens": 1},
+            "shape": {"batch": 1, "tokens": 1},
         }
         for name, seconds in (("ours", 3.0), ("ours compressed", 2.0), ("diffusers", 9.0))
     ]
@@ -258,7 +366,8 @@ def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
 def suite_file() -> dict[str, Any]:
     """As pytest-benchmark writes it, with what bench/conftest.py adds."""
     commit = ("commit", "modified", "source_sha256")
-    rows = [operator("ours", 2), operator("sdpa flash", 1)]
+    rows = [operator("ours", 2), operator("sdpa flash", 1, images_per_second=3)]
+    statistics = ("median", "p20", "p80")
     return {
         "datetime": "2031-02-03T04:05:06",
         "machine_info": {key: value for key, value in MACHINE.items() if key not in commit},
@@ -269,10 +378,11 @@ def suite_file() -> dict[str, Any]:
                 "name": f"bench_attention[{row['variant']}]",
                 "group": "g",
                 "stats": {"median": row["median"], "q1": row["p20"], "q3": row["p80"]},
-                "extra_info": {key: row[key] for key in row if key not in time(0)},
+                "extra_info": {key: row[key] for key in row if key not in statistics},
             }
             for row in rows
         ],
+        "unmeasured": [{"bench": "bench_attention", "group": "g", **operator("fa2", None)}],
     }
 
 
@@ -280,10 +390,11 @@ def test_the_json_of_pytest_benchmark_is_a_section_as_well() -> None:
     text = render(suite_file())
     assert "`bench_attention`" in text
     assert (
-        "| flash_attention self forward | 4k | sdpa flash | 1 s (0.5 to 2) | 1 TFLOP/s | 25 % |"
-        in text
+        "| flash_attention self forward | 4k | sdpa flash | 1 s (0.9091 to 1.1) | wall "
+        "| 1 TFLOP/s, 3 images/s | 25 % |" in text
     )
-    assert "**Slower than a peer:** flash_attention self forward 4k sdpa flash." in text
+    assert "flash_attention self forward | 4k | fa2 | not measured: not installed: No" in text
+    assert f"{SLOWER} flash_attention self forward 4k sdpa flash." in text
 
 
 def test_dry_runs_and_files_of_nobody_are_refused() -> None:
@@ -304,7 +415,7 @@ def test_plots_show_what_the_results_say() -> None:
     ]
     named = [("", report.normal("", file)) for file in files]
     shown = {plot.file: plot.curves(named) for plot in plots.drawable(named)}
-    cpu, gpu = "Some CPU, 2 cores, 2 threads", "Some GPU"
+    cpu, gpu = "Some CPU, 2 cores, 2 threads", "Some H200"
     assert shown["steps.png"][cpu] == {
         "ours, dense": [(2048, 40)],
         "ours, R = 2": [(2048, 29)],
@@ -317,6 +428,19 @@ def test_plots_show_what_the_results_say() -> None:
     assert shown["growth-memory.png"] == {cpu: {"ours, dense, bfloat16": [(4096, 1)]}}
     floor = shown["growth-time.png"][cpu]["roofline of ours, dense"]
     assert floor == [(4096, 1.0), (262144, 64.0)]
+
+
+def test_a_curve_is_of_one_file_and_what_is_composed_is_none_of_what_was_measured() -> None:
+    whole, composed = saving(), saving(case="4k/R2", size="4k", tokens=65536, scope="block")
+    suite = suite_file() | {"machine_info": GPU}
+    ours = operator("ours", 0.002)
+    files = [suite, measured("saving", whole, composed), gpu_file(ours), gpu_file(ours)]
+    named = [("", report.normal("", file)) for file in files]
+    steps, attention = (plot.curves(named) for plot in plots.PLOTS[:2])
+    assert attention["Some H200"] == {"ours": [(65536, 500)], "sdpa flash": [(65536, 1.0)]}
+    (curves,) = steps.values()
+    assert curves["ours, dense"] == [(2048, 40)]
+    assert curves["ours, dense, composed of two blocks"] == [(4096, 40)]
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""Whole steps: what the models compute, who agrees with whom, and what a machine may lack."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench import bench_pipeline, shapes, steps
+from bench.worker import Case, Context
+from pixart.config import KVCompression, PixArtConfig
+from pixart.model import PixArt
+
+CPU = torch.device("cpu")
+COMPRESSED = "ours compressed everywhere"
+
+
+def _rows(case: Case, *names: str) -> dict[str, dict[str, Any]]:
+    context = Context(CPU)
+    context.seconds, context.chosen = 0, frozenset(names)
+    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
+    context.run(case)
+    return {row["variant"]: row for row in context.rows}
+
+
+CASES = [steps.denoise(shapes.TINY), steps.train(shapes.TINY)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_models_agree_with_diffusers_and_compressed_ones_with_eager_operators(case: Case) -> None:
+    rows = _rows(case, "ours", COMPRESSED, "diffusers")
+    assert all(row["agrees"] for row in rows.values())
+    assert 0 < rows["ours"]["difference_from_diffusers"] < 0.02
+    assert rows[COMPRESSED]["difference_from_eager"] < 0.02
+
+
+@pytest.mark.parametrize("branch", ["attn.proj", "cross_attn.proj", "mlp.fc2"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_branch_that_computes_nothing_is_found(case: Case, branch: str) -> None:
+    def empty_branch(model: nn.Module, resolution: str) -> None:
+        assert isinstance(model, PixArt)
+        nn.init.zeros_(model.blocks[-1].get_parameter(f"{branch}.weight"))
+
+    broken = steps.RECIPES["ours"]._replace(change=empty_branch)
+    case = steps._case(case.name.split("/")[0], shapes.TINY, {**steps.RECIPES, "ours": broken})
+    rows = _rows(case, "ours", "diffusers")
+    assert rows["ours"]["agrees"] is False and rows["diffusers"]["agrees"] is True
+
+
+def test_compression_that_is_not_what_its_formula_says_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folded = steps.pixart.blocks.SelfAttention._folded_weights
+
+    def mirrored(attention: Any, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = folded(attention, ratio)
+        return weight.flip(0), bias
+
+    monkeypatch.setattr(steps.pixart.blocks.SelfAttention, "_folded_weights", mirrored)
+    assert _rows(CASES[0], COMPRESSED)[COMPRESSED]["agrees"] is False
+
+
+def test_without_a_compiler_compiled_models_are_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor import config
+
+    options = {"backend": "inductor", "dynamic": False}
+    monkeypatch.setattr(steps, "compile_options", lambda resolution: options)
+    with config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
+        rows = _rows(CASES[0], "ours", "ours compiled", "diffusers compiled")
+    for name in ("ours compiled", "diffusers compiled"):
+        assert rows[name]["status"].startswith("no C++ compiler, which inductor needs on a CPU")
+    assert rows["ours"]["status"] == "measured"
+
+
+def _pipeline(compression: KVCompression | None, kept: tuple[int, int]) -> Any:
+    config = PixArtConfig(
+        input_size=10,
+        hidden_size=144,
+        depth=2,
+        num_heads=2,
+        caption_channels=48,
+        model_max_length=12,
+        kv_compression=compression,
+    )
+    masks = [SimpleNamespace(mask=torch.arange(12)[None] < count) for count in kept]
+    return SimpleNamespace(
+        opened=SimpleNamespace(config=config),
+        native=80,
+        multiple=16,  # 5 × 5 tokens
+        scheduler_config={"_class_name": "DPMSolverMultistepScheduler"},
+        _captions=SimpleNamespace(pair=lambda prompt, negative: masks),
+    )
+
+
+def test_the_flops_of_a_picture_are_those_of_kept_tokens_and_merged_keys() -> None:
+    dense = bench_pipeline._flops(_pipeline(None, (7, 1)))
+    assert bench_pipeline._flops(_pipeline(None, (1, 1))) == dense - 20 * 2 * 4 * 25 * 6 * 144
+    merged = bench_pipeline._flops(_pipeline(KVCompression((1,)), (7, 1)))
+    assert merged == dense - 20 * 2 * 4 * 25 * (25 - 9) * 144  # a grid of 5 × 5 becomes 3 × 3
