@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pixart.training.autoencoder import anchor_latents
 from pixart.training.checkpoints import latest_checkpoint
 from pixart.training.denoising import stack
 from pixart.training.evaluation import Accuracy, Task, captions, table
-from pixart.training.shapes import draw_sample, train_tokenizer
+from pixart.training.run import Run
+from pixart.training.shapes import ShapesTask, draw_sample, train_tokenizer
 from pixart.training.stages import Stage, load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +151,7 @@ def train_base(start: Path, output: Path, processes: int, *arguments: str) -> li
     """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     output.mkdir(exist_ok=True)
-    for name in ("vae-fine", "tokenizer"):
+    for name in ("vae-fine", "read", "tokenizer"):
         if not (output / name).exists():
             (output / name).symlink_to(start / name)
     command = [
@@ -193,6 +195,24 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(
     assert losses == pytest.approx(losses_alone, rel=1e-4)
 
 
+def test_a_transformer_starts_with_the_text_encoder_that_was_trained_before_it(
+    tiny_run: Path,
+) -> None:
+    stages = load_recipe("shapes")
+    base = next(stage for stage in stages if stage.name == "base")
+    read = latest_checkpoint(tiny_run / "read")
+    assert read is not None
+    from transformers import T5EncoderModel
+
+    trained = T5EncoderModel.from_pretrained(read / "text_encoder").state_dict()
+    run = Run(tiny_run, stages, torch.device("cpu"))
+    for stage, same in ((base, True), (replace(base, start="random"), False)):
+        task = run.task(stage)
+        assert isinstance(task, ShapesTask)
+        taken = task.text_encoder.state_dict()
+        assert all(torch.equal(trained[name], taken[name]) for name in trained) == same
+
+
 def refused(arguments: list[str], capsys: Any) -> str:
     assert train(arguments) == 2
     line = capsys.readouterr().err.strip()
@@ -213,6 +233,12 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: A
     )
     assert "multiple of processes" in refused(
         ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys
+    )
+    assert "start of a text_encoder must be random" in refused(
+        ["shapes", *output, "--stage", "read", "--start", "previous"], capsys
+    )
+    assert 'data.source must be "shapes" where trains is text_encoder' in refused(
+        ["shapes", *output, "--stage", "read", "--data.source", "x"], capsys
     )
     (tmp_path / "base").mkdir()
     assert "--output must be new" in refused(

@@ -20,6 +20,7 @@ from pixart.training.denoising import DenoisingTask
 from pixart.training.plan import EFFICIENCY, plan, table
 from pixart.training.processes import barrier, rank, world_size
 from pixart.training.progress import Progress, Tracker, measure_peak
+from pixart.training.reading import ReadingTask, load_text_encoder
 from pixart.training.shapes import Pair, ShapesTask, build_pair, open_pair, train_tokenizer
 from pixart.training.shards import FeatureDataset
 from pixart.training.stages import DRAWN, PREVIOUS, RANDOM, Data, Stage
@@ -76,8 +77,8 @@ class Run:
     def plan(self, name: str) -> str:
         """What a stage will cost, in words; estimates."""
         stage = self._by_name[name]
-        if stage.trains == "autoencoder":
-            return f"{name}: {stage.steps} steps of the autoencoder"
+        if stage.trains != "transformer":
+            return f"{name}: {stage.steps} steps of the {stage.trains.replace('_', ' ')}"
         config = planned_config(stage, self.stages)
         model = empty_model(config)
         weights = sum(p.numel() for p in model.parameters())
@@ -106,33 +107,51 @@ class Run:
     def task(self, stage: Stage) -> Task:
         """What a stage trains, from where the recipe says that it starts."""
         drawn = stage.data.source == DRAWN
+        if stage.trains != "transformer" and not drawn:
+            raise ValueError(
+                f'data.source must be "{DRAWN}" where trains is {stage.trains}, '
+                f"got {stage.data.source!r}"
+            )
         _check_data(stage.data, drawn)
         if stage.trains == "autoencoder":
-            if not drawn:
-                raise ValueError(
-                    f'data.source must be "{DRAWN}" to train an autoencoder, '
-                    f"got {stage.data.source!r}"
-                )
-            if stage.start not in (PREVIOUS, RANDOM):
-                raise ValueError(
-                    f"start of an autoencoder must be previous or random, got {stage.start!r}"
-                )
-            task = AutoencoderTask(build_vae(), stage)
-            if stage.start == PREVIOUS:
-                load_average(self._previous(stage), task.model)
-            return task
+            return self._autoencoder_task(stage)
+        if stage.trains == "text_encoder":
+            if stage.start != RANDOM:
+                raise ValueError(f"start of a text_encoder must be random, got {stage.start!r}")
+            return ReadingTask(stage, self._tokenizer())
         return self._shapes_task(stage) if drawn else self._denoising_task(stage)
 
-    def _previous(self, stage: Stage) -> Path:
-        """The checkpoint of the stage before this one in the recipe."""
-        names = [other.name for other in self.stages]
-        position = names.index(stage.name)
+    def _autoencoder_task(self, stage: Stage) -> AutoencoderTask:
+        if stage.start not in (PREVIOUS, RANDOM):
+            raise ValueError(
+                f"start of an autoencoder must be previous or random, got {stage.start!r}"
+            )
+        task = AutoencoderTask(build_vae(), stage)
+        if stage.start == PREVIOUS:
+            load_average(self._previous(stage), task.model)
+        return task
+
+    def _tokenizer(self) -> Path:
+        """The run's own, learned from the captions once."""
+        spiece = self.directory / "tokenizer" / "spiece.model"
+        if rank() == 0 and not spiece.exists():
+            train_tokenizer(spiece)
+        barrier()
+        return spiece
+
+    def _before(self, stage: Stage) -> Stage:
+        """The stage before this one in the recipe."""
+        position = [other.name for other in self.stages].index(stage.name)
         if position == 0:
             raise ValueError(
                 f"stage {stage.name} is the first and cannot start from the previous one; "
                 "give --start"
             )
-        return self._newest(names[position - 1])
+        return self.stages[position - 1]
+
+    def _previous(self, stage: Stage) -> Path:
+        """The checkpoint of the stage before this one in the recipe."""
+        return self._newest(self._before(stage).name)
 
     def _newest(self, name: str) -> Path:
         checkpoint = latest_checkpoint(self._folder(name))
@@ -171,14 +190,14 @@ class Run:
 
     def _pair(self, stage: Stage) -> tuple[Pair, Path]:
         """Transformer and text encoder as a stage begins, and the tokenizer that goes with them."""
-        if stage.start == RANDOM:
-            spiece = self.directory / "tokenizer" / "spiece.model"
-            if rank() == 0 and not spiece.exists():
-                train_tokenizer(spiece)
-            barrier()
-            return build_pair(transformer_config(stage)), spiece
-        if stage.start != PREVIOUS:
+        if stage.start not in (PREVIOUS, RANDOM):
             return open_pair(stage)
+        read = stage.start == PREVIOUS and self._before(stage).trains == "text_encoder"
+        if read or stage.start == RANDOM:
+            pair = build_pair(transformer_config(stage))
+            if read:
+                load_text_encoder(self._previous(stage), pair.text_encoder)
+            return pair, self._tokenizer()
         previous = self._previous(stage)
         folder = previous / "pipeline"
         pair = build_pair(open_transformer(folder / "transformer").config)

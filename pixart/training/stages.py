@@ -114,7 +114,9 @@ class Stage:
     """One stage of a recipe."""
 
     name: tyro.conf.Fixed[str]
-    trains: Literal["transformer", "autoencoder"] = "transformer"
+    trains: Literal["transformer", "autoencoder", "text_encoder"] = "transformer"
+    """The others are parts of the embedded model. A transformer whose previous stage trained the
+    text encoder starts with that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
     class-conditional DiT with the published names."""
