@@ -28,7 +28,7 @@ def saving(content: Content) -> str:
         "One denoising step of XL/2 with random weights, batch 1, keys and values merged R × R in the "
         "deeper half of the blocks. “Whole” was measured on all blocks; “one block” means that one "
         "dense and one compressed block were measured and composed to the model's. Times are medians "
-        "with 20 % and 80 % quantiles; the saving is of the medians, with the quantiles of the rounds. "
+        "with 20 % and 80 % quantiles, and so is the saving, of rounds that time every model once. "
         "The paper's figure is of drawing an image (PixArt-Σ, table 3 d)."
     )
     rows_table = table(

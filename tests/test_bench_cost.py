@@ -81,6 +81,13 @@ def test_what_whole_models_lose_beside_the_profiled_blocks_is_the_rest() -> None
     assert sections.culprit(row) == "not in the profile: 18.0 points"
 
 
+def test_a_saving_is_that_of_a_round_for_a_slow_round_slows_both() -> None:
+    timed = {"1": [1.0, 2.0, 2.1], "2": [0.8, 1.7, 1.6]}
+    seconds = {name: dict.fromkeys(blocks.FAMILIES, 1.0) for name in timed}
+    both = {name: timing.summarize(samples, "wall") for name, samples in timed.items()}
+    assert saving._row("2k", 2, True, both, seconds)["time_saved"] == pytest.approx(0.2)
+
+
 def test_the_operation_that_eats_the_difference_is_named() -> None:
     eaten = _row({blocks.SELF: 1, blocks.MLP: 1}, {blocks.SELF: 1, blocks.MLP: 1})
     assert sections.culprit(eaten).startswith(f"{blocks.SELF}: 24.8 points")
