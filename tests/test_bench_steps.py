@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import SMALL
 from torch import nn
 
 from bench import bench_pipeline, shapes, steps
@@ -76,15 +77,7 @@ def test_without_a_compiler_compiled_models_are_unavailable(
 
 
 def _pipeline(compression: KVCompression | None, kept: tuple[int, int]) -> Any:
-    config = PixArtConfig(
-        input_size=10,
-        hidden_size=144,
-        depth=2,
-        num_heads=2,
-        caption_channels=48,
-        model_max_length=12,
-        kv_compression=compression,
-    )
+    config = PixArtConfig(**SMALL, kv_compression=compression)
     masks = [SimpleNamespace(mask=torch.arange(12)[None] < count) for count in kept]
     return SimpleNamespace(
         opened=SimpleNamespace(config=config),

@@ -2,7 +2,7 @@
 
 PixArt's T5 comes from pretraining; this stands for it. From random weights the transformer can
 learn which noun stands where only once the encoder ties nouns to places, and the encoder only
-once the transformer asks for it: together they stayed at chance for 8,000 steps.
+once the transformer asks for it: together they stayed near chance for 8,000 steps.
 """
 
 import random
@@ -22,6 +22,7 @@ from pixart.training.checkpoints import load_average
 from pixart.training.denoising import whole_state
 from pixart.training.processes import rank, world_size
 from pixart.training.shapes import build_text_encoder, draw_scene
+from pixart.training.shards import pad
 from pixart.training.stages import Stage
 
 CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))
@@ -102,10 +103,10 @@ class ReadingTask:
                         [names.index(name) for names, name in zip(CLASSES, of, strict=True)]
                     )
                     places.append((thing.x, thing.y))
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(c) for c in captions], batch_first=True)
-        lengths = torch.tensor([len(caption) for caption in captions])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        return Reading(ids, mask, *(torch.tensor(part) for part in (words, classes, places)))
+        ids, mask = pad([torch.tensor(caption)[:, None] for caption in captions])
+        return Reading(
+            ids[..., 0], mask, *(torch.tensor(part) for part in (words, classes, places))
+        )
 
     def losses(self, model: nn.Module, part: Reading) -> dict[str, Tensor]:
         device = next(model.parameters()).device
