@@ -77,8 +77,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     except CompareError as error:
         print(f"bench.compare: {error}", file=sys.stderr)
         return 2
-    print(render(rounds[BASE], rounds[HERE]))
-    return 1 if slower(ratios(rounds[BASE], rounds[HERE])) else 0
+    found = ratios(rounds[BASE], rounds[HERE])
+    print(render(found, unmatched(rounds[BASE], rounds[HERE])))
+    return 1 if slower(found) else 0
 
 
 def compare(root: Path, base: str, rounds: int, expression: str) -> dict[str, list[Medians]]:
@@ -166,9 +167,8 @@ def slower(found: Sequence[Ratio]) -> list[Ratio]:
     return [one for one in found if one.is_ours and one.verdict(noise(found)) == "slower"]
 
 
-def render(base: Sequence[Medians], here: Sequence[Medians]) -> str:
-    """The table, and what only one of the two has."""
-    found = ratios(base, here)
+def render(found: Sequence[Ratio], remarks: Sequence[str]) -> str:
+    """The table, its summary, and remarks."""
     lines = ["this tree over BASE: below 1.00 is faster; least and largest of the rounds"]
     lines.append(f"{'BASE ms':>10} {'here ms':>10} {'ratio':>6} {'spread':>13}          bench")
     for one in found:
@@ -184,10 +184,11 @@ def render(base: Sequence[Medians], here: Sequence[Medians]) -> str:
     if found:
         worse = len(slower(found))
         lines.append(f"{worse} of ours slower beyond the noise, {noise(found):.0%}")
-    return "\n".join(lines + _missing(base, here))
+    return "\n".join([*lines, *remarks])
 
 
-def _missing(base: Sequence[Medians], here: Sequence[Medians]) -> list[str]:
+def unmatched(base: Sequence[Medians], here: Sequence[Medians]) -> list[str]:
+    """What only one of the two has, a line each."""
     everything = set[str]().union(*base, *here)
     if not everything:
         return ["neither revision has such a bench"]

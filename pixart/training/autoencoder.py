@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
 from pixart.training.buckets import share
 from pixart.training.denoising import whole_state
-from pixart.training.processes import rank, world_size
+from pixart.training.processes import own, rank, world_size
 from pixart.training.stages import Stage
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
@@ -136,9 +136,8 @@ class AutoencoderTask:
         self.stage = stage
 
     def load(self, step: int, parts: int) -> list[Pictures]:
-        places = share(range(self.stage.batch.of(1, world_size())), rank(), world_size())
-        seed = f"{self.stage.seed}/{self.stage.name}/{step}"
-        pictures = [self._draw(random.Random(f"{seed}/{place}")) for place in places]
+        rngs = self.stage.rngs(step, self.stage.batch.of(1, world_size()))
+        pictures = [self._draw(rng) for rng in own(rngs)]
         return [_stack(share(pictures, part, parts)) for part in range(parts)]
 
     def _draw(self, rng: random.Random) -> Pictures:

@@ -22,7 +22,7 @@ from pixart.lora import add_lora, merge_lora, save_lora
 from pixart.model import PixArt
 from pixart.training.buckets import epoch_plan, share
 from pixart.training.plan import forward_flops
-from pixart.training.processes import mean_over_processes, rank, world_size
+from pixart.training.processes import mean_over_processes, own, rank, world_size
 from pixart.training.shards import FeatureDataset, pad
 from pixart.training.stages import Stage
 
@@ -122,7 +122,7 @@ class DenoisingTask:
         """This process's samples of a step, in parts."""
         plan_length = len(self._plan(0))
         batch = self._plan(step // plan_length)[step % plan_length]
-        places = share(list(enumerate(batch)), rank(), world_size())
+        places = own(list(enumerate(batch)))
         samples = [self._sample(step, place, index) for place, index in places]
         if self.prior is not None:
             bucket = self.dataset.buckets[batch[0]]

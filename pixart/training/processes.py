@@ -7,7 +7,7 @@ its step in operations that one thread does.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NoReturn
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pixart.model import PixArt
+from pixart.training.buckets import Item, share
 
 
 def connect(device: torch.device) -> None:
@@ -48,6 +49,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def own(batch: Sequence[Item]) -> list[Item]:
+    """The part of a batch that this process takes. Raises ValueError if it is not even."""
+    return share(batch, rank(), world_size())
 
 
 def barrier() -> None:

@@ -20,7 +20,7 @@ from pixart.shapes.scene import COLOURS, RADII, SHAPES
 from pixart.training.buckets import share
 from pixart.training.checkpoints import load_average
 from pixart.training.denoising import whole_state
-from pixart.training.processes import rank, world_size
+from pixart.training.processes import own, rank, world_size
 from pixart.training.shapes import build_text_encoder, draw_scene
 from pixart.training.shards import pad
 from pixart.training.stages import Stage
@@ -79,12 +79,8 @@ class ReadingTask:
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
     def load(self, step: int, parts: int) -> list[Reading]:
-        places = share(range(self.stage.batch.of(1, world_size())), rank(), world_size())
-        seed = f"{self.stage.seed}/{self.stage.name}/{step}"
-        return [
-            self._read([random.Random(f"{seed}/{place}") for place in share(places, part, parts)])
-            for part in range(parts)
-        ]
+        rngs = own(self.stage.rngs(step, self.stage.batch.of(1, world_size())))
+        return [self._read(share(rngs, part, parts)) for part in range(parts)]
 
     def _read(self, rngs: Sequence[random.Random]) -> Reading:
         captions: list[list[int]] = []

@@ -24,7 +24,7 @@ from pixart.training.buckets import share
 from pixart.training.denoising import Sample, draw_timestep, stack, whole_state
 from pixart.training.export import export_pipeline
 from pixart.training.plan import forward_flops
-from pixart.training.processes import rank, world_size
+from pixart.training.processes import own, rank, world_size
 from pixart.training.stages import Data, Stage
 from pixart.training.starts import adapt
 from pixart.weight_files import read_json
@@ -164,12 +164,8 @@ class ShapesTask:
         tokens, base = size**2, self.stage.resolution**2
         unit = world_size() * parts
         images = self.stage.batch.of(1, world_size()) * base // tokens // unit * unit
-        places = share(range(max(images, unit)), rank(), world_size())
-        seed = f"{self.stage.seed}/{self.stage.name}/{step}"
-        samples = [
-            draw_sample(random.Random(f"{seed}/{place}"), self.tokenizer, size, self.stage)
-            for place in places
-        ]
+        rngs = own(self.stage.rngs(step, max(images, unit)))
+        samples = [draw_sample(rng, self.tokenizer, size, self.stage) for rng in rngs]
         return [stack(share(samples, part, parts)) for part in range(parts)]
 
     @torch.no_grad()

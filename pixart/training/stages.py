@@ -7,6 +7,7 @@ field has the same dotted name in a recipe file and on the command line, and one
 import contextlib
 import io
 import math
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -198,6 +199,11 @@ class Stage:
             raise ValueError(f"size must be left out with --start {self.start}, which has its own")
         self._check_lora()
         self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
+
+    def rngs(self, step: int, images: int) -> list[random.Random]:
+        """Sources of chance for a step that draws its images, one each: the same however many
+        processes and parts share them."""
+        return [random.Random(f"{self.seed}/{self.name}/{step}/{place}") for place in range(images)]
 
     def _check_lora(self) -> None:
         if self.lora.rank == 0 and self.lora != LoRA():
