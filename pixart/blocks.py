@@ -21,6 +21,7 @@ from pixart_kernels import (
 )
 
 KeysValues = tuple[Tensor, Tensor]  # (B, L, H, D) each
+FOLDED_TOKENS = 256  # merged ones, at least, that repay reading R² times the weights
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,16 @@ class SelfAttention(nn.Module):
         return self.proj(flash_attention(q, k, v).flatten(2))
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
-        """Whether projecting and merging K and V are one product: 0.80 of the time of both in bf16 and
-        0.88 in fp32 (4,096 tokens, C = 1152, R = 2, one Sapphire Rapids core, torch 2.13). On a GPU
-        it is not measured, and not done."""
+        """Whether projecting and merging K and V are one product. Its share of the time of both (C =
+        1152, two Sapphire Rapids cores, torch 2.13) depends on the tokens that are left, 64, 256 or
+        1,024: with R = 2 1.27, 0.99, 0.75 in bf16 and 1.12, 0.98, 0.86 in fp32; with R = 4 1.67,
+        0.96, 0.66 in bf16. On a GPU it is not measured, and not done."""
         compression, layer = self.compression, self.qkv
         return (
             compression is not None
             and compression.sampling in ("conv", "average")
             and compression.ratio > 1
+            and len(x) * x.shape[1] >= FOLDED_TOKENS * compression.ratio**2
             and not (grid[0] % compression.ratio or grid[1] % compression.ratio)
             and self.k_norm is None
             and x.device.type == "cpu"

@@ -86,6 +86,7 @@ def test_without_gradients_projection_and_merging_are_one_product(
 ) -> None:
     from pixart.blocks import SelfAttention
 
+    monkeypatch.setattr("pixart.blocks.FOLDED_TOKENS", 2 * 8 * 12 // ratio**2)
     model = build(kv_compression=KVCompression((0, 1), ratio, sampling))
     latents, timesteps, caption = inputs(height=16, width=24)
     expected = model(latents, timesteps, caption)
@@ -98,6 +99,7 @@ def test_without_gradients_projection_and_merging_are_one_product(
         model.blocks[0].attn.qkv.weight.mul_(1.5)  # type: ignore[union-attr, operator]
         changed = model(latents, timesteps, caption)
         model(*inputs(height=10, width=14))  # 5 × 7 tokens: patches are completed
+        model(*inputs(height=16, width=16))  # too few to repay it
         assert len(calls) == 4
     assert relative_error(changed, model(latents, timesteps, caption)) < 1e-5
     assert relative_error(changed, expected) > 1e-3

@@ -37,6 +37,11 @@ def adapted(targets: tuple[str, ...] = EVERYWHERE, seed: int = 3, **changes: Any
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def few_tokens_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixart.blocks.FOLDED_TOKENS", 1)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     save_lora(adapted(), tmp_path / "lora")
