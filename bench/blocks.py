@@ -4,7 +4,6 @@
 the work from 1K on. At 4K a CPU takes minutes for the whole model; a block can still be measured.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -100,8 +99,8 @@ def flops(resolution: str, ratio: int) -> dict[str, int]:
 
 def operations(
     calls: Mapping[str, timing.Call], resolution: str, device: torch.device, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Seconds of each family of operations in each block of ours, medians of `rounds` passes in turn.
+) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each family of operations in each block of ours, in `rounds` passes in turn.
 
     Read from a profile of the block as it runs: what PyTorch's dispatcher met first, with all below.
     On a GPU the seconds are those of the kernels that were launched.
@@ -112,10 +111,7 @@ def operations(
     for _ in range(rounds):
         for name, call in calls.items():
             found[name].append(_profile(call, shapes.model(resolution).hidden_size, device))
-    return {
-        name: {family: statistics.median(one[family] for one in passes) for family in FAMILIES}
-        for name, passes in found.items()
-    }
+    return found
 
 
 def _profile(call: timing.Call, width: int, device: torch.device) -> dict[str, float]:

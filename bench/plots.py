@@ -22,7 +22,7 @@ NAMES = {"dense": "ours, dense", "compressed": "ours, R = 2", "diffusers": "diff
 ROOFLINE, COMPOSED = "roofline", ", composed of two blocks"  # in the names of curves
 # Of commands that measured the same: bench.gpu times ours and the peers in turn.
 PREFERRED = ("gpu", "saving", "cpu", "growth", "suite")
-STEPS = {"ours": "ours, dense", "ours compressed": "ours, R = 2", "diffusers": "diffusers"}
+STEPS = {"ours": "dense", "ours compressed": "compressed", "diffusers": "diffusers"}
 
 
 class Plot(NamedTuple):
@@ -58,20 +58,19 @@ def drawable(results: Sequence[Named]) -> list[Plot]:
 
 
 def _steps(result: Result, row: Result) -> Iterator[Point]:
-    """Seconds of a denoising step in bf16 against the side of the image in pixels."""
+    """Seconds of a denoising step in bf16 against the side of the image in pixels; only of commands
+    that time all three in turn."""
     kind = result["kind"]
     if kind == "saving" and row["ratio"] == 2:
         suffix = "" if row["scope"] == "whole" else COMPOSED
-        for name in ("dense", "compressed"):
+        for name in NAMES:
             yield NAMES[name] + suffix, _side(row["tokens"]), row[name]["median"]
-    elif kind == "cpu" and (row["dtype"], row["variant"]) == ("bfloat16", "diffusers"):
-        yield "diffusers", _side(row["tokens"]), row["median"]
     elif (
         (kind, row.get("step")) == ("gpu", "denoise")
         and row["variant"] in STEPS
         and "median" in row
     ):
-        yield STEPS[row["variant"]], _side(row["shape"]["tokens"]), row["median"]
+        yield NAMES[STEPS[row["variant"]]], _side(row["shape"]["tokens"]), row["median"]
 
 
 def _attention(result: Result, row: Result) -> Iterator[Point]:
@@ -177,7 +176,7 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
     except ImportError as error:
         raise ValueError("plots need matplotlib; pip install 'pixart-fast[bench]'") from error
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, rows = pyplot.subplots(
         1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout="constrained"
@@ -195,6 +194,9 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
         ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params("y", labelsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(plot.title)

@@ -1,12 +1,15 @@
 """`python -m bench.saving [--json FILE]`: kv_compression_saving, the time that compression saves.
 
-One denoising step of the full-size XL/2 model, dense against compressed in its deeper half, in turn
-in one process, beside the share of FLOPs saved and what the paper reports. A CPU runs the whole model
-up to 2K; at larger sizes, one block of either kind stands for the model's 28.
+One denoising step of the full-size XL/2 model, dense against compressed in its deeper half and against
+diffusers' dense one, in turn in one process, beside the share of FLOPs saved and what the paper
+reports. A CPU runs the whole model up to 2K; at larger sizes, one block of either kind stands for the
+model's 28.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from bench import blocks, record, sections, shapes, steps, timing, worker
 PAPER = {"2k": 0.34, "4k": 0.34}
 WHOLE_ON_CPU = (shapes.TINY, "256", "512", "1k", "2k")
 DTYPE = torch.bfloat16
+THEIRS = "diffusers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +47,15 @@ def measure(
     """A row for each ratio. Times the models for about `seconds`, and at least `rounds` times each."""
     whole = device.type == "cuda" or size in WHOLE_ON_CPU
     single = {str(ratio): blocks.ours(size, ratio, device, DTYPE) for ratio in (1, *ratios)}
-    calls = {name: _model(size, int(name), device) for name in single} if whole else single
+    if whole:
+        calls = {name: _model(size, int(name), device) for name in single}
+        calls[THEIRS] = steps.make_denoiser(steps.RECIPES[THEIRS], size, device)
+    else:
+        calls = single | {THEIRS: blocks.theirs(size, device, DTYPE)}
     times = timing.measure_all(calls, device, seconds=seconds, least_rounds=rounds)
-    by_family = blocks.operations(single, size, device, rounds)
-    return [_row(size, ratio, whole, times, by_family) for ratio in ratios]
+    del calls  # the models
+    passes = blocks.operations(single, size, device, rounds)
+    return [_row(size, ratio, whole, times, passes) for ratio in ratios]
 
 
 def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
@@ -59,20 +68,25 @@ def _row(
     ratio: int,
     whole: bool,
     times: Mapping[str, timing.Timing],
-    seconds: Mapping[str, Mapping[str, float]],
+    passes: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, Any]:
-    sizes, block = shapes.model(size), (times["1"], times[str(ratio)])
-    rounds = list(zip(*(timed.samples for timed in block), strict=True))
+    """times: of models, or of blocks where not `whole`. passes: of blocks, by family of operations."""
+    sizes, names = shapes.model(size), ("1", str(ratio), THEIRS)
+    rounds = list(zip(*(times[name].samples for name in names), strict=True))
     if not whole:
-        rounds = [compose(sizes, *pair) for pair in rounds]
-    dense, compressed = (
-        timing.summarize(list(samples), block[0].method).summary()
+        rounds = [
+            (*compose(sizes, dense, compressed), sizes.depth * theirs)
+            for dense, compressed, theirs in rounds
+        ]
+    dense, compressed, theirs = (
+        timing.summarize(list(samples), times["1"].method).summary()
         for samples in zip(*rounds, strict=True)
     )
     # Of a round's pair, for the machine's own changes then touch both.
-    shares = timing.summarize([1 - after / before for before, after in rounds], "").summary()
+    shares = timing.summarize([1 - after / before for before, after, _ in rounds], "").summary()
     work = [blocks.flops(size, one) for one in (1, ratio)]
     before, after = compose(sizes, *(sum(families.values()) for families in work))
+    pairs = zip(passes["1"], passes[str(ratio)], strict=True)
     return {
         "size": size,
         "tokens": shapes.tokens(size),
@@ -82,14 +96,27 @@ def _row(
         "depth": sizes.depth,
         "dense": dense,
         "compressed": compressed,
+        "diffusers": theirs,
         "time_saved": shares["median"],
         "time_saved_p20": shares["p20"],
         "time_saved_p80": shares["p80"],
         "flops_saved": 1 - after / before,
         "paper": PAPER.get(size) if ratio == shapes.RATIO else None,
-        "operations": {"dense": seconds["1"], "compressed": seconds[str(ratio)]},
-        "eaten": eaten(sizes, seconds["1"], seconds[str(ratio)], *work),
+        "operations": {
+            "dense": medians(passes["1"]),
+            "compressed": medians(passes[str(ratio)]),
+        },
+        "eaten": medians([eaten(sizes, *pair, *work) for pair in pairs]),
     }
+
+
+def medians(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of what each pass found, by name."""
+    found = defaultdict(list)
+    for one in passes:
+        for name, value in one.items():
+            found[name].append(value)
+    return {name: median(values) for name, values in found.items()}
 
 
 def compose(sizes: shapes.Model, dense: float, compressed: float) -> tuple[float, float]:

@@ -55,11 +55,13 @@ def _row(
         "1": dict.fromkeys(blocks.FAMILIES, 0.0) | dense,
         "2": dict.fromkeys(blocks.FAMILIES, 0.0) | compressed,
     }
+    took = times or {name: sum(families.values()) for name, families in seconds.items()}
     timed = {
-        name: timing.summarize([times[name] if times else sum(families.values())], "wall")
-        for name, families in seconds.items()
+        name: timing.summarize([median], "wall")
+        for name, median in (took | {saving.THEIRS: 3.0}).items()
     }
-    return saving._row(size, 2, times is not None, timed, seconds)
+    passes = {name: [families] for name, families in seconds.items()}
+    return saving._row(size, 2, times is not None, timed, passes)
 
 
 def test_what_is_eaten_adds_up_to_the_saving_that_is_missing() -> None:
@@ -82,10 +84,16 @@ def test_what_whole_models_lose_beside_the_profiled_blocks_is_the_rest() -> None
 
 
 def test_a_saving_is_that_of_a_round_for_a_slow_round_slows_both() -> None:
-    timed = {"1": [1.0, 2.0, 2.1], "2": [0.8, 1.7, 1.6]}
-    seconds = {name: dict.fromkeys(blocks.FAMILIES, 1.0) for name in timed}
-    both = {name: timing.summarize(samples, "wall") for name, samples in timed.items()}
-    assert saving._row("2k", 2, True, both, seconds)["time_saved"] == pytest.approx(0.2)
+    timed = {"1": [1.0, 2.0, 2.1], "2": [0.8, 1.7, 1.6], saving.THEIRS: [1.0, 1.0, 1.0]}
+    passes = {
+        name: [dict.fromkeys(blocks.FAMILIES, one) for one in timed[name]] for name in ("1", "2")
+    }
+    all_of_them = {name: timing.summarize(samples, "wall") for name, samples in timed.items()}
+    row = saving._row("2k", 2, True, all_of_them, passes)
+    assert row["time_saved"] == pytest.approx(0.2)
+    # Half of the blocks save as much of each of 6 families; of FLOPs merging saves none.
+    assert row["eaten"][blocks.MERGING] == pytest.approx(-0.2 / 2 / 6)
+    assert row["operations"]["dense"][blocks.MLP] == 2.0
 
 
 def test_the_operation_that_eats_the_difference_is_named() -> None:
@@ -116,6 +124,7 @@ def test_a_saving_is_measured_on_whole_models_or_composed_of_blocks(
         dense, other = timed[0]["1"].median, timed[0][str(row["ratio"])]
         assert row["scope"] == ("whole" if whole else "block")
         assert row["dense"]["median"] == pytest.approx(depth * dense)
+        assert row["diffusers"]["median"] == pytest.approx(depth * timed[0][saving.THEIRS].median)
         kept = [
             (second if whole else first + second)
             for first, second in zip(timed[0]["1"].samples, other.samples, strict=True)
@@ -128,8 +137,9 @@ def test_a_saving_is_measured_on_whole_models_or_composed_of_blocks(
 # A grid of 6 × 6 that 2 divides is merged by a product; one of 4 is not, and compress_kv runs.
 @pytest.mark.parametrize(("ratio", "projections", "merging"), [(1, 4, 0), (2, 5, 1), (4, 4, 1)])
 def test_every_operation_of_a_block_is_put_into_its_family(
-    ratio: int, projections: int, merging: int
+    ratio: int, projections: int, merging: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pixart.blocks.FOLDED_TOKENS", 1)
     call = blocks.ours(shapes.TINY, ratio, CPU, torch.bfloat16)
     call()
     activities = [torch.profiler.ProfilerActivity.CPU]
