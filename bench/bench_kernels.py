@@ -12,7 +12,7 @@ Report = Callable[[suite.Row], None]
 
 
 def _cases(operator: str, kinds: Sequence[str], size: str) -> list[Case]:
-    return parts.compared([Workload(operator, size, kind) for kind in kinds])
+    return parts.compared([Workload(operator, size, kind) for kind in kinds], hurried=False)
 
 
 @suite.at_each(SIZES, partial(_cases, "flash_attention", ("self", "compressed", "cross")))

@@ -1,9 +1,9 @@
 """One denoising step and one training step of the transformer, dense and compressed, against the
-model of diffusers with the same weights, eager and compiled."""
+model of diffusers with the same weights, eager and compiled; and what compression saves of a step."""
 
 from collections.abc import Callable
 
-from bench import shapes, steps, suite
+from bench import saving, shapes, steps, suite
 from bench.worker import Case
 
 SIZES = shapes.MODEL_SIZES[suite.device().type]
@@ -22,4 +22,9 @@ def bench_denoising(rows: dict[str, suite.Row], variant: str, report: Report) ->
 
 @suite.at_each(SIZES, lambda size: [steps.train(size)])
 def bench_training_step(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
+    report(rows[variant])
+
+
+@suite.at_each(SIZES, lambda size: [saving.case(size)])
+def bench_kv_compression_saving(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
     report(rows[variant])

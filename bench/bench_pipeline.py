@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import memory, shapes, suite, timing
 from bench.machine import ROOT
@@ -35,11 +37,14 @@ Report = Callable[[suite.Row], None]
 
 
 class Stages:
-    """Seconds and peak bytes of the stages of one picture; each ends where the next one begins."""
+    """Seconds and peak bytes of the stages of one picture; each ends where the next one begins. Their
+    FLOPs where it is drawn in `counter`, which takes time and does not know our operators."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.counter = FlopCounterMode(display=False)
         self.seconds: dict[str, float] = {}
+        self.flops: dict[str, int] = {}
         self.peaks: dict[str, int | None] = {}
         self._begin_next()
 
@@ -47,6 +52,7 @@ class Stages:
         timing.synchronize(self.device)
         self.seconds[stage] = time.perf_counter() - self.began
         self.peaks[stage] = self.meter.peak()
+        self.flops[stage] = self.counter.get_total_flops() - sum(self.flops.values())
         self._begin_next()
 
     def _begin_next(self) -> None:
@@ -54,9 +60,8 @@ class Stages:
         self.began = time.perf_counter()
 
 
-def _draw(device: torch.device, path: Path) -> tuple[Stages, Pipeline]:
-    stages = Stages(device)
-    pipe = Pipeline.from_pretrained(device=device, cache_dir=None)
+def _draw(stages: Stages, path: Path) -> Pipeline:
+    pipe = Pipeline.from_pretrained(device=stages.device, cache_dir=None)
     stages.end("open")
     pipe.prepare([PROMPT, ""])
     stages.end("text encoder")
@@ -74,7 +79,7 @@ def _draw(device: torch.device, path: Path) -> tuple[Stages, Pipeline]:
     stages.seconds["whole"] = sum(stages.seconds.values())
     with Image.open(path) as written:
         assert written.tobytes() == drawn.image.tobytes()
-    return stages, pipe
+    return pipe
 
 
 def _job(path: Path, pipe: Pipeline) -> Job:
@@ -100,26 +105,30 @@ def _draw_often(context: Context) -> None:
     runs: list[Stages] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
-        _draw(context.device, path)  # the first one loads libraries
+        counted = Stages(context.device)
+        # A CPU's other attention is not known to the counter.
+        with counted.counter, sdpa_kernel(SDPBackend.MATH):
+            pipe = _draw(counted, path)  # untimed: the first one loads libraries
         while len(runs) < LEAST_PICTURES or time.perf_counter() - began < context.seconds:
-            stages, pipe = _draw(context.device, path)
-            runs.append(stages)
+            runs.append(Stages(context.device))
+            _draw(runs[-1], path)
         size = path.stat().st_size
-    # The machine's peak is one of bf16 products: no rate in another dtype.
-    flops = _flops(pipe) if pipe.transformer.dtype == torch.bfloat16 else 0
-    work = {"denoiser": (flops, 0), "write": (0, size)}
+    dtype = pipe.transformer.dtype
+    work = {stage: (counted.flops[stage], 0) for stage in ("text encoder", "VAE")}
+    work |= {"denoiser": (_flops(pipe), 0), "write": (0, size)}
     for stage in STAGES:
         samples = [run.seconds[stage] for run in runs]
         peaks = [peak for run in runs if (peak := run.peaks.get(stage)) is not None]
         row: dict[str, Any] = {
             "variant": stage,
             "agrees": True,
-            "dtype": str(pipe.transformer.dtype),
+            "dtype": str(dtype),
+            "resolution": str(pipe.native),
         }
         row |= {"prompt": PROMPT, "height": pipe.native, "width": pipe.native}
         row |= {"peak_bytes": max(peaks, default=None)}
         result = timing.summarize(samples, "wall")
-        context.row(**row, **measured(result, context, *work.get(stage, (0, 0))))
+        context.row(**row, **measured(result, context, *work.get(stage, (0, 0)), dtype))
 
 
 def _flops(pipe: Pipeline) -> int:

@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.section("rates")
     for name, peak in config.stash[CONTEXT].peaks.items():
-        unit, scale = ("TFLOP/s", 1e12) if name == "matmul" else ("GB/s", 1e9)
+        unit, scale = ("GB/s", 1e9) if name == "copy" else ("TFLOP/s", 1e12)
         terminalreporter.write_line(
             f"peak of this machine, {name}: {peak['per_second'] / scale:.3g} {unit}"
         )

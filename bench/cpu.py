@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import memory, record, sections, shapes, steps, timing
+from bench import machine, memory, record, sections, shapes, steps, timing
 from pixart.model import PixArt
 
 CPU = torch.device("cpu")
+ENCODED = "ours, caption encoded"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,11 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype = getattr(torch, name)
             calls = variants(size, dtype, ours, theirs)
             rows = measure(size, dtype, calls, seconds=options.seconds, least_rounds=options.rounds)
-            for row in (
-                rows if name == "bfloat16" else ()
-            ):  # the dtype in which the peak was measured
-                rate = row["flops"] / row["median"]
-                row["share_of_matmul"] = rate / run.values["peaks"]["matmul"]["per_second"]
+            peak = machine.product_rate(run.values["peaks"], dtype)
+            for row in rows:
+                row["share_of_matmul"] = row["flops"] / row["median"] / peak
             run.add({f"{size}/{name}/{row['variant']}": row for row in rows})
             run.save(options.json)
     print(sections.cpu(run.save(options.json)))
@@ -69,7 +68,7 @@ def measure(
             "dtype": str(dtype).removeprefix("torch."),
             "variant": name,
             **times[name].summary(),
-            "flops": shapes.step_flops(size, 1, compressed=False),
+            "flops": shapes.step_flops(size, 1, compressed=False, captions=name != ENCODED),
             "difference_from_diffusers": differences[name],
             "peak_bytes": peaks[name],  # beyond the weights
             "times_as_fast": times["diffusers"].median / times[name].median,
@@ -88,7 +87,7 @@ def variants(
     inputs = steps.random_latents(size, CPU), torch.tensor([500])
     calls = {
         "ours": partial(ours, *inputs, caption),
-        "ours, caption encoded": partial(ours, *inputs, ours.encode_caption(caption)),
+        ENCODED: partial(ours, *inputs, ours.encode_caption(caption)),
         "diffusers": partial(steps.call_theirs, theirs, caption, *inputs),
     }
     return {name: torch.no_grad()(call) for name, call in calls.items()}

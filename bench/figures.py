@@ -33,6 +33,13 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def saved(row: dict[str, Any]) -> str:
+    """Time saved by key/value compression, FLOPs saved, and what the paper reports."""
+    time, flops = percent(row["time_saved"]), percent(row["flops_saved"])
+    paper = "" if row["paper"] is None else f", paper {percent(row['paper'], 0)}"
+    return f"time saved {time}, FLOPs saved {flops}{paper}"
+
+
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     return "\n".join([*head, *("| " + " | ".join(line) + " |" for line in lines)])

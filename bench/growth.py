@@ -14,7 +14,6 @@ import torch
 from bench import blocks, memory, record, sections, shapes, timing, worker
 
 VARIANTS = ("dense", "compressed", "diffusers")
-PREDICTED = {"8k": (512, 512)}  # rows and columns of tokens of sizes that are only predicted
 # Inputs and outputs of a block's matrix products, in widths: qkv and its output, query and output of
 # the cross-attention, the two layers of the MLP.
 PRODUCTS = ((1, 3), (1, 1), (1, 1), (1, 1), (1, 4), (4, 1))
@@ -35,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = measure(size, options.variants, device, dtype, **patience)
             run.add({f"{size}/{options.dtype}/{row['variant']}": row for row in rows})
             run.save(options.json)
-    for size, grid in PREDICTED.items():
-        known = {name: describe(size, grid, name, dtype) for name in options.variants}
-        run.add({f"{size}/{options.dtype}/{name}": row for name, row in known.items()})
+    size = shapes.PREDICTED
+    known = {name: describe(size, shapes.grid(size), name, dtype) for name in options.variants}
+    run.add({f"{size}/{options.dtype}/{name}": row for name, row in known.items()})
     print(sections.growth(run.save(options.json)))
     return 0
 
@@ -75,7 +74,7 @@ def describe(size: str, grid: tuple[int, int], variant: str, dtype: torch.dtype)
         "tokens": grid[0] * grid[1],
         "dtype": str(dtype).removeprefix("torch."),
         "variant": variant,
-        # The machine's peak is one of bf16 products.
+        # Of 16 bits: fp32 has other bytes, and another peak.
         "floors": floors(shapes.model(size), grid, variant) if dtype == torch.bfloat16 else None,
     }
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("kernels", "pixart", "bench")
 LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
 TRIAL, SLOW = 256, 0.02  # side of a product, and seconds of it on a CPU without bf16 instructions
+PRODUCTS = {torch.bfloat16: "matmul", torch.float32: "matmul_fp32"}  # names of peaks
 READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
 READINGS["celsius"] = "temperature.gpu"
 
@@ -146,7 +147,8 @@ def _median(column: tuple[str, ...]) -> float | None:
 
 
 def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
-    """What this machine can do: bytes per second of a large copy, FLOP/s of a large bf16 product.
+    """What this machine can do: bytes per second of a large copy, FLOP/s of a large product in bf16
+    and in fp32; the most that any of some twenty of each reached.
 
     A copy of n bytes moves 2n. Random data: a product of zeros is faster. On a CPU the product is
     one of milliseconds, at the model's width: a longer one meets other processes on its cores.
@@ -159,22 +161,26 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     target = torch.empty_like(source)
     if device.type == "cpu" and side > TRIAL and _is_slow(_product(TRIAL, device)):
         side = TRIAL  # the larger one would take seconds
-    calls: dict[str, list[timing.Call]] = {
-        "copy": [lambda: target.copy_(source)],
-        "matmul": [_product(side, device)],
-    }
+    calls: dict[str, list[timing.Call]] = {"copy": [lambda: target.copy_(source)]}
+    calls |= {name: [_product(side, device, dtype)] for dtype, name in PRODUCTS.items()}
     results = timing.measure(calls, device, seconds=0.5, least_rounds=20)
-    work = {"copy": 2 * size, "matmul": 2 * side**3}
+    work = {"copy": 2 * size} | dict.fromkeys(PRODUCTS.values(), 2 * side**3)
     found: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
         if isinstance(result, Exception):
             raise result
-        found[name] = {"per_second": work[name] / result.median, **result.summary()}
+        found[name] = {"per_second": work[name] / min(result.samples), **result.summary()}
     return found
 
 
-def _product(side: int, device: torch.device) -> timing.Call:
-    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+def product_rate(peaks: dict[str, dict[str, Any]], dtype: torch.dtype) -> float:
+    """FLOP/s of the peak that products of a dtype are judged by: fp16's is that of bf16."""
+    name = PRODUCTS[torch.bfloat16 if dtype == torch.float16 else dtype]
+    return peaks[name]["per_second"]
+
+
+def _product(side: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> timing.Call:
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: torch.mm(left, right)
 
 

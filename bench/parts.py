@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench import accuracy, peers, shapes, timing, tuning
+from bench import accuracy, machine, peers, shapes, timing, tuning
 from bench.worker import Case, Context
 from bench.workloads import Inputs, Workload, differentiable, output_gradients, outputs_of
 
@@ -75,7 +75,7 @@ def operators(tiny: bool) -> list[Case]:
     """Every operator in turn with its peers, forward and backward."""
     if tiny:
         works = [Workload(op, shapes.TINY, kind) for op, kind in _operators("self", "masked")]
-        return compared([*works, Workload("project_kv", shapes.TINY)])
+        return compared([*works, Workload("project_kv", shapes.TINY)], hurried=True)
     large, small = SIZES[:2], SIZES[2:]
     rest = [("compress_kv", ""), *ELEMENTWISE]
     works = [Workload("flash_attention", "4k", "self")]
@@ -90,15 +90,16 @@ def operators(tiny: bool) -> list[Case]:
     works += [Workload(operator, size, kind) for size in small for operator, kind in rest]
     works += [Workload("flash_attention", size, "masked", 2) for size in ("1k", "4k")]
     works += [Workload("compress_kv", "2k", ratio=ratio) for ratio in (3, 4)]
-    return compared(works)
+    return compared(works, hurried=True)
 
 
-def compared(works: Sequence[Workload]) -> list[Case]:
-    """Each in turn with its peers, forward and backward."""
+def compared(works: Sequence[Workload], *, hurried: bool) -> list[Case]:
+    """Each in turn with its peers, forward and backward. hurried: what compiles for seconds at every
+    shape does so at few."""
     return [
         Case(
             f"{work.name}/{'backward' if backward else 'forward'}",
-            partial(_compare, work, backward),
+            partial(_compare, work, backward, hurried),
             tuple(peers.variants(work)),
         )
         for work in works
@@ -107,7 +108,7 @@ def compared(works: Sequence[Workload]) -> list[Case]:
     ]
 
 
-def _compare(work: Workload, backward: bool, context: Context) -> None:
+def _compare(work: Workload, backward: bool, hurried: bool, context: Context) -> None:
     begin = time.time()
     copies = timing.copies_to_pass_cache(work.bytes(backward), context.device)
     sets = [work.inputs(context.device, seed) for seed in range(copies)]
@@ -117,7 +118,7 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     statuses: dict[str, str | None] = {}
     tuning.forget()
     for name, variant in context.choose(peers.variants(work)).items():
-        statuses[name] = context.crashed(name) or _not_worth_it(name, work)
+        statuses[name] = context.crashed(name) or (_too_slow(name, work) if hurried else None)
         if statuses[name]:
             continue
         context.announce(name)
@@ -142,11 +143,13 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
         is_ours = name == "ours"
         row |= {"agrees": accuracy.plausible(errors.get(name, {}), work.dtype, is_ours=is_ours)}
         rates = work.flops(backward), work.bytes(backward)
-        row |= measured(status or times[name], context, *rates, copies=copies, clocks=clocks)
+        row |= measured(
+            status or times[name], context, *rates, work.dtype, copies=copies, clocks=clocks
+        )
         context.row(**row)
 
 
-def _not_worth_it(name: str, work: Workload) -> str | None:
+def _too_slow(name: str, work: Workload) -> str | None:
     if name == "flex" and (work.kind != "self" or work.resolution in ("2k", "512")):
         return "not measured: compiles for seconds at every shape"
     return None
@@ -183,20 +186,23 @@ def measured(
     context: Context,
     flops: int,
     moved: int,
+    dtype: torch.dtype = torch.bfloat16,
     **rest: Any,
 ) -> dict[str, Any]:
-    """The part of a row that says how fast, and how near to what this machine can do at most."""
+    """The part of a row that says how fast, and how near to what this machine can do at most. dtype:
+    of the products that `flops` counts."""
     if isinstance(result, str):
         return {"status": result}
     if isinstance(result, Exception):
         return {"status": failed(result)}
-    matmul, copy = (context.peaks[name]["per_second"] for name in ("matmul", "copy"))
-    rates = {"flops": flops, "flops_per_second": flops / result.median} if flops else {}
+    rates: dict[str, float] = {}
     if flops:
-        rates["share_of_matmul"] = flops / result.median / matmul
+        peak = machine.product_rate(context.peaks, dtype)
+        rates |= {"flops": flops, "flops_per_second": flops / result.median}
+        rates["share_of_matmul"] = flops / result.median / peak
     if moved:
         rates |= {"bytes": moved, "bytes_per_second": moved / result.median}
-        rates["share_of_copy"] = moved / result.median / copy
+        rates["share_of_copy"] = moved / result.median / context.peaks["copy"]["per_second"]
     return {"status": "measured", **result._asdict(), **rates, **rest}
 
 

@@ -54,10 +54,12 @@ def _company(rows: Sequence[Row]) -> str:
 def _peaks(peaks: Row | None) -> str:
     if peaks is None:
         return f"peaks {MISSING}"
-    return (
-        f"peaks {peaks['matmul']['per_second'] / 1e12:.3g} TFLOP/s (bf16 product), "
-        f"{peaks['copy']['per_second'] / 1e9:.3g} GB/s (copy)"
-    )
+    said = [
+        f"{peaks[name]['per_second'] / 1e12:.3g} TFLOP/s ({dtype} product)"
+        for name, dtype in (("matmul", "bf16"), ("matmul_fp32", "fp32"))
+        if name in peaks  # older files have none of fp32
+    ]
+    return f"peaks {', '.join(said)}, {peaks['copy']['per_second'] / 1e9:.3g} GB/s (copy)"
 
 
 def _clocks(rows: Sequence[Row]) -> str:

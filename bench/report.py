@@ -92,7 +92,8 @@ def render(results: Sequence[Named]) -> str:
         "about one machine; below each table stand the runs that made it: command, date, commit, "
         "load. Sizes are those of square images: 1k is 1024 × 1024 px and 4,096 tokens; XL/2 is the "
         "published model of 28 blocks and 0.6 B parameters. A share of peak is one of the largest "
-        "rate that the same process reached, in a bf16 matrix product or in a copy. Times are by the "
+        "rate that any of some twenty matrix products reached in the same process, in bf16 or, for "
+        "fp32, in fp32; where a rate is of bytes, that any of as many copies did. Times are by the "
         "wall clock; on a GPU by events, which leave the host's launches out unless it says “with "
         "host”, or by a graph of many calls.",
         *(f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(measured)),

@@ -9,18 +9,20 @@ model's 28.
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from bench import blocks, record, sections, shapes, steps, timing, worker
+from bench import blocks, parts, record, sections, shapes, steps, timing, worker
 
 # Seconds to draw an image, 58 to 38 at 2K and 91 to 60 at 4K: PixArt-Σ, table 3 (d).
 PAPER = {"2k": 0.34, "4k": 0.34}
-WHOLE_ON_CPU = (shapes.TINY, "256", "512", "1k", "2k")
+WHOLE_ON_CPU = (shapes.TINY, "256", "512", "1k", "2k", *shapes.MODEL_SIZES["cpu"])
 DTYPE = torch.bfloat16
 THEIRS = "diffusers"
+VARIANTS = {"ours R = 2": 2, "ours R = 4": 4}  # of `pytest bench`, by the ratio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,17 +36,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = record.Run("saving", arguments, device, tiny=shapes.TINY in options.sizes)
     with worker.readied(device):
         for size in options.sizes:
-            rows = measure(size, options.ratios, device, options.seconds, options.rounds)
-            run.add({f"{size}/R{row['ratio']}": row for row in rows})
+            found = measure(size, options.ratios, device, options.seconds, options.rounds)
+            run.add({f"{size}/R{row['ratio']}": row for row, _ in found})
             run.save(options.json)
     print(sections.saving(run.save(options.json)))
     return 0
 
 
+def case(size: str) -> worker.Case:
+    """Of `pytest bench`: a compressed model is a variant, and its row tells the saving."""
+    return worker.Case(f"saving/{size}", partial(_tell, size), tuple(VARIANTS))
+
+
+def _tell(size: str, context: worker.Context) -> None:
+    chosen = context.choose(VARIANTS)
+    found = measure(size, list(chosen.values()), context.device, context.seconds, rounds=3)
+    for (name, ratio), (row, compressed) in zip(chosen.items(), found, strict=True):
+        flops = shapes.step_flops(size, 1, True, shapes.Compression(ratio))
+        rates = parts.measured(compressed, context, flops, 0, DTYPE)
+        # What these models compute is compared where their steps are timed.
+        context.row(step="denoise", resolution=size, variant=name, agrees=None, **row, **rates)
+
+
 def measure(
     size: str, ratios: Sequence[int], device: torch.device, seconds: float, rounds: int
-) -> list[dict[str, Any]]:
-    """A row for each ratio. Times the models for about `seconds`, and at least `rounds` times each."""
+) -> list[tuple[dict[str, Any], timing.Timing]]:
+    """For each ratio a row, and the times of the compressed model. Times the models for about
+    `seconds`, and at least `rounds` times each."""
     whole = device.type == "cuda" or size in WHOLE_ON_CPU
     single = {str(ratio): blocks.ours(size, ratio, device, DTYPE) for ratio in (1, *ratios)}
     if whole:
@@ -55,7 +73,7 @@ def measure(
     times = timing.measure_all(calls, device, seconds=seconds, least_rounds=rounds)
     del calls  # the models
     passes = blocks.operations(single, size, device, rounds)
-    return [_row(size, ratio, whole, times, passes) for ratio in ratios]
+    return [_result(size, ratio, whole, times, passes) for ratio in ratios]
 
 
 def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
@@ -63,13 +81,13 @@ def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
     return steps.make_denoiser(steps.Recipe("ours", compression), size, device)
 
 
-def _row(
+def _result(
     size: str,
     ratio: int,
     whole: bool,
     times: Mapping[str, timing.Timing],
     passes: Mapping[str, Sequence[Mapping[str, float]]],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], timing.Timing]:
     """times: of models, or of blocks where not `whole`. passes: of blocks, by family of operations."""
     sizes, names = shapes.model(size), ("1", str(ratio), THEIRS)
     rounds = list(zip(*(times[name].samples for name in names), strict=True))
@@ -79,24 +97,23 @@ def _row(
             for dense, compressed, theirs in rounds
         ]
     dense, compressed, theirs = (
-        timing.summarize(list(samples), times["1"].method).summary()
-        for samples in zip(*rounds, strict=True)
+        timing.summarize(list(samples), times["1"].method) for samples in zip(*rounds, strict=True)
     )
     # Of a round's pair, for the machine's own changes then touch both.
     shares = timing.summarize([1 - after / before for before, after, _ in rounds], "").summary()
     work = [blocks.flops(size, one) for one in (1, ratio)]
     before, after = compose(sizes, *(sum(families.values()) for families in work))
     pairs = zip(passes["1"], passes[str(ratio)], strict=True)
-    return {
+    row = {
         "size": size,
         "tokens": shapes.tokens(size),
         "ratio": ratio,
         "dtype": str(DTYPE).removeprefix("torch."),
         "scope": "whole" if whole else "block",  # what was timed
         "depth": sizes.depth,
-        "dense": dense,
-        "compressed": compressed,
-        "diffusers": theirs,
+        "dense": dense.summary(),
+        "compressed": compressed.summary(),
+        "diffusers": theirs.summary(),
         "time_saved": shares["median"],
         "time_saved_p20": shares["p20"],
         "time_saved_p80": shares["p80"],
@@ -108,6 +125,7 @@ def _row(
         },
         "eaten": medians([eaten(sizes, *pair, *work) for pair in pairs]),
     }
+    return row, compressed
 
 
 def medians(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -13,8 +13,10 @@ PATCH_PIXELS = 16  # side of a token: the VAE's 8 pixels times the patch size 2
 RATIO = 2  # of the published compression
 TINY = "tiny"
 SHALLOW = "-shallow"  # two blocks of the full width, dense and compressed, stand for all 28
+PREDICTED = "8k"  # runs nowhere
 PIXELS = {
     **RESOLUTIONS,
+    PREDICTED: 8192,
     **{name + SHALLOW: side for name, side in RESOLUTIONS.items()},
     TINY: 96,  # 6 × 6 tokens, to try the benches out on any machine
 }
@@ -123,12 +125,26 @@ def elementwise_bytes(
 
 
 def step_flops(
-    resolution: str, batch: int, compressed: bool, compression: Compression = PUBLISHED
+    resolution: str,
+    batch: int,
+    compressed: bool,
+    compression: Compression = PUBLISHED,
+    *,
+    captions: bool = False,
 ) -> int:
-    """One forward pass of the transformer's blocks; a training step is three of them."""
+    """One forward pass of the transformer's blocks; a training step is three of them. captions: it
+    makes the captions' keys and values as well."""
     sizes, ratio = model(resolution), compression.ratio
     layers = compression.layers(sizes) if compressed else range(0)
-    return batch * forward_flops(sizes, tokens(resolution), tokens(resolution, ratio), len(layers))
+    once = forward_flops(sizes, tokens(resolution), tokens(resolution, ratio), len(layers))
+    return batch * (once + (caption_flops(sizes) if captions else 0))
+
+
+def caption_flops(sizes: Model) -> int:
+    """Of one caption: its embedder's two layers, its keys and values in every block."""
+    width = sizes.hidden_size
+    products = (sizes.caption_channels + width + sizes.depth * 2 * width) * width
+    return 2 * sizes.text_tokens * products
 
 
 def forward_flops(sizes: Model, count: int, merged_keys: int, merged: int) -> int:

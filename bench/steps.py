@@ -320,7 +320,14 @@ def _time_steps(
     clocks = context.clocks.since(begin)
     for name, status in statuses.items():
         compression, checkpointed = recipes[name].compression, recipes[name].checkpointed
-        flops = shapes.step_flops(resolution, 1, compression is not None, compression or PUBLISHED)
+        flops = shapes.step_flops(
+            resolution,
+            1,
+            compression is not None,
+            compression or PUBLISHED,
+            # Ours has encoded the caption before it denoises.
+            captions=step == "train" or recipes[name].whose == "diffusers",
+        )
         flops *= 3 if step == "train" else 1
         moved = MOVED[step] * _parameters(resolution)
         row: dict[str, Any] = {"step": step, "resolution": resolution, "variant": name}

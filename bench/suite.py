@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import machine, record
+from bench.figures import saved
 from bench.worker import Case, Context
 
 Row = dict[str, Any]
@@ -122,6 +123,8 @@ def rate(row: Row) -> str:
         parts.append(f"{row['bytes_per_second'] / 1e9:.3g} GB/s, {share}")
     if row.get("images_per_second"):
         parts.append(f"{row['images_per_second']:.3g} images/s")
+    if "time_saved" in row:
+        parts.append(saved(row))
     if row.get("peak_bytes") is not None:
         parts.append(f"{row['peak_bytes'] / 2**20:.0f} MiB at its peak")
     return "; ".join(parts)

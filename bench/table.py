@@ -27,11 +27,13 @@ def render(result: dict[str, Any]) -> str:
 
 def what(row: Row) -> str:
     """What was timed; rows of the same and of one resolution are comparable. Batch and dtype are told
-    where they are not 1 and bf16."""
+    where they are not 1 and bf16, and checkpoints where the variant does not."""
     names, shape = ("step", "operator", "kind", "direction"), row.get("shape") or {}
     words = [row[name] for name in names if row.get(name)] or [row["group"]]
     words += [f"R = {shape['ratio']}"] if "ratio" in shape else []
     words += [f"batch {shape['batch']}"] if shape.get("batch", 1) != 1 else []
+    if row.get("checkpointing") and "checkpointed" not in row["variant"]:
+        words.append("checkpointed")
     dtype = row.get("dtype", "bfloat16").removeprefix("torch.")
     return " ".join([*words, dtype] if dtype != "bfloat16" else words)
 

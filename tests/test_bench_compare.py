@@ -54,12 +54,15 @@ def test_a_ratio_is_of_medians_round_by_round_with_its_spread() -> None:
 
 
 OURS = "bench/bench_kernels.py::bench_modulate[modulate-ours]"
-PEER = "bench/bench_kernels.py::bench_modulate[modulate-eager]"
+PEER = "bench/bench_kernels.py::bench_modulate[modulate-official]"
+EAGER = "bench/bench_kernels.py::bench_modulate[modulate-eager]"
 
 
 def test_ours_are_told_from_peers_and_from_an_empty_python() -> None:
     pipeline = "bench/bench_pipeline.py::bench_startup[startup-{}]"
-    named = {OURS: True, PEER: False, OURS.replace("ours", "ours compressed"): True}
+    named = {OURS: True, PEER: False, OURS.replace("ours", "ours compressed"): True, EAGER: True}
+    step = "bench/bench_model.py::bench_denoising[denoise-diffusers{}]"
+    named |= {step.format(""): False, step.format(" accelerated"): True}
     named |= {pipeline.format("import pixart"): True, pipeline.format("python"): False}
     found = compare.ratios([dict.fromkeys(named, 1.0)], [dict.fromkeys(named, 1.0)])
     assert {one.bench: one.is_ours for one in found} == named
@@ -93,6 +96,18 @@ def test_only_what_is_ours_and_slower_beyond_the_noise_fails(
     assert f"\n{code} of ours slower beyond the noise" in printed
 
 
+def test_neither_our_references_nor_peers_of_another_operator_are_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = "bench/bench_kernels.py::bench_attention[self-sdpa math]"
+    before = [dict.fromkeys((OURS, EAGER, PEER, other), 1.0)]
+    after = [{OURS: 1.2, EAGER: 1.5, PEER: 1.0, other: 2.0}]
+    rounds = {compare.BASE: before, compare.HERE: after}
+    monkeypatch.setattr(compare, "compare", lambda *arguments: rounds)
+    assert compare.main(["HEAD"]) == 1
+    assert [one.bench for one in compare.slower(compare.ratios(before, after))] == [EAGER, OURS]
+
+
 def test_the_table_says_what_only_one_of_the_two_has() -> None:
     base, here = [{OURS: 1e-3, "old": 1.0}], [{OURS: 2e-3, "new": 1.0}]
     table = compare.render(compare.ratios(base, here), compare.unmatched(base, here))
@@ -113,7 +128,7 @@ def test_both_revisions_run_and_no_worktree_stays(
     rounds = [line.split(": ")[1] for line in said.err.splitlines()]
     assert rounds == ["base", "here", "here", "base"]
     assert len(git(repository, "worktree", "list").splitlines()) == 1
-    assert compare.main(["HEAD~2", "--rounds", "1", "-k", "new"], repository) == 0
+    assert compare.main(["HEAD~2", "--rounds", "1", "-k", "new"], repository) == 2
     assert capsys.readouterr().out.endswith("BASE has none of these 1 benches\n")
 
 

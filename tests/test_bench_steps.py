@@ -8,7 +8,7 @@ import torch
 from small_model import SMALL
 from torch import nn
 
-from bench import bench_pipeline, shapes, steps
+from bench import bench_pipeline, parts, shapes, steps, timing
 from bench.worker import Case, Context
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model import PixArt
@@ -75,6 +75,33 @@ def test_without_a_compiler_compiled_models_are_unavailable(
     for name in ("ours compiled", "diffusers compiled"):
         assert rows[name]["status"].startswith("no C++ compiler, which inductor needs on a CPU")
     assert rows["ours"]["status"] == "measured"
+
+
+def test_the_flops_of_a_row_are_a_share_of_the_peak_of_its_dtype() -> None:
+    context = Context(CPU)
+    context.peaks = {"matmul": {"per_second": 8.0}, "matmul_fp32": {"per_second": 2.0}}
+    took = timing.summarize([1.0], "wall")
+    shares = {
+        dtype: parts.measured(took, context, 1, 0, dtype)["share_of_matmul"]
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    }
+    assert shares == {torch.bfloat16: 1 / 8, torch.float16: 1 / 8, torch.float32: 1 / 2}
+
+
+def test_stages_of_a_picture_state_their_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_pipeline, "LEAST_PICTURES", 1)
+    context = Context(CPU)
+    context.seconds = 0
+    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
+    context.peaks["matmul_fp32"] = {"per_second": 1e11}
+    bench_pipeline._draw_often(context)
+    rows = {row["variant"]: row for row in context.rows}
+    counted = {name for name, row in rows.items() if "flops" in row}
+    assert counted == {"text encoder", "denoiser", "VAE"}
+    assert 0 < rows["text encoder"]["flops"] < rows["VAE"]["flops"] < rows["denoiser"]["flops"]
+    vae = rows["VAE"]
+    assert vae["dtype"] == "torch.float32" and vae["resolution"] == str(vae["height"])
+    assert vae["share_of_matmul"] == pytest.approx(vae["flops_per_second"] / 1e11)
 
 
 def _pipeline(compression: KVCompression | None, kept: tuple[int, int]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import accuracy, memory, record, report, shapes, steps, suite
+from bench import accuracy, memory, parts, record, report, saving, shapes, steps, suite
 from bench.worker import Case, Context
 from bench.workloads import Workload
 
@@ -152,6 +152,9 @@ def test_a_rate_names_the_peak_that_it_is_a_share_of() -> None:
     assert suite.rate(flops) == "2 TFLOP/s, 50% of the matrix product; 1.5 images/s"
     assert suite.rate(moved) == "3 GB/s, 25% of the copy; 3 MiB at its peak"
     assert suite.rate({}) == ""
+    saved = {"time_saved": 0.2, "flops_saved": 0.248, "paper": 0.34}
+    assert suite.rate(saved) == "time saved 20.0 %, FLOPs saved 24.8 %, paper 34 %"
+    assert suite.rate(saved | {"paper": None}) == "time saved 20.0 %, FLOPs saved 24.8 %"
 
 
 def test_compression_by_four_and_everywhere_saves_more() -> None:
@@ -196,7 +199,42 @@ def test_training_both_ways_times_one_model_with_and_without_checkpoints() -> No
     assert [row["checkpointing"] for row in context.rows] == [False, True]
     for row in (plain, checkpointed):
         assert row["images_per_second"] == 1 / row["median"]
-        assert row["flops"] == 3 * shapes.step_flops(shapes.TINY, 1, False)
+        assert row["flops"] == 3 * shapes.step_flops(shapes.TINY, 1, False, captions=True)
+
+
+def test_a_saving_is_a_bench_of_the_compressed_models_times() -> None:
+    context = Context(CPU)
+    context.seconds, context.chosen = 0, frozenset({"ours R = 4"})
+    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
+    case = saving.case(shapes.TINY)
+    assert case.variants == ("ours R = 2", "ours R = 4")
+    context.run(case)
+    (row,) = context.rows
+    benchmark = Recorder()
+    suite.report(benchmark, row)
+    assert tuple(benchmark.seconds) == row["samples"] and len(row["samples"]) == 3
+    told = benchmark.extra_info
+    assert (told["ratio"], told["resolution"], told["paper"]) == (4, shapes.TINY, None)
+    assert row["compressed"]["median"] == row["median"]
+    for name in ("dense", "diffusers"):
+        assert told[name]["median"] > 0
+    compressed = shapes.step_flops(shapes.TINY, 1, True, shapes.Compression(4))
+    dense = shapes.step_flops(shapes.TINY, 1, False)
+    assert told["flops"] == compressed
+    assert told["flops_saved"] == pytest.approx(1 - compressed / dense)
+    assert suite.rate(row).endswith(f"FLOPs saved {100 * told['flops_saved']:.1f} %")
+
+
+def test_the_models_whose_saving_is_a_bench_run_whole() -> None:
+    assert set(shapes.MODEL_SIZES["cpu"]) <= set(saving.WHOLE_ON_CPU)
+
+
+def test_flex_is_left_out_only_where_time_is_short() -> None:
+    context = Context(CPU)
+    context.seconds, context.chosen = 0, frozenset({"flex"})
+    work = Workload("flash_attention", shapes.TINY, "cross")
+    context.run(parts.compared([work], hurried=True)[0])
+    assert context.rows[0]["status"] == "not measured: compiles for seconds at every shape"
 
 
 def test_the_ordinary_test_run_collects_no_bench(pytestconfig: pytest.Config) -> None:
@@ -235,7 +273,9 @@ def test_a_run_says_what_was_measured_where_and_of_which_commit(
         copy = result["peaks"]["copy"]["per_second"]
         assert extra["share_of_copy"] == pytest.approx(speed / copy)
         assert extra["shape"] and extra["errors"]["out0"] < 0.01 and "busy_elsewhere" in extra
-    assert "% of the copy" in printed and "peak of this machine, copy:" in printed
+    assert "% of the copy" in printed
+    for name, unit in (("copy", "GB/s"), ("matmul", "TFLOP/s"), ("matmul_fp32", "TFLOP/s")):
+        assert re.search(rf"peak of this machine, {name}: [\d.e+-]+ {unit}\n", printed)
 
 
 BENCHES = """

@@ -62,6 +62,13 @@ def measured(kind: str, *rows: dict[str, Any], busy: float = 0.01, **values: Any
     return {"kind": kind, "runs": [{**run, "rows": made}]}
 
 
+def step(variant: str, seconds: float, **changes: Any) -> dict[str, Any]:
+    """A denoising step at 4K."""
+    row = {"step": "denoise", "resolution": "4k", "variant": variant, **time(seconds)}
+    row |= {"status": "measured", "flops_per_second": 1.0, "share_of_matmul": 0.5}
+    return row | {"shape": {"batch": 1, "tokens": 65536}, "agrees": True} | changes
+
+
 def time(median: float, around: float = 2) -> dict[str, Any]:
     spread = {"p20": median / around, "p80": median * around}
     return {"median": median, **spread, "method": "wall"}
@@ -236,6 +243,39 @@ def test_every_measured_ratio_is_listed() -> None:
     assert "| 2k | 16,384 | 3 | whole |" in text and "| 2k |  | 2 | not measured |" in text
 
 
+def test_a_saving_that_knows_no_diffusers_is_still_reported() -> None:
+    row = saving()
+    del row["diffusers"]
+    text = render(measured("saving", row))
+    assert "| 40 s (20 to 80) | 29 s (14.5 to 58) | not measured | 27.5 %" in text
+    (curves,) = plots.PLOTS[0].curves([("", measured("saving", row))]).values()
+    assert curves == {"ours, dense": [(2048, 40)], "ours, R = 2": [(2048, 29)]}
+
+
+@pytest.mark.parametrize(
+    ("saved", "low", "high", "said"),
+    [
+        (0.279, 0.27, 0.28, "nothing: saved more than FLOPs"),
+        (0.277, 0.27, 0.28, "nothing: within 3 points"),
+        (0.22, 0.18, 0.24, "nothing: within 3 points"),
+        (0.22, 0.18, 0.25, "nothing: within 3 points; spread of 7 points"),
+        (0.2, 0.1, 0.3, f"{MERGING}: 5.1 points; spread of 20 points"),
+    ],
+)
+def test_a_saving_beyond_its_flops_or_of_a_wide_spread_is_called_so(
+    saved: float, low: float, high: float, said: str
+) -> None:
+    row = saving(time_saved=saved, time_saved_p20=low, time_saved_p80=high)
+    assert sections.culprit(row) == said
+
+
+def test_the_peak_of_fp32_is_told_where_it_was_measured() -> None:
+    assert "peaks 4 TFLOP/s (bf16 product), 20 GB/s (copy)" in render(measured("saving", saving()))
+    peaks = PEAKS | {"matmul_fp32": {"per_second": 5e11}}
+    text = render(measured("saving", saving(), peaks=peaks))
+    assert "peaks 4 TFLOP/s (bf16 product), 0.5 TFLOP/s (fp32 product), 20 GB/s (copy)" in text
+
+
 def test_losses_are_told_first() -> None:
     slow = forward("ours, caption encoded", 0.2, **time(10))
     text = render(measured("cpu", forward("ours", 1.25), slow, forward("diffusers", 1)))
@@ -266,6 +306,15 @@ def test_growth_is_fitted_and_what_is_not_measured_is_predicted_from_the_rooflin
     assert (
         "| 8k | 262,144 | not measured; 256 s expected |  | 64 s |  | not measured |  | 1 |" in text
     )
+
+
+def test_a_size_of_growth_that_was_not_measured_has_its_place() -> None:
+    rows = (block("1k", 2, 1 << 20), block("4k", 64, 16 << 20))
+    section = render(measured("growth", *rows)).split("**dense, bfloat16**")[1].split("\n\n")[1]
+    sizes = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")]
+    assert sizes == ["| image", "| 256", "| 512", "| 1k", "| 2k", "| 4k"]
+    assert "\n| 2k |  | not measured |  |  |  |  |  |  |\n" in section
+    assert "(32 to 128) | 1.25 |" in line(section, "| 4k |")  # from 1k on
 
 
 def test_the_roofline_is_at_the_peaks_of_the_run_that_measured_the_largest_size() -> None:
@@ -333,6 +382,11 @@ def test_what_is_not_usual_is_part_of_the_name_of_what_was_timed() -> None:
     changed = row | {"shape": {"batch": 2, "ratio": 4}, "dtype": "float16"}
     assert table.what(changed) == "flash_attention self forward R = 4 batch 2 float16"
     assert table.what({"group": "picture", "dtype": "torch.float32"}) == "picture float32"
+    trained = step("ours", 1, step="train")
+    assert table.what(trained | {"checkpointing": False}) == "train"
+    assert table.what(trained | {"checkpointing": True}) == "train checkpointed"
+    told = trained | {"checkpointing": True, "variant": "ours checkpointed"}
+    assert table.what(told) == "train"  # beside the variant without
 
 
 def test_cases_of_a_gpu_that_came_to_no_end_are_listed() -> None:
@@ -350,13 +404,7 @@ def test_cases_of_a_gpu_that_came_to_no_end_are_listed() -> None:
 def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
     copied = {"operator": "compress_kv", "kind": "", "share_of_copy": 0.9, "bytes_per_second": 1e9}
     steps = [
-        {"part": "steps", "step": "denoise", "resolution": "4k", "variant": name, **time(seconds)}
-        | {
-            "status": "measured",
-            "flops_per_second": 1.0,
-            "share_of_matmul": 0.5,
-            "shape": {"batch": 1, "tokens": 1},
-        }
+        step(name, seconds, part="steps")
         for name, seconds in (("ours", 3.0), ("ours compressed", 2.0), ("diffusers", 9.0))
     ]
     text = render(
@@ -367,10 +415,10 @@ def test_streaming_operators_and_steps_of_a_gpu_fill_their_targets() -> None:
     assert "| 3.00 × diffusers |" in line(text, "| denoising step at 4K |")
 
 
-def suite_file() -> dict[str, Any]:
+def suite_file(*rows: dict[str, Any], bench: str = "bench_attention") -> dict[str, Any]:
     """As pytest-benchmark writes it, with what bench/conftest.py adds."""
     commit = ("commit", "modified", "source_sha256")
-    rows = [operator("ours", 2), operator("sdpa flash", 1, images_per_second=3)]
+    rows = rows or (operator("ours", 2), operator("sdpa flash", 1, images_per_second=3))
     statistics = ("median", "p20", "p80")
     return {
         "datetime": "2031-02-03T04:05:06",
@@ -379,14 +427,14 @@ def suite_file() -> dict[str, Any]:
         "peaks": PEAKS,
         "benchmarks": [
             {
-                "name": f"bench_attention[{row['variant']}]",
+                "name": f"{bench}[{row['variant']}]",
                 "group": "g",
                 "stats": {"median": row["median"], "q1": row["p20"], "q3": row["p80"]},
                 "extra_info": {key: row[key] for key in row if key not in statistics},
             }
             for row in rows
         ],
-        "unmeasured": [{"bench": "bench_attention", "group": "g", **operator("fa2", None)}],
+        "unmeasured": [{"bench": bench, "group": "g", **operator("fa2", None)}],
     }
 
 
@@ -399,6 +447,13 @@ def test_the_json_of_pytest_benchmark_is_a_section_as_well() -> None:
     )
     assert "flash_attention self forward | 4k | fa2 | not measured: not installed: No" in text
     assert f"{SLOWER} flash_attention self forward 4k sdpa flash." in text
+
+
+def test_a_saving_of_pytest_bench_tells_time_flops_and_paper() -> None:
+    row = saving(**step("ours R = 2", 29))
+    text = render(suite_file(row, bench="bench_kv_compression_saving"))
+    said = "time saved 27.5 %, FLOPs saved 24.8 %, paper 34 % | 50 % |"
+    assert said in line(text, "| denoise | 4k | ours R = 2 | 29 s (14.5 to 58) |")
 
 
 def test_dry_runs_and_files_of_nobody_are_refused() -> None:
@@ -444,7 +499,22 @@ def test_a_curve_is_of_one_file_and_what_is_composed_is_none_of_what_was_measure
     assert attention["Some H200"] == {"ours": [(65536, 500)], "sdpa flash": [(65536, 1.0)]}
     (curves,) = steps.values()
     assert curves["ours, dense"] == [(2048, 40)]
-    assert curves["ours, dense, composed of two blocks"] == [(4096, 40)]
+    assert curves["ours, dense, composed of single blocks"] == [(4096, 40)]
+
+
+def test_steps_of_pytest_bench_are_drawn_of_models_of_full_depth() -> None:
+    shallow = step("ours", 1, resolution="1k-shallow")
+    rows = (step("ours", 3), step("ours compressed", 2), step("ours compiled", 4), shallow)
+    named = [("", report.normal("", suite_file(*rows, bench="bench_denoising")))]
+    (curves,) = plots.PLOTS[0].curves(named).values()
+    assert curves == {"ours, dense": [(4096, 3)], "ours, R = 2": [(4096, 2)]}
+
+
+def test_a_picture_drawn_in_another_style_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plots._hash(plots.PLOTS[0], {})
+    assert plots._hash(plots.PLOTS[0], {}) == before
+    monkeypatch.setattr(plots, "_draw", lambda *arguments: None)
+    assert plots._hash(plots.PLOTS[0], {}) != before
 
 
 @pytest.fixture
