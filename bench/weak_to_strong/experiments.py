@@ -50,7 +50,7 @@ class Scale:
     scenes: int = 192
     """Held fixed for the loss."""
     captions: int = 100
-    doubled_captions: int = 40
+    doubled_captions: int = 28
     """At the doubled size, where a picture takes 16 times as long."""
     shown: int = 4
 
