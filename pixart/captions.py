@@ -15,6 +15,14 @@ from pixart.text import PromptEmbeddings, TextEncoder
 NullCaption = Literal["own-mask", "prompt-mask"]
 
 
+def as_trained(text: str, family: Family) -> str:
+    """A caption as T5 read it when the family was trained: α's in lower case, Σ's as they are.
+
+    Drawing and `prepare` share it, so that a model is asked in the tokens that it learns from.
+    """
+    return (text.lower() if family == "alpha" else text).strip()
+
+
 @dataclass(eq=False)
 class CaptionStore:
     """Features by text: in host memory what the disk cache does not hold.
@@ -31,14 +39,15 @@ class CaptionStore:
 
     def ensure(self, text: str) -> None:
         """See to it that a text, and the null caption if it is blank, need T5 no more."""
-        text = self._cleaned(text)
+        text = as_trained(text, self.family)
         self._ensure(text, padded=False)
         if not text and self._shows_padded_null:
             self._ensure(text, padded=True)
 
     def pair(self, prompt: str, negative: str) -> tuple[PromptEmbeddings, PromptEmbeddings]:
         """(conditional, unconditional); a blank negative is the null caption."""
-        conditional, negative = self.features(self._cleaned(prompt)), self._cleaned(negative)
+        conditional = self.features(as_trained(prompt, self.family))
+        negative = as_trained(negative, self.family)
         return conditional, self.features(negative) if negative else self.null(conditional)
 
     def features(self, text: str, padded: bool = False) -> PromptEmbeddings:
@@ -68,10 +77,6 @@ class CaptionStore:
     def _shows_padded_null(self) -> bool:
         """Whether the prompt's mask decides what is seen of T5's empty caption at full length."""
         return self._mask == "prompt-mask" and not self._has_table
-
-    def _cleaned(self, text: str) -> str:
-        # α was trained on lower-case captions, Σ on captions as they are.
-        return (text.lower() if self.family == "alpha" else text).strip()
 
     def _ensure(self, text: str, padded: bool) -> None:
         if (text, padded) in self.held or self.encoder.is_cached(text, keep_padding=padded):

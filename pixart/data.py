@@ -47,8 +47,8 @@ class Prepare:
     """Leave out pictures with a score below this."""
     max_ratio: float = 4.5
     """Reject pictures whose long side is more than this times the short one."""
-    max_length: int = 300
-    """Tokens of a caption that are kept: 120 for α, 300 for Σ."""
+    max_length: int | None = None
+    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
     half: bool = False
     """Store latents in fp16 rather than fp32."""
     vae_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

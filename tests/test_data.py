@@ -56,6 +56,7 @@ def test_pictures_become_batches_through_every_command(
     assert "2 samples prepared, 5 rejected" in capsys.readouterr().out
 
     report = json.loads((out / "report.json").read_text())
+    assert report["prepared"] == {"64": 2}
     reasons = {Path(line["path"]).stem: line["reason"] for line in report["rejected"][:]}
     assert set(reasons) == {"0", "corrupt", "line", "blank", "absent"}
     assert reasons["0"] == "score 70 is below 75"
@@ -71,7 +72,7 @@ def test_only_bad_samples_finish_with_all_of_them_reported(source: Path, tmp_pat
     out = tmp_path / "out"
     assert run("prepare", source, out, "--resolution", 64, "--device", "cpu") == 0
     report = json.loads((out / "report.json").read_text())
-    assert report["prepared"] == 0 and len(report["rejected"]) == 4
+    assert report["prepared"] == {"64": 0} and len(report["rejected"]) == 4
 
 
 def test_bad_input_ends_with_one_line_and_code_2(

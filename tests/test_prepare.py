@@ -17,6 +17,8 @@ import published
 import pytest
 import torch
 from pictures import write
+from pipelines import CHANNELS, open_pipeline
+from tiny_checkpoints import edit_json
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,8 +66,8 @@ class FakeText:
 
 
 def encoders(**changes: Any) -> Encoders:
-    return Encoders(**{"vae": FakeVAE(), "text": FakeText(), "vae_identity": "v",
-                       "text_identity": "t"} | changes)  # fmt: skip
+    return Encoders(**{"vae": FakeVAE(), "text": FakeText(), "family": "sigma",
+                       "vae_identity": "v", "text_identity": "t"} | changes)  # fmt: skip
 
 
 def run(
@@ -73,6 +75,12 @@ def run(
 ) -> dict[str, Any]:
     preparation = Preparation(output, with_ or encoders(), settings, workers=2)
     return preparation.run(lambda: open_source(source))
+
+
+def reported(output: Path) -> dict[str, Any]:
+    """report.json."""
+    report: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return report
 
 
 def reasons(report: dict[str, Any]) -> dict[str, str]:
@@ -106,7 +114,9 @@ def test_bad_samples_are_reported_and_the_good_ones_prepared(tmp_path: Path, kin
     assert found.pop("blank") == "empty caption"
     assert found.pop("absent").startswith("missing file")
     assert not found and report["prepared"] == 0
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    written = reported(tmp_path / "out")
+    assert written["rejected"] == [{"resolution": 64, **line} for line in report["rejected"]]
+    assert written["prepared"] == {"64": 0} and written["notes"] == []
     if kind == "folder":  # the same with good ones among them
         report = run(pictures.folder(source, 3), tmp_path / "out")
         assert report["prepared"] == 3 and len(report["rejected"]) == 4
@@ -125,9 +135,7 @@ def test_a_wide_picture_passes_up_to_the_limit(tmp_path: Path) -> None:
 
 def test_features_are_those_of_the_vae_and_the_text_encoder(tmp_path: Path) -> None:
     """With a real VAE and T5: the same numbers as by hand, and only the tokens that count."""
-    pipeline = published.build_sigma(
-        tmp_path / "p", with_transformer=False, vae_channels=(8, 8, 8, 8)
-    )
+    pipeline = published.build_sigma(tmp_path / "p", with_transformer=False, vae_channels=CHANNELS)
     real = open_encoders(pipeline, max_length=20)
     source = pictures.folder(tmp_path / "s", 1, height=100, width=150)
     run(source, tmp_path / "out", real)
@@ -141,6 +149,38 @@ def test_features_are_those_of_the_vae_and_the_text_encoder(tmp_path: Path) -> N
     assert batch.size.tolist() == [[100, 150]]
     assert batch.aspect_ratio.item() == pytest.approx(data.buckets[0][0] / data.buckets[0][1])
     assert data.scaling_factor == 0.13025
+
+
+@pytest.mark.parametrize("family", ["sigma", "alpha"])
+def test_captions_are_encoded_as_the_pipeline_encodes_prompts(tmp_path: Path, family: str) -> None:
+    build = getattr(published, f"build_{family}")
+    pipeline = build(tmp_path / "p", sample_size=16, vae_channels=CHANNELS)
+    text = "A Small CACTUS in the Desert."
+    source = pictures.folder(tmp_path / "s", 1)
+    write(source / "0.txt", text)
+    real = open_encoders(pipeline)
+    run(source, tmp_path / "out", real)
+    batch = FeatureDataset(tmp_path / "out").batch([0], Random(0))
+    prompt, _ = open_pipeline(pipeline)._captions.pair(text, "")
+    assert torch.equal(batch.features, prompt.features)
+    assert torch.equal(batch.features, real.text.encode([text]).features) == (family == "sigma")
+
+
+def test_features_of_captions_as_they_are_do_not_serve_alpha(tmp_path: Path) -> None:
+    """α's T5 is Σ's: the folder below is first the one, then the other, with the same weights."""
+    pipeline = published.build_alpha(tmp_path / "p", vae_channels=CHANNELS)
+    source, out = pictures.folder(tmp_path / "s", 1), tmp_path / "out"
+    write(source / "0.txt", "A Small CACTUS")
+    edit_json(pipeline / "model_index.json", _class_name="PixArtSigmaPipeline")
+    sigma = open_encoders(pipeline)
+    run(source, out, sigma)
+    edit_json(pipeline / "model_index.json", _class_name="PixArtAlphaPipeline")
+    alpha = open_encoders(pipeline)
+    assert sigma.text_identity != alpha.text_identity and sigma.vae_identity == alpha.vae_identity
+    assert (sigma.text.max_length, alpha.text.max_length) == (300, 120)
+    run(source, out, alpha)
+    features = FeatureDataset(out).batch([0], Random(0)).features
+    assert torch.equal(features, alpha.text.encode(["a small cactus"]).features)
 
 
 def test_half_and_square_are_as_they_say(tmp_path: Path) -> None:
@@ -216,11 +256,44 @@ def test_latents_that_overflow_are_rejected(tmp_path: Path) -> None:
     assert "not finite" in reasons(report)["0.png"]
 
 
-def _process(source: Path, output: Path, seconds: float, counts: Any) -> None:
+def test_the_report_lists_what_every_resolution_could_not_use(tmp_path: Path) -> None:
+    source, out = pictures.folder(tmp_path / "s", 2, width=260), tmp_path / "out"
+    write(source / "1.txt", "x" * 33)
+    strict = replace(SETTINGS, max_ratio=4.0)
+    run(source, out, settings=replace(strict, resolution=128))
+    run(source, out, settings=SETTINGS)
+    assert reported(out)["prepared"] == {"64": 2, "128": 0}
+    assert [line["resolution"] for line in reported(out)["rejected"]] == [128, 128]
+    (note,) = reported(out)["notes"]
+    assert note["resolution"] == 64 and note["note"] == "cut off: 'xxx'"
+    run(source, out, settings=strict)  # in the place of what 64 px had before
+    assert reported(out)["prepared"] == {"64": 0, "128": 0} and reported(out)["notes"] == []
+    assert [line["resolution"] for line in reported(out)["rejected"]] == [64, 64, 128, 128]
+
+
+def test_two_resolutions_that_end_together_are_both_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends while this one is about to write what it has read."""
+    source, out = pictures.folder(tmp_path / "s", 1), tmp_path / "out"
+    write_json, others = prepare.write_json, [replace(SETTINGS, resolution=128)]
+
+    def overtaken(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == "report.json" and others:
+            run(source, out, settings=others.pop())
+            assert reported(out)["prepared"] == {"64": 1, "128": 1}
+        write_json(path, *arguments, **options)
+
+    monkeypatch.setattr(prepare, "write_json", overtaken)
+    run(source, out)
+    assert not others and reported(out)["prepared"] == {"64": 1, "128": 1}
+
+
+def _process(source: Path, output: Path, seconds: float, counts: Any, resolution: int = 64) -> None:
     torch.set_num_threads(1)
     prepare.CHUNK = 4
     fake = encoders(vae=FakeVAE(seconds))
-    run(source, output, fake)
+    run(source, output, fake, Settings(resolution))
     counts.put(fake.vae.encoded)
 
 
@@ -237,7 +310,28 @@ def test_several_processes_share_the_work_and_each_ends_when_all_is_done(tmp_pat
     done = [counts.get() for _ in workers]
     assert sum(done) == 24 and max(done) < 24
     assert len(FeatureDataset(out)) == 24
+    assert reported(out)["prepared"] == {"64": 24}
     assert not list(out.rglob("*.lock")) and not list(out.rglob("*.tmp"))
+
+
+def test_several_resolutions_may_be_prepared_at_the_same_time(tmp_path: Path) -> None:
+    source, out = pictures.folder(tmp_path / "s", 3), tmp_path / "out"
+    write(source / "bad.png", pictures.corrupt_png())
+    write(source / "bad.txt", "bad")
+    sizes = [64, 128, 192, 256]
+    context = multiprocessing.get_context("fork")
+    counts = context.Queue()
+    workers = [
+        context.Process(target=_process, args=(source, out, 0.0, counts, size)) for size in sizes
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert reported(out)["prepared"] == {str(size): 3 for size in sizes}
+    assert [line["resolution"] for line in reported(out)["rejected"]] == sizes
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_a_killed_run_is_taken_up_and_another_process_does_its_work(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`prepare`: pictures and captions to VAE moments and T5 features, once, on disk.
 
 Every picture is scaled to cover the nearest bucket of a resolution and cropped to its middle. What
-cannot be used is quarantined: it is left out, listed in report.json with its reason, and the work
-goes on.
+cannot be used is quarantined: it is left out, listed in report.json with its resolution and reason,
+and the work goes on.
 
 The source is cut into chunks of 64 samples. Any number of processes may run the same command: each
 takes the chunks that no other has taken, and all end when everything is done. A chunk that is done
@@ -22,8 +22,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pixart.captions import as_trained
+from pixart.config import MAX_LENGTH
+from pixart.pipeline_files import Family, family_of, open_directory
+from pixart.pipeline_files import text_dtype as default_text_dtype
 from pixart.resolution import nearest_bucket
 from pixart.text import TextEncoder
+from pixart.text_cache import fingerprint
 from pixart.training.annotations import in_order
 from pixart.training.images import LANCZOS_FROM, ImageError, cover, decode, size_of
 from pixart.training.sources import Item, Rejected, Sample, digest
@@ -53,10 +58,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns pictures and captions into features. The identities name weights and precision."""
+    """What turns pictures and captions into features. family: whose captions they are. The
+    identities name weights, precision and what is done to captions."""
 
     vae: VAE
     text: TextEncoder
+    family: Family
     vae_identity: str
     text_identity: str
 
@@ -102,11 +109,12 @@ class Preparation:
         self.directory, self.encoders, self.settings = directory, encoders, settings
         self.workers = workers
         self.store = ShardStore(directory / "features")
+        self.work = directory / "work"
         self.report = directory / "report.json"
 
     def run(self, source: Callable[[], Iterable[Item]]) -> dict[str, Any]:
         """Prepare what `source()` gives, which is called again if other processes are at work.
-        Returns the report. Raises ValueError if there is nothing in it."""
+        Returns this resolution's report. Raises ValueError if there is nothing in the source."""
         parts: list[Path] = []
         for wait in (False, True):
             parts = []
@@ -145,7 +153,7 @@ class Preparation:
         ]
         identities = [self.encoders.vae_identity, self.encoders.text_identity]
         key = json.dumps([FORMAT, asdict(self.settings), identities, content], sort_keys=True)
-        return self.directory / "work" / f"{digest(key.encode())}.json"
+        return self.work / f"{digest(key.encode())}.json"
 
     def _prepare(self, chunk: list[Item]) -> Part:
         part = Part()
@@ -211,7 +219,8 @@ class Preparation:
     def _captions(self, sample: Sample, new: dict[str, Tensor], part: Part) -> dict[str, str]:
         """The names of the captions' features; a caption that was cut is noted in the report."""
         names = {}
-        for caption, text in sample.captions.items():
+        for caption, written in sample.captions.items():
+            text = as_trained(written, self.encoders.family)
             names[caption] = name = digest(f"{self.encoders.text_identity}\n{text}".encode())
             if name in new or self.store.shard_of(name):
                 continue
@@ -257,8 +266,29 @@ class Preparation:
             "notes": merged.notes,
         }
         write_json(self.directory / f"index-{self.settings.resolution}.json", index)
-        write_json(self.report, report, indent=1)
+        write_json(self.work / f"report-{self.settings.resolution}.json", report)
+        self._merge_reports()
         return report
+
+    def _merge_reports(self) -> None:
+        """report.json from every resolution's own, again until nobody has added to them meanwhile:
+        of processes that end together, the last to write it has then seen what all have found."""
+        written, merged = None, self._merged_reports()
+        while merged != written:
+            write_json(self.report, merged, indent=1)
+            written, merged = merged, self._merged_reports()
+
+    def _merged_reports(self) -> dict[str, Any]:
+        reports = {
+            int(file.stem.removeprefix("report-")): json.loads(file.read_text(encoding="utf-8"))
+            for file in self.work.glob("report-*.json")
+        }
+        merged: dict[str, Any] = {"prepared": {}, "rejected": [], "notes": []}
+        for resolution, report in sorted(reports.items()):
+            merged["prepared"][str(resolution)] = report["prepared"]
+            for kind in ("rejected", "notes"):
+                merged[kind] += [{"resolution": resolution, **line} for line in report[kind]]
+        return merged
 
 
 def open_encoders(
@@ -267,26 +297,26 @@ def open_encoders(
     device: torch.device | str = "cpu",
     vae_dtype: torch.dtype = torch.float32,
     text_dtype: torch.dtype | None = None,
-    max_length: int = 300,
+    max_length: int | None = None,
 ) -> Encoders:
     """The VAE and the text encoder of a pipeline directory, a hub id, or "shapes". text_dtype: None
-    is bf16 for a large one, else fp32."""
-    from pixart.pipeline_files import open_directory
-    from pixart.pipeline_files import text_dtype as default_text_dtype
-    from pixart.text_cache import fingerprint
-
+    is bf16 for a large one, else fp32. max_length: None is the family's."""
     directory = open_directory(pipeline, with_transformer=False)
+    family = family_of(directory) or "sigma"
+    max_length = max_length or MAX_LENGTH[family]
     text_dtype = text_dtype or default_text_dtype(directory, None, torch.float32)[0]
     vae = VAE.from_pretrained(directory, dtype=vae_dtype, device=device)
     text = TextEncoder.from_pretrained(
         directory, dtype=text_dtype, device=device, max_length=max_length, cache_dir=None
     )
     weights = [fingerprint(directory / name) for name in ("text_encoder", "tokenizer")]
+    text_identity = f"{' '.join(weights)} {text_dtype} {max_length}"
     return Encoders(
         vae=vae,
         text=text,
+        family=family,
         vae_identity=f"{fingerprint(directory / 'vae')} {vae.dtype}",
-        text_identity=f"{' '.join(weights)} {text_dtype} {max_length}",
+        text_identity=f"{text_identity} {family}",  # α's captions are changed before T5 reads them
     )
 
 
