@@ -1,7 +1,10 @@
 """Recipes on prepared data: from pictures and captions to checkpoints that draw."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,43 @@ def test_every_image_is_seen_in_an_epoch_but_for_those_held_out(features: Path) 
     assert set(values) == {"loss", *(f"mse@{t}" for t in (100, 300, 500, 700, 900))}
 
 
+def validation_loss(output: Path) -> float:
+    lines = map(json.loads, (output / "tune" / "log.jsonl").read_text().splitlines())
+    return next(line["validation/loss"] for line in lines if "validation/loss" in line)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_an_odd_image_held_out_counts_once_on_two_processes(
+    tmp_path: Path, pipeline: Path, features: Path, how: str
+) -> None:
+    judged = {"every": 1, "images": 3, "timesteps": [100, 900]}
+    path = recipe(tmp_path, pipeline, features, steps=1, parallel=how, validation=judged)
+    arguments = [str(path), "--device", "cpu", "--quiet", "--output"]
+    assert train([*arguments, str(tmp_path / "one")]) == 0
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "--", "pixart.train", *arguments]
+    # Processes that run unequal numbers of forwards would wait for each other for ever.
+    subprocess.run([*command, str(tmp_path / "two")], env=env, check=True, timeout=300)
+    one, two = (validation_loss(tmp_path / run) for run in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_one_picture_is_trained_on_and_validation_says_that_it_has_no_loss(
+    tmp_path: Path, pipeline: Path, caplog: Any
+) -> None:
+    folder(tmp_path / "raw", 1, height=128, width=128)
+    prepare = ["prepare", str(tmp_path / "raw"), str(tmp_path / "one"), "--model", str(pipeline)]
+    assert data([*prepare, "--resolution", "128", "--square", "--device", "cpu"]) == 0
+    judged = {"every": 1, "images": 4, "prompts": ["a cat"], "sampling_steps": 1}
+    path = recipe(tmp_path, pipeline, tmp_path / "one", steps=2, validation=judged)
+    assert train([str(path), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]) == 0
+    said = [record.getMessage() for record in caplog.records if record.name == "pixart"]
+    assert said == ["stage tune: validation tells no loss, of one image none can be held out"]
+    assert "validation" not in (tmp_path / "run" / "tune" / "log.jsonl").read_text()
+    assert (tmp_path / "run" / "tune" / "pictures" / "step-00000002" / "00.png").exists()
+
+
 def test_data_of_another_vae_are_refused(features: Path, pipeline: Path) -> None:
     model = load_transformer(pipeline)
     with pytest.raises(ValueError, match="vae_scale must be that of the VAE that made the data"):
@@ -191,7 +231,10 @@ def test_a_published_checkpoint_may_be_the_start_in_any_format(
         (["--resolution", "100"], "must be prepared at 100 px"),
         (["--pipeline", ""], "data.caption_dropout must be 0 for a checkpoint without"),
         (
-            ["--pipeline", "", "--validation.prompts", "a cat", "--data.caption-dropout", "0"],
+            [
+                *("--pipeline", "", "--data.caption-dropout", "0"),
+                *("--validation.prompts", "a cat", "--validation.every", "1"),
+            ],
             "pipeline must be named to draw",
         ),
     ],

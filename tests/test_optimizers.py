@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixart.training.came import CAME
 from pixart.training.ema import EMA
-from pixart.training.optimizers import OptimizerSettings, build_optimizers
+from pixart.training.optimizers import OptimizerSettings, build_optimizers, set_rate
 
 ROOT = Path(__file__).parent.parent
 
@@ -192,17 +192,20 @@ def test_the_rate_grows_with_the_batch_only_when_asked_to() -> None:
     assert replace(settings, rate_rule="linear").rate(5, 10, 512) == 2.0
 
 
-@pytest.mark.parametrize("name", ["came", "adamw", "muon"])
-def test_every_optimizer_lowers_a_loss(name: Any) -> None:
+@pytest.mark.parametrize("name", ["came", "adamw", "muon", "adamw-8bit"])
+def test_every_optimizer_lowers_a_loss_at_the_rate_that_is_set(name: Any) -> None:
+    if name == "adamw-8bit":
+        pytest.importorskip("torchao")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     x, losses = torch.randn(32, 64), []
-    optimizers = build_optimizers(model, OptimizerSettings(name=name, learning_rate=1e-3))
+    optimizers = build_optimizers(model, OptimizerSettings(name=name, learning_rate=1.0))
     for _ in range(40):
         loss = (model(x) - x[:, :1]).square().mean()
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
+            set_rate(optimizer, 1e-3)
             optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
@@ -223,11 +226,31 @@ def test_muon_takes_the_large_matrices_and_adamw_the_rest() -> None:
         ({"clip_norm": -1.0}, "clip_norm must be positive"),
         ({"decay_fraction": 0.0}, "decay_fraction must be"),
         ({"betas": (0.9, 0.99)}, "betas must be 3 numbers for came"),
+        ({"eps": 0.0, "name": "adamw"}, "eps must be positive"),
+        ({"eps": 1e-10}, "eps must be None for came.*got 1e-10; leave it out"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         OptimizerSettings(**changes)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adamw-8bit"])
+def test_adamw_steps_with_the_eps_that_is_set(name: Any) -> None:
+    if name == "adamw-8bit":
+        pytest.importorskip("torchao")
+    moved = {}
+    for eps in (None, 1e-10):
+        layer = nn.Linear(1, 4)
+        with torch.no_grad():
+            layer.bias.zero_()
+        settings = OptimizerSettings(name=name, learning_rate=1.0, eps=eps)
+        (optimizer,) = build_optimizers(layer, settings)
+        layer.bias.grad = torch.full((4,), 1e-9)
+        optimizer.step()
+        moved[eps] = layer.bias.detach()
+    assert torch.allclose(moved[None], torch.tensor(-1 / 11), rtol=1e-3)
+    assert torch.allclose(moved[1e-10], torch.tensor(-10 / 11), rtol=1e-3)
 
 
 def test_8_bit_states_without_torchao_say_what_to_install(monkeypatch: Any) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +67,15 @@ class Toy:
         return {"loss": float(step)}
 
 
+class Wide(Toy):
+    """With a matrix that is large enough for Muon and for 8-bit states, also when cut in two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Linear(3, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 1)]
+        self.model = nn.Sequential(*layers)
+
+
 def make(folder: Path, stage: Stage = QUICK, task: Toy | None = None, **options: Any) -> Trainer:
     return Trainer(task or Toy(), stage, folder, CPU, **options)
 
@@ -83,15 +93,73 @@ def same(one: Trainer, other: Trainer) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["came", "adamw", "muon"])
-def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path, optimizer: Any) -> None:
+@pytest.mark.parametrize("stop_after", [0, 3])
+@pytest.mark.parametrize("optimizer", ["came", "adamw", "muon", "adamw-8bit"])
+def test_resumed_training_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, optimizer: Any, stop_after: int
+) -> None:
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("torchao")
     stage = replace(QUICK, optimizer=replace(QUICK.optimizer, name=optimizer))
-    whole = make(tmp_path / "whole", stage)
+    whole = make(tmp_path / "whole", stage, Wide())
     assert run(whole)
-    assert not run(make(tmp_path / "parts", stage), stop_after=3)
-    resumed = make(tmp_path / "parts", stage)
+    assert not run(make(tmp_path / "parts", stage, Wide()), stop_after)
+    resumed = make(tmp_path / "parts", stage, Wide())
     assert run(resumed) and resumed.step == 6
     assert same(whole, resumed)
+
+
+CUT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from test_trainer import CPU, QUICK, Wide, make, run, weights
+from pixart.training.processes import connect, leave, local, rank
+connect(CPU)
+Wide.export = lambda *_: None
+for name in sys.argv[2:]:
+    stage = replace(QUICK, parallel="fsdp", optimizer=replace(QUICK.optimizer, name=name))
+    folder = Path(sys.argv[1]) / name
+    folders = (folder / "whole", folder, folder)
+    whole, *stopped = (make(one, stage, Wide()) for one in folders)
+    run(whole)
+    for stop_after, one in zip((0, 2), stopped):
+        run(one, stop_after)
+    resumed = make(folder, stage, Wide())
+    run(resumed)
+    parts = [[local(t) for t in weights(one)] for one in (whole, resumed)]
+    assert all(map(torch.equal, *parts)), name
+    torch.save(parts[0], Path(sys.argv[1]) / f"{name}-{rank()}.pt")
+leave(0)
+"""
+
+
+def resume_cut(folder: Path, *optimizers: str) -> None:
+    folder.mkdir()
+    script = folder / "cut.py"
+    script.write_text(CUT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", str(script), str(folder), *optimizers]
+    paths = ":".join(str(ROOT / source) for source in (".", "kernels", "tests"))
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=env, check=True, timeout=300)
+
+
+def test_resumed_training_equals_uninterrupted_where_weights_are_cut(tmp_path: Path) -> None:
+    resume_cut(tmp_path / "run", "came", "adamw", "muon")
+
+
+def test_so_it_does_with_8_bit_states_also_where_their_step_is_compiled_already(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    for folder in ("first", "second"):
+        resume_cut(tmp_path / folder, "adamw-8bit")
+    for part in ("adamw-8bit-0.pt", "adamw-8bit-1.pt"):
+        first, second = (torch.load(tmp_path / folder / part) for folder in ("first", "second"))
+        assert all(map(torch.equal, first, second))
 
 
 def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
@@ -125,10 +193,23 @@ def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path: Path) -> None:
 
 def test_a_gradient_far_above_the_usual_is_skipped_after_the_warm_up(tmp_path: Path) -> None:
     one = make(tmp_path)
-    one.mean_norm, one.step = 1.0, 3
+    one.mean_norm, one.step = 1.0, trainer.FIRST_STEPS
     assert not one._accept(13.0) and not one._accept(math.inf) and one._accept(9.0)
     one.step = 0
     assert one._accept(1e6)
+
+
+def test_without_a_warm_up_the_first_norms_tell_what_is_usual(tmp_path: Path) -> None:
+    cold = replace(QUICK, steps=30, optimizer=replace(QUICK.optimizer, warmup_steps=0))
+    one = make(tmp_path, cold)
+    assert run(one) and one.skipped == 0
+    # As with fp16, whose first steps are skipped until its scale is found.
+    late = make(tmp_path / "late", cold)
+    for late.step in range(20):
+        assert late._accept(math.nan if late.step < 15 else 1.0) == (late.step >= 15)
+    assert late.mean_norm == 1.0
+    late.step = 20
+    assert not late._accept(13.0) and late._accept(9.0)
 
 
 def test_a_run_that_only_skips_stops_and_names_the_last_good_state(tmp_path: Path) -> None:
@@ -154,6 +235,34 @@ def test_a_wall_clock_budget_ends_a_stage_also_over_several_runs(tmp_path: Path)
     assert again.run(Progress(tmp_path, "toy", quiet=True)) and again.step == 1
 
 
+def test_a_wall_clock_budget_counts_validation_and_saving(tmp_path: Path, monkeypatch: Any) -> None:
+    now = 0.0
+
+    def work(*_: Any) -> dict[str, float]:
+        nonlocal now
+        now += 1000.0
+        return {}
+
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(Toy, "validate", work)
+    monkeypatch.setattr(Toy, "export", work)
+    judged = replace(QUICK.validation, every=1)
+    stage = replace(QUICK, hours=1.5, validation=judged)  # 5400 seconds
+    one = make(tmp_path, stage, save_every=1)
+    assert not run(one, stop_after=2)  # validation, export, validation; export
+    assert one.seconds == 3000.0
+    again = make(tmp_path, stage, save_every=1)
+    assert run(again) and again.step == 4 and again.seconds == 6000.0
+    assert run(make(tmp_path, stage))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000004"
+
+
+def test_steps_between_saves_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--save-every must be at least 1, got 0; a number"):
+        make(tmp_path, save_every=0)
+
+
 def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
     one = make(tmp_path, replace(QUICK, steps=100_000))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -169,6 +278,14 @@ def test_a_log_is_cut_to_where_a_run_is_taken_up(tmp_path: Path) -> None:
     run(make(tmp_path))
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_interrupted_saves_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    left = tmp_path / ".step-00000001.tmp" / "state"
+    left.mkdir(parents=True)
+    run(make(tmp_path), stop_after=2)
+    names = ["latest", "log.jsonl", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("where", ["save", "_publish"])
@@ -190,11 +307,26 @@ def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
 
 
 def test_loss_scaling_finds_its_scale_without_giving_up(tmp_path: Path) -> None:
-    one = make(tmp_path, replace(QUICK, precision="fp16"))
-    assert one.scaler.is_enabled()
-    for _ in range(trainer.MAX_SKIPPED + 1):
-        one._accept(math.inf)
-    assert one.skipped == 0
+    class Steep(Toy):
+        def losses(self, model: nn.Module, part: Any) -> dict[str, Any]:
+            return {"loss": 2.0**30 * super().losses(model, part)["loss"]}
+
+    one = make(tmp_path, replace(QUICK, precision="fp16", steps=50), Steep())
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    assert run(one)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    skipped = [line["skipped"] for line in lines]
+    assert all(skipped[: trainer.MAX_SKIPPED + 1]) and not skipped[-1]
+
+
+def test_what_is_not_finite_at_any_scale_ends_a_run_in_fp16_too(tmp_path: Path) -> None:
+    stage = replace(QUICK, precision="fp16", steps=100)
+    run(make(tmp_path, stage), stop_after=2)
+    poisoned = make(tmp_path, stage, Toy(poison=tuple(range(2, 100))))
+    with pytest.raises(TrainingFailed, match="step-00000002"):
+        run(poisoned)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert poisoned.scaler.get_scale() > 0
 
 
 def test_validation_sees_the_averages_and_leaves_the_model_training(tmp_path: Path) -> None:

@@ -104,9 +104,12 @@ def _flush(path: Path) -> None:
 
 
 def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
+    # All processes have written their part of a save that is published: what is left under another
+    # step's name is of a run that was killed in its midst.
+    stale = (*directory.glob(".step-*.old"), *directory.glob(".step-*.tmp"))
     kept = [path.resolve() for path in spared if path is not None]
     old = [path for path in sorted(directory.glob("step-*")) if path.resolve() not in kept]
-    for path in (*old[: max(len(old) - keep + 1, 0)], *directory.glob(".step-*.old")):
+    for path in (*old[: max(len(old) - keep + 1, 0)], *stale):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ All that chance decides about a sample (caption, posterior noise, timestep, nois
 from a generator of (seed, stage, step, place in the batch), whichever process computes it.
 """
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -20,12 +21,14 @@ from pixart.config import PixArtConfig
 from pixart.diffusion import NUM_TIMESTEPS, add_noise, training_loss
 from pixart.lora import add_lora, merge_lora, save_lora
 from pixart.model import PixArt
+from pixart.pipeline import Pipeline
 from pixart.training.buckets import epoch_plan, share
 from pixart.training.plan import forward_flops
 from pixart.training.processes import mean_over_processes, own, rank, world_size
 from pixart.training.shards import FeatureDataset, pad
 from pixart.training.stages import Stage
 
+logger = logging.getLogger("pixart")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -111,6 +114,10 @@ class DenoisingTask:
         held_out = min(stage.validation.images, len(dataset) // 2) if stage.validation.every else 0
         order = random.Random(f"{stage.seed}/held out").sample(range(len(dataset)), len(dataset))
         self.held_out, self.trained = sorted(order[:held_out]), sorted(order[held_out:])
+        if stage.validation.every and stage.validation.images and not held_out and rank() == 0:
+            logger.warning(
+                "stage %s: validation tells no loss, of one image none can be held out", stage.name
+            )
 
     @property
     def config(self) -> PixArtConfig:
@@ -258,34 +265,50 @@ class DenoisingTask:
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path) -> dict[str, float]:
-        """The mean squared error on held-out images at fixed timesteps and noise, and pictures."""
-        values = {f"mse@{t}": self._held_out_loss(t) for t in self.stage.validation.timesteps}
-        values["loss"] = sum(values.values()) / len(values)
+        """The mean squared error on held-out images, if there are any, at fixed timesteps and noise,
+        and pictures."""
+        values = {}
+        if self.held_out:
+            values = {f"mse@{t}": self._held_out_loss(t) for t in self.stage.validation.timesteps}
+            values["loss"] = sum(values.values()) / len(values)
         if self.pipeline is not None:
-            self._draw_pictures(folder / f"step-{step:08d}")
+            draw_pictures(self.pipeline, self.stage, self.device, folder / f"step-{step:08d}")
         return values
 
     def _held_out_loss(self, timestep: int) -> float:
-        losses = []
-        mine = self.held_out[rank() :: world_size()]
-        for index in mine or self.held_out[:1]:
+        world, count = world_size(), len(self.held_out)
+        total = torch.zeros((), device=self.device)
+        # A model that is cut among processes runs in all of them or in none: where images run out, a
+        # process repeats one that does not count.
+        for place in range(rank(), count + -count % world, world):
+            index = self.held_out[place % count]
             sample = self._draw(self.dataset, index, f"validation/{index}", 1.0)
             fixed = Sample(
                 **{one.name: getattr(sample, one.name) for one in fields(Sample)}
                 | {"timesteps": torch.tensor([timestep])}
             )
-            losses.append(self.losses(self.model, fixed)["mse"].float())
-        return float(mean_over_processes(torch.stack(losses).mean()))
+            mse = self.losses(self.model, fixed)["mse"].float()
+            if place < count:
+                total += mse
+        return float(mean_over_processes(total) * world / count)
 
-    def _draw_pictures(self, folder: Path) -> None:
-        validation, side = self.stage.validation, self.stage.resolution
-        options = {"steps": validation.sampling_steps, "guidance": validation.guidance}
-        for number, prompt in enumerate(validation.prompts):
-            with self.stage.autocast(self.device):
-                drawn = self.pipeline.draw(prompt, height=side, width=side, seed=number, **options)
-            if rank() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                drawn.image.save(folder / f"{number:02d}.png")
+
+def draw_pictures(pipe: Pipeline, stage: Stage, device: torch.device, folder: Path) -> None:
+    """The stage's validation prompts, each from noise of its own that is the same every time."""
+    validation, side = stage.validation, stage.resolution
+    for number, prompt in enumerate(validation.prompts):
+        with stage.autocast(device):
+            drawn = pipe.draw(
+                prompt,
+                height=side,
+                width=side,
+                seed=number,
+                steps=validation.sampling_steps,
+                guidance=validation.guidance,
+            )
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn.image.save(folder / f"{number:02d}.png")
 
 
 def _scaling_factor(dataset: FeatureDataset, stage: Stage) -> float:

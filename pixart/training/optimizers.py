@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pixart.training.came import CAME
+from pixart.training.processes import local
 
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
 _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
@@ -24,6 +25,9 @@ class OptimizerSettings:
     learning_rate: float = 2e-5
     betas: tuple[float, ...] | None = None
     """None: (0.9, 0.999, 0.9999) for came, else (0.9, 0.999)."""
+    eps: float | None = None
+    """Added to AdamW's denominator, also to that of muon's and adamw-8bit's; None: PyTorch's 1e-8. Not
+    for came, which has two of its own."""
     weight_decay: float = 0.0
     clip_norm: float = 0.01
     """Gradients longer than this are shortened to it."""
@@ -48,6 +52,13 @@ class OptimizerSettings:
             raise ValueError(
                 f"optimizer.betas must be {len(self._published_betas)} numbers for {self.name}, "
                 f"got {self.betas}"
+            )
+        if self.eps is not None and not self.eps > 0:
+            raise ValueError(f"optimizer.eps must be positive, got {self.eps}")
+        if self.eps is not None and self.name == "came":
+            raise ValueError(
+                f"optimizer.eps must be None for came, which has two of its own, got {self.eps}; "
+                "leave it out, or take another optimizer.name"
             )
 
     @property
@@ -96,10 +107,14 @@ def _shared(settings: OptimizerSettings) -> dict[str, Any]:
     return {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
 
 
+def _adam(settings: OptimizerSettings) -> dict[str, Any]:
+    eps = {} if settings.eps is None else {"eps": settings.eps}
+    return {"betas": settings.betas or _BETAS["adamw"], **eps, **_shared(settings)}
+
+
 def _adamw(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    betas: Any = settings.betas or _BETAS["adamw"]
     fused = not any(isinstance(p, DTensor) and p.device.type == "cpu" for p in parameters)
-    return torch.optim.AdamW(parameters, betas=betas, fused=fused, **_shared(settings))
+    return torch.optim.AdamW(parameters, fused=fused, **_adam(settings))
 
 
 def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -110,5 +125,28 @@ def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> to
             "optimizer.name must not be adamw-8bit without torchao; "
             "pip install 'pixart-fast[train]', or take adamw"
         ) from error
-    betas: Any = settings.betas or _BETAS["adamw"]
-    return AdamW8bit(parameters, betas=betas, **_shared(settings))
+    if any(isinstance(p, DTensor) for p in parameters):
+        from torch._functorch import config
+
+        # A process would take the compiled step of another, whose part of a weight may differ in size
+        # and lie on another GPU (pytorch/pytorch#188390).
+        config.enable_autograd_cache = False
+    return AdamW8bit(parameters, **_adam(settings))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next steps have this learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's, which is compiled in
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+@torch.no_grad()
+def forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Bring its states to what they are before the first step."""
+    for state in optimizer.state.values():
+        for value in map(local, state.values()):
+            # Not zero_(), which 8-bit states do not have.
+            value.copy_(torch.zeros(value.shape, device=value.device))

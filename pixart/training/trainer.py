@@ -34,7 +34,7 @@ from pixart.training.checkpoints import (
     save_checkpoint,
 )
 from pixart.training.ema import EMA
-from pixart.training.optimizers import build_optimizers
+from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
 from pixart.training.processes import (
     any_process,
     gradients_later,
@@ -47,6 +47,7 @@ from pixart.training.stages import Stage
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
+FIRST_STEPS = 10  # tell which norm is usual, also where there is no warm-up
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -98,6 +99,11 @@ class Trainer:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise ValueError(
+                f"--save-every must be at least 1, got {self.save_every}; a number beyond --steps "
+                "saves at the end only"
+            )
         self.model = self.task.model.to(self.device).train()
         self.step, self.mean_norm, self.skipped, self.seconds = 0, 0.0, 0, 0.0
         self.resumed_from: Path | None = None
@@ -119,6 +125,7 @@ class Trainer:
         """Advance to the end, for `stop_after` steps, or until SIGTERM or Ctrl-C; saves at the end
         of each. start_from: a checkpoint to go on from instead of the newest one in `directory`.
         Returns whether the stage is finished."""
+        self._counted = time.perf_counter()
         self.resume(start_from)
         progress.start(self.step, self.stage.steps)
         last = self.stage.steps if stop_after is None else self.step + stop_after
@@ -141,7 +148,6 @@ class Trainer:
         values = self.advance(parts)
         self._synchronise()
         spent = time.perf_counter() - started
-        self.seconds += spent
         task = self.task
         images, tokens, flops = (
             world_size() * sum(map(count, parts))
@@ -151,6 +157,14 @@ class Trainer:
         every = self.stage.validation.every
         if every and (self.step % every == 0 or self.step == self.stage.steps):
             progress.validation(self.step, self._validate())
+        self._count_time()
+
+    def _count_time(self) -> None:
+        """Called once a step: a save counts with the step after it, so that the time by which a stage
+        ends is the time that its last checkpoint tells."""
+        now = time.perf_counter()
+        self.seconds += now - self._counted
+        self._counted = now
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -196,21 +210,22 @@ class Trainer:
     def _update(self, batch: int) -> None:
         rate = self.stage.optimizer.rate(self.step, self.stage.steps, batch)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             self.scaler.step(optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.step)
 
     def _accept(self, norm: float) -> bool:
-        warm = self.step < self.stage.optimizer.warmup_steps
-        good = math.isfinite(norm) and (warm or norm <= SKIP_RATIO * self.mean_norm)
+        learning = self.step < max(FIRST_STEPS, self.stage.optimizer.warmup_steps)
+        usual = self.mean_norm or norm  # those before the first good one say nothing
+        good = math.isfinite(norm) and (learning or norm <= SKIP_RATIO * usual)
         if good:
             rest = min(0.98, self.step / (self.step + 1))
-            self.mean_norm = rest * self.mean_norm + (1 - rest) * norm
-        # A first scale of fp16 that is too high is found out by skipping: that is no failure.
-        searching = self.scaler.is_enabled() and not math.isfinite(norm)
+            self.mean_norm = rest * usual + (1 - rest) * norm
+        # A scale of fp16 that is too high is found out by skipping: that is no failure, until it can
+        # no longer be the scale.
+        searching = not math.isfinite(norm) and self.scaler.get_scale() > 1
         self.skipped = 0 if good or searching else self.skipped + 1
         return good
 
@@ -241,6 +256,7 @@ class Trainer:
             "lora": asdict(self.stage.lora),
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
+            "batch_unit": self.stage.batch.unit(world_size()),
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
         }
@@ -287,9 +303,12 @@ class Trainer:
         return True
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
+        untouched = [optimizer for optimizer in self.optimizers if not optimizer.state]
         model, optimizer = get_state_dict(self.model, self.optimizers, options=_FLAT)
-        # What is no tensor there are settings, which the recipe gives.
-        states = {name: value for name, value in optimizer.items() if isinstance(value, Tensor)}
+        for one in untouched:
+            forget_steps(one)  # that get_state_dict took to have states to show
+        # What stands there beside states are settings, which the recipe gives.
+        states = {name: value for name, value in optimizer.items() if name.startswith("state.")}
         average = {} if self.ema is None else dict(numbered(self.ema.tensors))
         return {"model": model, "optimizer": states, "ema": average}
 
