@@ -92,6 +92,13 @@ class OpenedTransformer:
     changes: list[Callable[[PixArt], object]] = field(default_factory=list, repr=False)
     _model: PixArt | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(cls, model: PixArt) -> "OpenedTransformer":
+        """A model of the caller's, in the place of a checkpoint."""
+        opened = cls(model.config, True, Path("a model"), model.dtype, {})
+        opened.replace(model)
+        return opened
+
     @property
     def is_loaded(self) -> bool:
         return self._model is not None

@@ -95,7 +95,7 @@ class Pipeline:
         cls,
         source: str | Path = EMBEDDED,
         *,
-        transformer: str | Path | None = None,
+        transformer: str | Path | PixArt | None = None,
         lora: Sequence[tuple[str | Path, float]] = (),
         config: PixArtConfig | None = None,
         device: str | torch.device | None = None,
@@ -113,8 +113,9 @@ class Pipeline:
 
         transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory.
         What it does not say about itself (an official .pth: heads, positions) is taken from the
-        pipeline's own transformer, if width and depth agree. config: replaces what it says. ema:
-        its averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
+        pipeline's own transformer, if width and depth agree. Or a model, which stays as it is and
+        takes none of the options of checkpoints. config: replaces what a checkpoint says. ema: its
+        averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
         device: None takes CUDA when there is one. dtype: None is bf16 on CUDA, fp32 on a CPU.
         text_encoder_dtype: None is bf16 for an encoder of 2 GiB or more, else dtype; "8bit" and
         "4bit" need CUDA. kv_compression: opens a dense transformer as a compressed one. variant: "fp16"
@@ -135,17 +136,26 @@ class Pipeline:
         advance = progress or (lambda: None)
         directory = open_directory(source, with_transformer=transformer is None)
         variants = choose_variants(directory, variant, with_transformer=transformer is None)
-        path = directory if transformer is None else resolve(transformer)
-        is_directory = transformer is not None and path.is_dir()
-        opened = open_transformer(
-            path,
-            config=config,
-            kv_compression=kv_compression,
-            dtype=dtype,
-            ema=ema,
-            variant=variant if is_directory else variants.get("transformer"),
-            around=NOWHERE if transformer is None else surroundings(directory),
-        )
+        is_guest = isinstance(transformer, str | Path)
+        path = resolve(transformer) if isinstance(transformer, str | Path) else directory
+        if isinstance(transformer, PixArt):
+            read = {"config": config, "kv_compression": kv_compression, "ema": ema, "lora": lora}
+            if idle := [name for name, value in read.items() if value]:
+                raise ValueError(
+                    f"{idle[0]} must be left out beside a model, got {read[idle[0]]!r}; change the "
+                    "model itself"
+                )
+            opened = OpenedTransformer.of(transformer)
+        else:
+            opened = open_transformer(
+                path,
+                config=config,
+                kv_compression=kv_compression,
+                dtype=dtype,
+                ema=ema,
+                variant=variant if is_guest and path.is_dir() else variants.get("transformer"),
+                around=surroundings(directory) if is_guest else NOWHERE,
+            )
         if lora:
             load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run
             opened.changes.append(lambda model: merge_lora(load_lora(model, lora)))
@@ -170,10 +180,8 @@ class Pipeline:
         advance()
         scheduler_config = read_scheduler(directory)
         advance()
-        name = str(source) if transformer is None else f"{source} with {transformer}"
-        family = choose_family(
-            opened.config, family_of(directory), is_guest=transformer is not None
-        )
+        name = f"{source} with {transformer}" if is_guest else str(source)
+        family = choose_family(opened.config, family_of(directory), is_guest=is_guest)
         return cls(
             opened, encoder, vae, scheduler_config, device, name, family, null_caption, cuda_graph
         )

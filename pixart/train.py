@@ -96,6 +96,8 @@ def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     from pixart.training.stages import Stage, load_recipe
 
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
+    if arguments and not named and not {"-h", "--help"} & set(arguments):
+        raise ValueError(f"RECIPE must come first, before all options, got {arguments[0]!r}")
     stages = load_recipe(named[0]) if named else [Stage("STAGE")]
 
     @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pixart.config import KVCompression
 from pixart.generate import main as generate
@@ -139,6 +140,20 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
 
     AutoencoderKL.from_pretrained(pipeline / "vae")
     T5EncoderModel.from_pretrained(pipeline / "text_encoder")
+
+
+def test_pictures_of_fixed_prompts_show_how_the_embedded_model_learns(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    for name in ("vae-fine", "read", "tokenizer"):
+        (tmp_path / name).symlink_to(tiny_run / name)
+    prompts = ["--validation.prompts", "a red circle", "a blue star"]
+    command = ["shapes", "--output", str(tmp_path), "--stage", "base", *TINY, *prompts]
+    assert train([*command, "--validation.sampling-steps", "2"]) == 0
+    drawn = sorted((tmp_path / "base" / "pictures" / "step-00000002").iterdir())
+    assert [picture.name for picture in drawn] == ["00.png", "01.png"]
+    with Image.open(drawn[0]) as first, Image.open(drawn[1]) as second:
+        assert first.size == second.size == (128, 128) and first.tobytes() != second.tobytes()
 
 
 def test_a_finished_run_is_not_trained_again(tiny_run: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from pixart.config import PixArtConfig
 from pixart.resolution import aspect_ratios
 from pixart.training.progress import measure_peak
-from pixart.training.stages import Stage
+from pixart.training.stages import DRAWN, Stage
 
 EFFICIENCY = 0.4  # of the device's matrix products, that a training step reaches as a whole
 _STATES = {"came": 4, "adamw": 8, "muon": 6, "adamw-8bit": 2}  # bytes per weight
@@ -54,12 +54,14 @@ def plan(
     many are learned: all, or those of adapters beside them."""
     peak = measure_peak(device, torch.float32 if stage.precision == "fp32" else torch.bfloat16)
     side = 8 * config.patch_size
-    buckets = {(stage.resolution, stage.resolution)}
+    drawn = stage.data.source == DRAWN
+    buckets = {(size, size) for size in stage.data.sizes or (stage.resolution,)}
     if stage.aspect:
         buckets = set(aspect_ratios(stage.resolution).values())
     for height, width in sorted(buckets, key=lambda b: (-b[0] * b[1], b)):
         tokens = (height // side) * (width // side)
-        images = stage.batch.of(tokens, world)
+        shares = world * stage.batch.accumulate
+        images = stage.drawn_images(height, shares) if drawn else stage.batch.of(tokens, world)
         seen = images * (2 if stage.data.prior else 1)  # as many of the class as of the subject
         local = seen // world // stage.batch.accumulate
         passes = 4 if stage.checkpoint_blocks else 3

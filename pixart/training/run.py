@@ -5,7 +5,7 @@ of its newest checkpoint.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,14 @@ from pixart.training.plan import EFFICIENCY, plan, table
 from pixart.training.processes import barrier, rank, world_size
 from pixart.training.progress import Progress, Tracker, measure_peak
 from pixart.training.reading import ReadingTask, load_text_encoder
-from pixart.training.shapes import Pair, ShapesTask, build_pair, open_pair, train_tokenizer
+from pixart.training.shapes import (
+    Pair,
+    ShapesTask,
+    build_pair,
+    build_text_encoder,
+    open_pair,
+    train_tokenizer,
+)
 from pixart.training.shards import FeatureDataset
 from pixart.training.stages import DRAWN, PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
@@ -60,7 +67,8 @@ class Run:
         stage = self._by_name[name]
         if self.start_from is None and self._is_finished(stage):
             return True
-        stage.batch.of(1, world_size())  # raises for one that cannot be shared
+        stage = self._with_batches_as_begun(stage)
+        stage.batch.unit(world_size())  # raises for what cannot be shared
         torch.manual_seed(step_seed(stage.seed, stage.name, 0))
         task = self.task(stage)
         trainer = Trainer(task, stage, self._folder(name), self.device, self.save_every, self.keep)
@@ -74,11 +82,27 @@ class Run:
         )
         return trainer.run(progress, stop_after, self.start_from)
 
+    def _with_batches_as_begun(self, stage: Stage) -> Stage:
+        """Sized for the processes that the run began with: a step means the same images to any number
+        of them."""
+        if stage.batch.tokens is None or stage.batch.multiple is not None:
+            return stage
+        checkpoint = self.start_from or latest_checkpoint(self._folder(stage.name))
+        begun = None if checkpoint is None else read_progress(checkpoint).get("batch_unit")
+        return replace(stage, batch=replace(stage.batch, multiple=begun))
+
     def plan(self, name: str) -> str:
         """What a stage will cost, in words; estimates."""
         stage = self._by_name[name]
         if stage.trains != "transformer":
-            return f"{name}: {stage.steps} steps of the {stage.trains.replace('_', ' ')}"
+            part = (
+                build_vae()
+                if stage.trains == "autoencoder"
+                else build_text_encoder(stage.size.caption_channels)
+            )
+            weights = sum(p.numel() for p in part.parameters())
+            what = stage.trains.replace("_", " ")
+            return f"{name}: {weights / 1e6:.1f} M parameters of the {what}, {stage.steps} steps"
         config = planned_config(stage, self.stages)
         model = empty_model(config)
         weights = sum(p.numel() for p in model.parameters())
@@ -112,6 +136,15 @@ class Run:
                 f'data.source must be "{DRAWN}" where trains is {stage.trains}, '
                 f"got {stage.data.source!r}"
             )
+        if stage.trains != "transformer" and stage.validation.prompts:
+            raise ValueError(
+                f"validation.prompts must be empty where trains is {stage.trains}, which draws "
+                "nothing; name another stage with --stage"
+            )
+        if drawn and stage.validation.every and not stage.validation.images:
+            raise ValueError("validation.images must be positive for drawn data, got 0")
+        if drawn and stage.batch.tokens is not None:
+            raise ValueError(f"batch.tokens is for prepared data only, got {stage.batch.tokens}")
         _check_data(stage.data, drawn)
         if stage.trains == "autoencoder":
             return self._autoencoder_task(stage)
@@ -164,8 +197,6 @@ class Run:
     def _shapes_task(self, stage: Stage) -> ShapesTask:
         if stage.aspect:
             raise ValueError(f'aspect must be false for the source "{DRAWN}", got true')
-        if stage.validation.prompts:
-            raise ValueError(f'validation.prompts must be empty for the source "{DRAWN}"')
         pair, spiece = self._pair(stage)
         task = ShapesTask(pair, stage, spiece, self._vae(stage))
         add_compression(stage, task)
@@ -234,13 +265,14 @@ class Run:
                     "pipeline must be named to draw validation.prompts, got none; give --pipeline"
                 )
             return None
-        pipe = Pipeline.from_pretrained(stage.pipeline, device=self.device, dtype=torch.float32)
+        pipe = Pipeline.from_pretrained(
+            stage.pipeline, transformer=model, device=self.device, dtype=torch.float32
+        )
         predicts = pipe.scheduler_config.get("prediction_type", "epsilon")
         if predicts != stage.prediction:
             raise ValueError(
                 f"prediction must be that of {stage.pipeline}, {predicts}, got {stage.prediction}"
             )
-        pipe.transformer = model
         set_null_caption(model, pipe)
         pipe.prepare([*stage.validation.prompts, ""])
         return pipe

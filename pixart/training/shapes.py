@@ -5,6 +5,7 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 """
 
 import random
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from pixart.checkpoint import load_transformer
 from pixart.config import PixArtConfig
 from pixart.diffusion import add_noise, training_loss
 from pixart.model import PixArt
+from pixart.pipeline import Pipeline
 from pixart.pipeline_files import open_directory
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
 from pixart.training.autoencoder import anchor_latents
 from pixart.training.buckets import share
-from pixart.training.denoising import Sample, draw_timestep, stack, whole_state
+from pixart.training.denoising import Sample, draw_pictures, draw_timestep, stack, whole_state
 from pixart.training.export import export_pipeline
 from pixart.training.plan import forward_flops
 from pixart.training.processes import own, rank, world_size
@@ -161,10 +163,8 @@ class ShapesTask:
     def load(self, step: int, parts: int) -> list[Sample]:
         sizes = self.stage.data.sizes or (self.stage.resolution,)
         size = sizes[step % len(sizes)]
-        tokens, base = size**2, self.stage.resolution**2
-        unit = world_size() * parts
-        images = self.stage.batch.of(1, world_size()) * base // tokens // unit * unit
-        rngs = own(self.stage.rngs(step, max(images, unit)))
+        images = self.stage.drawn_images(size, world_size() * parts)
+        rngs = own(self.stage.rngs(step, images))
         samples = [draw_sample(rng, self.tokenizer, size, self.stage) for rng in rngs]
         return [stack(share(samples, part, parts)) for part in range(parts)]
 
@@ -226,10 +226,22 @@ class ShapesTask:
         )
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
-        """The loss on scenes that are the same every time."""
+        """The loss on scenes that are the same every time, and pictures."""
+        if self.stage.validation.prompts:
+            self._draw_pictures(folder / f"step-{step:08d}")
         side = self.stage.resolution
         samples = [
             draw_sample(random.Random(f"validation/{k}"), self.tokenizer, side, self.stage)
             for k in range(self.stage.validation.images)
         ]
         return {"loss": float(self.losses(self.model, stack(samples))["loss"])}
+
+    def _draw_pictures(self, folder: Path) -> None:
+        """By what a user would open now."""
+        device = next(self.model.parameters()).device
+        with tempfile.TemporaryDirectory() as place:
+            self.export(Path(place))
+            if rank() == 0:
+                source = Path(place) / "pipeline"
+                pipe = Pipeline.from_pretrained(source, device=device, cache_dir=None)
+                draw_pictures(pipe, self.stage, device, folder)

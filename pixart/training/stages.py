@@ -23,6 +23,7 @@ from pixart.training.optimizers import OptimizerSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 PREVIOUS, RANDOM = "previous", "random"
+DIT = "dit:"  # before the path of a class-conditional DiT
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 
@@ -82,18 +83,36 @@ class Batch:
     """Image tokens of a step instead: larger buckets then get fewer images."""
     accumulate: int = 1
     """Parts that a step is computed in, one after the other."""
+    multiple: int | None = None
+    """Of `tokens`: images of a step are a multiple of this. None: of the processes × accumulate that
+    a run begins with."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "tokens", "multiple", "accumulate"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"batch.{name} must be at least 1, got {value}")
+        if self.tokens is None and self.multiple is not None:
+            raise ValueError(f"batch.multiple is for batch.tokens only, got {self.multiple}")
+
+    def unit(self, world: int) -> int:
+        """The images that a step can have least. Raises ValueError where processes and accumulated
+        parts cannot share what is asked for."""
+        shares = world * self.accumulate
+        asked = "images" if self.tokens is None else "multiple"
+        value = getattr(self, asked)
+        if value is not None and value % shares:
+            raise ValueError(
+                f"batch.{asked} must be a multiple of processes × batch.accumulate, {shares}, "
+                f"got {value}; a run keeps that with which it began unless told another"
+            )
+        return value if self.tokens is not None and value is not None else shares
 
     def of(self, tokens: int, world: int) -> int:
         """Images in a step of a bucket of so many tokens each, shared evenly by all parts."""
-        unit = world * self.accumulate
-        if self.tokens is not None:
-            return max(self.tokens // tokens // unit, 1) * unit
-        if self.images % unit:
-            raise ValueError(
-                f"batch.images must be a multiple of processes × batch.accumulate, {unit}, "
-                f"got {self.images}"
-            )
-        return self.images
+        unit = self.unit(world)
+        if self.tokens is None:
+            return self.images
+        return max(self.tokens // tokens // unit, 1) * unit
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,15 @@ class Validation:
     prompts: tuple[str, ...] = ()
     guidance: float = 4.5
     sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.images < 0:
+            least = "every" if self.every < 0 else "images"
+            raise ValueError(f"validation.{least} must not be negative, got {getattr(self, least)}")
+        if not self.timesteps or not all(0 <= t < 1000 for t in self.timesteps):
+            raise ValueError(f"validation.timesteps must be from 0 to 999, got {self.timesteps}")
+        if self.prompts and not self.every:
+            raise ValueError("validation.every must be positive to draw validation.prompts, got 0")
 
 
 @dataclass(frozen=True)
@@ -127,7 +155,8 @@ class Stage:
     aspect: bool = False
     """Train in the 40 aspect-ratio buckets instead of squares."""
     pe_interpolation: float | None = None
-    """Scale of the position table; None takes the published resolution / 512."""
+    """Divides the coordinates of the position table. None: resolution / 512 where the start is random,
+    and a start of another resolution keeps their range."""
     max_length: int = MAX_LENGTH["sigma"]
     """Caption tokens."""
     micro_condition: bool = False
@@ -175,8 +204,9 @@ class Stage:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
-        if self.hours is not None and self.hours <= 0:
-            raise ValueError(f"hours must be positive, got {self.hours}")
+        for name in ("hours", "min_snr", "pe_interpolation"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         if not 0 <= self.data.caption_dropout <= 1:
             raise ValueError(
                 f"data.caption_dropout must be from 0 to 1, got {self.data.caption_dropout}"
@@ -195,10 +225,25 @@ class Stage:
             )
         if not self.kv_compress and (self.kv_start != "mean" or self.kv_norm is not None):
             raise ValueError("kv_compress must name layers beside kv_start and kv_norm, got none")
-        if self.start != RANDOM and self.size != Size() and self.data.source != DRAWN:
+        if self.start == RANDOM and self.kv_start != "mean":
+            raise ValueError(f"kv_start must be left out with --start random, got {self.kv_start}")
+        if not self.data.prior and self.data.prior_weight != Data().prior_weight:
+            raise ValueError(
+                f"data.prior_weight is for data.prior only, got {self.data.prior_weight}"
+            )
+        # A DiT knows no captions.
+        of = self.size if self.start.startswith(DIT) else Size()
+        is_new = self.start == RANDOM or self.data.source == DRAWN
+        if not is_new and self.size != Size(caption_channels=of.caption_channels):
             raise ValueError(f"size must be left out with --start {self.start}, which has its own")
         self._check_lora()
         self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
+
+    def drawn_images(self, side: int, shares: int) -> int:
+        """Images of `side` px in a step of drawn data: as many pixels as batch.images squares of the
+        resolution have, and a multiple of `shares`."""
+        images = self.batch.images * self.resolution**2 // side**2
+        return max(images // shares, 1) * shares
 
     def rngs(self, step: int, images: int) -> list[random.Random]:
         """Sources of chance for a step that draws its images, one each: the same however many

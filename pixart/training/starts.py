@@ -8,14 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pixart.checkpoint import load_transformer, resolve
+from pixart.checkpoint import empty_model, load_transformer, open_transformer, resolve
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.lora import add_lora
 from pixart.model import PixArt
 from pixart.pipeline import Pipeline
 from pixart.pipeline_files import open_directory
 from pixart.training.reparameterise import open_dit
-from pixart.training.stages import PREVIOUS, RANDOM, Stage
+from pixart.training.stages import DIT, PREVIOUS, RANDOM, Stage
 from pixart.training.transitions import (
     add_kv_compression,
     add_micro_condition,
@@ -24,7 +24,6 @@ from pixart.training.transitions import (
 )
 
 CALIBRATION_BATCHES = 4
-_DIT = "dit:"
 _LATENT = 8  # pixels a latent is wide, for every VAE of the family
 
 
@@ -48,12 +47,25 @@ def transformer_config(stage: Stage) -> PixArtConfig:
 
 
 def planned_config(stage: Stage, stages: Sequence[Stage]) -> PixArtConfig:
-    """What a stage's transformer will be, before what it starts from is there: its compression is
-    its own or the last that an earlier stage added; published starts are XL/2."""
-    config = transformer_config(stage)
-    earlier = stages[: list(stages).index(stage) + 1]
-    added = [one.compression for one in earlier if one.compression is not None]
-    return replace(config, kv_compression=added[-1] if added else None)
+    """What a stage's transformer will be, also before what it starts from is there: then a published
+    start is taken to be XL/2 of the stage's resolution."""
+    before = stages[: list(stages).index(stage)]
+    if stage.start == PREVIOUS and before and before[-1].trains == "transformer":
+        config = planned_config(before[-1], stages)
+    else:
+        config = _known_config(stage) or transformer_config(stage)
+    model = empty_model(config)
+    if stage.start != RANDOM:
+        adapt(model, stage)
+    return replace(model.config, kv_compression=stage.compression or config.kv_compression)
+
+
+def _known_config(stage: Stage) -> PixArtConfig | None:
+    """Of a start that lies on this machine."""
+    if stage.start == EMBEDDED:
+        return open_transformer(open_directory(EMBEDDED, True)).config
+    is_here = stage.start not in (PREVIOUS, RANDOM) and Path(stage.start).exists()
+    return open_transformer(stage.start).config if is_here else None
 
 
 def start_transformer(stage: Stage, previous: Path | None) -> PixArt:
@@ -68,8 +80,12 @@ def adapt(model: PixArt, stage: Stage) -> PixArt:
     """Give a model the stage's resolution, caption length and micro-conditioning, in place."""
     if stage.resolution != model.config.input_size * _LATENT or stage.pe_interpolation is not None:
         interpolate_positions(model, stage.resolution, stage.pe_interpolation)
-    if stage.max_length > model.config.model_max_length:
-        lengthen_captions(model, stage.max_length)
+    if stage.max_length < model.config.model_max_length:
+        raise ValueError(
+            f"max_length must be at least that of the start, {model.config.model_max_length}, got "
+            f"{stage.max_length}; shorter captions fit as they are"
+        )
+    lengthen_captions(model, stage.max_length)
     if stage.micro_condition:
         if stage.lora.rank and not model.config.micro_condition:
             raise ValueError(
@@ -84,8 +100,8 @@ def _open(stage: Stage, previous: Path | None) -> PixArt:
     if stage.start == PREVIOUS:
         assert previous is not None
         return load_transformer(previous / "model.safetensors", dtype=torch.float32)
-    if stage.start.startswith(_DIT):
-        path = stage.start[len(_DIT) :]
+    if stage.start.startswith(DIT):
+        path = stage.start.removeprefix(DIT)
         width = stage.size.caption_channels
         return open_dit(path, caption_channels=width, max_length=stage.max_length)
     is_embedded = stage.start == EMBEDDED
@@ -94,9 +110,9 @@ def _open(stage: Stage, previous: Path | None) -> PixArt:
 
 
 def set_null_caption(model: PixArt, pipe: Pipeline) -> None:
-    """Give PixArt-Σ the null caption that it trains with, T5 of the empty text, padded; α has its
-    own, which comes with its checkpoint."""
-    if getattr(model, "null_caption_stored", False):
+    """Give PixArt-Σ the null caption that it trains with, T5 of the empty text, padded, also in the
+    place of one from α, whose own comes with its checkpoint."""
+    if pipe.family == "alpha" and getattr(model, "null_caption_stored", False):
         return
     features = pipe.text_encoder.encode([""], keep_padding=True).features[0]
     lengthen_captions(model, max(len(features), model.config.model_max_length), features)
