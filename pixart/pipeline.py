@@ -113,8 +113,8 @@ class Pipeline:
 
         transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory.
         What it does not say about itself (an official .pth: heads, positions) is taken from the
-        pipeline's own transformer, if width and depth agree. Or a model, which stays as it is and
-        takes none of the options of checkpoints. config: replaces what a checkpoint says. ema: its
+        pipeline's own transformer, if width and depth agree. Or a model, which keeps its dtype and
+        mode and takes none of the options of checkpoints. config: replaces what one says. ema: its
         averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
         device: None takes CUDA when there is one. dtype: None is bf16 on CUDA, fp32 on a CPU.
         text_encoder_dtype: None is bf16 for an encoder of 2 GiB or more, else dtype; "8bit" and
@@ -145,7 +145,7 @@ class Pipeline:
                     f"{idle[0]} must be left out beside a model, got {read[idle[0]]!r}; change the "
                     "model itself"
                 )
-            opened = OpenedTransformer.of(transformer)
+            opened, path = OpenedTransformer.of(transformer), Path("the model")
         else:
             opened = open_transformer(
                 path,

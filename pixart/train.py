@@ -8,6 +8,7 @@ curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -109,12 +110,20 @@ def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
         default = Command(Options(recipe=named[0] if named else tyro.MISSING), stage)
         return tyro.cli(Command, default=default, prog="python -m pixart.train", args=arguments)
 
-    options = parse(stages[0]).options
     names = [stage.name for stage in stages]
+    # Fields for one stage need not make sense in another.
+    told = _value_of("--stage", arguments)
+    options = parse(stages[names.index(told) if told in names else 0]).options
     if options.stage is not None and options.stage not in names:
         raise ValueError(f"--stage must be one of {', '.join(names)}, got {options.stage!r}")
     chosen = {options.stage} if options.stage else set(names)
     return options, [parse(one).stage if one.name in chosen else one for one in stages]
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    """What a flag is given, in the argument after it or in one with it."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((value for before, value in pairwise(words) if before == flag), None)
 
 
 def _train(options: Options, stages: "Sequence[Stage]") -> int:

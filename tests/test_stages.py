@@ -26,6 +26,8 @@ from pixart.training.starts import adapt
         (lambda: Validation(timesteps=()), r"timesteps must be from 0 to 999, got \(\)"),
         (lambda: Validation(timesteps=(1000,)), r"timesteps must be from 0 to 999, got \(1000,\)"),
         (lambda: Validation(prompts=("a",)), "validation.every must be positive to draw"),
+        (lambda: Validation(every=1, images=0), "validation.images must be positive without"),
+        (lambda: Stage("a", hours=float("nan")), "hours must be positive, got nan"),
         (lambda: Stage("a", min_snr=0.0), "min_snr must be positive, got 0.0"),
         (lambda: Stage("a", pe_interpolation=-1.0), "pe_interpolation must be positive"),
         (
@@ -64,7 +66,10 @@ def test_a_run_that_goes_on_keeps_the_batches_with_which_it_began(tmp_path: Path
     run = Run(tmp_path, [stage], torch.device("cpu"))
     assert run._with_batches_as_begun(stage) == stage
     save_checkpoint(tmp_path / "a", 1, {}, {"batch_unit": 4})
-    assert run._with_batches_as_begun(stage).batch.of(1024, world=2) == 8
+    begun = run._with_batches_as_begun(stage).batch
+    assert begun.of(1024, world=2) == 8
+    with pytest.raises(ValueError, match="got 4; --batch.multiple 8 makes it one"):
+        begun.of(1024, world=8)
     told = replace(stage, batch=Batch(tokens=10 * 1024, multiple=2))
     assert run._with_batches_as_begun(told).batch.of(1024, world=2) == 10
 
@@ -87,7 +92,7 @@ def test_drawn_pictures_of_another_size_are_as_many_pixels() -> None:
         (["shapes", "--save-every", "0"], "--save-every must be at least 1, got 0"),
         (["shapes", "--batch.tokens", "4096"], "batch.tokens is for prepared data only, got 4096"),
         (
-            ["shapes", "--validation.every", "1", "--validation.images", "0"],
+            ["shapes", "--stage", "base", "--validation.images", "0", "--validation.prompts", "a"],
             "validation.images must be positive for drawn data, got 0",
         ),
     ],

@@ -193,7 +193,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path: Path) -> None:
 
 def test_a_gradient_far_above_the_usual_is_skipped_after_the_warm_up(tmp_path: Path) -> None:
     one = make(tmp_path)
-    one.mean_norm, one.step = 1.0, trainer.FIRST_STEPS
+    one.mean_norm, one.accepted = 1.0, trainer.FIRST_NORMS
+    one.step = QUICK.optimizer.warmup_steps
     assert not one._accept(13.0) and not one._accept(math.inf) and one._accept(9.0)
     one.step = 0
     assert one._accept(1e6)
@@ -205,11 +206,11 @@ def test_without_a_warm_up_the_first_norms_tell_what_is_usual(tmp_path: Path) ->
     assert run(one) and one.skipped == 0
     # As with fp16, whose first steps are skipped until its scale is found.
     late = make(tmp_path / "late", cold)
-    for late.step in range(20):
-        assert late._accept(math.nan if late.step < 15 else 1.0) == (late.step >= 15)
-    assert late.mean_norm == 1.0
-    late.step = 20
-    assert not late._accept(13.0) and late._accept(9.0)
+    for late.step in range(30):
+        norm = 0.1 if late.step == 15 else 1.5  # the first alone would make all others outliers
+        assert late._accept(math.nan if late.step < 15 else norm) == (late.step >= 15)
+    assert late.mean_norm == pytest.approx((0.1 + 14 * 1.5) / 15)
+    assert not late._accept(15.0) and late._accept(13.0)
 
 
 def test_a_run_that_only_skips_stops_and_names_the_last_good_state(tmp_path: Path) -> None:

@@ -272,7 +272,8 @@ class DenoisingTask:
             values = {f"mse@{t}": self._held_out_loss(t) for t in self.stage.validation.timesteps}
             values["loss"] = sum(values.values()) / len(values)
         if self.pipeline is not None:
-            draw_pictures(self.pipeline, self.stage, self.device, folder / f"step-{step:08d}")
+            with self.stage.autocast(self.device):
+                draw_pictures(self.pipeline, self.stage, folder / f"step-{step:08d}")
         return values
 
     def _held_out_loss(self, timestep: int) -> float:
@@ -293,19 +294,19 @@ class DenoisingTask:
         return float(mean_over_processes(total) * world / count)
 
 
-def draw_pictures(pipe: Pipeline, stage: Stage, device: torch.device, folder: Path) -> None:
+def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
     """The stage's validation prompts, each from noise of its own that is the same every time."""
     validation, side = stage.validation, stage.resolution
     for number, prompt in enumerate(validation.prompts):
-        with stage.autocast(device):
-            drawn = pipe.draw(
-                prompt,
-                height=side,
-                width=side,
-                seed=number,
-                steps=validation.sampling_steps,
-                guidance=validation.guidance,
-            )
+        drawn = pipe.draw(
+            prompt,
+            height=side,
+            width=side,
+            seed=number,
+            steps=validation.sampling_steps,
+            guidance=validation.guidance,
+            batched=False,  # not as each process's free memory allows: a cut model runs in all
+        )
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             drawn.image.save(folder / f"{number:02d}.png")

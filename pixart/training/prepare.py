@@ -302,8 +302,9 @@ def open_encoders(
     """The VAE and the text encoder of a pipeline directory, a hub id, or "shapes". text_dtype: None
     is bf16 for a large one, else fp32. max_length: None is the family's."""
     directory = open_directory(pipeline, with_transformer=False)
-    family = family_of(directory) or "sigma"
-    max_length = max_length or MAX_LENGTH[family]
+    of_length: Family = "alpha" if max_length == MAX_LENGTH["alpha"] else "sigma"
+    family = family_of(directory) or of_length
+    max_length = MAX_LENGTH[family] if max_length is None else max_length
     text_dtype = text_dtype or default_text_dtype(directory, None, torch.float32)[0]
     vae = VAE.from_pretrained(directory, dtype=vae_dtype, device=device)
     text = TextEncoder.from_pretrained(
@@ -316,7 +317,7 @@ def open_encoders(
         text=text,
         family=family,
         vae_identity=f"{fingerprint(directory / 'vae')} {vae.dtype}",
-        text_identity=f"{text_identity} {family}",  # α's captions are changed before T5 reads them
+        text_identity=text_identity + (" lower case" if family == "alpha" else ""),
     )
 
 

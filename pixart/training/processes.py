@@ -112,10 +112,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def max_over_processes(value: float, device: torch.device) -> float:
+    """The largest that a process has."""
+    if not distributed.is_initialized():
+        return value
+    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return float(largest)
+
+
 def any_process(wish: bool, device: torch.device) -> bool:
     """Whether some process wishes so: all must stop at the same step."""
-    if not distributed.is_initialized():
-        return wish
-    flag = torch.tensor(float(wish), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag)
+    return bool(max_over_processes(float(wish), device))

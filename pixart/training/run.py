@@ -93,7 +93,7 @@ class Run:
 
     def plan(self, name: str) -> str:
         """What a stage will cost, in words; estimates."""
-        stage = self._by_name[name]
+        stage = self._with_batches_as_begun(self._by_name[name])
         if stage.trains != "transformer":
             part = (
                 build_vae()

@@ -244,4 +244,4 @@ class ShapesTask:
             if rank() == 0:
                 source = Path(place) / "pipeline"
                 pipe = Pipeline.from_pretrained(source, device=device, cache_dir=None)
-                draw_pictures(pipe, self.stage, device, folder)
+                draw_pictures(pipe, self.stage, folder)

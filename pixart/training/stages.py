@@ -103,7 +103,7 @@ class Batch:
         if value is not None and value % shares:
             raise ValueError(
                 f"batch.{asked} must be a multiple of processes × batch.accumulate, {shares}, "
-                f"got {value}; a run keeps that with which it began unless told another"
+                f"got {value}; --batch.{asked} {math.lcm(value, shares)} makes it one"
             )
         return value if self.tokens is not None and value is not None else shares
 
@@ -134,6 +134,8 @@ class Validation:
             raise ValueError(f"validation.{least} must not be negative, got {getattr(self, least)}")
         if not self.timesteps or not all(0 <= t < 1000 for t in self.timesteps):
             raise ValueError(f"validation.timesteps must be from 0 to 999, got {self.timesteps}")
+        if self.every and not self.images and not self.prompts:
+            raise ValueError("validation.images must be positive without validation.prompts, got 0")
         if self.prompts and not self.every:
             raise ValueError("validation.every must be positive to draw validation.prompts, got 0")
 
@@ -205,7 +207,7 @@ class Stage:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
         for name in ("hours", "min_snr", "pe_interpolation"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not value > 0:  # nor NaN
                 raise ValueError(f"{name} must be positive, got {value}")
         if not 0 <= self.data.caption_dropout <= 1:
             raise ValueError(

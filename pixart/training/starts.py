@@ -8,7 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pixart.checkpoint import empty_model, load_transformer, open_transformer, resolve
+from pixart.checkpoint import (
+    OpenedTransformer,
+    Surroundings,
+    empty_model,
+    load_transformer,
+    open_transformer,
+    resolve,
+)
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.lora import add_lora
 from pixart.model import PixArt
@@ -49,7 +56,7 @@ def transformer_config(stage: Stage) -> PixArtConfig:
 def planned_config(stage: Stage, stages: Sequence[Stage]) -> PixArtConfig:
     """What a stage's transformer will be, also before what it starts from is there: then a published
     start is taken to be XL/2 of the stage's resolution."""
-    before = stages[: list(stages).index(stage)]
+    before = stages[: [one.name for one in stages].index(stage.name)]
     if stage.start == PREVIOUS and before and before[-1].trains == "transformer":
         config = planned_config(before[-1], stages)
     else:
@@ -63,9 +70,9 @@ def planned_config(stage: Stage, stages: Sequence[Stage]) -> PixArtConfig:
 def _known_config(stage: Stage) -> PixArtConfig | None:
     """Of a start that lies on this machine."""
     if stage.start == EMBEDDED:
-        return open_transformer(open_directory(EMBEDDED, True)).config
+        return _opened(open_directory(EMBEDDED, True), stage).config
     is_here = stage.start not in (PREVIOUS, RANDOM) and Path(stage.start).exists()
-    return open_transformer(stage.start).config if is_here else None
+    return _opened(Path(stage.start), stage).config if is_here else None
 
 
 def start_transformer(stage: Stage, previous: Path | None) -> PixArt:
@@ -106,7 +113,13 @@ def _open(stage: Stage, previous: Path | None) -> PixArt:
         return open_dit(path, caption_channels=width, max_length=stage.max_length)
     is_embedded = stage.start == EMBEDDED
     source = open_directory(EMBEDDED, True) if is_embedded else resolve(stage.start)
-    return load_transformer(source, dtype=torch.float32)
+    return _opened(source, stage).load()
+
+
+def _opened(source: Path, stage: Stage) -> OpenedTransformer:
+    """A checkpoint that does not say how long its captions are has the stage's."""
+    around = Surroundings(stage.max_length)
+    return open_transformer(source, dtype=torch.float32, around=around)
 
 
 def set_null_caption(model: PixArt, pipe: Pipeline) -> None:

@@ -38,6 +38,7 @@ from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
 from pixart.training.processes import (
     any_process,
     gradients_later,
+    max_over_processes,
     mean_over_processes,
     parallelise,
     world_size,
@@ -47,7 +48,7 @@ from pixart.training.stages import Stage
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
-FIRST_STEPS = 10  # tell which norm is usual, also where there is no warm-up
+FIRST_NORMS = 10  # tell which norm is usual, also where there is no warm-up
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -105,7 +106,7 @@ class Trainer:
                 "saves at the end only"
             )
         self.model = self.task.model.to(self.device).train()
-        self.step, self.mean_norm, self.skipped, self.seconds = 0, 0.0, 0, 0.0
+        self.step, self.accepted, self.mean_norm, self.skipped, self.seconds = 0, 0, 0.0, 0, 0.0
         self.resumed_from: Path | None = None
         self.called = parallelise(self.model, self.stage.parallel)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -217,12 +218,12 @@ class Trainer:
             self.ema.update(self.step)
 
     def _accept(self, norm: float) -> bool:
-        learning = self.step < max(FIRST_STEPS, self.stage.optimizer.warmup_steps)
-        usual = self.mean_norm or norm  # those before the first good one say nothing
-        good = math.isfinite(norm) and (learning or norm <= SKIP_RATIO * usual)
+        warm = self.step < self.stage.optimizer.warmup_steps or self.accepted < FIRST_NORMS
+        good = math.isfinite(norm) and (warm or norm <= SKIP_RATIO * self.mean_norm)
         if good:
-            rest = min(0.98, self.step / (self.step + 1))
-            self.mean_norm = rest * usual + (1 - rest) * norm
+            rest = min(0.98, self.accepted / (self.accepted + 1))
+            self.mean_norm = rest * self.mean_norm + (1 - rest) * norm
+            self.accepted += 1
         # A scale of fp16 that is too high is found out by skipping: that is no failure, until it can
         # no longer be the scale.
         searching = not math.isfinite(norm) and self.scaler.get_scale() > 1
@@ -254,10 +255,11 @@ class Trainer:
             "stage": self.stage.name,
             "averaged": self.ema is not None,
             "lora": asdict(self.stage.lora),
+            "accepted": self.accepted,
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
             "batch_unit": self.stage.batch.unit(world_size()),
-            "seconds": self.seconds,
+            "seconds": max_over_processes(self.seconds, self.device),
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(
@@ -297,7 +299,8 @@ class Trainer:
             optim_state_dict=states,
             options=_FLAT,
         )
-        self.step, self.mean_norm = values["step"], values["mean_norm"]
+        self.step, self.accepted = values["step"], values["accepted"]
+        self.mean_norm = values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
         self.scaler.load_state_dict(values["scaler"])
         return True
