@@ -171,7 +171,7 @@ def task(pipeline: Path, subject: Path, prior: Path) -> DenoisingTask:
 def test_as_many_pictures_of_the_class_join_a_step_with_their_own_weight(
     task: DenoisingTask,
 ) -> None:
-    task.stage = replace(STAGE, data=replace(STAGE.data, prior_weight=0.25))
+    task.stage = replace(STAGE, data=replace(STAGE.data, prior="class", prior_weight=0.25))
     (part,) = task.load(0, 1)
     assert part.weight.tolist() == [1, 1, 0.25, 0.25]
     lengths = part.mask.sum(1).tolist()  # "a photo of a dog" and "a photo of sks dog"
