@@ -8,9 +8,9 @@ import torch
 from small_model import SMALL
 from torch import nn
 
-from bench import bench_pipeline, parts, shapes, steps, timing
+from bench import bench_pipeline, parts, pipelines, shapes, steps, timing
 from bench.worker import Case, Context
-from pixart.config import KVCompression, PixArtConfig
+from pixart.config import EMBEDDED, KVCompression, PixArtConfig
 from pixart.model import PixArt
 
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_stages_of_a_picture_state_their_flops(monkeypatch: pytest.MonkeyPatch) 
     context.seconds = 0
     context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
     context.peaks["matmul_fp32"] = {"per_second": 1e11}
-    bench_pipeline._draw_often(context)
+    bench_pipeline._draw_often(EMBEDDED, context)
     rows = {row["variant"]: row for row in context.rows}
     counted = {name for name, row in rows.items() if "flops" in row}
     assert counted == {"text encoder", "denoiser", "VAE"}
@@ -102,6 +102,31 @@ def test_stages_of_a_picture_state_their_flops(monkeypatch: pytest.MonkeyPatch) 
     vae = rows["VAE"]
     assert vae["dtype"] == "torch.float32" and vae["resolution"] == str(vae["height"])
     assert vae["share_of_matmul"] == pytest.approx(vae["flops_per_second"] / 1e11)
+
+
+def test_a_picture_is_drawn_with_a_pipeline_of_random_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_pipeline, "LEAST_PICTURES", 1)
+    monkeypatch.setattr(bench_pipeline, "MERGED", (shapes.TINY,))
+    context = Context(CPU)
+    context.seconds = 0
+    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "matmul_fp32", "copy")}
+    bench_pipeline._draw_often(shapes.TINY, context)
+    rows = {row["variant"]: row for row in context.rows}
+    assert set(rows) == set(bench_pipeline.STAGES)
+    assert {row["height"] for row in rows.values()} == {shapes.PIXELS[shapes.TINY]}
+    # Two samples a step of which the deeper of two blocks sees merged keys.
+    merged = shapes.step_flops(shapes.TINY, 1, True), shapes.step_flops(shapes.TINY, 1, False)
+    assert rows["denoiser"]["flops"] <= 20 * 2 * merged[0] < 20 * 2 * merged[1]
+
+
+def test_pipelines_have_the_published_sizes() -> None:
+    with torch.device("meta"), pipelines.halves():
+        text, vae = pipelines.text_encoder(shapes.XL2), pipelines.vae(shapes.XL2)
+    assert sum(p.numel() for p in text.parameters()) == pytest.approx(4.76e9, rel=0.01)
+    assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+    assert next(text.parameters()).dtype == torch.float16
 
 
 def _pipeline(compression: KVCompression | None, kept: tuple[int, int]) -> Any:
