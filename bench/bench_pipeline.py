@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import memory, pipelines, shapes, suite, timing
 from bench.machine import ROOT
-from bench.parts import measured
+from bench.parts import failed, measured
 from bench.worker import Case, Context
 from pixart import Pipeline
 from pixart.config import EMBEDDED
 from pixart.outputs import Job
 from pixart.pictures import write_picture
+from pixart.pipeline import Drawn
 from pixart.sampler import Progress, default_steps, make_scheduler
 
 PROMPT = "a small orange cross in the bottom right corner on black"
@@ -66,7 +68,7 @@ class Stages:
         self.began = time.perf_counter()
 
 
-def _draw(stages: Stages, source: str | Path, path: Path) -> Pipeline:
+def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Pipeline, Drawn]:
     pipe = Pipeline.from_pretrained(source, device=stages.device, cache_dir=None)
     stages.end("open")
     pipe.prepare([PROMPT, ""])
@@ -85,7 +87,7 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> Pipeline:
     stages.seconds["whole"] = sum(stages.seconds.values())
     with Image.open(path) as written:
         assert written.tobytes() == drawn.image.tobytes()
-    return pipe
+    return pipe, drawn
 
 
 def _job(path: Path, pipe: Pipeline) -> Job:
@@ -119,36 +121,58 @@ def _opened(model: str, device: torch.device) -> Iterator[str | Path]:
 
 
 def _draw_often(model: str, context: Context) -> None:
+    try:
+        with _opened(model, context.device) as source:
+            _time_stages(model, source, context)
+    except torch.OutOfMemoryError as error:  # smaller GPUs than these sizes are meant for
+        for stage in STAGES:
+            context.row(variant=stage, agrees=None, status=failed(error))
+
+
+def _time_stages(model: str, source: str | Path, context: Context) -> None:
     began = time.perf_counter()
     runs: list[Stages] = []
     # A CPU's other attention is not known to the counter; a GPU's is, and this one's scores at 4K
     # would fit into no memory.
     known = sdpa_kernel(SDPBackend.MATH) if context.device.type == "cpu" else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, _opened(model, context.device) as source:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         counted = Stages(context.device)
         with counted.counter, known:
-            pipe = _draw(counted, source, path)  # untimed: the first one loads libraries
+            pipe, drawn = _draw(counted, source, path)  # untimed: the first one loads libraries
+        what = _describe(model, pipe, drawn)
+        work = {"text encoder": (counted.flops["text encoder"], 0), "denoiser": (_flops(pipe), 0)}
+        if not drawn.tile:  # tiles overlap: what they compute twice is no useful work
+            work["VAE"] = (counted.flops["VAE"], 0)
+        dtype = pipe.transformer.dtype
+        del pipe  # the next ones are alone in the memory
         while len(runs) < LEAST_PICTURES or time.perf_counter() - began < context.seconds:
             runs.append(Stages(context.device))
             _draw(runs[-1], source, path)
-        size = path.stat().st_size
-    dtype = pipe.transformer.dtype
-    work = {stage: (counted.flops[stage], 0) for stage in ("text encoder", "VAE")}
-    work |= {"denoiser": (_flops(pipe), 0), "write": (0, size)}
+        work["write"] = (0, path.stat().st_size)
     for stage in STAGES:
         samples = [run.seconds[stage] for run in runs]
         peaks = [peak for run in runs if (peak := run.peaks.get(stage)) is not None]
-        row: dict[str, Any] = {
-            "variant": stage,
-            "agrees": True,
-            "dtype": str(dtype),
-            "resolution": str(pipe.native),
-        }
-        row |= {"prompt": PROMPT, "height": pipe.native, "width": pipe.native}
+        row: dict[str, Any] = {"variant": stage, "agrees": True, **what}
         row |= {"peak_bytes": max(peaks, default=None)}
         result = timing.summarize(samples, "wall")
         context.row(**row, **measured(result, context, *work.get(stage, (0, 0)), dtype))
+
+
+def _describe(model: str, pipe: Pipeline, drawn: Drawn) -> dict[str, Any]:
+    """What is drawn, and how the pipeline chose to: by the memory that was free."""
+    merge = pipe.opened.config.kv_compression
+    return {
+        "weights": "trained" if model == EMBEDDED else "random",
+        "kv_compression": None if merge is None else asdict(merge),
+        "dtype": str(pipe.transformer.dtype),
+        "resolution": str(pipe.native),
+        "prompt": PROMPT,
+        "height": pipe.native,
+        "width": pipe.native,
+        "batched": drawn.batched,
+        "tile": drawn.tile,
+    }
 
 
 def _flops(pipe: Pipeline) -> int:

@@ -1,8 +1,9 @@
-"""Pipelines of the published sizes with random weights: a stage takes as long as with trained ones.
+"""Pipelines of the published sizes with random weights: encoding, denoising and decoding take as long
+as with trained ones.
 
 Sizes: T5 v1.1 XXL, the VAE of SDXL, XL/2 (config.json of google/t5-v1_1-xxl, stabilityai/sdxl-vae
-and PixArt-alpha/PixArt-Sigma-XL-2-1024-MS). The tokenizer is that of the embedded model: it cuts a
-prompt into more or fewer tokens, and all of them are padded to the same length.
+and PixArt-alpha/PixArt-Sigma-XL-2-1024-MS). The tokenizer is that of the embedded model, which may
+cut a prompt into another number of tokens than T5's.
 """
 
 from collections.abc import Iterator
@@ -53,9 +54,10 @@ def vae(sizes: shapes.Model) -> nn.Module:
 def write(
     folder: Path, resolution: str, compression: shapes.Compression | None, device: torch.device
 ) -> None:
-    """A pipeline directory, its weights made on the device and written in fp16: 11 GB of XL/2."""
+    """A pipeline directory, its weights made on the device and written in fp16; 11 GB at the published
+    sizes, most of them T5's."""
     sizes = shapes.model(resolution)
-    with device, halves():
+    with device, half_precision():
         texts, pictures = text_encoder(sizes), vae(sizes)
     export_pipeline(
         folder,
@@ -68,7 +70,7 @@ def write(
 
 
 @contextmanager
-def halves() -> Iterator[None]:
+def half_precision() -> Iterator[None]:
     """What is built in here has fp16 weights: in fp32, T5 alone would take 19 GB."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float16)

@@ -5,6 +5,7 @@ measures (interleaved, with events and a cold cache on a GPU), and pytest-benchm
 that replays what was measured: its statistics, its JSON and its comparisons are of those samples.
 """
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -76,12 +77,22 @@ def timed_once(context: Context, items: Sequence[pytest.Item]) -> Callable[[Case
     row stands what other processes took of the CPUs meanwhile."""
 
     @lru_cache(maxsize=1)
-    def timed(case: Case) -> dict[str, Row]:
+    def found(case: Case) -> dict[str, Row] | Exception:
         context.chosen = chosen(items, case)
         before = record.Moment()
-        context.run(case)
+        try:
+            context.run(case)
+        except Exception as error:  # not tried again for the next variant
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the case
+            return error
         company = {"busy_elsewhere": record.Moment().elsewhere(before)}
         return {row["variant"]: {**row, **company} for row in context.rows}
+
+    def timed(case: Case) -> dict[str, Row]:
+        rows = found(case)
+        if isinstance(rows, Exception):
+            raise rows
+        return rows
 
     return timed
 

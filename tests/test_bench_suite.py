@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +130,22 @@ def test_a_case_runs_once_for_all_of_its_variants() -> None:
     case = Case("case", run, ("ours", "eager"))
     assert timed(case)["ours"]["variant"] == "ours" and timed(case)["eager"]
     assert runs == ["run"]
+
+
+def test_a_case_that_failed_is_not_tried_again_and_holds_no_memory() -> None:
+    held: list[Any] = []
+
+    def run(context: Context) -> None:
+        tensor = torch.zeros(4)
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("no such kernel")
+
+    timed = suite.timed_once(Context(CPU), [])
+    case = Case("case", run, ("ours", "eager"))
+    for _ in case.variants:
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            timed(case)
+    assert [ref() for ref in held] == [None]
 
 
 def test_a_row_tells_what_other_processes_took_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,11 @@ def compose(results: dict[str, Any]) -> str:
         f"transformer on, {scale['images']} pictures of 128 px a step or as many pixels; the text "
         "encoder stays as it is. Loss: mean squared error of the velocity on the same "
         f"{len(dense['marks'][0]['losses'])} scenes, noise and timesteps. Captions: pictures in "
-        "which every statement of the caption holds. A difference counts when it is more than "
-        f"twice its standard error over the scenes. The claims are those of PixArt-Σ ({PAPER_SIGMA}).",
+        "which every statement of the caption holds, of one thing in (a), of a pair in (b) and (c). "
+        "A difference counts when it is more than "
+        "twice its standard error over the scenes; every experiment is one run, and how much another "
+        "run would differ after its training was not measured. The claims are those of PixArt-Σ "
+        f"({PAPER_SIGMA}).",
         "",
         "## (a) Twice the resolution, 256 to 512 px, with position interpolation and without",
         "",
@@ -122,6 +125,7 @@ def compose(results: dict[str, Any]) -> str:
         "random. “average” is the mean of a window, where the published code's `ave` takes one token.",
         "",
         *_sheets(depths),
+        *_sheets([*samplings[1:], dense]),
         "## (d) adaLN-single against adaLN in every block, XL/2",
         "",
         "Counted, not trained: parameters, and bytes of weights, gradients and AdamW's moments in "
