@@ -7,9 +7,9 @@ READY := .venv/.ready
 PROMPT := a small orange cross in the bottom right corner on black
 
 # What runs Triton's kernels on CPU tensors, a second time where it ran without them already.
-INTERPRETED := tests/test_kernels_*.py tests/test_golden.py \
-	tests/test_patch.py::test_an_accelerated_model_computes_what_it_did_before \
-	tests/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
+INTERPRETED := tests/kernels/test_kernels_*.py tests/house/test_golden.py \
+	tests/patch/test_patch.py::test_an_accelerated_model_computes_what_it_did_before \
+	tests/patch/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
 OLDEST := .venv/triton-3.6.0
 
 .PHONY: demo test test-oldest-triton lint package train bench bench-compare weak-to-strong clean
@@ -24,8 +24,8 @@ test: $(READY)
 
 # The kernels again with the oldest Triton that they must work with; its interpreter needs NumPy < 2.4.
 test-oldest-triton: $(OLDEST)
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_resources.py
-	PYTHONPATH=$(OLDEST) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels_*.py
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/bench/test_resources.py
+	PYTHONPATH=$(OLDEST) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_kernels_*.py
 
 $(OLDEST): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.6.0 "numpy<2.4"
@@ -39,7 +39,7 @@ lint: $(READY)
 package: $(READY)
 	rm -rf dist build
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
-	$(BIN)/python -m pytest tests/test_packaging.py --wheel dist/*.whl
+	$(BIN)/python -m pytest tests/house/test_packaging.py --wheel dist/*.whl
 
 train: $(READY)
 	$(BIN)/python -m pixart.train shapes
@@ -50,7 +50,7 @@ bench: $(READY)
 
 # The paper's claims about training from weak to strong, on the embedded model; under an hour.
 weak-to-strong: $(READY)
-	$(BIN)/python -m bench.weak_to_strong
+	$(BIN)/python -m bench.studies.weak_to_strong
 
 # The smoke benches of this working tree and of the revision BASE, in turn; fails if one of ours is
 # slower beyond the noise.

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 DEPENDENCIES = [
     "torch>=2.10",
@@ -53,7 +53,7 @@ setup(
     python_requires=">=3.10",
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
-    packages=["pixart", "pixart.shapes", "pixart.training", "pixart_kernels"],
+    packages=[*find_packages(include=["pixart*"]), *find_packages("kernels")],
     # kernels/ is a source root: the import name `kernels` is Hugging Face's, and transformers
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
@@ -61,7 +61,6 @@ setup(
         "pixart": [
             "py.typed",
             "assets/**/*",
-            "training/card.md",
             "training/recipes/*.yaml",
             "training/launch.sh",
         ],

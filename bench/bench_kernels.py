@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bench import parts, shapes, suite
-from bench.worker import Case
-from bench.workloads import Workload
+from bench import suite
+from bench.measure.worker import Case
+from bench.workloads import comparisons, sizes
+from bench.workloads.operators import Workload
 
-SIZES = shapes.OPERATOR_SIZES[suite.device().type]
+SIZES = sizes.OPERATOR_SIZES[suite.device().type]
 Report = Callable[[suite.Row], None]
 
 
 def _cases(operator: str, kinds: Sequence[str], size: str) -> list[Case]:
-    return parts.compared([Workload(operator, size, kind) for kind in kinds], hurried=False)
+    return comparisons.compared([Workload(operator, size, kind) for kind in kinds], hurried=False)
 
 
 @suite.at_each(SIZES, partial(_cases, "flash_attention", ("self", "compressed", "cross")))

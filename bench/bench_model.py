@@ -3,16 +3,17 @@ model of diffusers with the same weights, eager and compiled; and what compressi
 
 from collections.abc import Callable
 
-from bench import saving, shapes, steps, suite
-from bench.worker import Case
+from bench import saving, suite
+from bench.measure.worker import Case
+from bench.workloads import models, sizes
 
-SIZES = shapes.MODEL_SIZES[suite.device().type]
+SIZES = sizes.MODEL_SIZES[suite.device().type]
 Report = Callable[[suite.Row], None]
 
 
 def _denoise(size: str) -> list[Case]:
     # At 4K the launches that a graph spares are nothing.
-    return [steps.denoise(size, graphs=suite.device().type == "cuda" and size != "4k")]
+    return [models.denoise(size, graphs=suite.device().type == "cuda" and size != "4k")]
 
 
 @suite.at_each(SIZES, _denoise)
@@ -20,7 +21,7 @@ def bench_denoising(rows: dict[str, suite.Row], variant: str, report: Report) ->
     report(rows[variant])
 
 
-@suite.at_each(SIZES, lambda size: [steps.train(size)])
+@suite.at_each(SIZES, lambda size: [models.train(size)])
 def bench_training_step(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
     report(rows[variant])
 

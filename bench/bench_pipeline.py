@@ -18,16 +18,19 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import memory, pipelines, shapes, suite, timing
-from bench.machine import ROOT
-from bench.parts import failed, measured
-from bench.worker import Case, Context
+from bench import suite
+from bench.measure import memory, timing
+from bench.measure.machine import ROOT
+from bench.measure.worker import Case, Context
+from bench.workloads import pipelines
+from bench.workloads import sizes as shapes
+from bench.workloads.comparisons import failed, measured
 from pixart import Pipeline
 from pixart.config import EMBEDDED
-from pixart.outputs import Job
-from pixart.pictures import write_picture
-from pixart.pipeline import Drawn
-from pixart.sampler import Progress, default_steps, make_scheduler
+from pixart.generation.jobs import Job
+from pixart.generation.pictures import write_picture
+from pixart.pipeline.text_to_image import Drawn
+from pixart.sampler.loop import Progress, default_steps, make_scheduler
 
 PROMPT = "a small orange cross in the bottom right corner on black"
 STAGES = ("open", "text encoder", "load", "denoiser", "VAE", "write", "whole")

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench.machine import ROOT
+from bench.measure.machine import ROOT
 
 Medians = dict[str, float]  # seconds by bench
 BASE, HERE = "base", "here"

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import machine, parts, suite, timing, worker
+from bench import suite
+from bench.measure import machine, timing, worker
+from bench.workloads import comparisons
 
 SECONDS = 1.0  # to time the variants of a case, all together
 CONTEXT: pytest.StashKey[worker.Context] = pytest.StashKey()
@@ -42,7 +44,10 @@ def rows(request: pytest.FixtureRequest, timed: Callable[[Any], Any]) -> dict[st
     except timing.DeviceLost as error:
         pytest.exit(f"the GPU's context is broken, nothing can follow: {error}", returncode=1)
     except Exception as error:
-        row = {"variant": request.node.callspec.params["variant"], "status": parts.failed(error)}
+        row = {
+            "variant": request.node.callspec.params["variant"],
+            "status": comparisons.failed(error),
+        }
         request.config.stash[UNMEASURED].append(suite.outcome(request.node, row))
         raise
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import machine, memory, record, sections, shapes, steps, timing
-from pixart.model import PixArt
+from bench.measure import machine, memory, results, timing
+from bench.reporting import sections
+from bench.workloads import models, sizes
+from pixart.model.transformer import PixArt
 
 CPU = torch.device("cpu")
 ENCODED = "ours, caption encoded"
@@ -22,7 +24,7 @@ ENCODED = "ours, caption encoded"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = record.parser("cpu", __doc__, ("256", "512", "1k"), ("2k", shapes.TINY))
+    parser = results.parser("cpu", __doc__, ("256", "512", "1k"), ("2k", sizes.TINY))
     names = ["float32", "bfloat16"]  # fp32 first: it becomes bf16
     parser.add_argument("--dtypes", nargs="+", default=names, choices=names)
     options = parser.parse_args(arguments)
@@ -30,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"--device must be cpu, got {options.device}; python -m bench.gpu measures a GPU"
         )
-    run = record.Run("cpu", arguments, CPU, tiny=shapes.TINY in options.sizes)
+    run = results.Run("cpu", arguments, CPU, tiny=sizes.TINY in options.sizes)
     for size in options.sizes:
         ours, theirs = (
-            steps.build_ours(size, CPU, None).eval(),
-            steps.build_theirs(size, CPU).eval(),
+            models.build_ours(size, CPU, None).eval(),
+            models.build_theirs(size, CPU).eval(),
         )
         for name in [name for name in names if name in options.dtypes]:
             dtype = getattr(torch, name)
@@ -64,11 +66,11 @@ def measure(
     return [
         {
             "size": size,
-            "tokens": shapes.tokens(size),
+            "tokens": sizes.tokens(size),
             "dtype": str(dtype).removeprefix("torch."),
             "variant": name,
             **times[name].summary(),
-            "flops": shapes.step_flops(size, 1, compressed=False, captions=name != ENCODED),
+            "flops": sizes.step_flops(size, 1, compressed=False, captions=name != ENCODED),
             "difference_from_diffusers": differences[name],
             "peak_bytes": peaks[name],  # beyond the weights
             "times_as_fast": times["diffusers"].median / times[name].median,
@@ -83,12 +85,12 @@ def variants(
 ) -> dict[str, timing.Call]:
     """Forward passes without gradients of models with the same weights, which become of this dtype."""
     ours, theirs = ours.to(dtype), theirs.to(dtype)
-    caption = steps.random_caption(size, CPU, dtype)
-    inputs = steps.random_latents(size, CPU), torch.tensor([500])
+    caption = models.random_caption(size, CPU, dtype)
+    inputs = models.random_latents(size, CPU), torch.tensor([500])
     calls = {
         "ours": partial(ours, *inputs, caption),
         ENCODED: partial(ours, *inputs, ours.encode_caption(caption)),
-        "diffusers": partial(steps.call_theirs, theirs, caption, *inputs),
+        "diffusers": partial(models.call_theirs, theirs, caption, *inputs),
     }
     return {name: torch.no_grad()(call) for name, call in calls.items()}
 
@@ -100,9 +102,9 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 def check(differences: dict[str, float], dtype: torch.dtype) -> None:
     for name, found in differences.items():
-        if not found <= steps.SAME[dtype]:
+        if not found <= models.SAME[dtype]:
             raise RuntimeError(
-                f"{name} must agree with diffusers within {steps.SAME[dtype]:.2g} in {dtype}, "
+                f"{name} must agree with diffusers within {models.SAME[dtype]:.2g} in {dtype}, "
                 f"got {found:.2g}"
             )
 

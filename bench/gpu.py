@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench import table
+from bench.reporting import summary
 
 SCHEMA = 1
 # Of the time, in this order.
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     supervise(command, events, log, deadline, save)
     result = save(complete=True)
     events.unlink(missing_ok=True)
-    print(table.render(result))
+    print(summary.render(result))
     if not result["machine"]:
         print(log.read_text(encoding="utf-8")[-2000:])
         return 2
@@ -70,14 +70,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _work(options: argparse.Namespace) -> int:
-    from bench import parts, steps, worker
+    from bench.measure import worker
+    from bench.workloads import comparisons, models
 
     makers = {
-        "correctness": parts.correctness,
-        "operators": parts.operators,
-        "steps": steps.steps,
-        "backends": parts.backends,
-        "tuning": parts.tuned,
+        "correctness": comparisons.correctness,
+        "operators": comparisons.operators,
+        "steps": models.steps,
+        "backends": comparisons.backends,
+        "tuning": comparisons.tuned,
     }
     names = [name for name in SHARES if name in (options.only or SHARES)]
     chosen = [worker.Part(name, SHARES[name], makers[name]) for name in names]

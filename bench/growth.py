@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-from bench import blocks, memory, record, sections, shapes, timing, worker
+from bench.measure import memory, results, timing, worker
+from bench.reporting import sections
+from bench.workloads import blocks
+from bench.workloads import sizes as shapes
 
 VARIANTS = ("dense", "compressed", "diffusers")
 # Inputs and outputs of a block's matrix products, in widths: qkv and its output, query and output of
@@ -22,12 +25,12 @@ PRODUCTS = ((1, 3), (1, 1), (1, 1), (1, 1), (1, 4), (4, 1))
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     sizes = ("256", "512", "1k", "2k", "4k")
-    parser = record.parser("growth", __doc__, sizes, ("2880", shapes.TINY))
+    parser = results.parser("growth", __doc__, sizes, ("2880", shapes.TINY))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     options = parser.parse_args(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    run = record.Run("growth", arguments, device, tiny=shapes.TINY in options.sizes)
+    run = results.Run("growth", arguments, device, tiny=shapes.TINY in options.sizes)
     patience = {"seconds": options.seconds, "least_rounds": options.rounds}
     with worker.readied(device):
         for size in options.sizes:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine, plots, provenance, sections, targets
-from bench.figures import MISSING, table
-from bench.targets import TARGETS
+from bench.measure import machine
+from bench.reporting import plots, provenance, sections, targets
+from bench.reporting.format import MISSING, table
+from bench.reporting.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS, OUTPUT = ROOT / "bench" / "results", ROOT / "BENCHMARKS.md"

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import triton
 
-from bench import ahead_of_time, sass
-from bench.ahead_of_time import Case, Launch
-from bench.machine import revision, source_hash
-from pixart_kernels.registration import INTERPRETED
+from bench.compiled import ahead_of_time, sass
+from bench.compiled.ahead_of_time import Case, Launch
+from bench.measure.machine import revision, source_hash
+from pixart_kernels.dispatch.registration import INTERPRETED
 
 Row = dict[str, Any]
 

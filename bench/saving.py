@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 
-from bench import blocks, parts, record, sections, shapes, steps, timing, worker
+from bench.measure import results, timing, worker
+from bench.reporting import sections
+from bench.workloads import blocks, comparisons, models
+from bench.workloads import sizes as shapes
 
 # Seconds to draw an image, 58 to 38 at 2K and 91 to 60 at 4K: PixArt-Σ, table 3 (d).
 PAPER = {"2k": 0.34, "4k": 0.34}
@@ -27,13 +30,13 @@ VARIANTS = {"ours R = 2": 2, "ours R = 4": 4}  # of `pytest bench`, by the ratio
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = record.parser(
+    parser = results.parser(
         "saving", __doc__, ("512", "1k", "2k", "4k"), ("256", "2880", shapes.TINY)
     )
     parser.add_argument("--ratios", nargs="+", type=int, default=[2, 4], choices=(2, 3, 4))
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    run = record.Run("saving", arguments, device, tiny=shapes.TINY in options.sizes)
+    run = results.Run("saving", arguments, device, tiny=shapes.TINY in options.sizes)
     with worker.readied(device):
         for size in options.sizes:
             found = measure(size, options.ratios, device, options.seconds, options.rounds)
@@ -53,7 +56,7 @@ def _tell(size: str, context: worker.Context) -> None:
     found = measure(size, list(chosen.values()), context.device, context.seconds, rounds=3)
     for (name, ratio), (row, compressed) in zip(chosen.items(), found, strict=True):
         flops = shapes.step_flops(size, 1, True, shapes.Compression(ratio))
-        rates = parts.measured(compressed, context, flops, 0, DTYPE)
+        rates = comparisons.measured(compressed, context, flops, 0, DTYPE)
         # What these models compute is compared where their steps are timed.
         context.row(step="denoise", resolution=size, variant=name, agrees=None, **row, **rates)
 
@@ -67,7 +70,7 @@ def measure(
     single = {str(ratio): blocks.ours(size, ratio, device, DTYPE) for ratio in (1, *ratios)}
     if whole:
         calls = {name: _model(size, int(name), device) for name in single}
-        calls[THEIRS] = steps.make_denoiser(steps.RECIPES[THEIRS], size, device)
+        calls[THEIRS] = models.make_denoiser(models.RECIPES[THEIRS], size, device)
     else:
         calls = single | {THEIRS: blocks.theirs(size, device, DTYPE)}
     times = timing.measure_all(calls, device, seconds=seconds, least_rounds=rounds)
@@ -78,7 +81,7 @@ def measure(
 
 def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
     compression = shapes.Compression(ratio) if ratio > 1 else None
-    return steps.make_denoiser(steps.Recipe("ours", compression), size, device)
+    return models.make_denoiser(models.Recipe("ours", compression), size, device)
 
 
 def _result(

@@ -1,6 +1,6 @@
 """What the files bench_*.py share: a case times its variants in turn, and each is a benchmark.
 
-pytest-benchmark by itself times one function after the other on the host's clock. Here bench.timing
+pytest-benchmark by itself times one function after the other on the host's clock. Here bench.measure.timing
 measures (interleaved, with events and a cold cache on a GPU), and pytest-benchmark is given a clock
 that replays what was measured: its statistics, its JSON and its comparisons are of those samples.
 """
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import machine, record
-from bench.figures import saved
-from bench.worker import Case, Context
+from bench.measure import machine, results
+from bench.measure.worker import Case, Context
+from bench.reporting.format import saved
 
 Row = dict[str, Any]
 STATISTICS = {"median", "p20", "p80", "reps", "samples", "status"}  # pytest-benchmark has its own
@@ -79,13 +79,13 @@ def timed_once(context: Context, items: Sequence[pytest.Item]) -> Callable[[Case
     @lru_cache(maxsize=1)
     def found(case: Case) -> dict[str, Row] | Exception:
         context.chosen = chosen(items, case)
-        before = record.Moment()
+        before = results.Moment()
         try:
             context.run(case)
         except Exception as error:  # not tried again for the next variant
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the case
             return error
-        company = {"busy_elsewhere": record.Moment().elsewhere(before)}
+        company = {"busy_elsewhere": results.Moment().elsewhere(before)}
         return {row["variant"]: {**row, **company} for row in context.rows}
 
     def timed(case: Case) -> dict[str, Row]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pixart.config import KVCompression, PixArtConfig
-    from pixart.model import PixArt
-    from pixart.pipeline import Pipeline
+    from pixart.model.transformer import PixArt
+    from pixart.pipeline.text_to_image import Pipeline
 
 __all__ = ["KVCompression", "PixArt", "PixArtConfig", "Pipeline"]
 __version__ = "0.1.0"

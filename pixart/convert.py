@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     try:
-        from pixart.checkpoint import CheckpointWriteError
+        from pixart.checkpoint.load import CheckpointWriteError
 
         print(convert(options))
     except KeyboardInterrupt:
@@ -76,7 +76,7 @@ def convert(options: Options) -> str:
 
     import torch
 
-    from pixart.checkpoint import (
+    from pixart.checkpoint.load import (
         TRANSFORMER_FILES,
         load_transformer,
         read_config,
@@ -84,7 +84,7 @@ def convert(options: Options) -> str:
         save_transformer,
     )
     from pixart.config import KVCompression
-    from pixart.lora import load_lora, merge_lora, parse_lora
+    from pixart.lora.adapters import load_lora, merge_lora, parse_lora
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pixart").setLevel(logging.INFO)

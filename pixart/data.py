@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from pixart.training.annotations import Tally
-    from pixart.training.sources import Item
+    from pixart.dataset.annotations import Tally
+    from pixart.dataset.sources import Item
 
 BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
 Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
@@ -134,8 +134,8 @@ def prepare(options: Prepare) -> str:
     """Returns a sentence on what was prepared and what was not."""
     import torch
 
-    from pixart.pipeline import choose_device
-    from pixart.training.prepare import Preparation, Settings, open_encoders
+    from pixart.dataset.prepare import Preparation, Settings, open_encoders
+    from pixart.pipeline.text_to_image import choose_device
 
     if (options.scores is None) != (options.min_score is None):
         raise ValueError("--scores and --min-score must be given together, got one of them")
@@ -159,8 +159,8 @@ def prepare(options: Prepare) -> str:
 
 
 def _items(options: Prepare) -> "Iterable[Item]":
-    from pixart.training.annotations import with_captions, with_prompt, with_scores
-    from pixart.training.sources import open_source
+    from pixart.dataset.annotations import with_captions, with_prompt, with_scores
+    from pixart.dataset.sources import open_source
 
     items = open_source(options.source)
     if options.prompt is not None:
@@ -174,10 +174,10 @@ def _items(options: Prepare) -> "Iterable[Item]":
 
 def caption(options: Caption) -> str:
     """Returns a sentence on what was captioned."""
-    from pixart.pipeline import choose_device
-    from pixart.training.annotations import check_output
-    from pixart.training.captioning import Wish, caption_source, open_endpoint, open_model
-    from pixart.training.sources import open_source
+    from pixart.dataset.annotations import check_output
+    from pixart.dataset.captioning import Wish, caption_source, open_endpoint, open_model
+    from pixart.dataset.sources import open_source
+    from pixart.pipeline.text_to_image import choose_device
 
     check_output(options.output, options.source)
     items = open_source(options.source)
@@ -193,9 +193,9 @@ def caption(options: Caption) -> str:
 
 def filter_(options: Filter) -> str:
     """Returns a sentence on what was scored, with the scores that quantiles of it reach."""
-    from pixart.training.aesthetics import load_scorer, quantiles, score_source
-    from pixart.training.annotations import check_output
-    from pixart.training.sources import open_source
+    from pixart.dataset.annotations import check_output
+    from pixart.dataset.scoring import load_scorer, quantiles, score_source
+    from pixart.dataset.sources import open_source
 
     check_output(options.output, options.source)
     items = open_source(options.source)

@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pixart.drawing import Report
-    from pixart.options import Options
+    from pixart.generation.drawing import Report
+    from pixart.generation.options import Options
 
 BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import tyro
 
-        from pixart.options import Options
+        from pixart.generation.options import Options
 
         return run(tyro.cli(Options, prog="python -m pixart.generate", args=arguments))
     except KeyboardInterrupt:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: "Options") -> int:
-    from pixart.drawing import Report
+    from pixart.generation.drawing import Report
 
     report = Report()
     code, message = _attempt(options, report)
@@ -43,8 +43,8 @@ def run(options: "Options") -> int:
 def _attempt(options: "Options", report: "Report") -> tuple[int, str]:
     """(exit code, what went wrong)."""
     try:
-        from pixart.checkpoint import CheckpointWriteError
-        from pixart.drawing import generate
+        from pixart.checkpoint.load import CheckpointWriteError
+        from pixart.generation.drawing import generate
 
         generate(options, report)
     except KeyboardInterrupt:

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pixart.blocks import compress_tokens
 from pixart.config import KVCompression
+from pixart.model.blocks import compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
-from pixart_kernels.attention import MAX_HEAD_DIM
-from pixart_kernels.registration import INTERPRETED
+from pixart_kernels.attention.operator import MAX_HEAD_DIM
+from pixart_kernels.dispatch.registration import INTERPRETED
 
 T = TypeVar("T")
 _STATE = "_pixart_state"  # attribute of an accelerated transformer

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from pixart.training.stages import Stage
+    from pixart.training.stage import Stage
 
 BAD_INPUT, FAILURE = 2, 1
 
@@ -63,7 +63,7 @@ class PlotOptions:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from pixart.training.checkpoints import CheckpointSaveError
+    from pixart.training.state import CheckpointSaveError
     from pixart.training.trainer import TrainingFailed
 
     try:
@@ -94,7 +94,7 @@ def _plot(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     """The options, and the recipe's stages with what the command line says otherwise."""
-    from pixart.training.stages import Stage, load_recipe
+    from pixart.training.stage import Stage, load_recipe
 
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if arguments and not named and not {"-h", "--help"} & set(arguments):
@@ -129,8 +129,8 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 def _train(options: Options, stages: "Sequence[Stage]") -> int:
     import torch
 
-    from pixart.pipeline import choose_device
-    from pixart.training.processes import connect, rank
+    from pixart.pipeline.text_to_image import choose_device
+    from pixart.training.parallel import connect, rank
     from pixart.training.run import Run
 
     device = choose_device(options.device)
@@ -170,6 +170,6 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 if __name__ == "__main__":
     code = main()
-    from pixart.training.processes import leave
+    from pixart.training.parallel import leave
 
     leave(code)

@@ -1,8 +1,8 @@
 """The operators of a PixArt transformer. Needs torch and nothing else; knows no model."""
 
-from pixart_kernels.attention import flash_attention, flash_attention_reference
-from pixart_kernels.compression import compress_kv, compress_kv_reference, fold_projection
-from pixart_kernels.modulation import (
+from pixart_kernels.attention.operator import flash_attention, flash_attention_reference
+from pixart_kernels.compression.operator import compress_kv, compress_kv_reference, fold_projection
+from pixart_kernels.modulation.operator import (
     gate_add,
     gate_add_modulate,
     gate_add_modulate_reference,

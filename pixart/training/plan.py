@@ -8,7 +8,7 @@ import torch
 from pixart.config import PixArtConfig
 from pixart.resolution import aspect_ratios
 from pixart.training.progress import measure_peak
-from pixart.training.stages import DRAWN, Stage
+from pixart.training.stage import DRAWN, Stage
 
 EFFICIENCY = 0.4  # of the device's matrix products, that a training step reaches as a whole
 _STATES = {"came": 4, "adamw": 8, "muon": 6, "adamw-8bit": 2}  # bytes per weight

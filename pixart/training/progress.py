@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from pixart.memory import peak_memory
-from pixart.training.processes import rank
+from pixart.training.parallel import rank
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 LOG = "log.jsonl"

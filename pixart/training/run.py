@@ -10,27 +10,15 @@ from pathlib import Path
 
 import torch
 
-from pixart.checkpoint import empty_model, open_transformer
-from pixart.model import PixArt
-from pixart.pipeline import Pipeline
-from pixart.pipeline_files import open_directory
-from pixart.training.autoencoder import AutoencoderTask, build_vae, load_vae
-from pixart.training.checkpoints import latest_checkpoint, load_average, read_progress
-from pixart.training.denoising import DenoisingTask
+from pixart.checkpoint.load import empty_model, open_transformer
+from pixart.dataset.batches import FeatureDataset
+from pixart.model.transformer import PixArt
+from pixart.pipeline.directory import open_directory
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.parallel import barrier, rank, world_size
 from pixart.training.plan import EFFICIENCY, plan, table
-from pixart.training.processes import barrier, rank, world_size
 from pixart.training.progress import Progress, Tracker, measure_peak
-from pixart.training.reading import ReadingTask, load_text_encoder
-from pixart.training.shapes import (
-    Pair,
-    ShapesTask,
-    build_pair,
-    build_text_encoder,
-    open_pair,
-    train_tokenizer,
-)
-from pixart.training.shards import FeatureDataset
-from pixart.training.stages import DRAWN, PREVIOUS, RANDOM, Data, Stage
+from pixart.training.stage import DRAWN, PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
     adapt,
     add_adapters,
@@ -41,6 +29,18 @@ from pixart.training.starts import (
     start_transformer,
     transformer_config,
 )
+from pixart.training.state import latest_checkpoint, load_average, read_progress
+from pixart.training.tasks.autoencoder import AutoencoderTask, build_vae, load_vae
+from pixart.training.tasks.shapes import (
+    Pair,
+    ShapesTask,
+    build_pair,
+    build_text_encoder,
+    open_pair,
+    train_tokenizer,
+)
+from pixart.training.tasks.text_encoder import ReadingTask, load_text_encoder
+from pixart.training.tasks.transformer import DenoisingTask
 from pixart.training.trainer import Task, Trainer, step_seed
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pixart.checkpoint import (
+from pixart.checkpoint.dit import open_dit
+from pixart.checkpoint.load import (
     OpenedTransformer,
     Surroundings,
     empty_model,
@@ -17,12 +18,11 @@ from pixart.checkpoint import (
     resolve,
 )
 from pixart.config import EMBEDDED, PixArtConfig
-from pixart.lora import add_lora
-from pixart.model import PixArt
-from pixart.pipeline import Pipeline
-from pixart.pipeline_files import open_directory
-from pixart.training.reparameterise import open_dit
-from pixart.training.stages import DIT, PREVIOUS, RANDOM, Stage
+from pixart.lora.adapters import add_lora
+from pixart.model.transformer import PixArt
+from pixart.pipeline.directory import open_directory
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.stage import DIT, PREVIOUS, RANDOM, Stage
 from pixart.training.transitions import (
     add_kv_compression,
     add_micro_condition,

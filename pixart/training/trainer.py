@@ -26,16 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from pixart.training.checkpoints import (
-    latest_checkpoint,
-    load_tensors,
-    numbered,
-    read_progress,
-    save_checkpoint,
-)
 from pixart.training.ema import EMA
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
-from pixart.training.processes import (
+from pixart.training.parallel import (
     any_process,
     gradients_later,
     max_over_processes,
@@ -44,7 +37,14 @@ from pixart.training.processes import (
     world_size,
 )
 from pixart.training.progress import Progress
-from pixart.training.stages import Stage
+from pixart.training.stage import Stage
+from pixart.training.state import (
+    latest_checkpoint,
+    load_tensors,
+    numbered,
+    read_progress,
+    save_checkpoint,
+)
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step

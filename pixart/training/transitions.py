@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from pixart.blocks import SelfAttention
-from pixart.checkpoint_config import is_compressed
+from pixart.checkpoint.config import is_compressed
 from pixart.config import KVCompression, PixArtConfig
-from pixart.embedders import PositionTables, SinusoidEmbedder
-from pixart.model import PixArt
-from pixart.training.calibrate import Arguments, NormStart, fit_norm, measure
+from pixart.model.blocks import SelfAttention
+from pixart.model.embedders import PositionTables, SinusoidEmbedder
+from pixart.model.transformer import PixArt
+from pixart.training.calibration import Arguments, NormStart, fit_norm, measure
 
 Start = Literal["mean", "calibrated", "random"]
 SD_SCALE = 0.18215  # of a VAE whose config.json says nothing, as diffusers takes it

@@ -1,0 +1,188 @@
+"""What a number was measured on: the machine's identity, its clocks meanwhile, its peaks."""
+
+import hashlib
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+import timeit
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.measure import timing
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCES = ("kernels", "pixart", "bench")
+LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
+TRIAL, SLOW = 256, 0.02  # side of a product, and seconds of it on a CPU without bf16 instructions
+PRODUCTS = {torch.bfloat16: "matmul", torch.float32: "matmul_fp32"}  # names of peaks
+READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
+READINGS["celsius"] = "temperature.gpu"
+
+
+def identity(device: torch.device) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "device": device.type,
+        "processor": _processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        **revision(),
+    }
+    return values | (_gpu(device) if device.type == "cuda" else {})
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model, where the system tells it."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int | None:
+    """That this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def revision() -> dict[str, Any]:
+    """The commit, whether the sources are others than its, and their hash."""
+    sources = [f"{folder}/*.py" for folder in SOURCES]
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=all", "--", *sources)),
+        "source_sha256": source_hash(),
+    }
+
+
+def source_hash(folders: Sequence[str] = SOURCES) -> str:
+    """Of the code itself: a copy of the tree may come without its history."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cache_bytes": timing.cache_bytes(device),
+        "driver": ", ".join(_smi("driver_version") or []) or None,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _smi(*fields: str) -> list[str] | None:
+    """What nvidia-smi says of the first GPU, None without it."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return [value.strip() for value in done.stdout.split(",")] if done.returncode == 0 else None
+
+
+class ClockLog:
+    """Clocks, power and temperature in the background, about twice a second."""
+
+    def __init__(self, device: torch.device, interval: float = 0.5) -> None:
+        self.readings: list[tuple[float, list[str]]] = []
+        self.interval = interval
+        if device.type == "cuda" and shutil.which("nvidia-smi") is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while (values := _smi(*READINGS.values())) is not None:
+            self.readings.append((time.time(), values))
+            time.sleep(self.interval)
+
+    def since(self, begin: float) -> dict[str, float] | None:
+        """Medians from `begin` (of time.time()) on, None if nothing was read in that time."""
+        rows = [values for when, values in list(self.readings) if when >= begin]
+        columns = dict(zip(READINGS, zip(*rows, strict=True), strict=True)) if rows else {}
+        medians = {name: _median(column) for name, column in columns.items()}
+        return {name: value for name, value in medians.items() if value is not None} or None
+
+
+def _median(column: tuple[str, ...]) -> float | None:
+    numbers = [float(text) for text in column if text.replace(".", "", 1).isdigit()]
+    return statistics.median(numbers) if numbers else None
+
+
+def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
+    """What this machine can do: bytes per second of a large copy, FLOP/s of a large product in bf16
+    and in fp32; the most that any of some twenty of each reached.
+
+    A copy of n bytes moves 2n. Random data: a product of zeros is faster. On a CPU the product is
+    one of milliseconds, at the model's width: a longer one meets other processes on its cores.
+    """
+    size, side = (4 << 30, 8192) if device.type == "cuda" else (1 << 28, 1152)
+    if tiny:
+        size, side = 1 << 22, 128
+    some = torch.randint(0, 100, (1 << 20,), dtype=torch.uint8, device=device)
+    source = some.repeat(size >> 20)
+    target = torch.empty_like(source)
+    if device.type == "cpu" and side > TRIAL and _is_slow(_product(TRIAL, device)):
+        side = TRIAL  # the larger one would take seconds
+    calls: dict[str, list[timing.Call]] = {"copy": [lambda: target.copy_(source)]}
+    calls |= {name: [_product(side, device, dtype)] for dtype, name in PRODUCTS.items()}
+    results = timing.measure(calls, device, seconds=0.5, least_rounds=20)
+    work = {"copy": 2 * size} | dict.fromkeys(PRODUCTS.values(), 2 * side**3)
+    found: dict[str, dict[str, Any]] = {}
+    for name, result in results.items():
+        if isinstance(result, Exception):
+            raise result
+        found[name] = {"per_second": work[name] / min(result.samples), **result.summary()}
+    return found
+
+
+def product_rate(peaks: dict[str, dict[str, Any]], dtype: torch.dtype) -> float:
+    """FLOP/s of the peak that products of a dtype are judged by: fp16's is that of bf16."""
+    name = PRODUCTS[torch.bfloat16 if dtype == torch.float16 else dtype]
+    return peaks[name]["per_second"]
+
+
+def _product(side: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> timing.Call:
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return lambda: torch.mm(left, right)
+
+
+def _is_slow(call: timing.Call) -> bool:
+    return min(timeit.repeat(call, number=1, repeat=4)) > SLOW

@@ -1,0 +1,68 @@
+"""Writes the embedded model's card from its run, that of its conversion, and the accuracy measured of
+both, so that no figure in it is typed: `python -m bench.reporting.card RUN CONVERTED MODEL`."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+from pixart.evaluation.caption_accuracy import read_report, table
+from pixart.training.stage import load_recipe
+
+TEMPLATE = Path(__file__).with_name("card.md")
+
+
+class Ended(NamedTuple):
+    """What a stage's log ends with."""
+
+    stage: str
+    steps: int
+    loss: float
+
+
+def copy_logs(recipe: str, run: Path, logs: Path) -> list[Ended]:
+    """Copies the log of every stage of a run to the folder `logs`."""
+    logs.mkdir(exist_ok=True)
+    ended = []
+    for stage in load_recipe(recipe):
+        log = Path(shutil.copy(run / stage.name / "log.jsonl", logs / f"{stage.name}.jsonl"))
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        last = [line for line in lines if "loss" in line][-1]
+        ended.append(Ended(stage.name, last["step"], last["loss"]))
+    return ended
+
+
+def main(
+    run: tyro.conf.Positional[Path],
+    converted: tyro.conf.Positional[Path],
+    model: tyro.conf.Positional[Path],
+) -> None:
+    """Write MODEL/README.md and MODEL/log from the runs of `shapes` and of `shapes-kv`, and from
+    what pixart.evaluation.caption_accuracy wrote to MODEL/accuracy.json and accuracy-shapes-kv.json."""
+    stages = copy_logs("shapes", run, model / "log")
+    (conversion,) = copy_logs("shapes-kv", converted, model / "log")
+    settings, before = read_report(model / "accuracy.json")
+    settings_after, after = read_report(model / "accuracy-shapes-kv.json")
+    if settings != settings_after:
+        sys.exit(f"both must be measured alike, got {settings} and {settings_after}")
+    options = " ".join(f"--{key} {settings[key]}" for key in ("seed", "steps", "guidance", "dtype"))
+    count = max(result.of for result in before)
+    rows = [f"| {one.stage} | {one.steps} | {one.loss:.4f} |" for one in stages]
+    parts = {
+        "@STAGES@": "\n".join(["| stage | steps | last loss |", "|---|---|---|", *rows]),
+        "@TABLE@": table(before),
+        "@COMMAND@": f"python -m pixart.evaluation.caption_accuracy --count {count} {options}",
+        "@CONVERSION@": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
+        "@CONVERTED@": table(after),
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(name, part)
+    (model / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m bench.reporting.card"))

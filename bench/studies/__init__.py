@@ -1,0 +1,1 @@
+"""Experiments whose reports stand beside their code."""

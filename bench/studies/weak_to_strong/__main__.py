@@ -1,0 +1,65 @@
+"""`python -m bench.studies.weak_to_strong`: run the study on two processes, write its report.
+
+results.json has every number, README.md and the pictures are made from it and from what was drawn.
+"""
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timezone
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+import tyro
+
+from bench.measure import machine
+from bench.studies.weak_to_strong.experiments import CPU, EXPERIMENTS, Scale, recover, run
+from bench.studies.weak_to_strong.report import (
+    contact_sheet,
+    file_name,
+    modulation_costs,
+    write_report,
+)
+
+TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, doubled_captions=2, shown=2)
+
+
+def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: int = 2) -> int:
+    """Measure the weak-to-strong claims on the embedded world.
+
+    output: where results.json, README.md and the pictures go. tiny: a few pictures and steps, to
+    try the command out. processes: experiments at the same time, each on one thread.
+    """
+    began, scale = perf_counter(), TINY if tiny else Scale()
+    output.mkdir(parents=True, exist_ok=True)
+    # A fork would inherit locks of threads that it does not have.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
+    with TemporaryDirectory() as folder, pool:
+        weights = Path(folder) / "dense.pt"
+        pool.submit(recover, weights, scale).result()
+        # The largest first, so that the processes end together.
+        order = sorted(EXPERIMENTS, key=lambda one: -one.resolution)
+        futures = {one.name: pool.submit(run, one, weights, scale) for one in order}
+        found = [futures[one.name].result() for one in EXPERIMENTS]
+    for one in found:
+        contact_sheet(one.pop("pictures")).save(output / f"{file_name(one['name'])}.png")
+    results = {
+        "machine": machine.identity(CPU),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": "make weak-to-strong",
+        "seconds": round(perf_counter() - began),
+        "scale": {"images": scale.images, "recovery": scale.recovery},
+        "experiments": found,
+        "modulation": modulation_costs(),
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_report(output)
+    print(output / "README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m bench.studies.weak_to_strong"))

@@ -1,0 +1,242 @@
+"""What weak-to-strong training changes about a model, and how the model takes it.
+
+Every experiment starts from the same weights, changes one thing, and trains the transformer on; the
+loss on fixed scenes and the share of captions that are followed are measured on the way.
+
+Axis letters: B scenes.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixart.config import EMBEDDED, KVCompression
+from pixart.diffusion import training_loss
+from pixart.evaluation.caption_accuracy import Task as Captions
+from pixart.evaluation.caption_accuracy import captions, draw_captions, measure
+from pixart.model.transformer import PixArt
+from pixart.pipeline.directory import open_directory
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.ema import EMA
+from pixart.training.stage import Stage, load_recipe
+from pixart.training.tasks.autoencoder import load_vae
+from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair
+from pixart.training.tasks.transformer import Sample, stack
+from pixart.training.trainer import Trainer
+from pixart.training.transitions import add_kv_compression, interpolate_positions
+from pixart.vae.autoencoder import to_images
+
+CPU = torch.device("cpu")
+LEARNING_RATE = 3e-4
+EMA_DECAY = 0.98  # looks back about 50 steps: single steps are noisy, and 50 is the first mark
+CALIBRATION = 4  # batches
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    marks: tuple[int, ...] = (0, 50, 100, 500)
+    recovery: int = 500
+    images: int = 32
+    """Of a training step at the native size; larger pictures are fewer, the same pixels."""
+    scenes: int = 192
+    """Held fixed for the loss."""
+    captions: int = 100
+    doubled_captions: int = 28
+    """At the doubled size, where a picture takes 16 times as long."""
+    shown: int = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One change. kv: LAYERS:RATIO:SAMPLING, empty for none."""
+
+    name: str
+    resolution: int = 128
+    positions: Literal["interpolated", "extrapolated"] = "interpolated"
+    kv: str = ""
+    start: Literal["mean", "calibrated", "random"] = "mean"
+
+
+DOUBLED = 512  # the embedded model knows 128 and 256
+EXPERIMENTS = (
+    Experiment("interpolated", resolution=DOUBLED),
+    Experiment("extrapolated", resolution=DOUBLED, positions="extrapolated"),
+    Experiment("conv deep half, mean", kv="3-5:2:conv"),
+    Experiment("conv deep half, calibrated", kv="3-5:2:conv", start="calibrated"),
+    Experiment("conv deep half, random", kv="3-5:2:conv", start="random"),
+    Experiment("average deep half", kv="3-5:2:average"),
+    Experiment("discard deep half", kv="3-5:2:uniform"),
+    Experiment("conv shallow third", kv="0-1:2:conv"),
+    Experiment("conv middle third", kv="2-3:2:conv"),
+    Experiment("conv deep third", kv="4-5:2:conv"),
+    Experiment("dense"),
+)
+
+
+@dataclass
+class Mark:
+    """What was measured after so many steps. losses: of each of the fixed scenes."""
+
+    step: int
+    losses: list[float]
+    right: int
+    of: int
+
+
+def study_stage(resolution: int, images: int, marks: Sequence[int]) -> Stage:
+    """How every experiment trains: as the recipe's `double` does, at a constant rate."""
+    double = next(stage for stage in load_recipe("shapes") if stage.name == "double")
+    native = double.resolution
+    return replace(
+        double,
+        name="study",
+        start=EMBEDDED,
+        pipeline=EMBEDDED,
+        resolution=resolution,
+        data=replace(double.data, sizes=()),
+        batch=replace(double.batch, images=max(1, images * native**2 // resolution**2)),
+        steps=max(marks),
+        ema=EMA_DECAY,
+        optimizer=replace(
+            double.optimizer, learning_rate=LEARNING_RATE, warmup_steps=10, schedule="constant"
+        ),
+    )
+
+
+def open_dense() -> Pair:
+    """The embedded model without its compression: its other weights, which were made with it."""
+    pair, _ = open_pair(study_stage(128, 1, (1,)))
+    compressed = pair.transformer
+    dense = PixArt(replace(compressed.config, kv_compression=None))
+    kept = dense.state_dict().keys()
+    dense.load_state_dict({k: v for k, v in compressed.state_dict().items() if k in kept})
+    return Pair(dense, pair.text_encoder)
+
+
+class Study:
+    """A model in training whose text encoder stays as it is, as T5 does for PixArt."""
+
+    def __init__(self, pair: Pair, stage: Stage, folder: Path, scale: Scale) -> None:
+        self.stage, self.scale = stage, scale
+        pair.text_encoder.requires_grad_(False)
+        self.pipe = Pipeline.from_pretrained(EMBEDDED, device=CPU, cache_dir=None)
+        self.pipe.transformer = pair.transformer
+        embedded = open_directory(EMBEDDED, True)
+        spiece, vae = embedded / "tokenizer" / "spiece.model", load_vae(embedded / "vae")
+        self.task = ShapesTask(pair, stage, spiece, vae)
+        self.transformer = pair.transformer
+        self.folder = folder
+        self.scenes = [self._scene(number) for number in range(scale.scenes)]
+
+    def _scene(self, number: int) -> Sample:
+        rng = random.Random(f"fixed/{number}")
+        whole = replace(self.stage, data=replace(self.stage.data, caption_dropout=0.0))
+        return draw_sample(rng, self.task.tokenizer, self.stage.resolution, whole)
+
+    def prepare(self) -> None:
+        """Make the trainer, after the model was changed."""
+        self.trainer = Trainer(self.task, self.stage, self.folder, CPU)
+
+    def advance(self, step: int) -> None:
+        while self.trainer.step < step:
+            self.trainer.advance(self.task.load(self.trainer.step, 1))
+
+    def mark(self, kind: str) -> tuple[Mark, list[Image.Image]]:
+        ema = self.trainer.ema
+        assert isinstance(ema, EMA)
+        self.trainer.model.eval()
+        with ema.swapped(), torch.no_grad():
+            losses = self._losses()
+            pictures = self._pictures(kind)
+            doubled = self.stage.resolution == DOUBLED
+            count = self.scale.doubled_captions if doubled else self.scale.captions
+            asked = Captions(kind, self.stage.resolution, count=count)
+            found = measure(self.pipe, asked, seed=1, steps=20, guidance=4.5)
+        self.trainer.model.train()
+        return Mark(self.trainer.step, losses, found.right, found.of), pictures
+
+    def _losses(self) -> list[float]:
+        values: list[float] = []
+        per_batch = self.stage.batch.images
+        for start in range(0, len(self.scenes), per_batch):
+            part = stack(self.scenes[start : start + per_batch])
+            model: Any = self.task.model
+            ids = part.features[..., 0].long()
+
+            def denoise(x_t: Tensor, t: Tensor, model: Any = model, ids: Tensor = ids,
+                        mask: Tensor = part.mask) -> Tensor:  # fmt: skip
+                return model(x_t, t, ids, mask)
+
+            terms = training_loss(
+                denoise,
+                part.latents,
+                part.timesteps,
+                part.noise,
+                prediction_type=self.stage.prediction,
+            )
+            values += terms.mse.tolist()
+        return values
+
+    def _pictures(self, kind: str) -> list[Image.Image]:
+        asked = Captions(kind, self.stage.resolution, count=self.scale.shown)
+        drawn = draw_captions(
+            self.pipe, captions(asked, 2), asked.size, seed=2, steps=20, guidance=4.5, batch=4
+        )
+        return [to_images(picture[None])[0] for picture in drawn]
+
+
+def recover(file: Path, scale: Scale) -> None:
+    """Train the embedded model without its compression, and store its transformer's weights."""
+    with TemporaryDirectory() as folder:
+        stage = study_stage(128, scale.images, (scale.recovery,))
+        study = Study(open_dense(), stage, Path(folder), scale)
+        study.prepare()
+        study.advance(scale.recovery)
+        ema = study.trainer.ema
+        assert isinstance(ema, EMA)
+        with ema.swapped():
+            torch.save(study.transformer.state_dict(), file)
+
+
+def run(experiment: Experiment, weights: Path, scale: Scale) -> dict[str, Any]:
+    """Measure an experiment that starts from the recovered weights.
+
+    Returns its fields, its marks as plain values, and the pictures drawn at each mark.
+    """
+    torch.manual_seed(0)  # a random start of the convolution
+    pair = open_dense()
+    pair.transformer.load_state_dict(torch.load(weights, weights_only=True))
+    stage = study_stage(experiment.resolution, scale.images, scale.marks)
+    kind = "pair" if experiment.resolution == 128 else "one"
+    with TemporaryDirectory() as folder:
+        study = Study(pair, stage, Path(folder), scale)
+        if experiment.resolution != 128:
+            # Half the published divisor: positions as dense as at 256 px, running on beyond it.
+            divisor = DOUBLED / 512 / (2 if experiment.positions == "extrapolated" else 1)
+            interpolate_positions(pair.transformer, experiment.resolution, divisor)
+        if experiment.kv:
+            add_kv_compression(
+                pair.transformer,
+                KVCompression.parse(experiment.kv),
+                start=experiment.start,
+                batches=study.task.noised_batches(CALIBRATION)
+                if experiment.start == "calibrated"
+                else (),
+            )
+        study.prepare()
+        marks, pictures = [], []
+        for step in scale.marks:
+            study.advance(step)
+            mark, drawn = study.mark(kind)
+            marks.append(asdict(mark))
+            pictures.append(drawn)
+    return {**asdict(experiment), "captions": kind, "marks": marks, "pictures": pictures}

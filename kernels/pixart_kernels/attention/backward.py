@@ -1,0 +1,388 @@
+"""The backward kernels of attention, bit-identical from run to run.
+
+For one head, with s = scale · log2(e),
+
+    P = exp2(s · Q Kᵀ - lse)        δ = Σ_d dO ∘ O          dS = P ∘ (dO Vᵀ - δ)
+    dQ = scale · dS K               dK = scale · dSᵀ Q      dV = Pᵀ dO
+
+One kernel sums over keys (dQ) and one over queries (dK, dV): a single pass would have to add up dQ
+with atomics, whose order changes from run to run. That is 14 · B · N · M · H · D FLOP where one
+pass has 10. The first kernel also writes δ for the second. Neither keeps anything of size N × M.
+P and dS are fp32 and are rounded to the inputs' dtype for the products that they enter; all sums
+are fp32, rounded once when they are stored.
+
+B batch, N queries, M keys, H heads, D head channels, cut as attention_tiles says. G is dO.
+"""
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import Autotuner
+
+from pixart_kernels.attention.bound import length_of
+from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.dispatch import launch
+
+# Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
+# They are then given a part of the queries each, down to a smallest, and the parts added up.
+ENOUGH_PROGRAMS = 264
+SMALLEST_PART = 512
+
+
+@triton.jit
+def _tile(
+    ptr,
+    stride,
+    start,
+    tokens,
+    FIRST: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Pointers to channels from FIRST on of ROWS tokens from start on, and which of them exist."""
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = FIRST + tl.arange(0, COLUMNS)[None, :]
+    ptrs = ptr + tl.cast(start, tl.int64) * stride + (rows * stride + columns)
+    mask = rows < tokens - start
+    if FIRST + COLUMNS > HEAD_DIM:
+        mask = mask & (columns < HEAD_DIM)
+    return ptrs, mask
+
+
+@triton.jit
+def _load(
+    ptr,
+    stride,
+    start,
+    tokens,
+    FIRST: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    ptrs, mask = _tile(ptr, stride, start, tokens, FIRST, HEAD_DIM, ROWS, COLUMNS)
+    return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(
+    ptr,
+    stride,
+    start,
+    tokens,
+    tile,
+    FIRST: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    ptrs, mask = _tile(ptr, stride, start, tokens, FIRST, HEAD_DIM, tile.shape[0], tile.shape[1])
+    tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _head(ptr, strides, b, h, DIVISOR: tl.constexpr):
+    """Where a head's first token is, and the distance of the next. Strides come divided by
+    DIVISOR, so that the compiler sees what divides them."""
+    return ptr + (b * strides[0] + h * strides[2]) * DIVISOR, strides[1] * DIVISOR
+
+
+@triton.jit
+def _backward_q_kernel(
+    grad_ptr,
+    grad_strides,
+    q_ptr,
+    q_strides,
+    k_ptr,
+    k_strides,
+    v_ptr,
+    v_strides,
+    out_ptr,
+    dq_ptr,
+    out_strides,
+    lse_ptr,
+    delta_ptr,
+    lengths_ptr,
+    scale,
+    score_scale,
+    heads,
+    queries,
+    keys,
+    HEAD_DIM: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tiles = tl.cdiv(queries, BLOCK_Q)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    start = tl.program_id(0) % tiles * BLOCK_Q
+    b, h = row // heads, row % heads
+    length = length_of(lengths_ptr, b, keys)
+    # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
+    scale = tl.where(length > 1, scale, 0.0)
+    g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
+    q_ptr, stride_q = _head(q_ptr, q_strides, b, h, DIVISOR)
+    k_ptr, stride_k = _head(k_ptr, k_strides, b, h, DIVISOR)
+    v_ptr, stride_v = _head(v_ptr, v_strides, b, h, DIVISOR)
+    out_ptr, stride_out = _head(out_ptr, out_strides, b, h, DIVISOR)
+    dq_ptr, stride_dq = _head(dq_ptr, out_strides, b, h, DIVISOR)
+
+    g = _load(g_ptr, stride_g, start, queries, 0, HEAD_DIM, BLOCK_Q, MAIN)
+    out = _load(out_ptr, stride_out, start, queries, 0, HEAD_DIM, BLOCK_Q, MAIN)
+    delta = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
+    q = _load(q_ptr, stride_q, start, queries, 0, HEAD_DIM, BLOCK_Q, MAIN)
+    acc = tl.zeros([BLOCK_Q, MAIN], tl.float32)
+    q_tail, g_tail, acc_tail = q, g, 0.0
+    if TAIL:
+        g_tail = _load(g_ptr, stride_g, start, queries, MAIN, HEAD_DIM, BLOCK_Q, TAIL)
+        out = _load(out_ptr, stride_out, start, queries, MAIN, HEAD_DIM, BLOCK_Q, TAIL)
+        delta += tl.sum(g_tail.to(tl.float32) * out.to(tl.float32), 1)
+        q_tail = _load(q_ptr, stride_q, start, queries, MAIN, HEAD_DIM, BLOCK_Q, TAIL)
+        acc_tail = tl.zeros([BLOCK_Q, TAIL], tl.float32)
+    rows = start + tl.arange(0, BLOCK_Q)
+    tl.store(delta_ptr + row * queries + rows, delta, mask=rows < queries)
+    lse = tl.load(lse_ptr + row * queries + rows, mask=rows < queries, other=0.0)
+
+    for first in tl.range(0, length, BLOCK_K):
+        k = _load(k_ptr, stride_k, first, length, 0, HEAD_DIM, BLOCK_K, MAIN)
+        v = _load(v_ptr, stride_v, first, length, 0, HEAD_DIM, BLOCK_K, MAIN)
+        scores = tl.dot(q, k.T, input_precision=PRECISION)
+        grad = tl.dot(g, v.T, input_precision=PRECISION)
+        if TAIL:
+            k_tail = _load(k_ptr, stride_k, first, length, MAIN, HEAD_DIM, BLOCK_K, TAIL)
+            v_tail = _load(v_ptr, stride_v, first, length, MAIN, HEAD_DIM, BLOCK_K, TAIL)
+            scores = tl.dot(q_tail, k_tail.T, scores, input_precision=PRECISION)
+            grad = tl.dot(g_tail, v_tail.T, grad, input_precision=PRECISION)
+        # Keys beyond length are zeros, and so is what they add, if exp2(0 - lse) is kept finite.
+        # To mask them in a last block of their own would cost registers: 255, not 186, on sm_80.
+        weights = tl.math.exp2(tl.minimum(scores * score_scale - lse[:, None], 0.0))
+        grad = (weights * (grad - delta[:, None])).to(k.dtype)
+        acc = tl.dot(grad, k, acc, input_precision=PRECISION)
+        if TAIL:
+            acc_tail = tl.dot(grad, k_tail, acc_tail, input_precision=PRECISION)
+    _store(dq_ptr, stride_dq, start, queries, acc * scale, 0, HEAD_DIM)
+    if TAIL:
+        _store(dq_ptr, stride_dq, start, queries, acc_tail * scale, MAIN, HEAD_DIM)
+
+
+@triton.jit
+def _backward_kv_kernel(
+    grad_ptr,
+    grad_strides,
+    q_ptr,
+    q_strides,
+    k_ptr,
+    k_strides,
+    v_ptr,
+    v_strides,
+    dk_ptr,
+    dv_ptr,
+    sum_strides,
+    lse_ptr,
+    delta_ptr,
+    lengths_ptr,
+    scale,
+    score_scale,
+    batch,
+    heads,
+    queries,
+    keys,
+    share,
+    HEAD_DIM: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tiles = tl.cdiv(keys, BLOCK_K)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    start = tl.program_id(0) % tiles * BLOCK_K
+    b, h = row // heads, row % heads
+    length = length_of(lengths_ptr, b, keys)
+    # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
+    scale = tl.where(length > 1, scale, 0.0)
+    g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
+    q_ptr, stride_q = _head(q_ptr, q_strides, b, h, DIVISOR)
+    k_ptr, stride_k = _head(k_ptr, k_strides, b, h, DIVISOR)
+    v_ptr, stride_v = _head(v_ptr, v_strides, b, h, DIVISOR)
+    part = tl.program_id(1) * batch + b
+    dk_ptr, stride_sum = _head(dk_ptr, sum_strides, part, h, DIVISOR)
+    dv_ptr, stride_sum = _head(dv_ptr, sum_strides, part, h, DIVISOR)
+
+    k = _load(k_ptr, stride_k, start, length, 0, HEAD_DIM, BLOCK_K, MAIN)
+    v = _load(v_ptr, stride_v, start, length, 0, HEAD_DIM, BLOCK_K, MAIN)
+    dk = tl.zeros([BLOCK_K, MAIN], tl.float32)
+    dv = tl.zeros([BLOCK_K, MAIN], tl.float32)
+    if TAIL:
+        k_tail = _load(k_ptr, stride_k, start, length, MAIN, HEAD_DIM, BLOCK_K, TAIL)
+        v_tail = _load(v_ptr, stride_v, start, length, MAIN, HEAD_DIM, BLOCK_K, TAIL)
+        dk_tail = tl.zeros([BLOCK_K, TAIL], tl.float32)
+        dv_tail = tl.zeros([BLOCK_K, TAIL], tl.float32)
+
+    lse_ptr += row * queries
+    delta_ptr += row * queries
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, queries)
+    if start >= length:
+        last = first
+    for first_row in tl.range(first, last, BLOCK_Q):
+        rows = first_row + tl.arange(0, BLOCK_Q)
+        # Missing queries add nothing, as q and g are zeros, whatever finite weight they get. With 0
+        # for infinity, Triton 3.9 has every wgmma of the 32 × 128 tile serialised.
+        lse = tl.load(lse_ptr + rows, mask=rows < queries, other=float("inf"))
+        delta = tl.load(delta_ptr + rows, mask=rows < queries, other=0.0)
+        q = _load(q_ptr, stride_q, first_row, queries, 0, HEAD_DIM, BLOCK_Q, MAIN)
+        g = _load(g_ptr, stride_g, first_row, queries, 0, HEAD_DIM, BLOCK_Q, MAIN)
+        scores = tl.dot(k, q.T, input_precision=PRECISION)
+        grad = tl.dot(v, g.T, input_precision=PRECISION)
+        if TAIL:
+            q_tail = _load(q_ptr, stride_q, first_row, queries, MAIN, HEAD_DIM, BLOCK_Q, TAIL)
+            g_tail = _load(g_ptr, stride_g, first_row, queries, MAIN, HEAD_DIM, BLOCK_Q, TAIL)
+            scores = tl.dot(k_tail, q_tail.T, scores, input_precision=PRECISION)
+            grad = tl.dot(v_tail, g_tail.T, grad, input_precision=PRECISION)
+        weights = tl.math.exp2(scores * score_scale - lse[None, :])
+        grad = (weights * (grad - delta[None, :])).to(q.dtype)
+        weights = weights.to(g.dtype)
+        dv = tl.dot(weights, g, dv, input_precision=PRECISION)
+        dk = tl.dot(grad, q, dk, input_precision=PRECISION)
+        if TAIL:
+            dv_tail = tl.dot(weights, g_tail, dv_tail, input_precision=PRECISION)
+            dk_tail = tl.dot(grad, q_tail, dk_tail, input_precision=PRECISION)
+
+    # Keys beyond length met exp2(-lse), which may be infinite, in their own rows only. These are
+    # overwritten, not selected away: tl.where on a sum makes ptxas serialise every wgmma.
+    _store(dk_ptr, stride_sum, start, length, dk * scale, 0, HEAD_DIM)
+    _store(dv_ptr, stride_sum, start, length, dv, 0, HEAD_DIM)
+    if TAIL:
+        _store(dk_ptr, stride_sum, start, length, dk_tail * scale, MAIN, HEAD_DIM)
+        _store(dv_ptr, stride_sum, start, length, dv_tail, MAIN, HEAD_DIM)
+    if lengths_ptr is not None:
+        zeros = tl.zeros([BLOCK_K, 2 * MAIN if TAIL else MAIN], tl.float32)
+        start, end = tl.maximum(start, length), tl.minimum(start + BLOCK_K, keys)
+        _store(dk_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
+        _store(dv_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
+
+
+def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> triton.Config:
+    blocks = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+
+
+# Queries and keys of a tile, warps, stages: for the kernel of dQ and for that of dK and dV. At D = 72
+# none of them spills registers, with Triton 3.6 or 3.9.
+MMA_SYNC = (
+    [_config(64, 64, 4, 2), _config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
+    [_config(32, 64, 4, 2), _config(32, 128, 8, 2), _config(32, 128, 8, 3)],
+)
+# The others spill on sm_120 with Triton 3.9.
+MMA_SYNC_120 = (
+    [_config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
+    [_config(32, 128, 8, 2), _config(32, 128, 8, 3)],
+)
+WGMMA = (
+    [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(128, 128, 8, 2), _config(64, 64, 4, 2)],
+    [_config(64, 128, 8, 2), _config(64, 64, 4, 2), _config(32, 128, 8, 3), _config(32, 64, 4, 3)],
+)  # fmt: skip
+TCGEN05 = (
+    [_config(128, 64, 8, 2), _config(128, 64, 4, 2), _config(64, 64, 4, 2)],
+    [_config(64, 128, 8, 2), _config(32, 128, 8, 2)],
+)
+# With other tiles Triton takes 32 × 32 products, for which a tail of 16 channels is half empty.
+MFMA = ([_config(128, 32, 4, 1)], [_config(32, 128, 4, 1)])
+FP32 = ([_config(32, 16, 4, 1)], [_config(32, 32, 4, 1), _config(32, 64, 8, 1)])
+LISTS = {
+    "sm_90": WGMMA, "sm_100": TCGEN05, "sm_103": TCGEN05, "sm_120": MMA_SYNC_120,
+    "gfx942": MFMA, "gfx950": MFMA,
+}  # fmt: skip
+
+
+@functools.cache
+def _tuned(architecture: str, element_size: int) -> tuple[Autotuner, Autotuner]:
+    """The kernel for dQ and that for dK and dV, with what they are tuned over."""
+    lists = FP32 if element_size == 4 else LISTS.get(architecture, MMA_SYNC)
+    q, kv = (
+        triton.autotune(launch.configurations(*configs), key=["HEAD_DIM"])(kernel)
+        for kernel, configs in zip((_backward_q_kernel, _backward_kv_kernel), lists, strict=True)
+    )
+    return q, kv
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ (B, N, H, D), dK and dV (B, M, H, D), contiguous, for what `forward` returned."""
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    if q.numel() == 0 or k.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad_out, q, k, v)]
+    lengths = None if kv_lengths is None else kv_lengths.contiguous()
+    divisor = stride_divisor(*tensors, dq)
+    inputs = [part for x in tensors for part in (x, strides_of(x, divisor))]
+    delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
+    rows = (lse.contiguous(), delta, lengths, scale, scale * math.log2(math.e))
+    constants = _constants(q, divisor)
+    q_kernel, kv_kernel = _tuned(launch.architecture(q.device), q.element_size())
+    (batch, queries, heads, _), keys = q.shape, k.shape[1]
+    parts, share = _parts(queries, keys, batch * heads)
+    sums = [dk, dv]
+    if parts > 1:
+        sums = [torch.empty((parts, *k.shape), dtype=torch.float32, device=k.device) for _ in sums]
+
+    def q_grid(meta: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(queries, meta["BLOCK_Q"]) * batch * heads,)
+
+    def kv_grid(meta: dict[str, int]) -> tuple[int, int]:
+        return (triton.cdiv(keys, meta["BLOCK_K"]) * batch * heads, parts)
+
+    with launch.on(q.device):
+        q_kernel[q_grid](
+            *inputs, out.contiguous(), dq, strides_of(dq, divisor),
+            *rows, heads, queries, keys, **constants,
+        )  # fmt: skip
+        kv_kernel[kv_grid](
+            *inputs, *sums, strides_of(dk, divisor),
+            *rows, batch, heads, queries, keys, share, **constants,
+        )  # fmt: skip
+    if parts > 1:
+        dk.copy_(sums[0].sum(0))
+        dv.copy_(sums[1].sum(0))
+    return dq, dk, dv
+
+
+def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:
+    head_dim = q.shape[3]
+    main, tail = split(head_dim)
+    return {
+        "HEAD_DIM": head_dim,
+        "MAIN": main,
+        "TAIL": tail,
+        "DIVISOR": divisor,
+        "PRECISION": launch.precision(q.dtype),
+        "enable_fp_fusion": True,
+    }
+
+
+def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
+    """Into how many parts dK and dV's kernel cuts the queries, and how many are in each.
+
+    From the shape alone: if it followed the device, so would the order of the sums.
+    """
+    programs = triton.cdiv(keys, 128) * batch_heads
+    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
+    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
+    return triton.cdiv(queries, share), share

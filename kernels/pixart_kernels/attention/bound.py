@@ -1,0 +1,147 @@
+"""A bound on the scores of attention, from the longest query and the longest key.
+
+    |scale · q·k| ≤ scale · |q| · |k|
+
+Two small kernels find the longest of each ROWS queries and of all keys of a head. Q and K pass
+through memory once more: little beside attention when N · M is large.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pixart_kernels.attention.tiles import strides_of
+
+# What the bound must not exceed so that exp2 of any score, sums of such and products of those with
+# V stay far inside the range of fp32, and the exponentials inside that of their dtype.
+LIMITS = {torch.bfloat16: 64, torch.float16: 14}
+LOOKED_FOR_FROM = 2**22  # N · M from which the search pays
+ROWS = 128  # queries of which the longest is looked for together
+PARTS = 8  # programs that look for the longest key of a head
+
+
+@triton.jit
+def load_tile(
+    ptr,
+    stride,
+    tokens,
+    FIRST: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Channels from FIRST on of ROWS tokens; zeros beyond HEAD_DIM and, if MASKED, `tokens`."""
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = FIRST + tl.arange(0, COLUMNS)[None, :]
+    ptrs = ptr + rows * stride + columns
+    if MASKED and FIRST + COLUMNS > HEAD_DIM:
+        return tl.load(ptrs, mask=(rows < tokens) & (columns < HEAD_DIM), other=0.0)
+    elif MASKED:
+        return tl.load(ptrs, mask=rows < tokens, other=0.0)
+    elif FIRST + COLUMNS > HEAD_DIM:
+        return tl.load(ptrs, mask=columns < HEAD_DIM, other=0.0)
+    else:
+        return tl.load(ptrs)
+
+
+@triton.jit
+def length_of(lengths_ptr, b, keys):
+    if lengths_ptr is not None:
+        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 0), keys).to(tl.int32)
+    else:
+        return keys
+
+
+@triton.jit
+def _longest_tokens(
+    x_ptr,
+    x_strides,
+    longest_ptr,
+    lengths_ptr,
+    heads,
+    tokens,
+    parts,
+    size,
+    HEAD_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The largest |x|² among each of the parts of a head, `size` tokens each."""
+    row = tl.program_id(0) // parts
+    first = tl.program_id(0) % parts * size
+    b, h, first_64 = (row // heads).to(tl.int64), (row % heads).to(tl.int64), first.to(tl.int64)
+    x_ptr += (b * x_strides[0] + first_64 * x_strides[1] + h * x_strides[2]) * DIVISOR
+    stride = x_strides[1] * DIVISOR
+    last = tl.minimum(first + size, length_of(lengths_ptr, b, tokens))
+    longest = tl.zeros([ROWS], tl.float32)
+    for start in tl.range(first, last, ROWS):
+        x = load_tile(x_ptr, stride, last - start, 0, HEAD_DIM, ROWS, COLUMNS, True).to(tl.float32)
+        longest = tl.maximum(longest, tl.sum(x * x, 1))
+        x_ptr += ROWS * stride
+    tl.store(longest_ptr + tl.program_id(0), tl.max(longest, 0))
+
+
+@triton.jit
+def is_bounded(
+    longest_q_ptr,
+    longest_k_ptr,
+    row,
+    first,
+    queries,
+    scale,
+    LIMIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    """Whether |scale · q·k| is at most LIMIT for the queries of this program and all keys.
+
+    Numbers are loaded one by one: what comes out of a reduction of a tile, ptxas takes to differ
+    between threads, and keeps all that depends on it, loops and copies, out of uniform registers.
+    """
+    blocks = tl.cdiv(queries, ROWS)
+    longest_q = 0.0
+    for i in tl.static_range((BLOCK_Q + ROWS - 1) // ROWS):
+        block = tl.minimum(first // ROWS + i, blocks - 1)
+        longest_q = tl.maximum(longest_q, tl.load(longest_q_ptr + row * blocks + block))
+    longest_k = 0.0
+    for i in tl.static_range(PARTS):
+        longest_k = tl.maximum(longest_k, tl.load(longest_k_ptr + row * PARTS + i))
+    return longest_q * longest_k * (scale * scale) <= LIMIT * LIMIT
+
+
+def limit(dtype: torch.dtype, queries: int, keys: int) -> int:
+    """LIMITS where it is worth looking for the bound, else 0."""
+    return LIMITS.get(dtype, 0) if queries * keys >= LOOKED_FOR_FROM else 0
+
+
+def longest_queries(q: Tensor, divisor: int) -> Tensor:
+    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS))
+
+
+def longest_keys(k: Tensor, lengths: Tensor | None, divisor: int) -> Tensor:
+    return _longest(k, lengths, divisor, PARTS)
+
+
+def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Tensor:
+    batch, tokens, heads, head_dim = x.shape
+    longest = x.new_empty(batch * heads * parts, dtype=torch.float32)
+    _longest_tokens[(longest.numel(),)](
+        x,
+        strides_of(x, divisor),
+        longest,
+        lengths,
+        heads,
+        tokens,
+        parts,
+        triton.cdiv(tokens, parts * ROWS) * ROWS,
+        HEAD_DIM=head_dim,
+        COLUMNS=triton.next_power_of_2(head_dim),
+        DIVISOR=divisor,
+        ROWS=ROWS,
+        enable_fp_fusion=True,
+    )
+    return longest

@@ -1,0 +1,188 @@
+"""Attention of N queries over M keys, where each sample of a batch may have fewer keys than M.
+
+    O[b, n, h] = sum_m softmax_m(scale · Q[b, n, h]·K[b, m, h]) V[b, m, h],    m < kv_lengths[b]
+
+B batch, N image tokens, M key tokens (image tokens after compression, or caption tokens), H heads,
+D head channels. Softmax and sums are fp32; the output is rounded once.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixart_kernels.dispatch.registration import (
+    TRITON_DEVICES,
+    register_backward,
+    register_operator,
+)
+
+MAX_HEAD_DIM = 128
+
+
+def flash_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kv_lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    if k.shape[1] == 0:
+        return torch.zeros_like(q)
+    # (B, 1, 1, M); a row without any key comes out of SDPA as zeros, with zero gradients.
+    mask = None if kv_lengths is None else _key_mask(kv_lengths, k.shape[1])
+    if _sdpa_backward_is_slow(q, k, v):
+        return _explicit_attention(q, k, v, mask, scale)
+    q, k, v = (tokens.transpose(1, 2) for tokens in (q, k, v))  # (B, H, N or M, D)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+
+
+def _key_mask(kv_lengths: Tensor, keys: int) -> Tensor:
+    return torch.arange(keys, device=kv_lengths.device) < kv_lengths.view(-1, 1, 1, 1)
+
+
+def _sdpa_backward_is_slow(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    # On a CPU in 16 bits, SDPA's backward takes 2 to 4 times as long as the formula written out
+    # when keys are few, and less when they are many. Forward + backward, ms, one Sapphire Rapids
+    # core, torch 2.13, autocast bf16, (B, N, M, H, D): SDPA / its math backend / written out
+    #   (64, 64, 64, 3, 64)   30 /  23 /  8      (64, 256, 20, 3, 64)   64 /   - /  20
+    #   (32, 128, 128, 3, 64) 36 /   - / 25      (64, 256, 256, 3, 64) 104 / 262 /  88
+    #   (8, 256, 256, 16, 72) 81 /   - / 115     (16, 512, 512, 3, 64) 132 /   - / 268
+    # In fp32 the two are within 20 % at these sizes. The forward alone is quickest in SDPA.
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    small = k.shape[1] <= 128 and q.shape[1] <= 1024
+    return needs_grad and small and q.device.type == "cpu" and q.element_size() == 2
+
+
+def _explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    batch, queries, heads, channels = q.shape
+    scale = channels**-0.5 if scale is None else scale
+    q, k, v = (tokens.transpose(1, 2).flatten(0, 1) for tokens in (q, k, v))  # (B·H, N or M, D)
+    bias = q.new_zeros(1, 1, 1)
+    if mask is not None:
+        # Finite, so that a row without any key has no NaN on its way to being zeroed below.
+        bias = bias.expand(mask.shape).masked_fill(~mask, -3e4)
+        bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)  # (B·H, N, M)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    out = torch.bmm(weights, v).unflatten(0, (batch, heads)).transpose(1, 2)
+    return out if mask is None else out.masked_fill(~mask[..., :1], 0)
+
+
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    out = flash_attention_reference(q, k, v, kv_lengths=kv_lengths, scale=scale)
+    # Autograd differentiates these steps; only the kernels' backward needs the sum of weights.
+    return out.contiguous(), q.new_empty(0, dtype=torch.float32)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    from pixart_kernels.attention.forward import forward
+
+    return forward(q, k, v, kv_lengths, scale)
+
+
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _ = q.shape
+    lse_shape = (batch, heads, queries) if q.device.type in TRITON_DEVICES else (0,)
+    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+
+
+def _launch_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from pixart_kernels.attention.backward import backward
+
+    return backward(grad_out, q, k, v, out, lse, kv_lengths, scale)
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, kv_lengths, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, kv_lengths)
+
+
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+    needed = zip(gradients, ctx.needs_input_grad, strict=False)
+    return *(gradient if needs else None for gradient, needs in needed), None, None
+
+
+_attention = register_operator(
+    "flash_attention", _eager, launch=_launch, fake=_fake, save=_save, backward=_backward
+)
+_attention_backward = register_backward(
+    "flash_attention_backward", _launch_backward, fake=_fake_backward
+)
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kv_lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention that never stores the N × M scores of a long sequence.
+
+    q: (B, N, H, D); k, v: (B, M, H, D), any strides with D contiguous, D at most 128.
+    kv_lengths: (B,) integers. Keys at and beyond a sample's length are ignored; a sample of length
+    0 gives zeros. scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype.
+    """
+    _check_tokens(q, k, v)
+    if kv_lengths is not None and kv_lengths.shape != q.shape[:1]:
+        raise ValueError(
+            f"kv_lengths must have shape ({q.shape[0]},), got {tuple(kv_lengths.shape)}"
+        )
+    if kv_lengths is not None and (
+        kv_lengths.is_floating_point() or kv_lengths.dtype == torch.bool
+    ):
+        raise ValueError(f"kv_lengths must be integers, got {kv_lengths.dtype}")
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    return _attention(q, k, v, kv_lengths, scale)[0]
+
+
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tokens in (("q", q), ("k", k), ("v", v)):
+        if tokens.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions, got {tuple(tokens.shape)}")
+        if tokens.dtype != q.dtype:
+            raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {tokens.dtype}")
+    if k.shape != v.shape:
+        raise ValueError(f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
+    if (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
+        raise ValueError(
+            f"k must have the batch, heads and channels of q, {tuple(q.shape)}, "
+            f"got {tuple(k.shape)}"
+        )
+    if q.shape[3] > MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[3]}")

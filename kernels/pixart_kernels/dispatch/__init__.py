@@ -1,0 +1,1 @@
+"""How operators reach PyTorch's dispatcher and a GPU."""

@@ -1,0 +1,221 @@
+"""Triton kernels of modulation.py: one for all three operators, one for their gradients.
+
+With A = B·N·C elements of a tensor, forward reads and writes 2A (modulate), 3A (gate_add) or 4A
+(gate_add_modulate), backward 3A, 3A and 6A (4A without a gate): each tensor once. Nothing is saved
+for the backward but tensors that exist anyway; it computes the LayerNorm's statistics again.
+
+The gradients of shift, scale and gate are sums over tokens. Each program adds up its own in fp32 and
+a second step adds those in a fixed order, so that the result is the same every time.
+
+Tokens are contiguous: N rows of C channels for each sample. The row (C,) of shift, scale or gate for
+sample b is at b · its stride.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pixart_kernels.dispatch import launch, row_blocks
+
+MAX_BATCH = 65_535  # programs along a grid's second axis
+MOST_PROGRAMS = 512  # of a backward: a few for each multiprocessor, and few sums to add up
+FEWEST_TOKENS = 8  # for each of them, or sums outweigh tokens
+
+
+@triton.autotune(
+    configs=launch.configurations(
+        triton.Config({"MOST_ROWS": 4}, num_warps=4),
+        triton.Config({"MOST_ROWS": 8}, num_warps=8),
+        triton.Config({"MOST_ROWS": 2}, num_warps=2),
+        triton.Config({"MOST_ROWS": 1}, num_warps=1),
+        triton.Config({"MOST_ROWS": 8}, num_warps=4),
+    ),
+    key=["C"],
+)
+@triton.jit
+def _modulation_forward(
+    x,
+    branch,
+    gate,
+    shift,
+    scale,
+    y,
+    out,
+    strides,  # of gate, shift and scale
+    N,
+    eps,
+    C: tl.constexpr,
+    MOST_ROWS: tl.constexpr,
+):
+    """y = x + gate · branch and out = LayerNorm(y) · (1 + scale) + shift, without what is None."""
+    ROWS: tl.constexpr = row_blocks.rows_of(MOST_ROWS, C)
+    sample = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    starts, here = (sample * N + tokens)[:, None] * C, (tokens < N)[:, None]
+    values = row_blocks.load(x, starts, here, C)
+    if branch is not None:
+        added = row_blocks.load(branch, starts, here, C)
+        if gate is not None:
+            added = row_blocks.multiply(
+                added, row_blocks.load_for_all(gate + sample * strides[0], ROWS, C)
+            )
+        # Rounded: y is what the LayerNorm sees, here and in the backward.
+        values = row_blocks.rounded(row_blocks.add(values, added), y.dtype.element_ty)
+        row_blocks.store(y, starts, here, values, C)
+    if out is not None:
+        normed, _ = row_blocks.layer_norm(values, eps, C)
+        offset = row_blocks.load_for_all(shift + sample * strides[1], ROWS, C)
+        factor = row_blocks.load_for_all(scale + sample * strides[2], ROWS, C)
+        modulated = row_blocks.add(
+            row_blocks.add(normed, row_blocks.multiply(normed, factor)), offset
+        )
+        row_blocks.store(out, starts, here, modulated, C)
+
+
+def forward(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """y if there is a branch, out if there is a scale."""
+    batch, tokens, channels = x.shape
+    if batch > MAX_BATCH:
+        raise ValueError(
+            f"batch must be at most {MAX_BATCH} on a GPU, got {batch}; cut it in parts"
+        )
+    x, branch = x.contiguous(), None if branch is None else branch.contiguous()
+    y = None if branch is None else torch.empty_like(x)
+    out = None if scale is None else torch.empty_like(x)
+    if x.numel() > 0:
+        vectors, strides = _vectors(gate, shift, scale)
+
+        def grid(config: dict[str, int]) -> tuple[int, int]:
+            return triton.cdiv(tokens, row_blocks.rows_of(config["MOST_ROWS"], channels)), batch
+
+        with launch.on(x.device):
+            _modulation_forward[grid](
+                x, branch, *vectors, y, out, strides, tokens, eps, channels, enable_fp_fusion=True
+            )
+    return y, out
+
+
+def _vectors(*rows: Tensor | None) -> tuple[list[Tensor | None], tuple[int, ...]]:
+    """The rows, contiguous but for their stride from sample to sample, and these strides."""
+    vectors = [row if row is None or row.stride(1) == 1 else row.contiguous() for row in rows]
+    return vectors, tuple(0 if row is None else row.stride(0) for row in vectors)
+
+
+@triton.autotune(
+    # Two warps for a row: the sums over tokens alone are 3·C fp32 in registers, 108 for each lane of
+    # one warp at C = 1152.
+    configs=launch.configurations(
+        triton.Config({"MOST_ROWS": 2, "STAGES": 1}, num_warps=4),
+        triton.Config({"MOST_ROWS": 2, "STAGES": 2}, num_warps=4),
+        triton.Config({"MOST_ROWS": 4, "STAGES": 1}, num_warps=8),
+        triton.Config({"MOST_ROWS": 4, "STAGES": 2}, num_warps=8),
+    ),
+    key=["C"],
+)
+@triton.jit
+def _modulation_backward(
+    grad_y,
+    grad_out,
+    y,
+    branch,
+    scale,
+    gate,
+    dx,
+    dbranch,
+    shift_sums,  # (B, programs, C)
+    scale_sums,
+    gate_sums,
+    strides,  # of scale and gate
+    N,
+    span,  # tokens of a program
+    eps,
+    C: tl.constexpr,
+    MOST_ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dx = grad_y + LayerNorm'(grad_out · (1 + scale)), dbranch = gate · dx; nothing for None."""
+    ROWS: tl.constexpr = row_blocks.rows_of(MOST_ROWS, C)
+    sample = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * span
+    last = tl.minimum(first + span, N)
+    none = row_blocks.zeros(ROWS, C)
+    dshift, dscale, dgate = none, none, none
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
+        tokens = start + tl.arange(0, ROWS)
+        starts, here = (sample * N + tokens)[:, None] * C, (tokens < last)[:, None]
+        if grad_out is None:
+            grads = row_blocks.load(grad_y, starts, here, C)
+        else:
+            normed, deviation = row_blocks.layer_norm(row_blocks.load(y, starts, here, C), eps, C)
+            grads = row_blocks.load(grad_out, starts, here, C)
+            dshift = row_blocks.add(dshift, grads)
+            dscale = row_blocks.add(dscale, row_blocks.multiply(grads, normed))
+            # Loaded again for each row: over the loop it would take registers that there are not.
+            factor = row_blocks.load_for_all(scale + sample * strides[0], ROWS, C)
+            grads = row_blocks.add(grads, row_blocks.multiply(grads, factor))
+            grads = row_blocks.layer_norm_backward(grads, normed, deviation, C)
+            if grad_y is not None:
+                grads = row_blocks.add(grads, row_blocks.load(grad_y, starts, here, C))
+            row_blocks.store(dx, starts, here, grads, C)
+        if gate is not None:
+            added = row_blocks.load(branch, starts, here, C)
+            dgate = row_blocks.add(dgate, row_blocks.multiply(grads, added))
+            opening = row_blocks.load_for_all(gate + sample * strides[1], ROWS, C)
+            row_blocks.store(dbranch, starts, here, row_blocks.multiply(grads, opening), C)
+    program = (sample * tl.num_programs(0) + tl.program_id(0)) * C
+    if grad_out is not None:
+        row_blocks.store_sum(shift_sums + program, dshift, C)
+        row_blocks.store_sum(scale_sums + program, dscale, C)
+    if gate is not None:
+        row_blocks.store_sum(gate_sums + program, dgate, C)
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_out: Tensor | None,
+    y: Tensor | None,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dbranch and the gradients of the rows (0 to 3, B, C) as in modulation.py."""
+    grad = grad_y if grad_out is None else grad_out
+    assert grad is not None
+    batch, tokens, channels = grad.shape
+    dx = grad.new_empty(0) if y is None else y.new_empty(grad.shape)
+    dbranch = grad.new_empty(0) if branch is None else branch.new_empty(grad.shape)
+    span = max(FEWEST_TOKENS, triton.cdiv(batch * tokens, MOST_PROGRAMS))
+    programs = triton.cdiv(tokens, span)
+    count = (0 if scale is None else 2) + (0 if gate is None else 1)
+    sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
+    if grad.numel() > 0:
+        inputs = [t if t is None else t.contiguous() for t in (grad_y, grad_out, y, branch)]
+        vectors, strides = _vectors(scale, gate)
+        shift_scale_gate = (
+            *((None, None) if scale is None else sums[:2]),
+            None if gate is None else sums[-1],
+        )
+        with launch.on(grad.device):
+            _modulation_backward[(programs, batch)](
+                *inputs,
+                *vectors,
+                dx,
+                dbranch,
+                *shift_scale_gate,
+                strides,
+                tokens,
+                span,
+                eps,
+                channels,
+                enable_fp_fusion=True,
+            )
+    return dx, dbranch, sums.sum(2)

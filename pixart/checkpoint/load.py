@@ -1,0 +1,373 @@
+"""Open and save transformers: official .pth, diffusers directories, and safetensors of our own.
+
+checkpoint_names knows what tensors are called, checkpoint_config what model they make,
+checkpoint_read and checkpoint_write know files. What had to be assumed or initialised is logged to
+"pixart" at INFO.
+"""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pixart.checkpoint.config import (
+    NOWHERE,
+    Surroundings,
+    caption_length,
+    config_from_diffusers,
+    config_to_diffusers,
+    infer_config,
+    is_compressed,
+    open_compression,
+)
+from pixart.checkpoint.names import (
+    CONFIG,
+    NOT_IN_DIFFUSERS,
+    NULL_CAPTION,
+    POSITIONS,
+    SIDECAR,
+    WEIGHTS,
+    CheckpointError,
+    CheckpointWriteError,
+    check_tensors,
+    to_diffusers,
+)
+from pixart.checkpoint.read import Contents, read_checkpoint
+from pixart.checkpoint.write import (
+    check_destination,
+    write_directory,
+    write_official,
+    write_safetensors,
+    written_aside,
+)
+from pixart.config import KVCompression, PixArtConfig
+from pixart.model.transformer import PixArt
+from pixart.resolution import position_embedding
+from pixart.weights import read_json
+
+__all__ = [
+    "TRANSFORMER_FILES",
+    "CheckpointError",
+    "CheckpointWriteError",
+    "OpenedTransformer",
+    "Surroundings",
+    "config_from_diffusers",
+    "config_to_diffusers",
+    "empty_model",
+    "load_transformer",
+    "open_transformer",
+    "read_config",
+    "resolve",
+    "save_transformer",
+]
+
+# What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
+TRANSFORMER_FILES = ("model_index.json", "transformer/*", CONFIG, WEIGHTS + "*", SIDECAR)
+_SUFFIXES = {".safetensors": "pixart", ".pth": "official", ".pt": "official", "": "diffusers"}
+
+logger = logging.getLogger("pixart")
+
+
+@dataclass(eq=False)
+class OpenedTransformer:
+    """A checkpoint whose names and shapes are those of `config`; its weights wait in the file.
+
+    null_caption_stored: whether the checkpoint holds the model's y_embedding. changes: what is done to
+    the model, in order, when its weights are read.
+    """
+
+    config: PixArtConfig
+    null_caption_stored: bool
+    _path: Path
+    _dtype: torch.dtype | None
+    _tensors: dict[str, Tensor] = field(repr=False)
+    changes: list[Callable[[PixArt], object]] = field(default_factory=list, repr=False)
+    _model: PixArt | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: PixArt) -> "OpenedTransformer":
+        """A model of the caller's, in the place of a checkpoint."""
+        opened = cls(model.config, True, Path("a model"), model.dtype, {})
+        opened.replace(model)
+        return opened
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    def load(self, device: str | torch.device = "cpu") -> PixArt:
+        """The model in eval mode: read into the device's memory the first time, the same later."""
+        if self._model is None:
+            with _naming(self._path):
+                model = _build(self, torch.device(device))
+                for change in self.changes:
+                    change(model)
+            self._model = model
+            self._tensors = {}
+        return self._model
+
+    def replace(self, model: PixArt) -> None:
+        """Another model of the caller's takes the checkpoint's place."""
+        self.config, self._model, self._tensors = model.config, model, {}
+        self.null_caption_stored = getattr(model, "null_caption_stored", True)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    config: PixArtConfig | None = None,
+    kv_compression: KVCompression | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    ema: bool = False,
+    variant: str | None = None,
+) -> PixArt:
+    """Open a checkpoint as a model in eval mode. CheckpointError says in one line why it cannot.
+
+    path: an official .pth, a safetensors file, a diffusers directory (transformer or pipeline).
+    config: replaces what the checkpoint says or suggests about itself. kv_compression: opens a
+    dense checkpoint as a compressed one, whose new tensors start as the mean and a plain LayerNorm.
+    dtype: None keeps the stored one. ema: take the averaged weights. variant: "fp16" or another.
+
+    The model's null_caption_stored says whether its y_embedding came from the checkpoint. If not,
+    it holds random numbers: save_transformer leaves them out until null_caption_stored is True.
+    """
+    opened = open_transformer(
+        path, config=config, kv_compression=kv_compression, dtype=dtype, ema=ema, variant=variant
+    )
+    return opened.load(device)
+
+
+def open_transformer(
+    path: str | Path,
+    *,
+    config: PixArtConfig | None = None,
+    kv_compression: KVCompression | None = None,
+    dtype: torch.dtype | None = None,
+    ema: bool = False,
+    variant: str | None = None,
+    around: Surroundings = NOWHERE,
+) -> OpenedTransformer:
+    """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
+    the memory for its weights is taken by `OpenedTransformer.load`.
+
+    around: the pipeline that it is for, which tells what the checkpoint does not.
+    """
+    path = Path(path)
+    with _naming(path):
+        contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
+        config = config or _configuration(contents, kv_compression, around)
+        config, notes = open_compression(config, kv_compression, contents.tensors)
+        contents.notes += notes
+        tensors = dict(contents.tensors)
+        tensors.pop(POSITIONS, None)
+        expected = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        check_tensors(tensors, expected, contents.present, contents.naming)
+    stored = NULL_CAPTION in tensors
+    if not stored and contents.naming == "official":  # diffusers' files never hold it
+        contents.notes.append(
+            f"{NULL_CAPTION} is absent: the null caption must come from the text encoder"
+        )
+    for note in contents.notes:
+        logger.info("%s: %s", path, note)
+    return OpenedTransformer(config, stored, path, dtype, tensors)
+
+
+def read_config(path: str | Path) -> PixArtConfig:
+    """A JSON file of PixArtConfig's fields."""
+    path = Path(path)
+    with _naming(path):
+        return PixArtConfig.from_dict(read_json(path))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn a ValueError into a CheckpointError that starts with the path, on one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(" ".join(f"{path}: {error}".split())) from error
+
+
+def _configuration(
+    contents: Contents, requested: KVCompression | None, around: Surroundings
+) -> PixArtConfig:
+    """What the checkpoint says about itself, else what its tensors show."""
+    if contents.config is not None:
+        return PixArtConfig.from_dict(contents.config)
+    if contents.diffusers_config is None:
+        config, notes = infer_config(contents.tensors, requested, around)
+        contents.notes += notes
+        return config
+    length = contents.model_max_length
+    if length is None:
+        length, assumed = caption_length("csize_embedder.mlp.0.weight" in contents.tensors, around)
+        if assumed:
+            contents.notes.append(
+                f"does not say how long its captions are: assumed {length} tokens"
+            )
+    return config_from_diffusers(
+        contents.diffusers_config,
+        contents.tensors,
+        model_max_length=length,
+        class_dropout_prob=contents.class_dropout_prob,
+        kv_compression=requested,
+    )
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leave the tensors alone: random numbers on the meta device cost two seconds of imports."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def empty_model(config: PixArtConfig) -> PixArt:
+    """A model that has names and shapes, and no memory for its numbers."""
+    with torch.device("meta"), _NoInitialisation():
+        return PixArt(config)
+
+
+def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
+    model, tensors, config = empty_model(opened.config), dict(opened._tensors), opened.config
+    if not opened.null_caption_stored:
+        # The published initialisation, from a seed: the same file opens as the same model.
+        shape = (config.model_max_length, config.caption_channels)
+        table = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        table *= config.caption_channels**-0.5
+        tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
+    moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
+    _check_range(tensors, moved)
+    model.load_state_dict(moved, assign=True)
+    model.null_caption_stored = opened.null_caption_stored  # type: ignore[assignment]
+    return model.eval()
+
+
+def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    """fp16 ends at 65504: a larger weight would become infinite, and every picture black."""
+    names = [
+        name
+        for name, tensor in after.items()
+        if torch.finfo(tensor.dtype).max < torch.finfo(before[name].dtype).max / 2
+        and not tensor.isfinite().all()
+        and before[name].isfinite().all()
+    ]
+    if names:
+        kind = str(after[names[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{', '.join(names)} must fit into {kind}, got larger numbers; use bf16")
+
+
+def save_transformer(
+    model: PixArt,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model in the dtype that it has: whole, or not at all (CheckpointWriteError).
+
+    format: "pixart" (one safetensors file, the configuration in its metadata), "official" (.pth) or
+    "diffusers" (a directory); None takes it from the path's suffix. max_shard_size: bytes or "5GB",
+    for diffusers directories. A checkpoint of the same format is replaced; anything else at path is
+    an error unless overwrite, and always if it is a directory that holds more than a checkpoint.
+    """
+    path = Path(path)
+    format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
+    if format not in _SUFFIXES.values():
+        raise ValueError(
+            "format must be official, diffusers or pixart, or follow from the suffix "
+            f"(.pth, none, .safetensors), got {format!r} for {path}"
+        )
+    if max_shard_size is not None and format != "diffusers":
+        raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
+    if adapters := getattr(model, "peft_config", {}):
+        raise ValueError(
+            f"model must be plain, got {len(adapters)} LoRA adapters; merge_lora puts them into its "
+            "weights, save_lora writes them alone"
+        )
+    check_destination(path, format, overwrite)
+    config = model.config
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if not getattr(model, "null_caption_stored", True):
+        del tensors[NULL_CAPTION]
+    with written_aside(path) as aside:
+        if format == "pixart":
+            metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
+            write_safetensors(aside, tensors, metadata)
+        elif format == "official":
+            tensors = {POSITIONS: _positions(config, tensors)} | tensors
+            write_official(aside, tensors, config.to_dict())
+        else:
+            buffers = {name: tensors[name] for name in (NULL_CAPTION,) if name in tensors}
+            values = config_to_diffusers(config)
+            extra = {key: getattr(config, key) for key in NOT_IN_DIFFUSERS}
+            write_directory(aside, values, to_diffusers(tensors), buffers, extra, max_shard_size)
+    _say_who_cannot_run(config, format)
+
+
+def _positions(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:
+    """The table of the native size: other programs read input_size and pe_interpolation from it."""
+    side = config.base_size
+    table = position_embedding(config.hidden_size, (side, side), side, config.pe_interpolation)
+    return table[None].to(tensors["x_embedder.proj.weight"].dtype)
+
+
+def _say_who_cannot_run(config: PixArtConfig, format: str) -> None:
+    if format == "official":
+        try:
+            config.to_official()
+        except ValueError as error:
+            logger.info("the official code cannot run this model: %s", error)
+    elif format == "diffusers" and (is_compressed(config) or config.qk_norm):
+        logger.info("diffusers cannot run this model: it drops the tensors that it does not know")
+
+
+def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
+    """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.exists():
+        return path
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(path_or_hub_id))
+    if (
+        not match
+        or path.parent.is_dir()
+        or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
+    ):
+        raise CheckpointError(f"{path}: no such file or directory")
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: no such file or directory (a hub id needs `pip install huggingface_hub`)"
+        ) from error
+    repository, file = match.groups()
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file))
+        patterns = None if allow_patterns is None else list(allow_patterns)
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path_or_hub_id}: is no local path, and the hub did not give it ({reason}); "
+            "check the name and the network, or download it and give its path"
+        ) from error

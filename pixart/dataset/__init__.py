@@ -1,0 +1,1 @@
+"""From raw pictures and captions to batches of features."""

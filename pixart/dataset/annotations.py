@@ -1,0 +1,217 @@
+"""What was found out about the pictures of a source, beside it: captions and scores, a line each.
+
+    {"path": KEY, "captions": {"long": "A small cactus ..."}}
+    {"path": KEY, "score": 6.1}
+
+KEY is the sample's, so that one file serves folders, indices and shards. Lines are appended as they
+come; a run that was stopped goes on behind the last whole line.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pixart.dataset.features import write_json
+from pixart.dataset.images import ImageError, decode
+from pixart.dataset.sources import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Annotate = Callable[
+    ["Image"], dict[str, Any]
+]  # raises ImageError for a picture that it cannot take
+
+
+@dataclass
+class Tally:
+    """new: lines written now; known: found from an earlier run."""
+
+    new: int = 0
+    known: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def annotate(
+    items: Iterable[Item],
+    output: Path,
+    annotate_one: Annotate,
+    is_known: Callable[[Mapping[str, Any]], bool],
+    workers: int = 1,
+) -> Tally:
+    """Append a line to `output` for every sample that has none for which is_known holds.
+
+    workers: pictures that are annotated at a time. Pictures that cannot be used are listed in
+    `output` with the suffix .report.json, and the others go on.
+    """
+    tally = Tally()
+    with _appending(output) as (lines, append):
+        known = {line["path"] for line in lines if is_known(line)}
+
+        def todo() -> Iterator[Sample]:
+            for item in items:
+                if isinstance(item, Rejected):
+                    tally.rejected.append(item)
+                elif item.key in known:
+                    tally.known += 1
+                else:
+                    yield item
+
+        def run(sample: Sample) -> dict[str, Any] | Rejected:
+            try:
+                return {"path": sample.key, **annotate_one(decode(sample.read()))}
+            except (ImageError, OSError) as error:
+                return Rejected(sample.path, str(error))
+
+        for result in tqdm(in_order(run, todo(), workers), desc=output.name, disable=None):
+            if isinstance(result, Rejected):
+                tally.rejected.append(result)
+            else:
+                append(result)
+                tally.new += 1
+    rejected = [{"path": r.path, "reason": r.reason} for r in tally.rejected]
+    write_json(output.with_suffix(".report.json"), {"rejected": rejected}, indent=1)
+    return tally
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """work(item) of every item, in order, with at most 2·workers of them taken in advance."""
+    waiting: list[Any] = []
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item]:
+    """The items with the captions of annotation files beside their own; same names are replaced."""
+    captions: dict[str, dict[str, str]] = {}
+    for file in files:
+        for line in read_lines(file):
+            try:
+                captions.setdefault(line["path"], {}).update(captions_of(line))
+            except CaptionError as error:
+                raise ValueError(f"{file}: {error}, for {line['path']}") from error
+    unused = set(captions)
+    for item in items:
+        if isinstance(item, Sample) and item.key in captions:
+            unused.discard(item.key)
+            item = replace(item, captions={**item.captions, **captions[item.key]})
+        yield item
+    if unused:
+        yield Rejected(sorted(unused)[0], f"{len(unused)} annotated paths are not in the source")
+
+
+def with_prompt(items: Iterable[Item], text: str) -> Iterable[Item]:
+    """The items with one caption "prompt" for all, as for pictures of one subject."""
+    if not text.strip():
+        raise ValueError(f"prompt must not be empty, got {text!r}")
+    return (
+        replace(item, captions={**item.captions, PROMPT: text})
+        if isinstance(item, Sample)
+        else item
+        for item in items
+    )
+
+
+def with_scores(items: Iterable[Item], file: Path, minimum: float) -> Iterator[Item]:
+    """The items whose score is at least `minimum`; the others are rejected."""
+    scores = {line["path"]: line.get("score") for line in read_lines(file)}
+    for item in items:
+        if isinstance(item, Sample):
+            score = scores.get(item.key)
+            if not isinstance(score, int | float):
+                item = Rejected(item.path, f"no score in {file.name}")
+            elif score < minimum:
+                item = Rejected(item.path, f"score {score:.4g} is below {minimum:g}")
+        yield item
+
+
+def check_output(output: Path, source: str) -> None:
+    """Refuse a file that would be taken for the source's index."""
+    if output.suffix != ".jsonl":
+        raise ValueError(f"output must be a .jsonl file, got {output}")
+    if "://" not in source and Path(source).resolve() in output.resolve().parents:
+        raise ValueError(f"output must not be inside the source, got {output}")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of an annotation file, but for a last one that broke off. Raises ValueError for a
+    file that is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise ValueError(f"{file} must be an annotation file, there is none") from None
+    parsed = [_parsed(line) for line in lines]
+    if parsed[-1] is None:
+        del parsed[-1]
+    for number, values in enumerate(parsed, 1):
+        if values is None:
+            line = lines[number - 1][:80]
+            raise ValueError(f"{file}:{number} must be an object with a path, got {line!r}")
+    return [values for values in parsed if values is not None]
+
+
+def finite(value: float, what: str) -> float:
+    """Raises ImageError for what no line can hold."""
+    if not math.isfinite(value):
+        raise ImageError(f"{what} must be finite, got {value}")
+    return value
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("path"), str) else None
+
+
+@contextmanager
+def _appending(
+    output: Path,
+) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
+    """The lines that a file holds and a function that adds one. No other process may do so."""
+    import fcntl
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output must be free, another process writes {output}") from None
+        lines = read_lines(output)
+        _end_last_line(file)
+
+        def append(values: dict[str, Any]) -> None:
+            file.write(json.dumps(values).encode() + b"\n")
+            file.flush()
+
+        yield lines, append
+        os.fsync(file.fileno())
+
+
+def _end_last_line(file: IO[bytes]) -> None:
+    """Cut off a line that broke off, end one that only lacks its newline."""
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if _parsed(content[start:].decode(errors="replace")) is None:
+        file.truncate(start)
+    elif start < len(content):
+        file.write(b"\n")

@@ -1,0 +1,152 @@
+"""Prepared features as batches for training: what `prepare` wrote, or the official feature files."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixart.dataset.features import Entry, PreparedFeatures
+from pixart.dataset.official_features import OfficialFeatures, find_data_info
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Latents and captions of B samples of one bucket.
+
+    mean, std: (B, C, h, w) of the VAE's posterior, fp32, unscaled. features: (B, L, D) in the dtype
+    that they were stored in, zero beyond a caption's tokens. mask: (B, L) bool, true where a token
+    counts. size: (B, 2) fp32, height and width of the original picture in pixels. aspect_ratio:
+    (B, 1) fp32, height / width of the bucket.
+    """
+
+    mean: Tensor
+    std: Tensor
+    features: Tensor
+    mask: Tensor
+    size: Tensor
+    aspect_ratio: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def to(self, device: torch.device | str) -> "FeatureBatch":
+        return FeatureBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+class FeatureDataset:
+    """The samples of a directory that `prepare` filled, or of the official layout.
+
+    resolution: in pixels; may be left out where the directory holds one. `scaling_factor` is that
+    of the VAE, None where the files do not say. Raises ValueError if there is nothing to read.
+    """
+
+    def __init__(self, directory: str | Path, resolution: int | None = None) -> None:
+        directory = Path(directory)
+        prepared = any(directory.glob("index-*.json"))
+        data_info = None if prepared else find_data_info(directory)
+        self._features: PreparedFeatures | OfficialFeatures = (
+            OfficialFeatures(data_info, resolution)
+            if data_info
+            else PreparedFeatures(directory, resolution)
+        )
+        self.entries: Sequence[Entry] = self._features.entries
+        if not self.entries:
+            raise ValueError(f"{directory} must hold at least one sample; its report says why not")
+        self.scaling_factor = self._features.scaling_factor
+        self.caption_names = sorted({name for entry in self.entries for name in entry.captions})
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """Height and width in pixels of every sample's bucket."""
+        return [entry.bucket for entry in self.entries]
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        rng: random.Random,
+        caption_weights: Mapping[str, float] | None = None,
+    ) -> FeatureBatch:
+        """The samples of some indices, which must share a bucket, each with one of its captions.
+
+        caption_weights: by name, relative; a name without its number (`synthetic` for synthetic.1,
+        synthetic.2 ...) shares its weight among them. A caption that a sample lacks leaves its
+        weight to the others. Without weights all captions of a sample are as likely.
+        """
+        chosen = [self.entries[index] for index in indices]
+        buckets = {entry.bucket for entry in chosen}
+        if len(buckets) != 1:
+            raise ValueError(f"indices must be of one bucket, got {sorted(buckets)}")
+        self._check_names(caption_weights)
+        names = [_draw(entry, caption_weights, rng) for entry in chosen]
+        mean, std = zip(*(self._features.moments(entry) for entry in chosen), strict=True)
+        captions = [self._features.caption(e, name) for e, name in zip(chosen, names, strict=True)]
+        features, mask = pad(captions)
+        (height, width) = buckets.pop()
+        return FeatureBatch(
+            mean=torch.stack(mean).float(),
+            std=torch.stack(std).float(),
+            features=features,
+            mask=mask,
+            size=torch.tensor([entry.size for entry in chosen], dtype=torch.float32),
+            aspect_ratio=torch.full((len(chosen), 1), height / width),
+        )
+
+    def check_captions(self, caption_weights: Mapping[str, float]) -> None:
+        """Raises ValueError if `batch` would for some sample: better known before training."""
+        self._check_names(caption_weights)
+        for entry in self.entries:
+            _odds(entry, caption_weights)
+
+    def _check_names(self, weights: Mapping[str, float] | None) -> None:
+        known = {*self.caption_names, *map(_group, self.caption_names)}
+        if unknown := set(weights or ()) - known:
+            raise ValueError(
+                f"caption_weights must name captions of the data ({', '.join(sorted(known))}), "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        if any(weight < 0 for weight in (weights or {}).values()):
+            raise ValueError(f"caption_weights must not be negative, got {weights}")
+
+
+def pad(captions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features (L_i, D) as (B, L, D) with zeros behind, and the mask (B, L) of what counts."""
+    length = max(len(caption) for caption in captions)
+    padded = [F.pad(caption, (0, 0, 0, length - len(caption))) for caption in captions]
+    lengths = torch.tensor([len(caption) for caption in captions])
+    return torch.stack(padded), torch.arange(length) < lengths[:, None]
+
+
+def _group(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _draw(entry: Entry, weights: Mapping[str, float] | None, rng: random.Random) -> str:
+    if weights is None:
+        return rng.choice(sorted(entry.captions))
+    odds = _odds(entry, weights)
+    return rng.choices(list(odds), list(odds.values()))[0]
+
+
+def _odds(entry: Entry, weights: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each of a sample's captions, by name."""
+    names = sorted(entry.captions)
+    shared = [_group(name) for name in names if name not in weights]
+    odds = {
+        name: weights[name]
+        if name in weights
+        else weights.get(_group(name), 0) / max(1, shared.count(_group(name)))
+        for name in names
+    }
+    if not any(odds.values()):
+        raise ValueError(
+            f"caption_weights must give weight to a caption of every sample, got {dict(weights)} "
+            f"for {entry.path}, which has {', '.join(names)}"
+        )
+    return odds

@@ -1,0 +1,200 @@
+"""Features on disk, found by a digest of what they were made from.
+
+`prepare` writes, in one directory:
+
+    features/*.safetensors   NAME.mean and NAME.std of pictures, (C, h, w); NAME of captions, (L, D)
+    index-512.json           for each resolution: which sample uses which of them
+    report.json              what was rejected, and why
+    work/                    who does what while it is done
+
+A picture's NAME is a digest of its bytes, the VAE, its bucket and how it was scaled; a caption's of
+its text and the text encoder. So nothing is computed or kept twice: not for another resolution, not
+for a caption that many pictures have, not after samples were added, moved or renamed.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pixart.dataset.sources import digest
+
+FORMAT = 1  # raise it when the meaning of an index changes
+OPEN_SHARDS = 64  # files held open by a reader
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample with features. size: of the picture, bucket: of its latents, (height, width) px.
+
+    image and captions (by name): where a reader finds the features.
+    """
+
+    path: str
+    size: tuple[int, int]
+    bucket: tuple[int, int]
+    image: Any
+    captions: Mapping[str, Any]
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write, flush to the disk, rename: the file is whole or it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, values: object, indent: int | None = None) -> None:
+    write_aside(path, json.dumps(values, indent=indent, ensure_ascii=False).encode())
+
+
+@contextmanager
+def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process holds the lock; if another does, waits for it or gives False.
+
+    A lock ends with its process however that ends, so that no work stays claimed by the dead.
+    """
+    import fcntl
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        lock.unlink(missing_ok=True)
+
+
+class ShardStore:
+    """Tensors by name in the safetensors files of a folder, which several processes may fill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shard_of: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def refresh(self) -> None:
+        """Take notice of the files that other processes have added."""
+        names = {file.name for file in self.folder.glob("*.safetensors")}
+        for name in sorted(names - self._seen):
+            with open_shard(self.folder / name) as file:
+                self._note(name, file.keys())
+
+    def shard_of(self, name: str) -> str | None:
+        """The file that holds a tensor, None if none does."""
+        return self._shard_of.get(name)
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        """Write a file with these. Two processes that write the same write the same file."""
+        from safetensors.torch import save
+
+        name = f"{digest(' '.join(sorted(tensors)).encode())}.safetensors"
+        content = save({key: tensors[key].contiguous() for key in sorted(tensors)})
+        write_aside(self.folder / name, content)
+        self._note(name, tensors)
+
+    def _note(self, shard: str, names: Any) -> None:
+        self._seen.add(shard)
+        for name in names:
+            self._shard_of.setdefault(name, shard)
+
+
+class PreparedFeatures:
+    """What `prepare` wrote for a resolution; without one, for the only one that there is."""
+
+    def __init__(self, directory: Path, resolution: int | None) -> None:
+        self.index_file = _find_index(directory, resolution)
+        self.index = _read_index(self.index_file)
+        self.entries = [
+            Entry(s["path"], tuple(s["size"]), tuple(s["bucket"]), s["image"], s["captions"])
+            for s in self.index["samples"]
+        ]
+        self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
+        folder = directory / "features"
+        self._open: Callable[[str], Any] = lru_cache(OPEN_SHARDS)(
+            lambda shard: open_shard(folder / shard)
+        )
+
+    def moments(self, entry: Entry) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, (C, h, w) each."""
+        shard, name = entry.image
+        return self._tensor(shard, f"{name}.mean"), self._tensor(shard, f"{name}.std")
+
+    def caption(self, entry: Entry, name: str) -> Tensor:
+        """The features of a caption, (L, D)."""
+        return self._tensor(*entry.captions[name])
+
+    def _tensor(self, shard: str, name: str) -> Tensor:
+        from safetensors import SafetensorError
+
+        try:
+            return self._open(shard).get_tensor(name)
+        except SafetensorError as error:
+            raise _damaged(self.index_file.parent / "features" / shard, error) from error
+
+
+def open_shard(path: Path) -> Any:
+    """A safetensors file, not read yet. Raises ValueError if it is damaged or gone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read ({error}); delete it and run prepare again")
+
+
+def _find_index(directory: Path, resolution: int | None) -> Path:
+    if resolution is not None:
+        file = directory / f"index-{resolution}.json"
+        if not file.is_file():
+            raise ValueError(f"{directory} must be prepared at {resolution} px, {_held(directory)}")
+        return file
+    files = sorted(directory.glob("index-*.json"))
+    if len(files) != 1:
+        wanted = "name a resolution" if files else "run prepare to its end first"
+        raise ValueError(f"{directory} must hold one index, {_held(directory)}; {wanted}")
+    return files[0]
+
+
+def _held(directory: Path) -> str:
+    names = ", ".join(file.name for file in sorted(directory.glob("index-*.json")))
+    return f"it holds {names or 'none'}"
+
+
+def _read_index(file: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON, it is not ({error}); run prepare again") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
+    return index
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,327 @@
+"""`prepare`: pictures and captions to VAE moments and T5 features, once, on disk.
+
+Every picture is scaled to cover the nearest bucket of a resolution and cropped to its middle. What
+cannot be used is quarantined: it is left out, listed in report.json with its resolution and reason,
+and the work goes on.
+
+The source is cut into chunks of 64 samples. Any number of processes may run the same command: each
+takes the chunks that no other has taken, and all end when everything is done. A chunk that is done
+is a file in work/, named by a digest of its samples and the settings, so that the same command does
+again only what was not finished, or what has changed since.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pixart.config import MAX_LENGTH
+from pixart.dataset.annotations import in_order
+from pixart.dataset.features import FORMAT, ShardStore, claimed, write_json
+from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, size_of
+from pixart.dataset.sources import Item, Rejected, Sample, digest
+from pixart.pipeline.captions import as_trained
+from pixart.pipeline.directory import Family, family_of, open_directory
+from pixart.pipeline.directory import text_dtype as default_text_dtype
+from pixart.resolution import nearest_bucket
+from pixart.text.cache import fingerprint
+from pixart.text.encoder import TextEncoder
+from pixart.vae.autoencoder import VAE
+
+CHUNK = 64
+MAX_RATIO = 4.5  # long side / short side; the buckets end at 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """resolution: pixels of the buckets' square; square: crop everything to that. max_ratio: long
+    side / short side beyond which a picture is rejected. half: store moments in fp16, not fp32."""
+
+    resolution: int
+    square: bool = False
+    max_ratio: float = MAX_RATIO
+    half: bool = False
+
+    def bucket(self, height: int, width: int, multiple: int) -> tuple[int, int]:
+        """The (height, width) that a picture is brought to; sides are multiples of `multiple`."""
+        if self.square:
+            return self.resolution, self.resolution
+        return nearest_bucket(height, width, self.resolution, multiple)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What turns pictures and captions into features. family: whose captions they are. The
+    identities name weights, precision and what is done to captions."""
+
+    vae: VAE
+    text: TextEncoder
+    family: Family
+    vae_identity: str
+    text_identity: str
+
+    @property
+    def multiple(self) -> int:
+        """Of pixels: the VAE's factor times the transformer's patch of 2."""
+        return self.vae.downsample * 2
+
+
+@dataclass
+class Part:
+    """What became of a chunk, as the index and the report show it."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture that passed; pixels (3, H, W) only if its moments are not in the store."""
+
+    sample: Sample
+    size: tuple[int, int]
+    bucket: tuple[int, int]
+    name: str
+    pixels: Tensor | None
+
+
+class Preparation:
+    """The features of a source in `directory`; see the module. workers: threads that read and
+    scale pictures while others are encoded."""
+
+    def __init__(
+        self, directory: Path, encoders: Encoders, settings: Settings, workers: int = 4
+    ) -> None:
+        if settings.resolution < 1 or settings.resolution % encoders.multiple:
+            raise ValueError(
+                f"resolution must be a multiple of {encoders.multiple}, got {settings.resolution}"
+            )
+        if not settings.max_ratio >= 1:
+            raise ValueError(f"max_ratio must be at least 1, got {settings.max_ratio}")
+        self.directory, self.encoders, self.settings = directory, encoders, settings
+        self.workers = workers
+        self.store = ShardStore(directory / "features")
+        self.work = directory / "work"
+        self.report = directory / "report.json"
+
+    def run(self, source: Callable[[], Iterable[Item]]) -> dict[str, Any]:
+        """Prepare what `source()` gives, which is called again if other processes are at work.
+        Returns this resolution's report. Raises ValueError if there is nothing in the source."""
+        parts: list[Path] = []
+        for wait in (False, True):
+            parts = []
+            for chunk in _chunks(tqdm(source(), desc="prepare", unit=" samples", disable=None)):
+                parts.append(self._part_file(chunk))
+                self._do(chunk, parts[-1], wait)
+            if all(part.exists() for part in parts):
+                break
+        if not parts:
+            raise ValueError("source must hold at least one picture or caption, it holds none")
+        return self._finish(parts)
+
+    def _do(self, chunk: list[Item], file: Path, wait: bool) -> None:
+        if self._is_done(file):
+            return
+        with claimed(file.with_suffix(".lock"), wait=wait) as mine:
+            if mine and not self._is_done(file):
+                self.store.refresh()
+                write_json(file, asdict(self._prepare(chunk)))
+
+    def _is_done(self, file: Path) -> bool:
+        """Whether a chunk was prepared, and nobody has deleted its features since."""
+        if not file.exists():
+            return False
+        samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
+        places = [place for s in samples for place in (s["image"], *s["captions"].values())]
+        return all((self.store.folder / shard).exists() for shard in {p[0] for p in places})
+
+    def _part_file(self, chunk: list[Item]) -> Path:
+        """Named by all that the chunk's features depend on, short of the pictures' bytes."""
+        content = [
+            [asdict(item)]
+            if isinstance(item, Rejected)
+            else [item.path, item.version, dict(item.captions), item.uncaptioned]
+            for item in chunk
+        ]
+        identities = [self.encoders.vae_identity, self.encoders.text_identity]
+        key = json.dumps([FORMAT, asdict(self.settings), identities, content], sort_keys=True)
+        return self.work / f"{digest(key.encode())}.json"
+
+    def _prepare(self, chunk: list[Item]) -> Part:
+        part = Part()
+        new: dict[str, Tensor] = {}
+        pictures: list[_Picture] = []
+        for result in in_order(self._load, chunk, self.workers):
+            if isinstance(result, _Picture) and result.pixels is not None:
+                result = self._encode(result, result.pixels, new)
+            if isinstance(result, Rejected):
+                part.rejected.append(asdict(result))
+            else:
+                pictures.append(result)
+        captions = [self._captions(picture.sample, new, part) for picture in pictures]
+        if new:
+            self.store.add(new)
+        for picture, names in zip(pictures, captions, strict=True):
+            part.samples.append(self._record(picture, names))
+        return part
+
+    def _load(self, item: Item) -> _Picture | Rejected:
+        """In a thread: read, check, scale. Raises nothing over a picture."""
+        if isinstance(item, Rejected):
+            return item
+        if not item.captions:
+            return Rejected(item.path, item.uncaptioned)
+        try:
+            content = item.read()
+            height, width = size_of(content)
+            ratio = max(height, width) / min(height, width)
+            limit = self.settings.max_ratio
+            if ratio > limit:
+                reason = f"ratio {ratio:.4g}:1 of {width}x{height} is over {limit:g}:1"
+                return Rejected(item.path, reason)
+            bucket = self.settings.bucket(height, width, self.encoders.multiple)
+            name = self._image_name(content, bucket)
+            pixels = None
+            if self.store.shard_of(f"{name}.mean") is None:
+                pixels = cover(decode(content), bucket, self.settings.resolution)
+        except ImageError as error:
+            return Rejected(item.path, str(error))
+        except OSError as error:
+            return Rejected(item.path, f"unreadable file: {error.strerror or error}")
+        return _Picture(item, (height, width), bucket, name, pixels)
+
+    def _image_name(self, content: bytes, bucket: tuple[int, int]) -> str:
+        method = "lanczos" if self.settings.resolution >= LANCZOS_FROM else "bicubic"
+        stored = "fp16" if self.settings.half else "fp32"
+        made_from = [digest(content), self.encoders.vae_identity, bucket, method, stored]
+        return digest(json.dumps(made_from).encode())
+
+    def _encode(
+        self, picture: _Picture, pixels: Tensor, new: dict[str, Tensor]
+    ) -> _Picture | Rejected:
+        """One picture at a time, so that its moments do not depend on its neighbours."""
+        dtype = torch.float16 if self.settings.half else torch.float32
+        moments = self.encoders.vae.posterior(pixels[None])
+        mean, std = (moment[0].to("cpu", dtype) for moment in moments)
+        if not (mean.isfinite().all() and std.isfinite().all()):
+            return Rejected(picture.sample.path, "the VAE gives latents that are not finite")
+        new[f"{picture.name}.mean"], new[f"{picture.name}.std"] = mean, std
+        return replace(picture, pixels=None)
+
+    def _captions(self, sample: Sample, new: dict[str, Tensor], part: Part) -> dict[str, str]:
+        """The names of the captions' features; a caption that was cut is noted in the report."""
+        names = {}
+        for caption, written in sample.captions.items():
+            text = as_trained(written, self.encoders.family)
+            names[caption] = name = digest(f"{self.encoders.text_identity}\n{text}".encode())
+            if name in new or self.store.shard_of(name):
+                continue
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                encoded = self.encoders.text.encode([text])
+            part.notes += [{"path": sample.path, "note": str(w.message)} for w in caught]
+            new[name] = encoded.features[0, encoded.mask[0]].cpu()
+        return names
+
+    def _record(self, picture: _Picture, captions: dict[str, str]) -> dict[str, Any]:
+        """An index's line: every feature with the shard that holds it."""
+        shard_of = self.store.shard_of
+        return {
+            "path": picture.sample.path,
+            "size": picture.size,
+            "bucket": picture.bucket,
+            "image": [shard_of(f"{picture.name}.mean"), picture.name],
+            "captions": {key: [shard_of(name), name] for key, name in captions.items()},
+        }
+
+    def _finish(self, parts: list[Path]) -> dict[str, Any]:
+        merged = Part()
+        for file in parts:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            merged.samples += values["samples"]
+            merged.rejected += values["rejected"]
+            merged.notes += values["notes"]
+        vae = {
+            "identity": self.encoders.vae_identity,
+            "scaling_factor": self.encoders.vae.scaling_factor,
+        }
+        index = {
+            "format": FORMAT,
+            **asdict(self.settings),
+            "vae": vae,
+            "text": {"identity": self.encoders.text_identity},
+            "samples": merged.samples,
+        }
+        report = {
+            "prepared": len(merged.samples),
+            "rejected": merged.rejected,
+            "notes": merged.notes,
+        }
+        write_json(self.directory / f"index-{self.settings.resolution}.json", index)
+        write_json(self.work / f"report-{self.settings.resolution}.json", report)
+        self._merge_reports()
+        return report
+
+    def _merge_reports(self) -> None:
+        """report.json from every resolution's own, again until nobody has added to them meanwhile:
+        of processes that end together, the last to write it has then seen what all have found."""
+        written, merged = None, self._merged_reports()
+        while merged != written:
+            write_json(self.report, merged, indent=1)
+            written, merged = merged, self._merged_reports()
+
+    def _merged_reports(self) -> dict[str, Any]:
+        reports = {
+            int(file.stem.removeprefix("report-")): json.loads(file.read_text(encoding="utf-8"))
+            for file in self.work.glob("report-*.json")
+        }
+        merged: dict[str, Any] = {"prepared": {}, "rejected": [], "notes": []}
+        for resolution, report in sorted(reports.items()):
+            merged["prepared"][str(resolution)] = report["prepared"]
+            for kind in ("rejected", "notes"):
+                merged[kind] += [{"resolution": resolution, **line} for line in report[kind]]
+        return merged
+
+
+def open_encoders(
+    pipeline: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    vae_dtype: torch.dtype = torch.float32,
+    text_dtype: torch.dtype | None = None,
+    max_length: int | None = None,
+) -> Encoders:
+    """The VAE and the text encoder of a pipeline directory, a hub id, or "shapes". text_dtype: None
+    is bf16 for a large one, else fp32. max_length: None is the family's."""
+    directory = open_directory(pipeline, with_transformer=False)
+    of_length: Family = "alpha" if max_length == MAX_LENGTH["alpha"] else "sigma"
+    family = family_of(directory) or of_length
+    max_length = MAX_LENGTH[family] if max_length is None else max_length
+    text_dtype = text_dtype or default_text_dtype(directory, None, torch.float32)[0]
+    vae = VAE.from_pretrained(directory, dtype=vae_dtype, device=device)
+    text = TextEncoder.from_pretrained(
+        directory, dtype=text_dtype, device=device, max_length=max_length, cache_dir=None
+    )
+    weights = [fingerprint(directory / name) for name in ("text_encoder", "tokenizer")]
+    text_identity = f"{' '.join(weights)} {text_dtype} {max_length}"
+    return Encoders(
+        vae=vae,
+        text=text,
+        family=family,
+        vae_identity=f"{fingerprint(directory / 'vae')} {vae.dtype}",
+        text_identity=text_identity + (" lower case" if family == "alpha" else ""),
+    )
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

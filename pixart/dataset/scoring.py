@@ -1,0 +1,55 @@
+"""`filter`: a score for every picture of a source, from a function that the user names.
+
+    # mymodule.py, in the working directory or installed
+    def score(image):                 # an RGB Pillow image
+        return model(preprocess(image)).item()
+
+`--scorer mymodule:score` imports it once, so that its module may load a model. The pictures are
+decoded as `prepare` decodes them.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixart.dataset.annotations import Tally, annotate, finite, read_lines
+from pixart.dataset.sources import Item
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Scorer = Callable[["Image"], float]
+
+
+def load_scorer(name: str) -> Scorer:
+    """The function that "module:function" names. Raises ValueError if there is none."""
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        raise ValueError(f"scorer must be MODULE:FUNCTION, got {name!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"scorer must be importable, got {name!r} ({error})") from error
+    scorer = getattr(module, function_name, None)
+    if not callable(scorer):
+        raise ValueError(f"scorer must be a function of {module_name}, got {function_name!r}")
+    return scorer
+
+
+def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
+    """Append {"path", "score"} for every picture without a score."""
+
+    def annotate_one(image: "Image") -> dict[str, Any]:
+        return {"score": finite(float(scorer(image)), "score")}
+
+    return annotate(items, output, annotate_one, lambda line: "score" in line)
+
+
+def quantiles(output: Path) -> str:
+    """What share of the pictures each score would keep, for choosing a --min-score."""
+    scores = sorted(line["score"] for line in read_lines(output) if "score" in line)
+    if not scores:
+        return "no scores"
+    kept = {share: scores[round((1 - share) * (len(scores) - 1))] for share in (0.9, 0.5, 0.1)}
+    return ", ".join(f"{share:.0%} reach {score:.4g}" for share, score in kept.items())

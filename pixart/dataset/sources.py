@@ -1,0 +1,260 @@
+"""Raw pictures with captions: a folder, a JSON or JSONL index, the official data_info.json, tar shards.
+
+A source is read once, in an order that is always the same. What it lists but cannot give comes as a
+`Rejected`, so that one bad sample stops nobody and none is lost without a word.
+
+    a folder       x.png with its caption in x.txt; x.NAME.txt is a further caption, called NAME
+    an index       objects with a path (`path`, `file_name`, `image` or `file`) relative to the index,
+                   a caption (`prompt`, `caption` or `text`), a long one (`sharegpt4v`), and
+                   `captions` with others: {name: text or [texts]}
+    data_info.json the same; in a folder InternData its paths are relative to InternImgs beside it
+    tar shards     WebDataset: KEY.png, KEY.txt, KEY.NAME.txt, KEY.json with the fields of an index
+
+The caption of x.txt, `prompt`, `caption` and `text` is called "prompt". A list of n texts called
+NAME becomes NAME.1 ... NAME.n.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixart.dataset.images import SUFFIXES
+
+PROMPT = "prompt"
+PATH_FIELDS = ("path", "file_name", "image", "file")
+CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
+EMPTY, MISSING = "empty caption", "missing file"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and its captions by name, none of them empty.
+
+    key: names it within its source. path: says to people where it lies. version: changes with the
+    picture's file. uncaptioned: why `captions` is empty, if it is.
+    """
+
+    key: str
+    path: str
+    version: str
+    read: Callable[[], bytes]
+    captions: Mapping[str, str]
+    uncaptioned: str = EMPTY
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What cannot become a sample, and why."""
+
+    path: str
+    reason: str
+
+
+Item = Sample | Rejected
+
+
+class CaptionError(ValueError):
+    """Captions that are not text."""
+
+
+def open_source(source: str | Path) -> Iterable[Item]:
+    """The samples of a folder, an index file, or tar shards (a path, a URL, `name-{000..017}.tar`).
+
+    A folder that holds InternData/data_info.json, one other index, or tar files is read as those.
+    Raises ValueError for anything else.
+    """
+    from pixart.dataset.tar_shards import is_shards, read_shards
+
+    if is_shards(str(source)):
+        return read_shards([str(source)])
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if index := _index_of(path):
+            return read_index(index)
+        if shards := sorted(map(str, path.glob("*.tar"))):
+            return read_shards(shards)
+        return read_folder(path)
+    if path.is_file() and path.suffix in (".json", ".jsonl"):
+        return read_index(path)
+    raise ValueError(f"source must be a folder, a .json, a .jsonl or .tar shards, got {source}")
+
+
+def read_folder(root: Path) -> Iterator[Item]:
+    """All pictures in a folder and its subfolders; a .txt without a picture is a missing file."""
+    failures: list[OSError] = []
+    seen: set[str] = set()
+    for directory, folders, names in os.walk(root, onerror=failures.append, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link to a folder above would lead in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from _read_directory(root, Path(directory), sorted(names))
+    for error in failures:
+        yield Rejected(str(error.filename), f"unreadable folder: {error.strerror}")
+
+
+def read_index(index: Path) -> Iterator[Item]:
+    """The objects of a .json list or mapping, or of a .jsonl, in their order."""
+    root = image_root(index)
+    for place, values in index_objects(index):
+        if isinstance(values, Rejected):
+            yield values
+            continue
+        path = next((values[field] for field in PATH_FIELDS if values.get(field)), None)
+        if not isinstance(path, str):
+            yield Rejected(place, f"must have a path, one of {', '.join(PATH_FIELDS)}")
+            continue
+        try:
+            yield _local_sample(root, path, captions_of(values))
+        except CaptionError as error:
+            yield Rejected(str(root / path), str(error))
+
+
+def image_root(index: Path) -> Path:
+    """Where an index's paths begin: beside it, or in the InternImgs beside its InternData."""
+    folder = index.parent
+    return folder.parent / "InternImgs" if folder.name == "InternData" else folder
+
+
+def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected"]]:
+    """(place, object) of an index. Raises ValueError if a .json is none."""
+    if index.suffix == ".jsonl":
+        with index.open(encoding="utf-8-sig", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _checked(f"{index}:{number}", _parsed(line))
+        return
+    try:
+        content = json.loads(index.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ValueError(f"{index} must be JSON in UTF-8, it is not ({error})") from error
+    if isinstance(content, dict):  # {path: caption} or {path: object}
+        content = [
+            {"path": path, **(value if isinstance(value, dict) else {PROMPT: value})}
+            for path, value in content.items()
+        ]
+    if not isinstance(content, list):
+        raise ValueError(f"{index} must hold a list of objects, got {type(content).__name__}")
+    for number, values in enumerate(content):
+        yield _checked(f"{index}[{number}]", values)
+
+
+def captions_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """The captions of an index's object that are not empty. Raises CaptionError."""
+    found: dict[str, Any] = {}
+    for field, name in CAPTION_FIELDS.items():
+        if values.get(field) not in (None, ""):
+            found.setdefault(name, values[field])
+    extra = values.get("captions") or {}
+    found |= extra if isinstance(extra, Mapping) else {PROMPT: extra}
+    captions: dict[str, str] = {}
+    for name, text in found.items():
+        numbered = isinstance(text, list)
+        for number, one in enumerate(text if numbered else [text], 1):
+            if not isinstance(one, str | None):
+                raise CaptionError(f"caption {name} must be text, got {one!r}")
+            if one and one.strip():
+                captions[f"{name}.{number}" if numbered else name] = one.strip()
+    return captions
+
+
+def caption_name(extension: str) -> str | None:
+    """The caption that a file KEY.extension holds: "txt" and "NAME.txt"; None if it holds none."""
+    name, _, last = f".{extension}".rpartition(".")
+    if last.lower() != "txt":
+        return None
+    return name.lstrip(".") or PROMPT
+
+
+def text_of(content: bytes) -> str:
+    """Raises CaptionError if it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise CaptionError(f"caption must be UTF-8, byte {error.start} is not") from error
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item]:
+    images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    stems = {Path(name).stem for name in images}
+    texts: dict[str, dict[str, Path]] = {stem: {} for stem in stems}
+    for name in names:
+        if not name.lower().endswith(".txt"):
+            continue
+        stem, caption = _split(name[:-4], stems)
+        if stem is None:
+            yield Rejected(str(folder / name), f"{MISSING}: no picture for this caption")
+        else:
+            texts[stem][caption] = folder / name
+    for name in images:
+        files = texts[Path(name).stem]
+        lacking = EMPTY if files else f"{MISSING}: no caption {Path(name).stem}.txt"
+        try:
+            captions = {key: text_of(file.read_bytes()) for key, file in files.items()}
+            captions = {key: text for key, text in captions.items() if text}
+            yield _local_sample(
+                root, (folder / name).relative_to(root).as_posix(), captions, lacking
+            )
+        except (OSError, CaptionError) as error:
+            yield Rejected(str(folder / name), f"unreadable caption: {error}")
+
+
+def _split(name: str, stems: set[str]) -> tuple[str | None, str]:
+    """x.NAME to the longest stem of a picture that it begins with, and the rest."""
+    stem, caption = name, ""
+    while stem not in stems:
+        stem, dot, last = stem.rpartition(".")
+        if not dot:
+            return None, ""
+        caption = f"{last}.{caption}" if caption else last
+    return stem, caption or PROMPT
+
+
+def _local_sample(
+    root: Path, path: str, captions: dict[str, str], uncaptioned: str = EMPTY
+) -> Item:
+    file = root / path
+    try:
+        status = file.stat()
+    except (OSError, ValueError):  # a zero byte in the path is a ValueError
+        return Rejected(str(file), MISSING)
+    if file.is_dir():
+        return Rejected(str(file), f"{MISSING}: it is a folder")
+    version = f"{status.st_size}-{status.st_mtime_ns}"
+    return Sample(path, str(file), version, file.read_bytes, captions, uncaptioned)
+
+
+def _index_of(folder: Path) -> Path | None:
+    official = folder / "InternData" / "data_info.json"
+    if official.is_file():
+        return official
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    stems = {file.stem for file in files if file.suffix.lower() in SUFFIXES}
+    found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{folder} must hold one index at most, got {names}; name the file")
+    return found[0] if found else None
+
+
+def _checked(place: str, values: object) -> tuple[str, "dict[str, Any] | Rejected"]:
+    if isinstance(values, dict):
+        return place, values
+    return place, Rejected(place, "must be a JSON object")
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""What the command line draws, where to, and what it says."""

@@ -1,0 +1,215 @@
+"""LoRA: low-rank adapters on the layers of a PixArt, through peft (the extra `train`).
+
+y = W·x + weight · alpha / rank · B·(A·x)        A: (rank, in), B: (out, rank)
+"""
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixart.checkpoint.names import CheckpointError, listed
+from pixart.checkpoint.write import write_safetensors, written_aside
+from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
+from pixart.model.transformer import PixArt
+
+TARGETS = (
+    "attn.qkv",
+    "attn.proj",
+    "cross_attn.q_linear",
+    "cross_attn.kv_linear",
+    "cross_attn.proj",
+    "mlp.fc1",
+    "mlp.fc2",
+)
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """PATH or PATH:WEIGHT as (path, weight); the weight is 1 unless given."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        path, weight = text, "1"
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not path or not math.isfinite(value):
+        raise ValueError(f"--lora must be PATH or PATH:WEIGHT, a finite number, got {text!r}")
+    return path, value
+
+
+def add_lora(
+    model: PixArt, rank: int, alpha: float | None = None, targets: Sequence[str] = TARGETS
+) -> PixArt:
+    """Put a new adapter on every layer whose name is, or ends in, one of `targets`. In place.
+
+    rank: of A and B. alpha: their product is scaled by alpha / rank; None takes the rank. B starts
+    at zero, so the model computes what it did; from then on only A and B (fp32) train. Raises
+    ValueError for what cannot be, and leaves the model as it was.
+    """
+    alpha = float(rank) if alpha is None else alpha
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be a positive number, got {alpha}")
+    if names := _adapters(model):
+        raise ValueError(f"model must have no adapter yet, got {len(names)}; merge_lora them first")
+    _check_targets(model, targets)
+    config = _peft().LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+    _inject(model, config, "default", empty=model.x_embedder.proj.weight.is_meta)
+    return model
+
+
+def load_lora(model: PixArt, adapters: Sequence[tuple[str | Path, float]]) -> PixArt:
+    """Put the adapters of files or hub ids on the model, each times its weight; they add up. In place.
+
+    They lie beside the weights, frozen and in fp32, until merge_lora puts them in. One of weight 0
+    is checked and left out. All files are read before the model is touched. Raises CheckpointError
+    in one line for what is missing, no plain LoRA, or made for another model.
+    """
+    if not adapters:
+        return model
+    _peft()
+    shapes = {name: layer.weight.shape for name, layer in _layers(model).items()}
+    read = []
+    for source, weight in adapters:
+        if not math.isfinite(weight):
+            raise ValueError(f"weight of {source} must be a finite number, got {weight}")
+        read.append((read_adapter(source, shapes), weight))
+    for adapter, weight in read:
+        if weight:
+            _insert(model, adapter, weight)
+    for _, layer in _adapted(model):
+        layer.set_adapter(_adapters(model))
+        layer.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def merge_lora(model: PixArt) -> PixArt:
+    """Add all adapters to the weights beside which they lie, and take them off. In place.
+
+    Summed in fp32 and rounded once to the weights' dtype. What is left is a plain model, all of
+    which trains; where there is no adapter nothing happens.
+    """
+    adapted = list(_adapted(model))
+    for name, layer in adapted:
+        base = layer.get_base_layer()
+        dtype = base.weight.dtype
+        base.weight.data = base.weight.data.to(torch.promote_types(dtype, torch.float32))
+        layer.merge(safe_merge=True)  # in a copy: another model may share the weights
+        # A new parameter: who holds what was made of the old one must see that it is another.
+        base.weight = nn.Parameter(base.weight.data.to(dtype))
+        model.set_submodule(name, base)
+    if adapted:
+        del model.peft_config
+        model.requires_grad_(True)
+    return model
+
+
+def save_lora(model: PixArt, directory: str | Path) -> None:
+    """Write the model's adapter as DIRECTORY/adapter_model.safetensors and adapter_config.json.
+
+    In peft's layout under the published names, which peft.PeftModel.from_pretrained puts onto a
+    PixArt too. Whole, or not at all (CheckpointWriteError); an adapter that is there is replaced.
+    """
+    directory, names = Path(directory), _adapters(model)
+    if len(names) != 1:
+        raise ValueError(f"model must have one adapter to save, got {len(names)}")
+    _check_folder(directory)
+    config: Any = copy.copy(model.peft_config[names[0]])  # type: ignore[index]
+    config.inference_mode = True
+    state = _peft().get_peft_model_state_dict(model, adapter_name=names[0])
+    tensors = {f"base_model.model.{name}": t.detach().cpu() for name, t in state.items()}
+    with written_aside(directory) as aside:
+        aside.mkdir()
+        write_safetensors(aside / WEIGHTS, tensors, {"format": "pt"})
+        config.save_pretrained(str(aside))
+
+
+def _peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(
+            "LoRA must have peft, which is not installed; pip install 'pixart-fast[train]'"
+        ) from error
+    return peft
+
+
+def _adapters(model: PixArt) -> list[str]:
+    """The names that peft knows them by."""
+    return list(getattr(model, "peft_config", {}))
+
+
+def _adapted(model: PixArt) -> Iterator[tuple[str, Any]]:
+    """peft's layers around ours, by name."""
+    if _adapters(model):
+        kind = _peft().tuners.lora.LoraLayer
+        yield from [pair for pair in model.named_modules() if isinstance(pair[1], kind)]
+
+
+def _layers(model: PixArt) -> dict[str, nn.Linear | nn.Conv2d]:
+    """What can be adapted, by name: linear layers, and the patch embedding's convolution."""
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if ".lora_" not in name
+        and (isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1)
+    }
+
+
+def _check_targets(model: PixArt, targets: Sequence[str]) -> None:
+    names = list(_layers(model))
+    unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
+    if unknown or not targets:
+        there = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
+        raise ValueError(
+            f"targets must be among {', '.join(there)}, got {', '.join(unknown) or 'none'}"
+        )
+
+
+def _check_folder(directory: Path) -> None:
+    """It is replaced as a whole, so it may hold nothing that is not an adapter's."""
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory}: is a file, and an adapter is a folder")
+    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if others := sorted(there - {WEIGHTS, CONFIG}):
+        raise CheckpointError(
+            f"{directory}: holds other files ({listed(others)}); give another path"
+        )
+
+
+def _inject(model: PixArt, config: Any, name: str, empty: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # as is meant
+        _peft().inject_adapter_in_model(config, model, name, low_cpu_mem_usage=empty)
+
+
+def _insert(model: PixArt, adapter: Adapter, weight: float) -> None:
+    peft, name = _peft(), f"lora{len(_adapters(model))}"
+    ranks = {layer: len(a) for layer, (a, _) in adapter.factors.items()}
+    config = peft.LoraConfig(
+        r=max(ranks.values()),
+        target_modules=list(ranks),
+        rank_pattern={re.escape(layer): rank for layer, rank in ranks.items()},
+        alpha_pattern={
+            re.escape(layer): weight * adapter.scales[layer] * rank for layer, rank in ranks.items()
+        },
+        inference_mode=True,
+    )
+    _inject(model, config, name, empty=True)
+    device = model.x_embedder.proj.weight.device
+    state: dict[str, Tensor] = {}
+    for layer, pair in adapter.factors.items():
+        for kind, factor in zip("AB", pair, strict=True):
+            state[f"{layer}.lora_{kind}.{name}.weight"] = factor.to(device)
+    # Not by peft, which would round them to the dtype of the weights.
+    assert not model.load_state_dict(state, strict=False, assign=True).unexpected_keys

@@ -1,0 +1,92 @@
+"""The captions of a pipeline's pictures: cleaned as the family was trained, encoded once, and paired
+with the empty or negative caption that guidance compares them with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from pixart.checkpoint.load import OpenedTransformer
+from pixart.pipeline.directory import Family, reading
+from pixart.text.encoder import PromptEmbeddings, TextEncoder
+
+NullCaption = Literal["own-mask", "prompt-mask"]
+
+
+def as_trained(text: str, family: Family) -> str:
+    """A caption as T5 read it when the family was trained: α's in lower case, Σ's as they are.
+
+    Drawing and `prepare` share it, so that a model is asked in the tokens that it learns from.
+    """
+    return (text.lower() if family == "alpha" else text).strip()
+
+
+@dataclass(eq=False)
+class CaptionStore:
+    """Features by text: in host memory what the disk cache does not hold.
+
+    make_room: called before T5 needs memory.
+    """
+
+    encoder: TextEncoder
+    opened: OpenedTransformer
+    family: Family
+    null_caption: NullCaption | None
+    make_room: Callable[[], object]
+    held: dict[tuple[str, bool], PromptEmbeddings] = field(default_factory=dict)
+
+    def ensure(self, text: str) -> None:
+        """See to it that a text, and the null caption if it is blank, need T5 no more."""
+        text = as_trained(text, self.family)
+        self._ensure(text, padded=False)
+        if not text and self._shows_padded_null:
+            self._ensure(text, padded=True)
+
+    def pair(self, prompt: str, negative: str) -> tuple[PromptEmbeddings, PromptEmbeddings]:
+        """(conditional, unconditional); a blank negative is the null caption."""
+        conditional = self.features(as_trained(prompt, self.family))
+        negative = as_trained(negative, self.family)
+        return conditional, self.features(negative) if negative else self.null(conditional)
+
+    def features(self, text: str, padded: bool = False) -> PromptEmbeddings:
+        held = self.held.get((text, padded))
+        return self._encode(text, padded) if held is None else held
+
+    def null(self, prompt: PromptEmbeddings) -> PromptEmbeddings:
+        """The empty caption as this family's guidance sees it (see Pipeline.from_pretrained)."""
+        if self._mask == "own-mask":
+            return self.features("")
+        if self._shows_padded_null:
+            whole = self.features("", padded=True)
+        else:
+            table = self.opened.load().y_embedder.y_embedding[None]
+            whole = PromptEmbeddings(table, torch.ones(table.shape[:2], dtype=torch.bool))
+        return whole.to(prompt.features.device, prompt.features.dtype).with_mask_of(prompt)
+
+    @property
+    def _has_table(self) -> bool:
+        return self.family == "alpha" and self.opened.null_caption_stored
+
+    @property
+    def _mask(self) -> NullCaption:
+        return self.null_caption or ("prompt-mask" if self._has_table else "own-mask")
+
+    @property
+    def _shows_padded_null(self) -> bool:
+        """Whether the prompt's mask decides what is seen of T5's empty caption at full length."""
+        return self._mask == "prompt-mask" and not self._has_table
+
+    def _ensure(self, text: str, padded: bool) -> None:
+        if (text, padded) in self.held or self.encoder.is_cached(text, keep_padding=padded):
+            return
+        self.make_room()
+        features = self._encode(text, padded)
+        if not self.encoder.is_cached(text, keep_padding=padded):
+            self.held[text, padded] = features
+
+    def _encode(self, text: str, padded: bool) -> PromptEmbeddings:
+        with reading(self.encoder.directory / "text_encoder"):
+            # In host memory: a file may hold 30,000 prompts.
+            return self.encoder.encode([text], keep_padding=padded).to("cpu")

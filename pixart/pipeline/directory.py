@@ -1,0 +1,162 @@
+"""The files of a pipeline directory: where they are, and what is wrong with those that are not."""
+
+import logging
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from pixart.checkpoint.load import (
+    TRANSFORMER_FILES,
+    CheckpointError,
+    Surroundings,
+    config_from_diffusers,
+    resolve,
+)
+from pixart.checkpoint.names import CONFIG, WEIGHTS
+from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
+from pixart.sampler.loop import make_scheduler
+from pixart.text.encoder import Quantization
+from pixart.weights import T5_WEIGHTS, find_weights, read_json, variants_of
+
+Family = Literal["sigma", "alpha"]
+_PIPELINE_FILES = (
+    "*.json",
+    "*/*.json",
+    "*/*.safetensors",
+    "*/*.bin",
+    "*/*.model",
+    *TRANSFORMER_FILES,
+)
+_SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
+_STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
+
+logger = logging.getLogger("pixart")
+
+
+def open_directory(source: str | Path, with_transformer: bool) -> Path:
+    if str(source) == EMBEDDED:  # a directory of that name is ./shapes
+        return Path(__file__).parent.parent / "assets" / EMBEDDED
+    directory = resolve(source, allow_patterns=_PIPELINE_FILES)
+    needed = ["tokenizer", "text_encoder", "vae", "scheduler"] + ["transformer"] * with_transformer
+    if missing := [name for name in needed if not (directory / name).is_dir()]:
+        way_out = "give the directory of a whole pipeline"
+        if missing == ["transformer"]:
+            way_out = "name a transformer checkpoint with --transformer"
+        raise CheckpointError(f"{directory}: has no {', '.join(missing)} folder; {way_out}")
+    return directory
+
+
+def family_of(directory: Path) -> Family | None:
+    """Σ or α by the class that model_index.json names, None if it names neither."""
+    index = directory / "model_index.json"
+    if not index.is_file():
+        return None
+    name = str(read_json(index).get("_class_name")).lower()
+    return next((cast(Family, family) for family in MAX_LENGTH if family in name), None)
+
+
+def surroundings(directory: Path) -> Surroundings:
+    """What the pipeline tells about another transformer that takes the place of its own."""
+    family = family_of(directory)
+    length = None if family is None else MAX_LENGTH[family]
+    file = directory / "transformer" / CONFIG
+    if not file.is_file():
+        return Surroundings(length)
+    try:
+        own = config_from_diffusers(
+            read_json(file), {}, model_max_length=length or MAX_LENGTH["sigma"]
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return Surroundings(length, own)
+
+
+def choose_family(config: PixArtConfig, pipeline: Family | None, is_guest: bool) -> Family:
+    """The pipeline's, unless another checkpoint in it (a guest) shows that it is of the other."""
+    if is_guest or pipeline is None:
+        if config.micro_condition or config.model_max_length == MAX_LENGTH["alpha"]:
+            return "alpha"
+        if config.model_max_length == MAX_LENGTH["sigma"]:
+            return "sigma"
+    return pipeline or "sigma"
+
+
+def choose_variants(
+    directory: Path, variant: str | None, with_transformer: bool
+) -> dict[str, str | None]:
+    """The variant of each folder: the one asked for where there is one, else what is there."""
+    folders = ["text_encoder", "vae"] + ["transformer"] * with_transformer
+    chosen: dict[str, str | None] = {}
+    for name in folders:
+        folder, stems = directory / name, _STEMS[name]
+        has = variant in variants_of(folder, stems)
+        _, chosen[name] = find_weights(folder, variant if has else None, stems)
+        if chosen[name] != variant and variant is not None:
+            logger.info("%s: has no variant %r, its other weights are taken", folder, variant)
+    if variant is not None and variant not in chosen.values():
+        has_any = {
+            found for name in folders for found in variants_of(directory / name, _STEMS[name])
+        }
+        raise CheckpointError(
+            f"{directory}: has no variant {variant!r}; its variants: "
+            f"{', '.join(sorted(has_any)) or 'none'}"
+        )
+    return chosen
+
+
+def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
+    """Refuse a transformer that was made for another pipeline, before anything is run."""
+    pairs = (
+        ("text_encoder", "d_model", "caption_channels"),
+        ("vae", "latent_channels", "in_channels"),
+    )
+    for folder, theirs, ours in pairs:
+        given = read_json(directory / folder / "config.json").get(theirs)
+        expected = getattr(config, ours)
+        if given is not None and given != expected:
+            raise CheckpointError(
+                f"{path}: is made for {expected} {ours.replace('_', ' ')}, but {directory / folder} "
+                f"has {given}; give the pipeline that it belongs to with --model"
+            )
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Other libraries say what is wrong with a file, but not with which."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, ModuleNotFoundError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # what libraries raise over a damaged file has no common kind
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
+
+
+def text_dtype(
+    directory: Path,
+    wanted: torch.dtype | Quantization | None,
+    dtype: torch.dtype,
+    variant: str | None = None,
+) -> tuple[torch.dtype, Quantization | None]:
+    if isinstance(wanted, str):
+        return torch.bfloat16, wanted
+    if wanted is not None:
+        return wanted, None
+    files, _ = find_weights(directory / "text_encoder", variant, T5_WEIGHTS)
+    size = sum(file.stat().st_size for file in files)
+    return (torch.bfloat16 if size >= _SMALL_TEXT_ENCODER else dtype), None
+
+
+def read_scheduler(directory: Path) -> dict[str, Any]:
+    """scheduler_config.json, if a scheduler can be made of it and makes its timesteps."""
+    file = directory / "scheduler" / "scheduler_config.json"
+    values = read_json(file)
+    with reading(file):
+        make_scheduler(None, values).set_timesteps(1)
+    return values

@@ -1,0 +1,66 @@
+"""From training state to a pipeline in the published layout that generate opens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixart.checkpoint.load import save_transformer
+from pixart.model.transformer import PixArt
+
+MODEL_INDEX = {
+    "_class_name": "PixArtSigmaPipeline",
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "T5Tokenizer"],
+    "transformer": ["diffusers", "PixArtTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SPECIAL_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+def export_pipeline(
+    directory: Path,
+    *,
+    transformer: PixArt,
+    text_encoder: nn.Module,
+    vae: nn.Module,
+    spiece: Path,
+    prediction_type: str,
+) -> None:
+    """Write model_index.json and the five folders, weights in fp16."""
+    import diffusers
+    from diffusers import DPMSolverMultistepScheduler
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_transformer(
+        transformer.to(torch.float16), directory / "transformer", format="diffusers", overwrite=True
+    )
+    text_encoder.to(torch.float16).save_pretrained(directory / "text_encoder")  # type: ignore[operator]
+    vae.to(torch.float16).save_pretrained(directory / "vae")  # type: ignore[operator]
+    _forget_origin(directory / "vae" / "config.json")
+    scheduler: Any = DPMSolverMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type
+    )
+    scheduler.save_pretrained(directory / "scheduler")
+    tokenizer = directory / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    (tokenizer / "spiece.model").write_bytes(spiece.read_bytes())
+    _write_json(tokenizer / "special_tokens_map.json", SPECIAL_TOKENS)
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": False, **SPECIAL_TOKENS}
+    _write_json(tokenizer / "tokenizer_config.json", settings)
+    index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
+    _write_json(directory / "model_index.json", index)
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers writes down from which folder a model was read: that of whoever trained it."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    _write_json(config, values)
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

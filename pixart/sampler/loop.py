@@ -1,0 +1,340 @@
+"""Sampling: guidance and the loop over a diffusers scheduler.
+
+The sampler knows no model and no captions: it calls a `Denoiser`. Latents are float32 and timesteps
+float32, fractions included, whatever the dtype inside the denoiser. diffusers is imported on use.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pixart.sampler.one_step import OneStep
+
+Captions = Literal["both", "conditional", "unconditional"]
+
+
+class Denoiser(Protocol):
+    """What the sampler calls: (latents, timesteps, captions) -> prediction.
+
+    latents: (B, C, h, w) float32. timesteps: (B,) float32. captions says which captions belong to
+    the batch: the prompts, the negative prompts, or "both", when the batch is twice as large, its
+    first half for the negative prompts and its second for the prompts.
+    Returns (B, C, h, w), or (B, 2C, h, w) with learned variances, which sampling ignores.
+    """
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, captions: Captions, /) -> Tensor: ...
+
+
+class Scheduler(Protocol):
+    """The part of a diffusers scheduler that the sampler uses."""
+
+    config: Any
+    timesteps: Tensor
+    alphas_cumprod: Tensor
+    init_noise_sigma: Any
+
+    def set_timesteps(self, num_inference_steps: int) -> None: ...
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A diffusers scheduler class and the options that make it the solver of this name."""
+
+    class_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS = {
+    "dpm-solver++": Solver("DPMSolverMultistepScheduler"),
+    "sa-solver": Solver("SASolverScheduler"),
+    # DDIM is DPM-Solver++ of order 1. diffusers' DDIMScheduler assumes that the number of steps
+    # divides 1000: otherwise its steps fall short of the next timestep and noise remains.
+    "ddim": Solver("DPMSolverMultistepScheduler", {"solver_order": 1}),
+    "euler": Solver("EulerDiscreteScheduler"),
+    "unipc": Solver("UniPCMultistepScheduler"),
+    "lcm": Solver("LCMScheduler"),
+    "dmd": Solver("OneStep"),
+}
+# What a model was trained with, as opposed to how it is sampled.
+_TRAINING = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+_DISTILLATION = ("original_inference_steps", "timestep_scaling")  # of consistency models
+_DEFAULTS = {  # steps, guidance
+    "SASolverScheduler": (25, 4.5),
+    "LCMScheduler": (4, 1.0),
+    "OneStep": (1, 1.0),
+}
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class Cancelled(Exception):
+    """Sampling stopped because the caller's `cancel` said so."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step, for a callback.
+
+    step: 1 to total. timestep: where the step started. latents: the state after it, in the
+    scheduler's own scale. predicted: the clean latents that the denoiser's output implies.
+    """
+
+    step: int
+    total: int
+    timestep: float
+    latents: Tensor
+    predicted: Tensor
+
+
+def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = None) -> Scheduler:
+    """Return a scheduler by name for a model whose pipeline has this scheduler_config.json.
+
+    name: one of SCHEDULERS; None for the pipeline's own scheduler as it is or, without one,
+    DPM-Solver++. With a name only the training facts are taken from the config (betas, prediction
+    type, the steps of a distilled model): how another solver was tuned does not carry over.
+    """
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
+    facts = dict(config or {})
+    if "_class_name" in facts:
+        own = _find_class(facts["_class_name"]).from_config(facts)
+        if name is None:
+            return _check_prediction(own)
+        facts = dict(own.config)
+    return _check_prediction(_build(SCHEDULERS[name or "dpm-solver++"], facts))
+
+
+def _find_class(class_name: object) -> Any:
+    from diffusers import schedulers
+
+    scheduler_class = getattr(schedulers, str(class_name), None)
+    if not hasattr(scheduler_class, "scale_model_input"):  # those for flow matching have none
+        raise ValueError(
+            f"scheduler must be one of {', '.join(SCHEDULERS)}; "
+            f"the pipeline's own {class_name} is not supported"
+        )
+    return scheduler_class
+
+
+def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
+    is_ours = solver.class_name == OneStep.__name__
+    scheduler_class: Any = OneStep if is_ours else _find_class(solver.class_name)
+    accepted = inspect.signature(scheduler_class.__init__).parameters
+    training = {key: facts.get(key, default) for key, default in _TRAINING.items()}
+    refused = [key for key, value in training.items() if value and key not in accepted]
+    if refused:
+        raise ValueError(
+            f"scheduler must support the model's {refused[0]}={training[refused[0]]}, "
+            f"got {solver.class_name}; leave the scheduler out to use the pipeline's own"
+        )
+    distillation = {key: facts[key] for key in _DISTILLATION if key in facts}
+    options = {**training, **distillation, **solver.options}
+    return scheduler_class(**{key: value for key, value in options.items() if key in accepted})
+
+
+def _check_prediction(scheduler: Scheduler) -> Scheduler:
+    if scheduler.config.prediction_type not in PREDICTIONS:
+        raise ValueError(
+            f"prediction_type must be one of {', '.join(PREDICTIONS)}, "
+            f"got {scheduler.config.prediction_type!r}"
+        )
+    return scheduler
+
+
+def default_steps(scheduler: Scheduler) -> int:
+    return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[0]
+
+
+def default_guidance(scheduler: Scheduler) -> float:
+    """Return 4.5, or 1 (no guidance) for distilled models, which have it inside."""
+    return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[1]
+
+
+def check_sampling(
+    scheduler: Scheduler,
+    steps: int | None,
+    guidance: float | None,
+    guidance_interval: tuple[float, float],
+) -> None:
+    """Raise the ValueError that `sample` would, before anything is computed for it."""
+    _check_guidance(
+        default_guidance(scheduler) if guidance is None else guidance, guidance_interval
+    )
+    _set_timesteps(copy.deepcopy(scheduler), default_steps(scheduler) if steps is None else steps)
+
+
+def seed_generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """Return one CPU generator per image: an image depends on its seed, not on batch or device."""
+    generators = []
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
+        generators.append(torch.Generator("cpu").manual_seed(seed))
+    return generators
+
+
+def initial_noise(
+    shape: tuple[int, int, int],
+    generators: Sequence[torch.Generator],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return (B, *shape) of unit normal float32 noise, image k from generators[k].
+
+    Hand the same generators on to `sample`, whose stochastic schedulers continue their streams.
+    """
+    noise = torch.empty((len(generators), *shape), dtype=torch.float32, device="cpu")
+    for image, generator in zip(noise, generators, strict=True):
+        image.normal_(generator=generator)
+    return noise.to(device)
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoiser,
+    noise: Tensor,
+    scheduler: Scheduler,
+    steps: int | None = None,
+    *,
+    guidance: float | None = None,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    batched: bool = True,
+    generators: Sequence[torch.Generator] | None = None,
+    callback: Callable[[Progress], object] | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Return the latents (B, C, h, w), float32, that the scheduler reaches from unit normal noise.
+
+    scheduler: copied, so one object may serve many calls. steps, guidance: None for its default.
+    guidance: u + guidance·(c - u) from the conditional c and the unconditional u; at most 1 means
+    c alone. guidance_interval: the part of the trajectory that is guided, from 0 (noise) to 1
+    (image); outside it only c is evaluated.
+    batched: c and u in one call of twice the batch, or in two calls that take half the memory.
+    generators: one per image, for the noise that stochastic schedulers add; None for torch's own.
+    cancel: asked before each call of the denoiser (`threading.Event().is_set` will do); when it
+    returns True, `Cancelled` is raised.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    guidance = default_guidance(scheduler) if guidance is None else guidance
+    _check_guidance(guidance, guidance_interval)
+    timesteps = _set_timesteps(scheduler, default_steps(scheduler) if steps is None else steps)
+    step_options = _step_options(scheduler, noise, generators)
+    latents = noise.float() * scheduler.init_noise_sigma
+    for index, timestep in enumerate(timesteps):
+        inputs = scheduler.scale_model_input(latents, timestep)
+        evaluate = _bind(denoise, inputs, timestep, cancel)
+        start, end = guidance_interval
+        is_guided = guidance > 1 and start <= index / len(timesteps) < end
+        output = _guide(evaluate, guidance, batched) if is_guided else evaluate("conditional")
+        latents = scheduler.step(output, timestep, latents, return_dict=False, **step_options)[0]
+        if callback is not None:
+            predicted = predict_clean(scheduler, inputs, output, float(timestep))
+            callback(Progress(index + 1, len(timesteps), float(timestep), latents, predicted))
+    return latents
+
+
+def _check_guidance(guidance: float, interval: tuple[float, float]) -> None:
+    if not math.isfinite(guidance) or guidance < 0:
+        raise ValueError(f"guidance must be a finite number from 0 up, got {guidance}")
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(f"guidance_interval must be 0 <= start <= end <= 1, got {interval}")
+
+
+def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
+    """Set and return the timesteps, on the CPU: schedulers index their tables by them."""
+    training_steps = scheduler.config.num_train_timesteps
+    limit = min(training_steps, scheduler.config.get("original_inference_steps", training_steps))
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
+        raise ValueError(f"steps must be an integer from 1 to {limit}, got {steps!r}")
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps
+    if timesteps[0] == 0:  # diffusers' Euler would walk its single step from the clean end
+        raise ValueError(f"steps must be at least 2 for this scheduler, got {steps}")
+    levels = list(zip(timesteps.tolist(), _sigmas(scheduler).tolist(), strict=False))
+    # Rounding can give two steps the same noise level, between which multistep solvers divide by 0.
+    if getattr(scheduler, "order", 1) == 1 and len(set(levels)) < len(levels):
+        raise ValueError(
+            f"steps must be fewer for this scheduler, got {steps}: two fall on one timestep"
+        )
+    return timesteps
+
+
+def _sigmas(scheduler: Scheduler) -> Tensor:
+    return getattr(scheduler, "sigmas", scheduler.timesteps)
+
+
+def _step_options(
+    scheduler: Scheduler, noise: Tensor, generators: Sequence[torch.Generator] | None
+) -> dict[str, Any]:
+    if generators is None:
+        return {}
+    if len(generators) != len(noise):
+        raise ValueError(
+            f"generators must be one per image, got {len(generators)} for {len(noise)} images"
+        )
+    # UniPC draws nothing and takes none.
+    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": list(generators)} if takes_generators else {}
+
+
+def _bind(
+    denoise: Denoiser, inputs: Tensor, timestep: Tensor, cancel: Callable[[], bool] | None
+) -> Callable[[Captions], Tensor]:
+    """Return the evaluation of one step: captions -> prediction, float32, without variances."""
+
+    def evaluate(captions: Captions) -> Tensor:
+        if cancel is not None and cancel():
+            raise Cancelled(f"cancelled at timestep {float(timestep):g}")
+        latents = torch.cat([inputs, inputs]) if captions == "both" else inputs
+        # Never in the dtype of the model: bfloat16 turns 999 into 1000.
+        timesteps = torch.full_like(latents[:, 0, 0, 0], float(timestep))
+        output = denoise(latents, timesteps, captions).float()
+        channels = latents.shape[1]
+        if output.shape not in (latents.shape, (len(latents), 2 * channels, *latents.shape[2:])):
+            raise ValueError(
+                f"denoise must return the shape {tuple(latents.shape)} or twice its channels, "
+                f"got {tuple(output.shape)}"
+            )
+        return output[:, :channels]
+
+    return evaluate
+
+
+def _guide(evaluate: Callable[[Captions], Tensor], guidance: float, batched: bool) -> Tensor:
+    if batched:
+        unconditional, conditional = evaluate("both").chunk(2)
+    else:
+        unconditional, conditional = evaluate("unconditional"), evaluate("conditional")
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def predict_clean(scheduler: Scheduler, inputs: Tensor, output: Tensor, timestep: float) -> Tensor:
+    """Return the clean latents that a prediction implies, from the denoiser's input and output."""
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return output
+    below = int(timestep)
+    levels = scheduler.alphas_cumprod[below : below + 2].double().tolist()
+    level = levels[0] + (timestep - below) * (levels[-1] - levels[0])
+    alpha, sigma = level**0.5, (1 - level) ** 0.5
+    if kind == "epsilon":
+        return (inputs - sigma * output) / alpha
+    return alpha * inputs - sigma * output

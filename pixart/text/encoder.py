@@ -1,0 +1,331 @@
+"""Prompts to T5 features, and the on-disk cache that makes T5 optional the second time.
+
+The tokenizer and the encoder are read from a pipeline directory's `tokenizer/` and `text_encoder/`,
+neither before a prompt needs it: when every prompt is cached, transformers is not even imported.
+
+Numerics. Prompts are encoded one at a time and without padding, so features depend on the prompt
+alone, bit for bit, and never on its batch. The official code pads to the limit and masks the
+padding; the kept tokens are the same but for rounding (relative 1e-6 in fp32), and 300 tokens cost
+fifteen times as much as 20. Padding that is to be *seen* is the one exception: see `keep_padding`.
+
+Null captions. diffusers encodes "" and attends to its one token: `encode([""])`. The Σ reference
+code shows T5("") padded to 300 through the prompt's own mask, the α one shows its stored table in
+that way: `encode([""], keep_padding=True).with_mask_of(prompts)`, or
+`PromptEmbeddings(table[None], ...).with_mask_of(prompts)`.
+"""
+
+import contextlib
+import gc
+import importlib.metadata
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixart.memory import return_cached
+from pixart.text.cache import Encoded, PromptCache, default_cache_dir, fingerprint
+from pixart.text.tokenizer import Tokenizer, check_text, load_tokenizer, tokenize
+from pixart.weights import T5_WEIGHTS, check_loaded, find_weights
+
+Quantization = Literal["8bit", "4bit"]
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """T5 features of B prompts: features (B, L, C), mask (B, L) bool, true where a token counts."""
+
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3 or self.mask.shape != self.features.shape[:2]:
+            raise ValueError(
+                "features must be (B, L, C) and mask (B, L), "
+                f"got {tuple(self.features.shape)} and {tuple(self.mask.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def __getitem__(self, rows: slice | list[int]) -> "PromptEmbeddings":
+        """Some prompts, in any order and any number of times."""
+        return PromptEmbeddings(self.features[rows], self.mask[rows])
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "PromptEmbeddings":
+        """The mask follows to the device and stays bool."""
+        features = self.features.to(device=device, dtype=dtype)
+        return PromptEmbeddings(features, self.mask.to(features.device))
+
+    def padded(self, length: int) -> "PromptEmbeddings":
+        """At least `length` tokens, the added ones zero and masked."""
+        missing = max(length - self.features.shape[1], 0)
+        features = F.pad(self.features, (0, 0, 0, missing))
+        return PromptEmbeddings(features, F.pad(self.mask, (0, missing)))
+
+    def with_mask_of(self, other: "PromptEmbeddings") -> "PromptEmbeddings":
+        """These features seen through another's mask, as the reference code sees null captions."""
+        rows, length = other.mask.shape
+        if len(self) not in (1, rows) or self.features.shape[1] < length:
+            raise ValueError(
+                f"features must have 1 or {rows} rows of at least {length} tokens, "
+                f"got {tuple(self.features.shape)}"
+            )
+        features = self.features[:, :length].expand(rows, -1, -1)
+        return PromptEmbeddings(features, other.mask)
+
+    @staticmethod
+    def concatenate(parts: "list[PromptEmbeddings]") -> "PromptEmbeddings":
+        """All rows of all parts, padded to the longest."""
+        length = max(part.features.shape[1] for part in parts)
+        parts = [part.padded(length) for part in parts]
+        features = torch.cat([part.features for part in parts])
+        return PromptEmbeddings(features, torch.cat([part.mask for part in parts]))
+
+
+@dataclass(eq=False)
+class TextEncoder:
+    """T5 from a pipeline directory, loaded when a prompt is not cached: see `from_pretrained`.
+
+    Text is taken as it is but for surrounding space. α's captions were lowercased in training, Σ's
+    were not; diffusers' pipelines lowercase for both, which matters to whoever compares images.
+    """
+
+    directory: Path
+    dtype: torch.dtype
+    device: torch.device
+    max_length: int
+    quantization: Quantization | None
+    cache_dir: Path | None
+    variant: str | None = None
+    _cache: PromptCache | None = field(default=None, init=False, repr=False)
+    _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False)
+    _model: Any = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pipeline_dir: str | Path,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        max_length: int = 300,
+        quantization: Quantization | None = None,
+        cache_dir: str | Path | None = "auto",
+        variant: str | None = None,
+    ) -> "TextEncoder":
+        """Checks the arguments and reads nothing yet.
+
+        cache_dir: "auto" is the user's cache directory, None is no cache. variant: "fp16" or
+        another of the weights; None takes the plain ones, or the only variant there is. bf16 is the safe half
+        precision: fp16 overflows in T5's feed-forward layers, which transformers therefore keeps in
+        fp32. quantization needs CUDA, bitsandbytes and accelerate.
+        """
+        directory, device = Path(pipeline_dir), torch.device(device)
+        for folder in ("tokenizer", "text_encoder"):
+            if not (directory / folder).is_dir():
+                raise FileNotFoundError(f"{directory} must have a {folder} folder, it has none")
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}")
+        _check_quantization(quantization, device)
+        cache = default_cache_dir() if cache_dir == "auto" else cache_dir and Path(cache_dir)
+        return cls(directory, dtype, device, max_length, quantization, cache or None, variant)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory, on whichever device."""
+        return self._model is not None
+
+    def encode(self, prompts: list[str], *, keep_padding: bool = False) -> PromptEmbeddings:
+        """Features of the prompts on the encoder's device, padded to the longest of them.
+
+        keep_padding pads every prompt to max_length before T5 sees it and keeps what T5 makes of
+        the padding; the mask still marks the prompt's own tokens. A prompt over the limit is cut,
+        with a warning that shows the lost text.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
+        for prompt in prompts:
+            check_text("prompt", prompt)
+        texts = [prompt.strip() for prompt in prompts]
+        encoded = {text: self._encode_one(text, keep_padding) for text in dict.fromkeys(texts)}
+        for item in encoded.values():
+            if item.cut:
+                warnings.warn(
+                    f"the prompt is longer than {self.max_length} tokens; cut off: {item.cut!r}",
+                    stacklevel=2,
+                )
+        return self._collated([encoded[text] for text in texts])
+
+    def is_cached(self, prompt: str, *, keep_padding: bool = False) -> bool:
+        """Whether encoding the prompt needs neither the weights nor the tokenizer."""
+        cache = self._opened_cache()
+        return cache is not None and cache.holds(prompt.strip(), keep_padding, self.dtype)
+
+    def offload(self) -> None:
+        """Move the weights to host memory until the next prompt that is not cached.
+
+        Quantised weights cannot move and are released instead.
+        """
+        if self.quantization:
+            self.release()
+        elif self._model is not None:
+            self._model.to("cpu")
+            return_cached(self.device)
+
+    def release(self) -> None:
+        """Free the weights; the next prompt that is not cached loads them again."""
+        if self._model is None:
+            return
+        self._model = None
+        gc.collect()
+        return_cached(self.device)
+
+    def _encode_one(self, text: str, keep_padding: bool) -> Encoded:
+        cache = self._opened_cache()
+        if cache is None:
+            return self._run(text, keep_padding)
+        encoded = cache.read(text, keep_padding, self.dtype)
+        if encoded is None:
+            encoded = self._run(text, keep_padding)
+            cache.write(text, keep_padding, encoded)
+        return encoded
+
+    def _opened_cache(self) -> PromptCache | None:
+        if self._cache is None and self.cache_dir is not None:
+            self._cache = PromptCache(self.cache_dir, self._identity())
+        return self._cache
+
+    @torch.no_grad()
+    def _run(self, text: str, keep_padding: bool) -> Encoded:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.directory / "tokenizer")
+        ids, cut = tokenize(self._tokenizer, text, self.max_length)
+        padding = self.max_length - len(ids) if keep_padding else 0
+        input_ids = torch.tensor([ids + [0] * padding], device=self.device)
+        mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self.device)
+        output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
+        features = output.last_hidden_state[0].to(self.dtype).cpu()
+        return Encoded(features, len(ids), cut)
+
+    def _ready_model(self) -> Any:
+        if self._model is None:
+            folder = self.directory / "text_encoder"
+            self._model = _load_t5(folder, self.dtype, self.device, self.quantization, self.variant)
+        elif not self.quantization:
+            self._model.to(self.device)
+        return self._model
+
+    def _collated(self, items: list[Encoded]) -> PromptEmbeddings:
+        length = max(item.features.shape[0] for item in items)
+        features = [F.pad(x.features, (0, 0, 0, length - x.features.shape[0])) for x in items]
+        tokens = torch.tensor([item.tokens for item in items])
+        mask = torch.arange(length) < tokens[:, None]
+        return PromptEmbeddings(torch.stack(features), mask).to(self.device)
+
+    def _identity(self) -> dict[str, object]:
+        """Everything but the text that a feature's bits depend on."""
+        return {
+            "encoder": fingerprint(self.directory / "text_encoder"),
+            "tokenizer": fingerprint(self.directory / "tokenizer"),
+            "max_length": self.max_length,
+            "dtype": str(self.dtype),
+            "quantization": self.quantization,
+            "variant": self.variant,
+            "device": self.device.type,
+            "software": [importlib.metadata.version(name) for name in ("torch", "transformers")],
+        }
+
+
+def _check_quantization(quantization: str | None, device: torch.device) -> None:
+    if quantization is None:
+        return
+    if quantization not in ("8bit", "4bit"):
+        raise ValueError(f"quantization must be None, '8bit' or '4bit', got {quantization!r}")
+    if device.type != "cuda":
+        raise ValueError(
+            f"text-encoder-dtype {quantization} must run on CUDA, where bitsandbytes computes it, "
+            f"got device {str(device)!r}: use bf16 there"
+        )
+    missing = [m for m in ("bitsandbytes", "accelerate") if importlib.util.find_spec(m) is None]
+    if missing:
+        command = f"pip install {' '.join(missing)}"
+        raise ModuleNotFoundError(f"text-encoder-dtype {quantization} needs: {command}")
+
+
+def _load_t5(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    variant: str | None,
+) -> Any:
+    from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+    files, variant = find_weights(folder, variant, T5_WEIGHTS)
+    options: dict[str, Any] = {
+        "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
+        "variant": variant,
+        "use_safetensors": files[0].suffix == ".safetensors",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # _check_complete refuses them, and the rest with them
+    }
+    if quantization:
+        options |= _bitsandbytes_options(quantization, dtype, device)
+    with _silenced():
+        loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
+    model, info = loaded
+    _check_complete(folder, info, quantization)
+    return model.eval() if quantization else model.eval().to(device)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """No progress bar and no report of transformers' own: what is wrong is said in one line."""
+    from transformers.utils import logging
+
+    had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_progress_bar:
+            logging.enable_progress_bar()
+
+
+def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:
+    """transformers fills what is missing with random numbers, and says so in passing."""
+    # The embedding of tokens is the same tensor as `shared`; a whole T5 has a decoder besides, and
+    # bitsandbytes stores states of its own beside quantised weights.
+    pardoned = {
+        "missing": re.compile(r"encoder\.embed_tokens\.weight"),
+        "mismatched": re.compile(r"(?!)"),
+        "unexpected": re.compile(
+            r".*" if quantization else r"encoder\.embed_tokens\.weight|decoder\..*|lm_head\..*"
+        ),
+    }
+    check_loaded(folder, info, pardoned)
+
+
+def _bitsandbytes_options(
+    quantization: str, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}

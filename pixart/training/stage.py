@@ -1,0 +1,386 @@
+"""What a recipe says: stages, each a frozen configuration that YAML files and command lines spell.
+
+A stage states where its model comes from, what it sees, how it is optimised and when it ends. Every
+field has the same dotted name in a recipe file and on the command line, and one parser reads both.
+"""
+
+import contextlib
+import io
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import torch
+import tyro
+
+from pixart.config import MAX_LENGTH, KVCompression
+from pixart.lora.adapters import TARGETS
+from pixart.shapes.scene import SCENES
+from pixart.training.optimizers import OptimizerSettings
+
+RECIPES = Path(__file__).parent / "recipes"
+PREVIOUS, RANDOM = "previous", "random"
+DIT = "dit:"  # before the path of a class-conditional DiT
+DRAWN = "shapes"  # data that is drawn as it is needed
+
+
+@dataclass(frozen=True)
+class Size:
+    """The transformer of a random start; the defaults are XL/2."""
+
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    caption_channels: int = 4096
+    """Width of the text features."""
+    pred_sigma: bool = True
+    """Learn the variance beside the noise."""
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapters that are trained in the place of all weights."""
+
+    rank: int = 0
+    """Of the adapters; 0 trains all weights."""
+    alpha: float | None = None
+    """Their sum is scaled by alpha / rank; None takes the rank."""
+    targets: tuple[str, ...] = TARGETS
+    """Layers that get one, by the ends of their names."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from."""
+
+    source: str = ""
+    """A folder made by `python -m pixart.data prepare`, the official feature layout, or "shapes"."""
+    captions: tuple[tuple[str, float], ...] = (("prompt", 1.0),)
+    """Which of an image's captions is drawn, by weight; those that an image lacks are left out."""
+    prior: str = ""
+    """A second source, of the class that a subject belongs to (DreamBooth's prior preservation)."""
+    prior_weight: float = 1.0
+    scenes: tuple[tuple[str, float], ...] = (("one", 0.35), ("pair", 0.5), ("group", 0.15))
+    """Of "shapes": kinds of scenes, by weight."""
+    sizes: tuple[int, ...] = ()
+    """Of "shapes": sides in pixels that take turns; empty takes the resolution."""
+    crop: int | None = None
+    """Of "shapes", for an autoencoder: side in pixels of the parts that it trains on."""
+    caption_dropout: float = 0.1
+    """Share of captions that are replaced by the null caption, under their own mask."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one optimiser step, over all processes and accumulated parts."""
+
+    images: int = 64
+    tokens: int | None = None
+    """Image tokens of a step instead: larger buckets then get fewer images."""
+    accumulate: int = 1
+    """Parts that a step is computed in, one after the other."""
+    multiple: int | None = None
+    """Of `tokens`: images of a step are a multiple of this. None: of the processes × accumulate that
+    a run begins with."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "tokens", "multiple", "accumulate"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"batch.{name} must be at least 1, got {value}")
+        if self.tokens is None and self.multiple is not None:
+            raise ValueError(f"batch.multiple is for batch.tokens only, got {self.multiple}")
+
+    def unit(self, world: int) -> int:
+        """The images that a step can have least. Raises ValueError where processes and accumulated
+        parts cannot share what is asked for."""
+        shares = world * self.accumulate
+        asked = "images" if self.tokens is None else "multiple"
+        value = getattr(self, asked)
+        if value is not None and value % shares:
+            raise ValueError(
+                f"batch.{asked} must be a multiple of processes × batch.accumulate, {shares}, "
+                f"got {value}; --batch.{asked} {math.lcm(value, shares)} makes it one"
+            )
+        return value if self.tokens is not None and value is not None else shares
+
+    def of(self, tokens: int, world: int) -> int:
+        """Images in a step of a bucket of so many tokens each, shared evenly by all parts."""
+        unit = self.unit(world)
+        if self.tokens is None:
+            return self.images
+        return max(self.tokens // tokens // unit, 1) * unit
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is looked at every so often: a loss on fixed noise and timesteps, and pictures."""
+
+    every: int = 0
+    """Steps; 0 never."""
+    images: int = 64
+    """Held out of the data for the loss."""
+    timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
+    prompts: tuple[str, ...] = ()
+    guidance: float = 4.5
+    sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.images < 0:
+            least = "every" if self.every < 0 else "images"
+            raise ValueError(f"validation.{least} must not be negative, got {getattr(self, least)}")
+        if not self.timesteps or not all(0 <= t < 1000 for t in self.timesteps):
+            raise ValueError(f"validation.timesteps must be from 0 to 999, got {self.timesteps}")
+        if self.every and not self.images and not self.prompts:
+            raise ValueError("validation.images must be positive without validation.prompts, got 0")
+        if self.prompts and not self.every:
+            raise ValueError("validation.every must be positive to draw validation.prompts, got 0")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe."""
+
+    name: tyro.conf.Fixed[str]
+    trains: Literal["transformer", "autoencoder", "text_encoder"] = "transformer"
+    """The others are parts of the embedded model. A transformer whose previous stage trained the
+    text encoder starts with that and random weights of its own."""
+    start: str = PREVIOUS
+    """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
+    class-conditional DiT with the published names."""
+    size: Size = field(default_factory=Size)
+    resolution: int = 1024
+    """Side in pixels of the square with the area of every bucket."""
+    aspect: bool = False
+    """Train in the 40 aspect-ratio buckets instead of squares."""
+    pe_interpolation: float | None = None
+    """Divides the coordinates of the position table. None: resolution / 512 where the start is random,
+    and a start of another resolution keeps their range."""
+    max_length: int = MAX_LENGTH["sigma"]
+    """Caption tokens."""
+    micro_condition: bool = False
+    """Tell the model picture size and aspect ratio, as PixArt-α at 1024 px; new to a start that
+    does not know them."""
+    vae_scale: float = 0.13025
+    """The scaling factor of the VAE whose latents the data hold."""
+    pipeline: str = ""
+    """A pipeline folder or hub id: its T5 gives the null caption and reads the validation prompts,
+    its VAE draws them. For "shapes": the stage that trained the VAE."""
+    kv_compress: str = ""
+    """LAYERS:RATIO[:SAMPLING], such as 14-27:2; empty keeps what the start has."""
+    kv_norm: Literal["layer", "none"] | None = None
+    """LayerNorm after compression; None takes the published choice."""
+    kv_start: Literal["mean", "calibrated", "random"] = "mean"
+    """mean: the published start. calibrated: the shared norm is fitted to K and V first."""
+    lora: LoRA = field(default_factory=LoRA)
+    data: Data = field(default_factory=Data)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    steps: int = 1000
+    hours: float | None = None
+    """Wall-clock budget; the stage ends at whichever comes first."""
+    ema: float | None = 0.9999
+    """Decay of the average of the weights; None keeps none."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    timesteps: str = "uniform"
+    """uniform, or logit-normal:MEAN: the logit of timestep / 1000 is normal with standard deviation 1
+    (arXiv 2403.03206, section 3.1). 0 has its median at 500."""
+    min_snr: float | None = None
+    """Clamp of the signal-to-noise ratio that weights the squared error; None: all weigh alike."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of the computation; weights and states are fp32."""
+    checkpoint_blocks: int = 1
+    """Recompute each k-th block in the backward pass; 0 keeps every activation."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    validation: Validation = field(default_factory=Validation)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name must be that of a folder, got {self.name!r}")
+        for name, least in (("steps", 1), ("resolution", 16), ("checkpoint_blocks", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        for name in ("hours", "min_snr", "pe_interpolation"):
+            if (value := getattr(self, name)) is not None and not value > 0:  # nor NaN
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 <= self.data.caption_dropout <= 1:
+            raise ValueError(
+                f"data.caption_dropout must be from 0 to 1, got {self.data.caption_dropout}"
+            )
+        weights = [weight for _, weight in self.data.captions]
+        if min(weights, default=0) < 0 or sum(weights) == 0:
+            raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
+        kinds = dict(self.data.scenes)
+        if (
+            set(kinds) - set(SCENES)
+            or min(kinds.values(), default=0) < 0
+            or sum(kinds.values()) == 0
+        ):
+            raise ValueError(
+                f"data.scenes must be weights of {', '.join(SCENES)}, got {self.data.scenes}"
+            )
+        if not self.kv_compress and (self.kv_start != "mean" or self.kv_norm is not None):
+            raise ValueError("kv_compress must name layers beside kv_start and kv_norm, got none")
+        if self.start == RANDOM and self.kv_start != "mean":
+            raise ValueError(f"kv_start must be left out with --start random, got {self.kv_start}")
+        if not self.data.prior and self.data.prior_weight != Data().prior_weight:
+            raise ValueError(
+                f"data.prior_weight is for data.prior only, got {self.data.prior_weight}"
+            )
+        # A DiT knows no captions.
+        of = self.size if self.start.startswith(DIT) else Size()
+        is_new = self.start == RANDOM or self.data.source == DRAWN
+        if not is_new and self.size != Size(caption_channels=of.caption_channels):
+            raise ValueError(f"size must be left out with --start {self.start}, which has its own")
+        self._check_lora()
+        self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
+
+    def drawn_images(self, side: int, shares: int) -> int:
+        """Images of `side` px in a step of drawn data: as many pixels as batch.images squares of the
+        resolution have, and a multiple of `shares`."""
+        images = self.batch.images * self.resolution**2 // side**2
+        return max(images // shares, 1) * shares
+
+    def rngs(self, step: int, images: int) -> list[random.Random]:
+        """Sources of chance for a step that draws its images, one each: the same however many
+        processes and parts share them."""
+        return [random.Random(f"{self.seed}/{self.name}/{step}/{place}") for place in range(images)]
+
+    def _check_lora(self) -> None:
+        if self.lora.rank == 0 and self.lora != LoRA():
+            raise ValueError("lora.rank must be positive beside other settings of lora, got 0")
+        if self.lora.rank == 0:
+            return
+        rules = {
+            "trains": ("transformer", self.trains == "transformer"),
+            "start": ("a trained model", self.start != RANDOM),
+            "data.source": ("prepared data", self.data.source != DRAWN),
+            # What it adds would be frozen as it begins.
+            "kv_compress": ("empty, in a stage of its own,", not self.kv_compress),
+        }
+        for name, (rule, kept) in rules.items():
+            if not kept:
+                raise ValueError(f"{name} must be {rule} with lora.rank {self.lora.rank}")
+
+    @property
+    def compression(self) -> KVCompression | None:
+        if not self.kv_compress:
+            return None
+        return KVCompression.parse(self.kv_compress, norm=self.kv_norm)
+
+    @property
+    def timestep_mean(self) -> float | None:
+        """Of the logit of timesteps; None for uniform ones."""
+        kind, _, mean = self.timesteps.partition(":")
+        if kind == "logit-normal":
+            with contextlib.suppress(ValueError):
+                if math.isfinite(number := float(mean)):
+                    return number
+        if self.timesteps != "uniform":
+            raise ValueError(
+                f"timesteps must be uniform or logit-normal:MEAN, got {self.timesteps!r}"
+            )
+        return None
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that `precision` asks for."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    @property
+    def position_scale(self) -> float:
+        return self.resolution / 512 if self.pe_interpolation is None else self.pe_interpolation
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the library."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> list[Stage]:
+    """The stages of a shipped recipe or of a YAML file: a list under `stages`, each the fields of a
+    Stage; what stands under `defaults` holds for all. Raises ValueError for what is no recipe."""
+    path = RECIPES / f"{name}.yaml" if str(name) in shipped() else Path(name)
+    values = _read(path, str(name))
+    stages = []
+    for number, fields in enumerate(values["stages"]):
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+            raise ValueError(f"{path}: stage {number} must be a mapping with a name")
+        where = f"{path}, stage {fields['name']}"
+        merged = _merge(values.get("defaults") or {}, fields)
+        stages.append(_parse(merged, where))
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: names of stages must differ, got {names}")
+    return stages
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"recipe must be one of {', '.join(shipped())}, or a YAML file, got {name!r} "
+            f"({getattr(error, 'strerror', None) or error})"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
+        raise ValueError(f"{path}: must hold a list under `stages`")
+    if unknown := sorted(set(values) - {"stages", "defaults"}, key=str):
+        raise ValueError(f"{path}: knows `stages` and `defaults`, got {unknown[0]!r}")
+    return values
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both and key != "captions" else value
+    return merged
+
+
+def _parse(values: dict[str, Any], where: str) -> Stage:
+    name = values.pop("name")
+    arguments = list(_flags(Stage, values, "", where))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(Stage, default=Stage(name), args=arguments)
+    except SystemExit:
+        lines = (line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines())
+        reason = " ".join(line for line in lines if line)
+        raise ValueError(f"{where}: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _flags(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> Iterator[str]:
+    """The command line that says the same."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{where}: knows {', '.join(hints)}, got {prefix}{key}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {prefix}{key} must be a mapping, got {value!r}")
+            yield from _flags(hints[key], value, f"{prefix}{key}.", where)  # type: ignore[arg-type]
+            continue
+        flag = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, bool):
+            *above, last = flag.split(".")
+            yield "--" + ".".join([*above, last if value else f"no-{last}"])
+            continue
+        yield f"--{flag}"
+        if isinstance(value, Mapping):
+            yield from (str(part) for pair in value.items() for part in pair)
+        else:
+            yield from (str(one) for one in (value if isinstance(value, list) else [value]))

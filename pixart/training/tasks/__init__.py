@@ -1,0 +1,1 @@
+"""What a stage can train, a file for each."""

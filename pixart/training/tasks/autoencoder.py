@@ -1,0 +1,183 @@
+"""Training the embedded model's VAE: a diffusers AutoencoderKL on drawn scenes.
+
+A free latent space took this small VAE thousands of steps to leave its first plateau (colours
+merged, 15 dB). So the space is anchored to one that is known from the start and kind to a
+diffusion model: three channels are the block means of the colours, the fourth is where in its
+block the brightness lies. The encoder is trained to produce it, the decoder to draw from it with
+clean edges, and the diffusion model can train on it meanwhile. Crops around the shapes come first,
+whole pictures last.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixart.dataset.buckets import share
+from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
+from pixart.training.parallel import own, rank, world_size
+from pixart.training.stage import Stage
+from pixart.training.tasks.transformer import whole_state
+
+LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
+DOWNSAMPLE = 8
+COLOUR_SCALE, DETAIL_SCALE = 1.5, 8.0  # bring the latents near unit scale
+
+
+def anchor_latents(pictures: Tensor) -> Tensor:
+    """The latents (B, 4, H/8, W/8) of pictures (B, 3, H, W) in [-1, 1]: the mean colour of each
+    8×8 block, and the first moment of its brightness along the diagonal."""
+    means = F.avg_pool2d(pictures, DOWNSAMPLE)
+    ramp = (torch.arange(DOWNSAMPLE, device=pictures.device) + 0.5) / DOWNSAMPLE - 0.5
+    weight = (ramp[:, None] + ramp[None, :])[None, None] / DOWNSAMPLE**2
+    detail = F.conv2d(pictures.mean(dim=1, keepdim=True), weight, stride=DOWNSAMPLE)
+    return torch.cat([COLOUR_SCALE * means, DETAIL_SCALE * detail], dim=1)
+
+
+def build_vae() -> Any:
+    """A small AutoencoderKL in the published layout: 8× downsampling, 4 latent channels."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=128,
+        scaling_factor=1.0,  # the anchored latents are near unit scale as they are
+    )
+    with torch.no_grad():  # log-variance near the noise that training adds
+        vae.quant_conv.weight[4:].zero_()
+        vae.quant_conv.bias[4:].fill_(-6.0)
+    return vae
+
+
+def load_vae(folder: Path) -> Any:
+    """What AutoencoderTask exported."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pictures: (B, 3, H, W) in [-1, 1]; noise: (B, 4, H/8, W/8), for the latents."""
+
+    pictures: Tensor
+    noise: Tensor
+
+
+def draw_picture(rng: random.Random, size: int, crop: int | None = None) -> Tensor:
+    """(1, 3, crop or size, crop or size) in [-1, 1], in slightly varied colours."""
+    scene = sample_scene(rng, rng.choice(("one", "pair", "pair", "group")))
+    picture = draw(scene, size, _varied_palette(rng))
+    if crop is not None:
+        thing = rng.choice(scene.things)
+        left, top = (_crop_start(rng, c, size, crop) for c in (thing.x, thing.y))
+        picture = picture[top : top + crop, left : left + crop]
+    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def _varied_palette(rng: random.Random) -> dict[str, tuple[int, int, int]]:
+    named = {**COLOURS, **BACKGROUNDS}
+    return {
+        name: tuple(min(255, max(0, c + rng.randint(-8, 8))) for c in colour)  # type: ignore[misc]
+        for name, colour in named.items()
+    }
+
+
+def _crop_start(rng: random.Random, centre: float, size: int, crop: int) -> int:
+    start = centre * size - crop / 2 + rng.uniform(-0.4, 0.4) * crop
+    return min(size - crop, max(0, round(start)))
+
+
+def reconstruction_losses(vae: Any, pictures: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Encoder and decoder side by side: the one to the anchored latents, the other from them.
+
+    L1 on pixels and on their differences (edges are all there is to see in flat scenes), beside a
+    squared error that carries the colours through the first steps. The first argument is called
+    once, through its forward, so that it may be a module that exchanges gradients.
+    """
+    anchors = anchor_latents(pictures)
+    latents, decoded = vae(pictures, anchors + LATENT_NOISE * noise)
+    decoded, latents = decoded.float(), latents.float()
+    encoding = F.mse_loss(latents, anchors)
+    edge = sum(F.l1_loss(decoded.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
+    mse = F.mse_loss(decoded, pictures)
+    loss = F.l1_loss(decoded, pictures) + edge + mse + encoding
+    return {"loss": loss, "encoding": encoding, "psnr": -10 * torch.log10(mse / 4)}
+
+
+class Halves(nn.Module):
+    """Both halves of an AutoencoderKL in one call: latents of pictures, pictures of latents."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(pictures).latent_dist.mode(), self.vae.decode(latents).sample
+
+
+class AutoencoderTask:
+    """A Task of pixart.training.trainer: the VAE on drawn scenes of stage.resolution pixels, or on
+    parts of stage.data.crop pixels of them."""
+
+    def __init__(self, vae: Any, stage: Stage) -> None:
+        self.model: nn.Module = Halves(vae)
+        self.stage = stage
+
+    def load(self, step: int, parts: int) -> list[Pictures]:
+        rngs = self.stage.rngs(step, self.stage.batch.of(1, world_size()))
+        pictures = [self._draw(rng) for rng in own(rngs)]
+        return [_stack(share(pictures, part, parts)) for part in range(parts)]
+
+    def _draw(self, rng: random.Random) -> Pictures:
+        stage = self.stage
+        picture = draw_picture(rng, stage.resolution, stage.data.crop)
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        latents = (1, 4, *(side // DOWNSAMPLE for side in picture.shape[2:]))
+        return Pictures(picture, torch.randn(latents, generator=generator))
+
+    def losses(self, model: nn.Module, part: Pictures) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        pictures, noise = part.pictures.to(device), part.noise.to(device)
+        with self.stage.autocast(device):
+            return reconstruction_losses(model, pictures, noise)
+
+    def images(self, part: Pictures) -> int:
+        return len(part.pictures)
+
+    def tokens(self, part: Pictures) -> int:
+        return part.noise[:, 0].numel()
+
+    def flops(self, part: Pictures) -> float:
+        return 0.0  # not counted
+
+    def export(self, folder: Path) -> None:
+        """FOLDER/vae in diffusers' layout, fp32."""
+        state = whole_state(self.model)
+        if rank() == 0:
+            halves = Halves(build_vae())
+            halves.load_state_dict(state)
+            halves.vae.save_pretrained(folder / "vae")
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """The losses on pictures that are the same every time."""
+        places = range(self.stage.validation.images)
+        part = _stack([self._draw(random.Random(f"validation/{place}")) for place in places])
+        return {name: float(value) for name, value in self.losses(self.model, part).items()}
+
+
+def _stack(parts: Sequence[Pictures]) -> Pictures:
+    return Pictures(
+        torch.cat([part.pictures for part in parts]), torch.cat([part.noise for part in parts])
+    )

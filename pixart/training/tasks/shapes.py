@@ -1,0 +1,253 @@
+"""The embedded model's training data and losses: captioned scenes, a T5 encoder, a small PixArt-Σ.
+
+What made it learn on a CPU: captions that nearly decide the scene, v-prediction with a plain
+squared error, many small steps, and positions spanning the published 0…32 over an 8×8 token grid.
+"""
+
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixart.checkpoint.load import load_transformer
+from pixart.config import PixArtConfig
+from pixart.dataset.buckets import share
+from pixart.diffusion import add_noise, training_loss
+from pixart.model.transformer import PixArt
+from pixart.pipeline.directory import open_directory
+from pixart.pipeline.export import export_pipeline
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.shapes.caption import describe
+from pixart.shapes.scene import Scene, draw, sample_scene
+from pixart.training.parallel import own, rank, world_size
+from pixart.training.plan import forward_flops
+from pixart.training.stage import Data, Stage
+from pixart.training.starts import adapt
+from pixart.training.tasks.autoencoder import anchor_latents
+from pixart.training.tasks.transformer import (
+    Sample,
+    draw_pictures,
+    draw_timestep,
+    stack,
+    whole_state,
+)
+from pixart.weights import read_json
+
+VOCABULARY = 320
+ANY_SCENE = dict(Data().scenes)
+
+
+def train_tokenizer(path: Path, captions: int = 20_000) -> None:
+    """Learn a SentencePiece model of the caption grammar, with T5's special ids, into `path`."""
+    import sentencepiece
+
+    rng = random.Random(0)
+    sentences = (draw_scene(rng, ANY_SCENE)[1] for _ in range(captions))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}-tmp")  # its names are made of it: .model and .vocab
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences,
+        model_prefix=str(aside),
+        model_type="bpe",  # merges every word of so small a language into one piece
+        vocab_size=VOCABULARY,
+        hard_vocab_limit=False,
+        required_chars="abcdefghijklmnopqrstuvwxyz0123456789,.'-",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    aside.with_suffix(".vocab").unlink()
+    aside.with_suffix(".model").rename(path)
+
+
+def build_text_encoder(width: int) -> Any:
+    """A two-layer T5 encoder in the v1.1 form (gated GELU), from random weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    options: dict[str, Any] = {"tie_word_embeddings": False}
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        d_kv=32,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=width // 32,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        **options,
+    )
+    return T5EncoderModel(config)
+
+
+def build_pair(config: PixArtConfig) -> "Pair":
+    """Transformer and text encoder at random weights. With no class-conditional model to start
+    from, the cross-attention must not start at zero: it would learn to ignore the text."""
+    model = PixArt(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("cross_attn.proj.weight"):
+            nn.init.xavier_uniform_(weight)
+    return Pair(model, build_text_encoder(config.caption_channels))
+
+
+def open_pair(stage: Stage) -> tuple["Pair", Path]:
+    """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
+    from transformers import T5EncoderModel
+
+    folder = open_directory(stage.start, True)
+    predicts = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
+    if predicts != stage.prediction:
+        raise ValueError(
+            f"prediction must be that of {stage.start}, {predicts}, got {stage.prediction}"
+        )
+    transformer = load_transformer(folder / "transformer", dtype=torch.float32)
+    text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    pair = Pair(adapt(transformer, stage), text_encoder)
+    return pair, folder / "tokenizer" / "spiece.model"
+
+
+def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, str]:
+    """A scene of one of these kinds, by weight, and a caption of it."""
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    scene = sample_scene(rng, kind)
+    return scene, describe(scene, rng)
+
+
+def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: Stage) -> Sample:
+    """A scene of `size` pixels as latents, its caption as token ids in place of features."""
+    scene, text = draw_scene(rng, dict(stage.data.scenes))
+    picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
+    latents = anchor_latents(picture[None].float() / 127.5 - 1)
+    ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    return Sample(
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=generator),
+        timesteps=draw_timestep(stage.timestep_mean, generator),
+        features=torch.tensor(ids)[None, :, None],
+        mask=torch.ones(1, len(ids), dtype=torch.bool),
+        size=torch.tensor([[size, size]]),
+        aspect_ratio=torch.ones(1, 1),
+        weight=torch.ones(1),
+    )
+
+
+class Pair(nn.Module):
+    """The transformer and the text encoder that is trained with it."""
+
+    def __init__(self, transformer: PixArt, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.transformer(x_t, timesteps, features, mask)
+
+
+class ShapesTask:
+    """A Task of pixart.training.trainer: transformer and text encoder on drawn scenes.
+
+    Batches have as many pixels as stage.batch.images squares of stage.resolution; where
+    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline.
+    """
+
+    def __init__(self, model: Pair, stage: Stage, spiece: Path, vae: nn.Module) -> None:
+        from pixart.text.encoder import load_tokenizer
+
+        self.model: nn.Module = model
+        self.transformer, self.text_encoder = model.transformer, model.text_encoder
+        self.stage, self.spiece, self.vae = stage, spiece, vae
+        model.transformer.gradient_checkpointing = stage.checkpoint_blocks
+        self.tokenizer: Any = load_tokenizer(spiece.parent)
+
+    def load(self, step: int, parts: int) -> list[Sample]:
+        sizes = self.stage.data.sizes or (self.stage.resolution,)
+        size = sizes[step % len(sizes)]
+        images = self.stage.drawn_images(size, world_size() * parts)
+        rngs = own(self.stage.rngs(step, images))
+        samples = [draw_sample(rng, self.tokenizer, size, self.stage) for rng in rngs]
+        return [stack(share(samples, part, parts)) for part in range(parts)]
+
+    @torch.no_grad()
+    def noised_batches(self, count: int, images: int = 32) -> Iterator[tuple[Tensor, ...]]:
+        """Arguments of the transformer's forward as it meets them in training."""
+        device, side = next(self.model.parameters()).device, self.stage.resolution
+        for number in range(count):
+            rngs = (random.Random(f"calibration/{number}/{place}") for place in range(images))
+            samples = [draw_sample(rng, self.tokenizer, side, self.stage) for rng in rngs]
+            part = stack(samples).to(device)
+            x_t = add_noise(part.latents, part.noise, part.timesteps)
+            ids = part.features[..., 0].long()
+            features = self.text_encoder(input_ids=ids, attention_mask=part.mask)
+            yield x_t, part.timesteps, features.last_hidden_state, part.mask
+
+    def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        part = part.to(device)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            with self.stage.autocast(device):
+                return model(x_t, t, part.features[..., 0].long(), part.mask)
+
+        terms = training_loss(
+            denoise,
+            part.latents,
+            part.timesteps,
+            part.noise,
+            prediction_type=self.stage.prediction,
+            min_snr=self.stage.min_snr,
+        )
+        return {"loss": terms.loss.mean()}
+
+    def images(self, part: Sample) -> int:
+        return len(part)
+
+    def tokens(self, part: Sample) -> int:
+        return len(part) * part.latents.shape[2] * part.latents.shape[3] // 4
+
+    def flops(self, part: Sample) -> float:
+        """Of the transformer; the text encoder's are few beside it."""
+        return len(part) * forward_flops(self.transformer.config, self.tokens(part) // len(part))
+
+    def export(self, folder: Path) -> None:
+        """FOLDER/pipeline, which generate opens, with weights in fp16."""
+        state = whole_state(self.model)
+        if rank() != 0:
+            return
+        pair = build_pair(self.transformer.config)
+        pair.load_state_dict(state)
+        export_pipeline(
+            folder / "pipeline",
+            transformer=pair.transformer,
+            text_encoder=pair.text_encoder,
+            vae=self.vae,
+            spiece=self.spiece,
+            prediction_type=self.stage.prediction,
+        )
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """The loss on scenes that are the same every time, and pictures."""
+        if self.stage.validation.prompts:
+            self._draw_pictures(folder / f"step-{step:08d}")
+        side = self.stage.resolution
+        samples = [
+            draw_sample(random.Random(f"validation/{k}"), self.tokenizer, side, self.stage)
+            for k in range(self.stage.validation.images)
+        ]
+        return {"loss": float(self.losses(self.model, stack(samples))["loss"])}
+
+    def _draw_pictures(self, folder: Path) -> None:
+        """By what a user would open now."""
+        device = next(self.model.parameters()).device
+        with tempfile.TemporaryDirectory() as place:
+            self.export(Path(place))
+            if rank() == 0:
+                source = Path(place) / "pipeline"
+                pipe = Pipeline.from_pretrained(source, device=device, cache_dir=None)
+                draw_pictures(pipe, self.stage, folder)

@@ -1,0 +1,261 @@
+"""Images to latents and back, through diffusers' AutoencoderKL in a pipeline's `vae/` folder.
+
+Sizes that the memory at hand cannot take whole are run in tiles (`vae_tiling`), with the same result
+but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders, which say so by
+`force_upcast` in their configuration, true where it is absent: those run in fp32 when fp16 is asked
+for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always does.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pixart.memory import free_memory
+from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
+from pixart.weights import check_loaded, find_weights, read_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Generators = torch.Generator | list[torch.Generator] | None
+Tiled = Callable[[int, int], object]  # (tiles done, tiles in all)
+DEFAULT_TILE = 512
+TILES = (1024, 512, 256, 128)  # pixels; the largest that fits is taken
+# Peak memory of a whole run in units of its largest tensor. Measured on a CPU with torch 2.13 at 512
+# and 768 px: decoding 3.7 to 4.1 in fp32 and 4.8 to 6.5 in bf16, encoding 5.0 to 5.3 in fp32.
+PEAK = 6.5
+BETWEEN_STAGES = 1.25  # what a tiled run keeps of the whole image, in the same unit
+SHARE_OF_FREE = 0.9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """tile: the side in pixels, None for the whole image. on_host: what waits, waits in RAM."""
+
+    tile: int | None
+    on_host: bool = False
+
+
+class VAE:
+    """`scaling_factor` and `shift_factor` are the model's own; latents are scaled in and out."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.scaling_factor: float = model.config.scaling_factor
+        self.shift_factor: float = getattr(model.config, "shift_factor", None) or 0.0
+        self.latent_channels: int = model.config.latent_channels
+        self.downsample = 2 ** (len(model.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pipeline_dir: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        variant: str | None = None,
+    ) -> "VAE":
+        """variant: "fp16" or another of the weights; None takes the plain ones, or the only variant
+        there is. CheckpointError lists the tensors that are not those of the configuration."""
+        folder = Path(pipeline_dir) / "vae"
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{pipeline_dir} must hold vae/config.json, it does not")
+        config = read_json(folder / "config.json")
+        if dtype == torch.float16 and config.get("force_upcast", True):
+            dtype = torch.float32
+        return cls(_load(folder, dtype, variant).to(device))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device: torch.device | str) -> "VAE":
+        """Moves the weights."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        tile: int | bool | None = None,
+        progress: Tiled | None = None,
+    ) -> Tensor:
+        """Scaled latents (B, C, h, w) to images (B, 3, H, W) about [-1, 1], float32, not clamped.
+
+        One image at a time, so that an image is the same in any batch. tile: the side of the tiles
+        in pixels, True for 512, False for none, None to choose by the free memory. progress: called
+        with the tiles done and the tiles in all of each image, one for an untiled image.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"latents must be (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}"
+            )
+        plan = self._plan("decode", latents.shape[2:].numel() * self.downsample**2, tile)
+        images = []
+        for latent in latents.to(self.device).split(1):
+            latent = (latent / self.scaling_factor + self.shift_factor).to(self.dtype)
+            if plan.tile:
+                image = self._decode_tiled(latent, plan, progress)
+            else:
+                image = self.model.decode(latent)[0]
+                if progress is not None:
+                    progress(1, 1)
+            images.append(image.to(self.device, torch.float32))
+        return torch.cat(images)
+
+    def choose_tile(self, height: int, width: int, tile: int | bool | None = None) -> int | bool:
+        """The `tile` with which `decode` would decode an image of that many pixels: False, or a
+        side. Given to it another day, it gives the same bits whatever memory is free then."""
+        return self._plan("decode", height * width, tile).tile or False
+
+    def encode(
+        self,
+        images: Tensor,
+        generator: Generators = None,
+        sample: bool = True,
+        *,
+        tile: int | bool | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/8, W/8), float32.
+
+        sample draws from the posterior, with one generator for the batch or one per image; without
+        it the latents are the posterior's mean. tile is as in `decode`.
+        """
+        mean, std = self.posterior(images, tile=tile)
+        latents = mean + std * _noise(mean, generator) if sample else mean
+        return (latents - self.shift_factor) * self.scaling_factor
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor, *, tile: int | bool | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, each (B, C, H/8, W/8), float32, unscaled."""
+        if images.ndim != 4 or any(side % self.downsample for side in images.shape[2:]):
+            raise ValueError(
+                f"images must be (B, 3, H, W) with sides that {self.downsample} divides, "
+                f"got {tuple(images.shape)}"
+            )
+        plan = self._plan("encode", images.shape[2:].numel(), tile)
+        whole_batch = self._plan("encode", images[:, 0].numel(), tile)
+        moments = []
+        for part in images.split(1 if whole_batch.tile else len(images)):
+            part = part.to(self.device, self.dtype)
+            moments.append(self._encode_tiled(part, plan) if plan.tile else self._encode(part))
+        mean, log_variance = torch.cat(moments).float().chunk(2, 1)
+        return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self._quantised(self.model.encoder(images))
+
+    def _quantised(self, moments: Tensor) -> Tensor:
+        return moments if self.model.quant_conv is None else self.model.quant_conv(moments)
+
+    def _encode_tiled(self, image: Tensor, plan: Plan) -> Tensor:
+        assert plan.tile
+        encoder = self.model.encoder
+        image = image.cpu() if plan.on_host else image
+        features = run_tiled(encoder_stages(encoder), image, plan.tile, self.device)
+        features = encoder.mid_block(features.to(self.device))
+        features = encoder.conv_act(encoder.conv_norm_out(features))
+        return self._quantised(encoder.conv_out(features))
+
+    def _decode_tiled(self, latent: Tensor, plan: Plan, progress: Tiled | None = None) -> Tensor:
+        assert plan.tile
+        if self.model.post_quant_conv is not None:
+            latent = self.model.post_quant_conv(latent)
+        decoder = self.model.decoder
+        features = decoder.mid_block(decoder.conv_in(latent))
+        features = features.cpu() if plan.on_host else features
+        stages = decoder_stages(decoder)
+        height, width = features.shape[2:]
+        passes = count_passes(stages, height, width, plan.tile)
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, passes)
+
+        return run_tiled(stages, features, plan.tile, self.device, advance)
+
+    def _plan(self, direction: str, pixels: int, tile: int | bool | None) -> Plan:
+        if tile is False:
+            return Plan(None)
+        if tile is not None and tile is not True and tile < 16:
+            raise ValueError(f"tile must be True, False, None or at least 16 pixels, got {tile}")
+        free = free_memory(self.device) * SHARE_OF_FREE
+        widest = self._widest(direction) * self.dtype.itemsize  # bytes a pixel
+        if tile is None and PEAK * widest * pixels <= free:
+            return Plan(None)
+        deepest = max(self.model.config.block_out_channels) * self.dtype.itemsize
+        kept = BETWEEN_STAGES * widest * pixels
+
+        def fits(side: int) -> bool:
+            return kept + PEAK * deepest * side**2 <= free
+
+        if tile is None:
+            tile = next(filter(fits, TILES), TILES[-1])
+        side = DEFAULT_TILE if tile is True else tile
+        # Where not even the smallest tiles leave room for what waits, a GPU's image waits in RAM.
+        return Plan(side, on_host=self.device.type != "cpu" and not fits(side))
+
+    def _widest(self, direction: str) -> float:
+        """Channels of the largest tensor, counted at the size of the image."""
+        channels = self.model.config.block_out_channels
+        if direction == "decode":  # a level's first tensor still has the channels of the one below
+            channels = (*channels[1:], channels[-1])
+        return max(width / 4**level for level, width in enumerate(channels))
+
+
+def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    files, variant = find_weights(folder, variant)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warnings become our error
+    try:
+        model, info = AutoencoderKL.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            variant=variant,
+            use_safetensors=files[0].suffix == ".safetensors",
+            # Needs accelerate and saves nothing worth having on so small a model.
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    never = re.compile(r"(?!)")
+    check_loaded(folder, info, dict.fromkeys(("missing", "mismatched", "unexpected"), never))
+    return model
+
+
+def to_images(images: Tensor) -> "list[Image]":
+    """(B, 3, H, W) about [-1, 1] to PIL images, rounded to the nearest of 256 levels."""
+    from PIL import Image
+
+    levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    array = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(pixels) for pixels in array]
+
+
+def _noise(like: Tensor, generator: Generators) -> Tensor:
+    """Drawn where the generators are, so that a seed means the same on every device."""
+    if not isinstance(generator, list):
+        device = generator.device if generator else like.device
+        return torch.randn(like.shape, generator=generator, device=device).to(like.device)
+    if len(generator) != len(like):
+        raise ValueError(f"generator must be one or {len(like)}, got {len(generator)}")
+    return torch.cat([_noise(row[None], g) for row, g in zip(like, generator, strict=True)])

@@ -1,0 +1,109 @@
+"""Which files of a directory hold its weights: the names that diffusers and transformers give them."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pixart.checkpoint.names import WEIGHTS, CheckpointError
+
+AGAIN = "download or copy it again"
+T5_WEIGHTS = ("model", "pytorch_model")
+
+
+def find_weights(
+    directory: Path, variant: str | None, stems: tuple[str, ...] = (WEIGHTS,)
+) -> tuple[list[Path], str | None]:
+    """The weight files of a directory, and the variant they are.
+
+    stems: how their names begin: diffusers', or T5_WEIGHTS. As these libraries do: safetensors
+    before .bin, an index before a single file. If there is nothing but one variant (".fp16."), it
+    is taken.
+    """
+    found = _by_variant(directory, stems)
+    if not found:
+        raise CheckpointError(_no_weights(directory, stems[0]))
+    variants = sorted(name for name in found if name is not None)
+    if variant not in found:
+        if variant is not None or len(variants) > 1:
+            has = ", ".join(variants) or "none"
+            wanted = f"variant {variant!r}" if variant else "weights without a variant"
+            raise CheckpointError(
+                f"{directory}: has no {wanted}; choose one of its variants: {has}"
+            )
+        variant = variants[0]
+    for kind in ("safetensors index", "safetensors", "bin index", "bin"):
+        if kind in found[variant]:
+            path = found[variant][kind]
+            return (_shards(path) if kind.endswith("index") else [path]), variant
+    raise AssertionError("found holds no empty entry")
+
+
+def variants_of(directory: Path, stems: tuple[str, ...] = (WEIGHTS,)) -> list[str]:
+    """The variants that a directory has, without the plain one."""
+    return sorted(name for name in _by_variant(directory, stems) if name is not None)
+
+
+def check_loaded(
+    folder: Path, info: Mapping[str, Any], pardoned: Mapping[str, re.Pattern[str]]
+) -> None:
+    """Raise CheckpointError unless a library's loading_info says that the files fit the model.
+
+    pardoned: for "missing", "mismatched" and "unexpected", the names that do no harm.
+    """
+    problems = []
+    for kind, harmless in pardoned.items():
+        entries = info.get(f"{kind}_keys") or ()
+        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in entries)
+        names = [name for name in names if not harmless.fullmatch(name)]
+        if names:
+            problems.append(f"{kind} {', '.join(names)}")
+    if problems:
+        raise CheckpointError(f"{folder}: cannot be used ({'; '.join(problems)}); {AGAIN}")
+
+
+def _by_variant(directory: Path, stems: tuple[str, ...]) -> dict[str | None, dict[str, Path]]:
+    """variant -> kind of file -> path."""
+    found: dict[str | None, dict[str, Path]] = {}
+    stem = "|".join(map(re.escape, stems))
+    single = re.compile(rf"(?:{stem})(?:\.(\w+))?\.(safetensors|bin)")
+    index = re.compile(rf"(?:{stem})\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
+    for path in sorted(directory.iterdir()):
+        if match := index.fullmatch(path.name):
+            found.setdefault(match[2], {})[f"{match[1]} index"] = path
+        elif match := single.fullmatch(path.name):
+            found.setdefault(match[1], {})[match[2]] = path
+    return found
+
+
+def _no_weights(directory: Path, stem: str) -> str:
+    suffixes = (".pth", ".pt", ".safetensors", ".bin")
+    files = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
+    way_out = f"; name one of its files: {', '.join(files[:8])}" if files else ""
+    return f"{directory}: is a directory without {stem}.safetensors{way_out}"
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: must have a weight_map")
+    shards = sorted({str(name) for name in names.values()})
+    for name in shards:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: must name files beside it, got {name!r}")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent}: lacks the shard {name}; {AGAIN}")
+    return [index.parent / name for name in shards]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # JSON and UTF-8 errors
+        raise CheckpointError(f"{path}: is not JSON ({error}); {AGAIN}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, got a {type(values).__name__}")
+    return values

@@ -1,0 +1,255 @@
+"""The compile-time report, and what kernels must keep to in it. Compiles, so not for the interpreter."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import pixart_kernels
+from bench.workloads import sizes
+from pixart_kernels.dispatch.registration import INTERPRETED
+
+pytest.importorskip("triton")
+if INTERPRETED:
+    pytest.skip("the interpreter compiles nothing: unset TRITON_INTERPRET", allow_module_level=True)
+
+from triton.runtime.jit import JITFunction
+
+from bench import resources
+from bench.compiled import ahead_of_time, sass
+from bench.compiled.ahead_of_time import Case
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """Every kernel on sm_90, the first of its configurations."""
+    return resources.report("sm_90", [*_attention(), *_elementwise()], defaults_only=True)
+
+
+def _attention() -> list[Case]:
+    # Text keys: a length per sample, and a count that 16 does not divide.
+    return [ahead_of_time.attention("bf16", 72, kind, "1k") for kind in ("self", "masked")]
+
+
+def _elementwise() -> Iterator[Case]:
+    yield ahead_of_time.compression("bf16", 2, "1k")
+    yield from ahead_of_time.modulation("bf16", "1k")
+
+
+def _all_defects(rows: list[Row]) -> list[tuple[str, str, list[str]]]:
+    found = [(row["kernel"], row["config"], resources.defects(row)) for row in rows]
+    return [defect for defect in found if defect[2]]
+
+
+def test_default_configurations_keep_to_sm_90(rows):
+    assert _all_defects(rows) == []
+
+
+@pytest.mark.parametrize(
+    "architecture", [name for name in resources.ARCHITECTURES if name != "sm_90"]
+)
+def test_default_attention_keeps_to_every_other_architecture(architecture):
+    assert _all_defects(resources.report(architecture, _attention()[:1], defaults_only=True)) == []
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
+def test_default_elementwise_kernels_keep_to_other_architectures(architecture):
+    assert _all_defects(resources.report(architecture, _elementwise(), defaults_only=True)) == []
+
+
+def test_every_kernel_is_reported(rows):
+    found = {}
+    for module in pkgutil.iter_modules(pixart_kernels.__path__):
+        for value in vars(importlib.import_module(f"pixart_kernels.{module.name}")).values():
+            while not isinstance(value, JITFunction) and hasattr(value, "fn"):
+                value = value.fn  # an autotuner around it
+            if isinstance(value, JITFunction):
+                found[f"{value.module.rpartition('.')[2]}.{value.fn.__name__.lstrip('_')}"] = (
+                    value.fn
+                )
+    called = {name for function in found.values() for name in function.__code__.co_names}
+    kernels = {name for name, function in found.items() if function.__name__ not in called}
+    assert kernels == {row["kernel"] for row in rows}
+
+
+def _floor(rows: list[Row], kernel: str, case: str) -> int:
+    return next(
+        row["floor_bytes"][case]["1k"]
+        for row in rows
+        if row["kernel"] == kernel and case in row["floor_bytes"]
+    )
+
+
+def test_floors_are_those_of_the_shapes(rows):
+    batch, tokens, channels = ahead_of_time.BATCH, sizes.tokens("1k"), 1152
+    sums = batch * tokens * 16 * 4  # the log-sum-exp of each query and head
+    exact = {
+        ("attention_forward.forward", "self-bf16-72"): sums
+        + sizes.attention_bytes(batch, tokens, tokens, channels, 2, False),
+        ("compression_kernels.compress_forward", "compress2-bf16"): sizes.compress_bytes(
+            batch, sizes.grid("1k"), 2, channels, 2, False
+        ),
+    }
+    for name in ("modulate", "gate_add", "gate_add_modulate", "add_modulate"):
+        size = sizes.elementwise_bytes(name, batch, tokens, channels, 2, False)
+        exact["modulation_kernels.modulation_forward", f"{name}-bf16"] = size
+    for (kernel, case), size in exact.items():
+        floor = _floor(rows, kernel, case)
+        assert size <= floor < 1.01 * size, case  # weights and rows (B, C) are a little more
+
+
+def test_attention_without_the_head_stride_hint_is_caught(monkeypatch):
+    # 72 is not divisible by 16, and Triton looks for nothing less by itself.
+    from pixart_kernels.attention import forward
+
+    monkeypatch.setattr(forward, "stride_divisor", lambda *tensors: 1)
+    text = _attention()[1]
+    with torch.no_grad():
+        rows = resources.report("sm_80", [text], defaults_only=True)
+    assert any(words.startswith("loads") for *_, found in _all_defects(rows) for words in found)
+
+
+GOOD = {
+    "kernel": "attention_forward.forward",
+    "architecture": "sm_90",
+    "dtype": "bf16",
+    "head_dim": 72,
+    "error": "",
+    "spill_bytes": 0,
+    "shared_bytes": 80_000,
+    "shared_limit": 232_448,
+    "tensor_memory": 0,
+    "resident_warps": 16,
+    "products": 4,
+    "useful_share": 0.9,
+    "loads": {"TMA": 8, "4": 1},
+    "wgmma": 13,
+    "serialised": False,
+    "waits": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"error": "PTXASError: no"}, "does not compile"),
+        ({"spill_bytes": 8}, "spills 8 bytes"),
+        ({"shared_bytes": 232_449}, "shared memory"),
+        ({"tensor_memory": 513}, "tensor memory"),
+        ({"resident_warps": 0}, "does not fit"),
+        ({"useful_share": 0.75}, "useful"),
+        ({"useful_share": None}, "useful"),  # no tensor cores at all
+        ({"loads": {"16": 8, "2": 80}}, "loads"),
+        ({"loads": {"8": 8}}, "loads"),
+        ({"wgmma": 0}, "does not use wgmma"),
+        ({"waits": 5}, "waits 5 times"),
+        ({"kernel": "attention_backward.backward_q", "waits": 7}, "waits 7 times"),
+        ({"waits": 3, "serialised": True}, "waits 3 times"),
+    ],
+)
+def test_each_guard_catches_what_it_is_for(change, words):
+    assert resources.defects(GOOD) == []
+    (defect,) = resources.defects(GOOD | change)
+    assert words in defect
+
+
+# A loop that waits for a barrier; ptxas has moved the waiting to the end of the program.
+LOOP = """
+        /*0000*/                   LDG.E.U16 R4, desc[UR4][R2.64] ;                /* 0x0 */
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R3 ;
+        /*0020*/              @!P0 BRA 0x90 ;
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0050*/                   MUFU.EX2 R4, R5 ;
+        /*0060*/                   FFMA R4, R5, R6, R7 &req={1} ?trans1;
+        /*0070*/                   BRA.U UP0, 0x10 ;
+        /*0080*/                   EXIT ;
+        /*0090*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R3 ;
+        /*00a0*/              @!P0 BRA 0x90 ;
+        /*00b0*/                   BRA 0x30 ;
+        /*00c0*/                   BRA 0xc0 ;
+"""
+
+
+def test_the_loop_includes_code_that_was_moved_out_of_it():
+    program = sass.parse(LOOP)
+    assert sorted(map(sorted, sass.loops(program))) == [[1, 2, 3, 4, 5, 6, 7, 9, 10, 11], [9, 10]]
+    counts = sass.count(program)
+    assert counts == {
+        "tensor": {"64x64x16": 1},
+        "exp": 1,
+        "fma": 1,
+        "alu": 0,
+        "instructions": 10,
+        "waits": 1,
+        "wgmma": 1,
+        "serialised": True,  # one wait for one wgmma
+    }
+    assert sass.transfers(program, "load") == {"2": 1}
+
+
+GCN = """
+\tglobal_load_dwordx4 v[2:5], v1, s[0:1]
+.LBB0_1:                                ; =>This Inner Loop Header: Depth=1
+\ts_waitcnt vmcnt(0)
+\tv_mfma_f32_32x32x8_bf16 v[0:15], v[2:3], v[4:5], v[0:15]
+\tv_exp_f32_e32 v1, v2
+\tv_fma_f32 v1, v2, v3, v4
+\tv_max_f32_e32 v1, v2, v3
+\ts_cbranch_scc0 .LBB0_1
+\ts_endpgm
+"""
+
+
+def test_amd_assembly_is_read_too():
+    program = sass.parse(GCN)
+    counts = sass.count(program)
+    assert counts["tensor"] == {"32x32x8": 1}
+    assert [counts[kind] for kind in ("exp", "fma", "alu", "waits")] == [1, 1, 1, 1]
+    assert sass.transfers(program, "load") == {"16": 1}
+
+
+TTIR = """
+    %0 = scf.for %i = %c0 to %N step %c64 iter_args(%a = %b) -> (tensor<64xf32>)  : i32 {
+      %1 = scf.for %j = %c0 to %M step %c64 iter_args(%c = %d) -> (tensor<64xf32>)  : i32 {
+        %2 = tt.dot %q, %k, %z : tensor<64x16xbf16> * tensor<16x32xbf16> -> tensor<64x32xf32>
+        scf.yield %2 : tensor<64xf32>
+      } loc(#loc2)
+      %3 = tt.dot %q, %k, %z : tensor<64x64xbf16> * tensor<64x32xbf16> -> tensor<64x32xf32>
+      scf.yield %3 : tensor<64xf32>
+    } loc(#loc1)
+"""
+
+
+def test_products_are_those_of_the_innermost_loop():
+    assert resources.loop_products(TTIR) == [(64, 32, 16)]
+
+
+def test_resident_warps_are_bound_by_what_runs_out_first():
+    sm_90 = resources.ARCHITECTURES["sm_90"]
+    assert resources.resident_warps(sm_90, 32, 0, 4) == 64  # warps
+    assert resources.resident_warps(sm_90, 128, 60_000, 8) == 16  # registers
+    assert resources.resident_warps(sm_90, 32, 100_000, 8) == 16  # shared memory
+    assert resources.resident_warps(sm_90, 32, 0, 1) == 32  # programs
+    assert resources.resident_warps(sm_90, 255, 200_000, 16) == 0
+
+
+def test_command_writes_json_and_machine_code(tmp_path, monkeypatch, capsys):
+    one = list(ahead_of_time.modulation("bf16", "512"))[:1]
+    monkeypatch.setattr(ahead_of_time, "cases", lambda: one)
+    file, directory = tmp_path / "report.json", tmp_path / "code"
+    with torch.no_grad():
+        resources.main(["--arch", "sm_90", "--json", str(file), "--dump", str(directory)])
+    rows = json.loads(file.read_text())["rows"]
+    stems = [f"{row['kernel']}.{row['config']}.sm_90" for row in rows]
+    assert 1 < len(stems) <= 8  # configurations
+    written = {path.name for path in directory.iterdir()}
+    assert written == {f"{stem}.{kind}" for stem in stems for kind in ("ptx", "sass")}
+    assert ".target sm_90" in (directory / f"{stems[0]}.ptx").read_text()
+    assert rows[0]["config"] in capsys.readouterr().out

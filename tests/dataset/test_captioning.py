@@ -1,0 +1,237 @@
+"""Captions from an endpoint and from models of transformers."""
+
+import base64
+import http.server
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pictures
+import pytest
+import torch
+from PIL import Image
+
+from pixart.dataset import captioning
+from pixart.dataset.annotations import read_lines
+from pixart.dataset.captioning import EndpointError, Wish, caption_source, open_endpoint, open_model
+from pixart.dataset.sources import open_source
+
+Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+class Server:
+    """An endpoint whose answers a test sets; `asked` holds the requests."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.answer: Answer = lambda _: (200, self.says("a caption"))
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body | {"path": self.path})
+                outer.headers.append(dict(self.headers))
+                status, content = outer.answer(body)
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(content).encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    @staticmethod
+    def says(text: str | None) -> dict[str, Any]:
+        return {"choices": [{"message": {"content": text}}]}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(captioning, "WAITS", (0.0, 0.0))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = Server()
+    threading.Thread(target=server.http.serve_forever, daemon=True).start()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def run(source: Path, output: Path, server: Server, wish: Wish) -> Any:
+    captioner = open_endpoint(server.address, "vlm", wish)
+    return caption_source(open_source(source), output, captioner, wish, workers=2)
+
+
+def test_an_endpoint_is_shown_the_picture_and_asked_once(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    source, output = pictures.folder(tmp_path / "s", 2), tmp_path / "o.jsonl"
+    wish = Wish("Describe.", max_tokens=17)
+    assert run(source, output, server, wish).new == 2
+    asked = server.asked[0]
+    assert asked["path"] == "/v1/chat/completions" and asked["model"] == "vlm"
+    assert (asked["max_tokens"], asked["temperature"]) == (17, 0.0)
+    text, image = asked["messages"][0]["content"]
+    assert text["text"] == "Describe."
+    kind, _, data = image["image_url"]["url"].partition(";base64,")
+    assert kind == "data:image/jpeg"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (80, 60)
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert read_lines(output)[0] == {"path": "0.png", "captions": {"long": "a caption"}}
+    assert run(source, output, server, wish).known == 2 and len(server.asked) == 2
+
+
+def test_several_captions_are_sampled_and_numbered(tmp_path: Path, server: Server) -> None:
+    server.answer = lambda body: (200, server.says(f"draw\n {body['seed']}"))
+    output = tmp_path / "o.jsonl"
+    run(pictures.folder(tmp_path / "s", 1), output, server, Wish("?", name="synthetic", count=3))
+    (line,) = read_lines(output)
+    assert line["captions"] == {f"synthetic.{n + 1}": f"draw {n}" for n in range(3)}
+    assert {body["temperature"] for body in server.asked} == {1.0}
+
+
+def test_a_busy_endpoint_is_asked_again(tmp_path: Path, server: Server) -> None:
+    statuses = iter([429, 503, 200])
+    server.answer = lambda _: (next(statuses), server.says("at last"))
+    output = tmp_path / "o.jsonl"
+    assert run(pictures.folder(tmp_path / "s", 1), output, server, Wish("?")).new == 1
+
+
+def test_a_refused_picture_is_rejected_and_an_empty_caption_too(
+    tmp_path: Path, server: Server
+) -> None:
+    answers = iter([(400, "too large"), (200, server.says(None)), (200, server.says("fine"))])
+    server.answer = lambda _: next(answers)
+    wish = Wish("?")
+    captioner = open_endpoint(server.address, "vlm", wish)
+    source = open_source(pictures.folder(tmp_path / "s", 3))
+    tally = caption_source(source, tmp_path / "o.jsonl", captioner, wish, workers=1)
+    assert tally.new == 1
+    assert "refuses this picture: 400" in tally.rejected[0].reason
+    assert tally.rejected[1].reason == "the model gave an empty caption"
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_an_endpoint_that_refuses_all_stops_and_keeps_what_there_is(
+    tmp_path: Path, server: Server, status: int
+) -> None:
+    served = iter([(200, server.says("one"))])
+    server.answer = lambda _: next(served, (status, "no"))
+    wish = Wish("?")
+    captioner = open_endpoint(server.address, "vlm", wish)
+    source = open_source(pictures.folder(tmp_path / "s", 4))
+    with pytest.raises(EndpointError, match=f"{status}.*captions so far are kept"):
+        caption_source(source, tmp_path / "o.jsonl", captioner, wish, workers=1)
+    assert len(read_lines(tmp_path / "o.jsonl")) == 1
+
+
+def test_an_endpoint_that_is_away_or_answers_nonsense_stops(tmp_path: Path, server: Server) -> None:
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(EndpointError, match="must answer"):
+        open_endpoint("http://127.0.0.1:9/v1", "vlm", Wish("?"))(image)
+    server.answer = lambda _: (200, {"error": "none"})
+    with pytest.raises(EndpointError, match=r"choices\[0\]"):
+        open_endpoint(server.address, "vlm", Wish("?"))(image)
+
+
+def test_bad_wishes_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Wish("?", count=0)
+    with pytest.raises(ValueError, match="a word without"):
+        Wish("?", name="a.b")
+    with pytest.raises(ValueError, match="must begin with http"):
+        open_endpoint("localhost:8000", "vlm", Wish("?"))
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<image>", "a", "red", "circle", "blue"]
+
+
+def build_blip(directory: Path) -> Path:
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    (directory / "vocab.txt").parent.mkdir(parents=True)
+    (directory / "vocab.txt").write_text("\n".join(WORDS))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    text = sizes | {"vocab_size": len(WORDS), "encoder_hidden_size": 16, "bos_token_id": 2,
+                    "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}  # fmt: skip
+    vision = sizes | {"image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text, vision_config=vision)
+    BlipForConditionalGeneration(config).save_pretrained(directory)
+    tokenizer = BertTokenizer(str(directory / "vocab.txt"))
+    size = {"height": 32, "width": 32}
+    BlipProcessor(BlipImageProcessor(size=size), tokenizer).save_pretrained(directory)
+    return directory
+
+
+def build_llava(directory: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="[PAD]", eos_token="[SEP]", unk_token="[UNK]",
+        additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    size = {"height": 32, "width": 32}
+    LlavaProcessor(
+        CLIPImageProcessor(size=size, crop_size=size),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}a",
+    ).save_pretrained(directory)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2}  # fmt: skip
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
+        text_config=LlamaConfig(**sizes, vocab_size=len(WORDS), eos_token_id=3, pad_token_id=0),
+        image_token_id=5,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("build", [build_blip, build_llava])
+def test_models_of_transformers_caption(tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    """Random weights: any words will do, as long as they are of the picture alone."""
+    model = build(tmp_path / "model")
+    prompt = "" if build is build_blip else "red circle"
+    image = Image.open(io.BytesIO(pictures.png())).convert("RGB")
+    (once,) = (single := open_model(str(model), Wish(prompt, max_tokens=6), "cpu"))(image)
+    assert single(image) == [once] and "<image>" not in once
+    sampled = open_model(str(model), Wish(prompt, max_tokens=6, count=3), "cpu")
+    texts = sampled(image)
+    assert len(texts) == 3 and len(set(texts)) > 1 and sampled(image) == texts
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a vision-language model"):
+        open_model(str(tmp_path), Wish("?"), "cpu")

@@ -1,0 +1,144 @@
+"""Raw samples: where pictures and captions are found, and what is said of those that are not."""
+
+from pathlib import Path
+
+import pictures
+import pytest
+from pictures import write
+
+from pixart.dataset.sources import Item, Rejected, Sample, open_source
+
+
+def captions(items: list[Item]) -> dict[str, dict[str, str]]:
+    return {item.key: dict(item.captions) for item in items if isinstance(item, Sample)}
+
+
+def rejected(items: list[Item]) -> dict[str, str]:
+    return {Path(i.path).name: i.reason for i in items if isinstance(i, Rejected)}
+
+
+def read(source: Path) -> list[Item]:
+    return list(open_source(source))
+
+
+def test_a_folder_gives_pictures_with_all_the_captions_beside_them(tmp_path: Path) -> None:
+    pictures.folder(tmp_path, 1)
+    write(tmp_path / "0.long.txt", " A longer caption.\n")
+    write(tmp_path / "0.synthetic.2.txt", "another")
+    write(tmp_path / "sub" / "my.photo.PNG", pictures.png())
+    write(tmp_path / "sub" / "my.photo.txt", "\ufeffa photo")
+    found = captions(read(tmp_path))
+    assert found == {
+        "0.png": {
+            "prompt": "caption of picture 0",
+            "long": "A longer caption.",
+            "synthetic.2": "another",
+        },
+        "sub/my.photo.PNG": {"prompt": "a photo"},
+    }
+
+
+def test_a_sample_reads_its_picture_and_notices_another_one(tmp_path: Path) -> None:
+    (before,) = read(pictures.folder(tmp_path, 1))
+    assert isinstance(before, Sample) and before.read() == pictures.png(seed=0)
+    write(tmp_path / "0.png", pictures.png(61, seed=1))
+    (after,) = read(tmp_path)
+    assert isinstance(after, Sample) and after.version != before.version
+
+
+def test_what_a_folder_lacks_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "alone.txt", "no picture")
+    write(tmp_path / "bare.png", pictures.png())
+    write(tmp_path / "blank.png", pictures.png())
+    write(tmp_path / "blank.txt", "  \n")
+    write(tmp_path / "latin.png", pictures.png())
+    write(tmp_path / "latin.txt", b"caf\xe9")
+    items = read(tmp_path)
+    reasons = rejected(items)
+    assert reasons["alone.txt"].startswith("missing file")
+    assert "UTF-8" in reasons["latin.png"]
+    lacking = {item.key: item.uncaptioned for item in items if isinstance(item, Sample)}
+    assert lacking["bare.png"].startswith("missing file: no caption bare.txt")
+    assert lacking["blank.png"] == "empty caption"
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    pictures.folder(tmp_path / "elsewhere", 1)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "s")
+    assert list(captions(read(tmp_path / "s"))) == ["link/0.png"]
+
+
+OBJECTS = [
+    {"path": "a.png", "prompt": "raw", "sharegpt4v": "long", "width": 80, "height": 60},
+    {"file_name": "b.png", "text": "raw b", "captions": {"synthetic": ["one", "", "three"]}},
+    {"image": "a.png", "caption": "", "sharegpt4v": ""},
+    {"path": "gone.png", "prompt": "x"},
+    {"path": "zero\0.png", "prompt": "x"},
+    {"prompt": "no path"},
+    {"path": "b.png", "prompt": 5},
+]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_an_index_gives_its_objects(tmp_path: Path, kind: str) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.png", pictures.png())
+    import json
+
+    lines = "\n".join(map(json.dumps, OBJECTS)) + "\n\nnot json\n"
+    index = write(tmp_path / f"index.{kind}", OBJECTS if kind == "json" else lines)
+    for source in (index, tmp_path):  # a folder with one index is that index
+        items = read(source)
+        samples = [item for item in items if isinstance(item, Sample)]
+        assert [(s.key, dict(s.captions)) for s in samples] == [
+            ("a.png", {"prompt": "raw", "sharegpt4v": "long"}),
+            ("b.png", {"prompt": "raw b", "synthetic.1": "one", "synthetic.3": "three"}),
+            ("a.png", {}),
+        ]
+        reasons = rejected(items)
+        assert reasons["gone.png"] == "missing file"
+        assert reasons["b.png"] == "caption prompt must be text, got 5"
+        assert any("must have a path" in reason for reason in reasons.values())
+        if kind == "jsonl":
+            assert reasons["index.jsonl:9"] == "must be a JSON object"
+
+
+def test_a_mapping_from_paths_to_captions_is_an_index_too(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", pictures.png())
+    write(tmp_path / "captions.json", {"a.png": "a picture"})
+    assert captions(read(tmp_path)) == {"a.png": {"prompt": "a picture"}}
+
+
+@pytest.mark.parametrize("place", ["", "InternData", "InternData/data_info.json"])
+def test_the_official_layout_is_read_as_it_is(tmp_path: Path, place: str) -> None:
+    """Its paths are relative to InternImgs, beside the InternData that holds the index."""
+    write(tmp_path / "InternImgs" / "x" / "0.png", pictures.png())
+    objects = [
+        {"path": "x/0.png", "width": 80, "height": 60, "ratio": 0.75, "prompt": "raw",
+         "sharegpt4v": ""},
+    ]  # fmt: skip
+    write(tmp_path / "InternData" / "data_info.json", objects)
+    (sample,) = read(tmp_path / place)
+    assert isinstance(sample, Sample) and dict(sample.captions) == {"prompt": "raw"}
+    assert sample.read() == pictures.png()
+
+
+def test_metadata_beside_a_picture_is_no_index(tmp_path: Path) -> None:
+    pictures.folder(tmp_path, 1)
+    write(tmp_path / "0.json", {"url": "somewhere"})
+    assert captions(read(tmp_path)) == {"0.png": {"prompt": "caption of picture 0"}}
+
+
+def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", [])
+    write(tmp_path / "b.jsonl", "")
+    with pytest.raises(ValueError, match=r"one index at most, got a.json, b.jsonl"):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match="source must be a folder"):
+        open_source(tmp_path / "absent")
+    with pytest.raises(ValueError, match="must be JSON in UTF-8"):
+        read(write(tmp_path / "bad.json", "{"))
+    with pytest.raises(ValueError, match="list of objects, got int"):
+        read(write(tmp_path / "bad.json", "5"))

@@ -1,0 +1,400 @@
+"""From options to jobs and files, without a model."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pixart.config import KVCompression
+from pixart.generation.jobs import Job, plan, read_prompts, safe_name
+from pixart.generation.options import Options
+from pixart.generation.pictures import KEY, check_writable, find_drawn, read_request, write_picture
+
+HOSTILE = {
+    "climbing": "../../etc/passwd",
+    "absolute": "/dev/null",
+    "emoji": "🐈🌵",
+    "chinese": "一只猫",
+    "nothing left": "?!*",
+    "500 letters": "cactus " * 71,
+    "control characters": "a\0b\nc\x1b[31m",
+    "windows": r"C:\con: <aux>|",
+    "hidden": ".bashrc",
+    "option": "-rf",
+    "template": "{seed}",
+}
+
+
+def names(*prompts: str, **options: Any) -> list[str]:
+    jobs, _ = plan(Options(prompt=prompts, **options))
+    return [str(job.path) for job in jobs]
+
+
+def job(path: Path, **changes: Any) -> Job:
+    """A picture as it is when it is written: drawn untiled, both halves of guidance at once."""
+    [planned], _ = plan(Options(prompt=("a cat",), output=path))
+    return replace(planned, batched=True, tile=False, **changes)
+
+
+def picture(color: str = "red") -> Image.Image:
+    return Image.new("RGB", (16, 16), color)
+
+
+def test_names_follow_the_prompt_and_the_seed() -> None:
+    assert names("A cat, sitting!") == ["outputs/a-cat-sitting-0.png"]
+    assert names("a cat", num_images=2, seed=7) == ["outputs/a-cat-7.png", "outputs/a-cat-8.png"]
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("output", ["out", "out/{prompt}.png", "out/{name}"])
+def test_whatever_the_prompt_its_file_is_a_plain_name_in_the_folder(text: str, output: str) -> None:
+    [name] = names(text, output=Path(output))
+    path = Path(name)
+    assert path.parent == Path("out")
+    assert path.stem.strip("-") == path.stem and len(path.name) <= 80
+    assert set(path.stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_prompts_that_differ_only_in_what_a_name_cannot_hold_have_names_of_their_own() -> None:
+    long = "a photo of a cat " * 8
+    for one, other in (
+        ("🐈", "🌵"),
+        ("猫", "犬"),
+        (long + "in snow", long + "in sand"),
+        ("?", "!"),
+    ):
+        assert safe_name(one) != safe_name(other)
+    assert safe_name("a cat!") == safe_name("A cat")  # a plain prompt keeps a plain name
+
+
+@pytest.mark.parametrize(
+    "output, format, count, expected",
+    [
+        ("x.png", None, 1, ["x.png"]),
+        ("x.JPG", None, 1, ["x.JPG"]),
+        ("x.jpeg", "jpg", 1, ["x.jpeg"]),
+        ("a.b.webp", None, 2, ["a.b-0000.webp", "a.b-0001.webp"]),
+        ("folder", None, 1, ["folder/cat-0.png"]),
+        ("folder", "webp", 2, ["folder/cat-0.webp", "folder/cat-1.webp"]),
+        ("v1.2", None, 1, ["v1.2/cat-0.png"]),
+        ("{seed}/{prompt}", "jpg", 2, ["0/cat.jpg", "1/cat.jpg"]),
+        ("x-{index}.jpg", None, 2, ["x-0000.jpg", "x-0001.jpg"]),
+        ("{prompt}.png", None, 3, ["cat.png", "cat-1.png", "cat-2.png"]),
+    ],
+)
+def test_output_is_a_file_a_folder_or_a_template(
+    output: str, format: Any, count: int, expected: list[str]
+) -> None:
+    assert names("cat", output=Path(output), format=format, num_images=count) == expected
+
+
+@pytest.mark.parametrize(
+    "output, format, rule",
+    [
+        ("x.jpg", "png", "--output must end in .png, got x.jpg"),
+        ("{prompt}.jpg", "png", "--output must end in .png"),
+        (
+            "pic.gif",
+            None,
+            "--output must end in .png, .jpg or .webp, or name a folder, got pic.gif",
+        ),
+        ("{prompt}.TIFF", None, "--output must end in .png, .jpg or .webp"),
+        ("{seeds}.jpg", None, "--output knows {name}, {prompt}, {seed}, {index}, got {seeds}"),
+    ],
+)
+def test_an_output_that_cannot_be_meant_is_refused(output: str, format: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        names("cat", output=Path(output), format=format)
+
+
+def test_no_two_pictures_of_a_run_share_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"  # out of the second's name the third would take the first's
+    lines = [{"prompt": "x", "name": "a 0 2"}, {"prompt": "a"}, {"prompt": "a"}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    paths = [job.path for job in plan(Options(prompts=file))[0]]
+    assert len(set(paths)) == 3
+
+
+def test_names_are_the_same_in_the_next_run() -> None:
+    assert names("cat", "cat", "🐈") == names("cat", "cat", "🐈")
+
+
+def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa cat\r\n\r\n  ein Bär  \r\n".encode())
+    assert read_prompts(file) == [{"prompt": "a cat"}, {"prompt": "ein Bär"}]
+
+
+def test_a_jsonl_file_sets_what_it_names_and_options_set_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    line = {"prompt": "a\u2028cat", "seed": 9, "size": "64x32", "name": "First!", "guidance": 2}
+    file.write_text(json.dumps(line, ensure_ascii=False) + '\n{"prompt": "a dog"}\n', "utf-8")
+    options = Options(prompts=file, steps=5, aspect="16:9", negative="fog", num_images=2)
+    jobs, _ = plan(options)
+    assert [job.prompt for job in jobs] == ["a\u2028cat"] * 2 + ["a dog"] * 2
+    assert [job.seed for job in jobs] == [9, 10, 0, 1]
+    assert [job.guidance for job in jobs] == [2, 2, None, None]
+    assert [(job.size, job.aspect) for job in jobs[1:3]] == [("64x32", None), (None, "16:9")]
+    assert {(job.steps, job.negative) for job in jobs} == {(5, "fog")}
+    assert jobs[0].path == Path("outputs/first.png")
+
+
+@pytest.mark.parametrize(
+    "name, content, rule",
+    [
+        ("p.txt", b" \n\n", "holds no prompt"),
+        ("p.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("p.json", b'[{"prompt": "a"}]', "must be text, a prompt a line, or .jsonl"),
+        ("p.jsonl", b'{"prompt": "a"}\n{', "line 2: is not JSON"),
+        ("p.jsonl", b'["a"]', 'line 1: must be an object with a "prompt"'),
+        ("p.jsonl", b'{"prompt": ""}', 'must be an object with a "prompt"'),
+        ("p.jsonl", b'{"prompt": " "}', "prompt must not be empty"),
+        ("p.jsonl", b'{"prompt": 5}', "prompt has the wrong type, got 5"),
+        ("p.jsonl", b'{"prompt": "a", "sed": 1}', "seed, steps, guidance, got 'sed'"),
+        ("p.jsonl", b'{"prompt": "a", "seed": true}', "seed has the wrong type, got True"),
+        ("p.jsonl", b'{"prompt": "a\\ud800"}', "prompt must be UTF-8 text, got 'a.ud800'"),
+        ("p.jsonl", b'{"prompt": "a", "seed": -1}', "seed must be an integer from 0"),
+        ("p.jsonl", b'{"prompt": "a", "steps": 0}', "steps must be an integer from 1 up, got 0"),
+        ("p.jsonl", b'{"prompt": "a", "guidance": NaN}', "guidance must be a finite number"),
+        ("absent.txt", None, "cannot be read"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_refused_with_its_line(
+    tmp_path: Path, name: str, content: bytes | None, rule: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rule):
+        plan(Options(prompts=tmp_path / name))
+
+
+def test_compression_is_layers_ratio_and_sampling() -> None:
+    assert KVCompression.parse("14-16:2") == KVCompression([14, 15, 16], 2)
+    assert KVCompression.parse("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
+
+
+@pytest.mark.parametrize(
+    "text, rule",
+    [
+        ("", "must be LAYERS:RATIO"),
+        ("14-27", "must be LAYERS:RATIO"),
+        ("a:2", "must be LAYERS:RATIO"),
+        ("-5:2", "layers must be like 14-27 or 3,5, got '-5'"),
+        ("5-:2", "got '5-'"),
+        ("1-2-3:2", "got '1-2-3'"),
+        ("3,,4:2", "got ''"),
+        ("5-3:2", "got '5-3'"),
+        ("0-9999999999:2", "got '0-9999999999'"),  # not a list of ten billion numbers
+        ("3:9", "ratio must be 1, 2, 3 or 4, got 9"),
+        ("3:2:max", "sampling must be one of"),
+    ],
+)
+def test_a_compression_that_cannot_be_meant_is_refused(text: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        KVCompression.parse(text)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_picture_carries_its_request(tmp_path: Path, suffix: str) -> None:
+    one = job(tmp_path / "new" / f"x.{suffix}", prompt='a "cat" 🐈\n', guidance=2.5, size="64x32")
+    write_picture(picture(), one)
+    assert Image.open(one.path).format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
+    assert {**one.request(), "version": 3, "guidance_interval": [0, 1]} == read_request(one.path)
+    assert os.listdir(one.path.parent) == [one.path.name]
+
+
+def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:
+    image = Image.effect_noise((64, 32), 80).convert("RGB")
+    write_picture(image, job(tmp_path / "x.png"))
+    assert Image.open(tmp_path / "x.png").tobytes() == image.tobytes()
+
+
+def test_a_picture_is_drawn_when_its_file_was_made_by_this_very_request(tmp_path: Path) -> None:
+    one = job(tmp_path / "x.png")
+    assert find_drawn(one) is None
+    write_picture(picture(), one)
+    assert find_drawn(one)
+    again = find_drawn(replace(one, height=64, width=64, note="as asked", index=3))
+    assert again is not None and (again.width, again.note) == (16, "16x16, there already")
+    assert find_drawn(replace(one, batched=None, tile=None)), "nobody asks for these"
+    assert find_drawn(replace(one, tile=256)) is None
+    for change in ({"seed": 1}, {"steps": 4}, {"model": {**one.model, "dtype": "bf16"}}):
+        assert find_drawn(replace(one, **change)) is None
+
+
+def test_half_a_picture_is_not_drawn(tmp_path: Path) -> None:
+    one = job(tmp_path / "x.png")
+    write_picture(Image.effect_noise((64, 64), 80).convert("RGB"), one)
+    one.path.write_bytes(one.path.read_bytes()[:-500])
+    assert find_drawn(one) is None
+
+
+def save_with(path: Path, text: Any) -> None:
+    info = PngInfo()
+    info.add_itxt(KEY, text if isinstance(text, str) else json.dumps(text))
+    picture().save(path, pnginfo=info)
+
+
+def test_a_foreign_picture_carries_no_request(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    write_picture(picture(), job(path))
+    ours = read_request(path)
+    foreign = ["", "no JSON", [], {"prompt": "a"}, {**ours, "model": 5}, {**ours, "steps": "4"}]
+    foreign += [{**ours, "version": 1}, {**ours, "model": {}}, {**ours, "guidance_interval": [0]}]
+    foreign += [{**ours, "model": {**ours["model"], "model": None}}, {**ours, "tile": None}]
+    foreign += [{**ours, "model": {**ours["model"], "ema": "yes"}}]
+    foreign += [{**ours, "model": {**ours["model"], "lora": [1]}}, {"version": 2, "model": 5}]
+    for text in foreign:
+        save_with(path, text)
+        with pytest.raises(ValueError, match="carries no request of pixart.generate"):
+            read_request(path)
+
+
+@pytest.mark.parametrize(
+    "content, rule",
+    [(b"text", "is not a picture"), (None, "cannot be read"), (b"", "is not a picture")],
+)
+def test_what_is_no_picture_is_said_to_be_none(
+    tmp_path: Path, content: bytes | None, rule: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rule):
+        read_request(tmp_path / "x.png")
+
+
+def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    write_picture(picture(), job(tmp_path / "x.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_request(tmp_path / "x.png")
+
+
+def test_the_request_of_a_picture_gives_what_was_not_given_anew(tmp_path: Path) -> None:
+    drawn, _ = plan(
+        Options(
+            prompt=("a cat",), output=tmp_path / "x.png", model="there", seed=7, steps=9,
+            aspect="16:9", guidance_interval=(0.2, 0.8), dtype="bf16",
+        )
+    )  # fmt: skip
+    write_picture(picture(), replace(drawn[0], batched=False, tile=256))
+    once_more = tmp_path / "again.png"
+    again, options = plan(Options(from_image=tmp_path / "x.png", output=once_more))
+    assert again[0].request() == drawn[0].request() | {"batched": False, "tile": 256}
+    assert options.model == "there"
+    [other], _ = plan(Options(from_image=tmp_path / "x.png", steps=3, size="64"))
+    assert (other.batched, other.tile) == (None, None), "chosen for another size"
+    assert (other.steps, other.size, other.aspect, other.seed) == (3, "64", None, 7)
+
+
+def test_a_picture_is_never_drawn_over_the_one_it_is_drawn_from(tmp_path: Path) -> None:
+    [drawn], _ = plan(Options(prompt=("a cat",), output=tmp_path))
+    write_picture(picture(), replace(drawn, batched=True, tile=False))
+    with pytest.raises(ValueError, match="must not be the picture to draw again"):
+        plan(Options(from_image=drawn.path, output=tmp_path, steps=3))
+
+
+def test_a_prompt_too_long_for_a_files_exif_is_refused_before_it_find_drawn(tmp_path: Path) -> None:
+    for suffix in ("jpg", "webp"):
+        with pytest.raises(ValueError, match="use --format png"):
+            plan(Options(prompt=("a" * 70_000,), output=tmp_path / f"x.{suffix}"))
+    [job], _ = plan(Options(prompt=("a" * 70_000,), output=tmp_path / "x.png"))
+    write_picture(picture(), replace(job, batched=True, tile=False))
+    assert read_request(job.path)["prompt"] == job.prompt
+
+
+def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    one = job(tmp_path / "x.png")
+    write_picture(picture("red"), one)
+    before = one.path.read_bytes()
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_picture(picture("blue"), one)
+    assert one.path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
+
+
+def test_a_full_disk_is_a_failure_that_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RuntimeError, match="x.png: cannot be written .No space left on device"):
+        write_picture(picture(), job(tmp_path / "x.png"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_checking_a_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable([tmp_path / "a" / "b" / "x.png", tmp_path / "y.png"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path) -> None:
+    one = job(tmp_path / ("n" * 251 + ".png"))
+    check_writable([one.path])
+    write_picture(picture(), one)
+    assert os.listdir(tmp_path) == [one.path.name]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["file/x.png", "file/a/b/x.png", "folder.png", f"{'n' * 300}.png", f"{'n' * 300}/x.png"],
+)
+def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match="cannot be written .*choose another --output"):
+        check_writable([tmp_path / place])
+
+
+def test_a_picture_is_drawn_again_beside_itself_unless_told_where(tmp_path: Path) -> None:
+    one = job(tmp_path / "x.png")
+    write_picture(picture(), one)
+    [again], _ = plan(Options(from_image=one.path))
+    assert again.path == tmp_path / "x-again.png"
+    [jpg], _ = plan(Options(from_image=one.path, format="jpg"))
+    assert jpg.path == tmp_path / "x-again.jpg"
+    [elsewhere], _ = plan(Options(from_image=one.path, output=tmp_path / "out"))
+    assert elsewhere.path == tmp_path / "out" / "a-cat-0.png"
+
+
+def test_a_picture_carries_paths_that_hold_wherever_it_is_drawn_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "x.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    [one], _ = plan(Options(prompt=("a",), model="model", transformer="x.pth"))
+    assert one.model["model"] == str(tmp_path / "model")
+    assert one.model["transformer"] == str(tmp_path / "x.pth")
+    [hub], _ = plan(Options(prompt=("a",), model="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"))
+    assert hub.model["model"] == "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
+    assert plan(Options(prompt=("a",)))[0][0].model["model"] == "shapes"
+
+
+def test_every_model_option_given_anew_counts_and_the_others_are_carried(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    one = job(tmp_path / "x.png")
+    model = {**one.model, "model": "elsewhere", "cuda_graph": True, "ema": True, "variant": "fp16"}
+    write_picture(picture(), replace(one, model=model))
+    monkeypatch.setattr("pixart.device.check_cuda_graph", lambda *_: None)
+    _, options = plan(Options(from_image=one.path))
+    assert (options.model, options.cuda_graph, options.ema) == ("elsewhere", True, True)
+    assert options.variant == "fp16"
+    [shapes], options = plan(Options(from_image=one.path, model="shapes"))
+    assert options.model == "shapes" == shapes.model["model"]
+    assert shapes.tile is None, "another model needs another memory"
+    _, options = plan(Options(from_image=one.path, device="cpu"))
+    assert not options.cuda_graph, "graphs belong to the device"

@@ -1,0 +1,88 @@
+"""What is installed, what importing costs, and the folder that must never become a package."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = ("torch", "transformers", "diffusers", "PIL", "tyro", "numpy")
+
+
+def _loaded(code: str) -> set[str]:
+    """The names out of HEAVY that a fresh interpreter has loaded after running the code."""
+    report = f"import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    return set(eval(result.stdout.splitlines()[-1]))
+
+
+def test_kernels_is_a_source_root_and_no_package() -> None:
+    assert (ROOT / "kernels" / "pixart_kernels" / "__init__.py").is_file()
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_importing_pixart_loads_nothing_heavy() -> None:
+    assert _loaded("import pixart") == set()
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['generate', '--help']\n"
+        "try: runpy.run_module('pixart.generate', run_name='__main__')\n"
+        "except SystemExit as exit: assert not exit.code"
+    )
+    assert not _loaded(code) & {"torch", "transformers", "diffusers", "PIL"}
+
+
+def test_the_public_names_are_there() -> None:
+    import pixart
+
+    for name in pixart.__all__:
+        assert getattr(pixart, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        _ = pixart.Pipelin  # type: ignore[attr-defined]
+
+
+def test_hugging_face_imports_from_the_repository_root() -> None:
+    code = (
+        "from transformers import T5EncoderModel\n"
+        "from diffusers import AutoencoderKL, PixArtSigmaPipeline"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("top", [ROOT / "pixart", ROOT / "kernels" / "pixart_kernels"])
+def test_every_folder_with_modules_is_packaged(top: Path) -> None:
+    """setup.py packages what setuptools finds: the folders with an `__init__.py`."""
+    sources = {path.parent for path in top.rglob("*.py")}
+    packages = {path.relative_to(top.parent).as_posix().replace("/", ".") for path in sources}
+    assert packages == set(find_packages(str(top.parent), include=[f"{top.name}*"]))
+
+
+def test_the_wheel_holds_the_packages_the_model_and_nothing_else(
+    request: pytest.FixtureRequest,
+) -> None:
+    wheel = request.config.getoption("--wheel")
+    if wheel is None:
+        pytest.skip("needs --wheel FILE; `make package` builds one and gives it")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"pixart", "pixart_kernels"}
+    for file in ("pixart/py.typed", "pixart_kernels/py.typed", "pixart/pipeline/text_to_image.py"):
+        assert file in names
+    assets = ROOT / "pixart" / "assets"
+    shipped = {
+        f"pixart/assets/{p.relative_to(assets).as_posix()}"
+        for p in assets.rglob("*")
+        if p.is_file()
+    }
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pixart").rglob("*.py")}
+    assert shipped and shipped | modules <= set(names)

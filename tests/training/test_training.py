@@ -1,0 +1,296 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixart.config import KVCompression
+from pixart.evaluation import caption_accuracy
+from pixart.evaluation.caption_accuracy import Accuracy, Task, captions, table
+from pixart.generate import main as generate
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.shapes.caption import WORDS, describe, parse
+from pixart.shapes.scene import draw, sample_scene
+from pixart.train import main as train
+from pixart.training.run import Run
+from pixart.training.stage import Stage, load_recipe
+from pixart.training.state import latest_checkpoint
+from pixart.training.tasks.autoencoder import anchor_latents
+from pixart.training.tasks.shapes import ShapesTask, draw_sample, train_tokenizer
+from pixart.training.tasks.transformer import stack
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = [
+    "--steps",
+    "2",
+    "--batch.images",
+    "4",
+    "--validation.every",
+    "2",
+    "--validation.images",
+    "2",
+    "--quiet",
+]
+
+
+class CharacterTokenizer:
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text] + [1]
+
+
+def test_anchored_latents_are_block_means_and_the_place_of_brightness() -> None:
+    pictures = torch.zeros(1, 3, 16, 16)
+    pictures[:, 0] = 0.5
+    pictures[:, :, 8:, 12:] = 1.0  # the right half of the last block
+    latents = anchor_latents(pictures)
+    assert latents.shape == (1, 4, 2, 2)
+    assert torch.allclose(latents[0, :3, 0, 0], torch.tensor([0.75, 0.0, 0.0]))
+    assert torch.allclose(latents[0, :3, 1, 1], torch.tensor([1.125, 0.75, 0.75]))
+    assert latents[0, 3, 0, 0].abs() < 1e-6 < latents[0, 3, 1, 1]
+
+
+def test_every_word_of_the_grammar_is_one_piece(tmp_path: Path) -> None:
+    import sentencepiece
+
+    train_tokenizer(tmp_path / "spiece.model", captions=2000)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    rng = random.Random(0)
+    said = {w for k in ("one", "pair", "group") for _ in range(200)
+            for w in describe(sample_scene(rng, k), rng).replace(",", "").split()}  # fmt: skip
+    assert said <= WORDS
+    assert all(len(processor.encode(word)) == 1 for word in said)
+    assert [processor.pad_id(), processor.eos_id(), processor.unk_id()] == [0, 1, 2]
+
+
+def test_a_tenth_of_the_captions_are_left_empty_for_guidance() -> None:
+    rng, stage = random.Random(0), Stage("any")
+    samples = [draw_sample(rng, CharacterTokenizer(), 64, stage) for _ in range(200)]
+    assert 8 < sum(sample.mask.sum() == 1 for sample in samples) < 36
+    batch = stack(samples)
+    assert batch.latents.shape == (200, 4, 8, 8) and batch.features.shape[:2] == batch.mask.shape
+    assert not batch.features[~batch.mask].any()
+
+
+def _fake_drawing(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    def draw_captions(pipe: object, texts: list[str], size: int, **_: object) -> object:
+        task = Task("one", size, count=len(texts))
+        rng = random.Random(f"3/{task.kind}/{task.held_out}")
+        for _text in texts:
+            scene = sample_scene(rng, "one")
+            describe(scene, rng, omit=0.0)
+            picture = np.full((size, size, 3), 128) if wrong else draw(scene, size)
+            yield torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1
+
+    monkeypatch.setattr(caption_accuracy, "draw_captions", draw_captions)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_perfect_model_is_measured_as_such_and_a_blank_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    _fake_drawing(monkeypatch, wrong)
+    result = caption_accuracy.measure(None, Task("one", 128, count=10), seed=3, steps=1, guidance=1)  # type: ignore[arg-type]
+    assert result.of == 10 and result.right == (0 if wrong else 10)
+    assert ("**0.0 %**" if wrong else "**100.0 %**") in table([result])
+
+
+def test_captions_of_a_task_are_full_and_the_same_every_time() -> None:
+    task = Task("pair", 128, count=20)
+    texts = captions(task, seed=1)
+    assert texts == captions(task, seed=1) != captions(task, seed=2)
+    assert all({"relation", "background", "size"} <= {s.kind for s in parse(t)} for t in texts)
+
+
+def test_the_table_has_a_row_a_task() -> None:
+    result = Accuracy(Task("one", 64), right=3, of=4, by_kind={"shape": (3, 4)})
+    assert table([result]).splitlines()[-1] == "| 4 × one, 64 px | **75.0 %** | 75.0 |"
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of every stage of the embedded model's recipe."""
+    output = tmp_path_factory.mktemp("shapes") / "run"
+    assert train(["shapes", "--output", str(output), *TINY]) == 0
+    return output
+
+
+def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Path) -> None:
+    for stage in load_recipe("shapes"):
+        checkpoint = latest_checkpoint(tiny_run / stage.name)
+        assert checkpoint is not None and checkpoint.name == "step-00000002"
+        log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
+        assert any("validation/loss" in line for line in log)
+    pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
+    pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
+    assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
+    said = "".join(path.read_text() for path in pipeline.rglob("*.json"))
+    assert str(tiny_run) not in said and "_name_or_path" not in said
+    (image,) = pipe("a red circle", height=64, width=64, steps=2)
+    assert image.size == (64, 64)
+    from diffusers import AutoencoderKL
+    from transformers import T5EncoderModel
+
+    AutoencoderKL.from_pretrained(pipeline / "vae")
+    T5EncoderModel.from_pretrained(pipeline / "text_encoder")
+
+
+def test_pictures_of_fixed_prompts_show_how_the_embedded_model_learns(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    for name in ("vae-fine", "read", "tokenizer"):
+        (tmp_path / name).symlink_to(tiny_run / name)
+    prompts = ["--validation.prompts", "a red circle", "a blue star"]
+    command = ["shapes", "--output", str(tmp_path), "--stage", "base", *TINY, *prompts]
+    assert train([*command, "--validation.sampling-steps", "2"]) == 0
+    drawn = sorted((tmp_path / "base" / "pictures" / "step-00000002").iterdir())
+    assert [picture.name for picture in drawn] == ["00.png", "01.png"]
+    with Image.open(drawn[0]) as first, Image.open(drawn[1]) as second:
+        assert first.size == second.size == (128, 128) and first.tobytes() != second.tobytes()
+
+
+def test_a_finished_run_is_not_trained_again(tiny_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    assert train(["shapes", "--output", str(tiny_run), *TINY]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def train_base(start: Path, output: Path, processes: int, *arguments: str) -> list[float]:
+    """Train the base stage after the stages of another run; returns its validation losses."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    output.mkdir(exist_ok=True)
+    for name in ("vae-fine", "read", "tokenizer"):
+        if not (output / name).exists():
+            (output / name).symlink_to(start / name)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(processes), "-m", "--", "pixart.train", "shapes"),
+        *("--stage", "base", "--output", str(output), "--device", "cpu"),
+        *("--steps", "4", "--batch.images", "4", "--precision", "fp32", "--quiet"),
+        *("--optimizer.name", "came", "--optimizer.betas", "None"),
+        *("--validation.every", "1", *arguments),
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = map(json.loads, (output / "base" / "log.jsonl").read_text().splitlines())
+    return [line["validation/loss"] for line in lines if "validation/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def losses_alone(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    losses = train_base(tiny_run, tmp_path_factory.mktemp("alone"), 1)
+    assert len(losses) == 4
+    return losses
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_train_like_one(
+    tiny_run: Path, losses_alone: list[float], tmp_path: Path, how: str
+) -> None:
+    """The published way to run on more than one process, also cut with FSDP2."""
+    losses = train_base(tiny_run, tmp_path, 2, "--parallel", how)
+    assert losses == pytest.approx(losses_alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_with_another_number_of_processes(
+    tiny_run: Path, losses_alone: list[float], tmp_path: Path
+) -> None:
+    """Weights, averages and optimizer states that were cut in two, then whole, then cut in four."""
+    for processes, steps in ((2, 1), (1, 1), (4, 2)):
+        options = ("--parallel", "fsdp", "--stop-after", str(steps))
+        losses = train_base(tiny_run, tmp_path, processes, *options)
+    assert losses == pytest.approx(losses_alone, rel=1e-4)
+
+
+def test_a_transformer_starts_with_the_text_encoder_that_was_trained_before_it(
+    tiny_run: Path,
+) -> None:
+    stages = load_recipe("shapes")
+    base = next(stage for stage in stages if stage.name == "base")
+    read = latest_checkpoint(tiny_run / "read")
+    assert read is not None
+    from transformers import T5EncoderModel
+
+    trained = T5EncoderModel.from_pretrained(read / "text_encoder").state_dict()
+    run = Run(tiny_run, stages, torch.device("cpu"))
+    for stage, same in ((base, True), (replace(base, start="random"), False)):
+        task = run.task(stage)
+        assert isinstance(task, ShapesTask)
+        taken = task.text_encoder.state_dict()
+        assert all(torch.equal(trained[name], taken[name]) for name in trained) == same
+
+
+def refused(arguments: list[str], capsys: Any) -> str:
+    assert train(arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("pixart.train: ") and "\n" not in line
+    return line
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    output = ["--output", str(tmp_path / "new"), "--device", "cpu"]
+    assert "stage vae-crops must be trained first" in refused(
+        ["shapes", *output, "--stage", "vae-whole"], capsys
+    )
+    assert "--stage must be one of vae-crops" in refused(
+        ["shapes", *output, "--stage", "x"], capsys
+    )
+    assert "recipe must be one of alpha, kv-convert, lora, shapes, shapes-kv, sigma" in refused(
+        ["absent", *output], capsys
+    )
+    assert "multiple of processes" in refused(
+        ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys
+    )
+    assert "start of a text_encoder must be random" in refused(
+        ["shapes", *output, "--stage", "read", "--start", "previous"], capsys
+    )
+    assert 'data.source must be "shapes" where trains is text_encoder' in refused(
+        ["shapes", *output, "--stage", "read", "--data.source", "x"], capsys
+    )
+    (tmp_path / "base").mkdir()
+    assert "--output must be new" in refused(
+        ["shapes", "--output", str(tmp_path), "--resume", "none"], capsys
+    )
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        train(["shapes", "--optimizer.learningrate", "1"])
+
+
+def test_the_plan_names_what_every_stage_will_cost(capsys: Any) -> None:
+    assert train(["sigma", "--dry-run", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "4096px-kv: 611.0 M parameters, 2000 steps" in said
+    assert "4096×4096    65536" in said and "1024px: 610.9 M" in said
+
+
+def test_the_embedded_model_is_compressed_further_and_draws(tmp_path: Path) -> None:
+    """Train, then generate: the recipe that converts the model that ships."""
+    small = ["--batch.images", "2", "--validation.images", "2", "--data.sizes", "64"]
+    output = tmp_path / "kv"
+    assert (
+        train(["shapes-kv", "--output", str(output), "--stop-after", "1", "--quiet", *small]) == 0
+    )
+    pipeline = output / "convert" / "step-00000001" / "pipeline"
+    picture = tmp_path / "picture.png"
+    drawn = ["a red circle on white", "--model", str(pipeline), "--size", "64", "--steps", "2"]
+    assert generate([*drawn, "--output", str(picture)]) == 0 and picture.exists()
+    config = Pipeline.from_pretrained(pipeline, cache_dir=None).transformer.config
+    assert config.kv_compression == KVCompression((0, 1, 2, 3, 4, 5))
+
+
+def test_curves_are_drawn_from_logs(tiny_run: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "loss.png"
+    assert train(["plot", str(tiny_run), "--output", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "must hold log.jsonl" in refused(["plot", str(tmp_path / "absent")], capsys)
