@@ -30,7 +30,8 @@ from pixart.config import EMBEDDED
 from pixart.generation.jobs import Job
 from pixart.generation.pictures import write_picture
 from pixart.pipeline.text_to_image import Drawn
-from pixart.sampler.loop import Progress, default_steps, make_scheduler
+from pixart.sampler.loop import Progress
+from pixart.sampler.schedulers import default_steps, make_scheduler
 
 PROMPT = "a small orange cross in the bottom right corner on black"
 STAGES = ("open", "text encoder", "load", "denoiser", "VAE", "write", "whole")

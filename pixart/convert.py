@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     try:
-        from pixart.checkpoint.load import CheckpointWriteError
+        from pixart.files import CheckpointWriteError
 
         print(convert(options))
     except KeyboardInterrupt:
@@ -76,15 +76,11 @@ def convert(options: Options) -> str:
 
     import torch
 
-    from pixart.checkpoint.load import (
-        TRANSFORMER_FILES,
-        load_transformer,
-        read_config,
-        resolve,
-        save_transformer,
-    )
+    from pixart.checkpoint.load import TRANSFORMER_FILES, load_transformer, read_config
+    from pixart.checkpoint.save import save_transformer
     from pixart.config import KVCompression
     from pixart.lora.adapters import load_lora, merge_lora, parse_lora
+    from pixart.weights import resolve
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pixart").setLevel(logging.INFO)

@@ -15,7 +15,7 @@ import tyro
 
 if TYPE_CHECKING:
     from pixart.dataset.annotations import Tally
-    from pixart.dataset.sources import Item
+    from pixart.dataset.samples import Item
 
 BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
 Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
@@ -135,7 +135,7 @@ def prepare(options: Prepare) -> str:
     import torch
 
     from pixart.dataset.prepare import Preparation, Settings, open_encoders
-    from pixart.pipeline.text_to_image import choose_device
+    from pixart.device import choose_device
 
     if (options.scores is None) != (options.min_score is None):
         raise ValueError("--scores and --min-score must be given together, got one of them")
@@ -177,7 +177,7 @@ def caption(options: Caption) -> str:
     from pixart.dataset.annotations import check_output
     from pixart.dataset.captioning import Wish, caption_source, open_endpoint, open_model
     from pixart.dataset.sources import open_source
-    from pixart.pipeline.text_to_image import choose_device
+    from pixart.device import choose_device
 
     check_output(options.output, options.source)
     items = open_source(options.source)

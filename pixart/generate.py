@@ -43,7 +43,7 @@ def run(options: "Options") -> int:
 def _attempt(options: "Options", report: "Report") -> tuple[int, str]:
     """(exit code, what went wrong)."""
     try:
-        from pixart.checkpoint.load import CheckpointWriteError
+        from pixart.files import CheckpointWriteError
         from pixart.generation.drawing import generate
 
         generate(options, report)

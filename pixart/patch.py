@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
-from pixart.model.blocks import compress_tokens
+from pixart.model.compression import compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
 from pixart_kernels.attention.operator import MAX_HEAD_DIM
 from pixart_kernels.dispatch.registration import INTERPRETED

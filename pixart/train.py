@@ -94,7 +94,8 @@ def _plot(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     """The options, and the recipe's stages with what the command line says otherwise."""
-    from pixart.training.stage import Stage, load_recipe
+    from pixart.training.recipe import load_recipe
+    from pixart.training.stage import Stage
 
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if arguments and not named and not {"-h", "--help"} & set(arguments):
@@ -129,8 +130,8 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 def _train(options: Options, stages: "Sequence[Stage]") -> int:
     import torch
 
-    from pixart.pipeline.text_to_image import choose_device
-    from pixart.training.parallel import connect, rank
+    from pixart.device import choose_device
+    from pixart.distributed import connect, rank
     from pixart.training.run import Run
 
     device = choose_device(options.device)
@@ -170,6 +171,6 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 if __name__ == "__main__":
     code = main()
-    from pixart.training.parallel import leave
+    from pixart.distributed import leave
 
     leave(code)

@@ -1,14 +1,13 @@
-"""Which files of a directory hold its weights: the names that diffusers and transformers give them."""
+"""Weights on disk or on the hub: where a model is, and which files of its directory hold them."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixart.checkpoint.names import WEIGHTS, CheckpointError
+from pixart.files import AGAIN, CheckpointError, read_json
 
-AGAIN = "download or copy it again"
+WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
 
 
@@ -97,13 +96,34 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in shards]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
+    """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.exists():
+        return path
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(path_or_hub_id))
+    if (
+        not match
+        or path.parent.is_dir()
+        or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
+    ):
+        raise CheckpointError(f"{path}: no such file or directory")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # JSON and UTF-8 errors
-        raise CheckpointError(f"{path}: is not JSON ({error}); {AGAIN}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, got a {type(values).__name__}")
-    return values
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: no such file or directory (a hub id needs `pip install huggingface_hub`)"
+        ) from error
+    repository, file = match.groups()
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file))
+        patterns = None if allow_patterns is None else list(allow_patterns)
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path_or_hub_id}: is no local path, and the hub did not give it ({reason}); "
+            "check the name and the network, or download it and give its path"
+        ) from error

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tyro
 
 from pixart.evaluation.caption_accuracy import read_report, table
-from pixart.training.stage import load_recipe
+from pixart.training.recipe import load_recipe
 
 TEMPLATE = Path(__file__).with_name("card.md")
 

@@ -29,7 +29,7 @@ from pixart.checkpoint.names import to_diffusers
 from pixart.config import KVCompression, PixArtConfig
 from pixart.diffusion import training_loss
 from pixart.model.transformer import PixArt
-from pixart.sampler.denoiser import CudaGraphs
+from pixart.sampler.cuda_graphs import CudaGraphs
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # latents, timesteps: the model's output
 CHECKPOINTED = ("2k", "2880", "4k")  # training there does not fit with all activations kept

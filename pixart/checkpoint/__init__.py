@@ -1,20 +1,17 @@
 """Every checkpoint format, both directions."""
 
+from pixart.checkpoint.config import Surroundings, config_from_diffusers, config_to_diffusers
 from pixart.checkpoint.load import (
     TRANSFORMER_FILES,
-    CheckpointError,
-    CheckpointWriteError,
     OpenedTransformer,
-    Surroundings,
-    config_from_diffusers,
-    config_to_diffusers,
     empty_model,
     load_transformer,
     open_transformer,
     read_config,
-    resolve,
-    save_transformer,
 )
+from pixart.checkpoint.save import save_transformer
+from pixart.files import CheckpointError, CheckpointWriteError
+from pixart.weights import resolve
 
 __all__ = [
     "CheckpointError",

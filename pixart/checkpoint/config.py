@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixart.checkpoint.names import NULL_CAPTION, POSITIONS, listed
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
+from pixart.model.compression import _initial_values
 from pixart.resolution import position_embedding
 
 _PUBLISHED_HEAD_DIM = 72
@@ -349,17 +350,6 @@ def open_compression(
     where = f"blocks.{{{_ranges(requested.layers)}}}.attn"
     said = ", ".join(f"{where}.{name} = {value:.4g}" for name, value in new.items())
     return config, [f"was dense; initialised for compression: {said or 'no tensors'}"]
-
-
-def _initial_values(compression: KVCompression) -> dict[str, float]:
-    """The convolution starts as the mean of its R×R tokens, the norm as a plain LayerNorm."""
-    if compression.ratio == 1:
-        return {}
-    convolution = {"sr.weight": compression.ratio**-2, "sr.bias": 0.0}
-    norm = {"norm.weight": 1.0, "norm.bias": 0.0}
-    return (convolution if compression.sampling == "conv" else {}) | (
-        norm if compression.norm == "layer" else {}
-    )
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -1,15 +1,12 @@
-"""Open and save transformers: official .pth, diffusers directories, and safetensors of our own.
+"""Open transformers: official .pth, diffusers directories, and safetensors of our own.
 
-checkpoint_names knows what tensors are called, checkpoint_config what model they make,
-checkpoint_read and checkpoint_write know files. What had to be assumed or initialised is logged to
-"pixart" at INFO.
+`names` knows what tensors are called, `config` what model they make, `read` and `write` know files.
+What had to be assumed or initialised is logged to "pixart" at INFO.
 """
 
 import contextlib
-import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,55 +20,24 @@ from pixart.checkpoint.config import (
     Surroundings,
     caption_length,
     config_from_diffusers,
-    config_to_diffusers,
     infer_config,
-    is_compressed,
     open_compression,
 )
 from pixart.checkpoint.names import (
     CONFIG,
-    NOT_IN_DIFFUSERS,
     NULL_CAPTION,
     POSITIONS,
     SIDECAR,
-    WEIGHTS,
-    CheckpointError,
-    CheckpointWriteError,
     check_tensors,
-    to_diffusers,
 )
 from pixart.checkpoint.read import Contents, read_checkpoint
-from pixart.checkpoint.write import (
-    check_destination,
-    write_directory,
-    write_official,
-    write_safetensors,
-    written_aside,
-)
 from pixart.config import KVCompression, PixArtConfig
+from pixart.files import CheckpointError, read_json
 from pixart.model.transformer import PixArt
-from pixart.resolution import position_embedding
-from pixart.weights import read_json
-
-__all__ = [
-    "TRANSFORMER_FILES",
-    "CheckpointError",
-    "CheckpointWriteError",
-    "OpenedTransformer",
-    "Surroundings",
-    "config_from_diffusers",
-    "config_to_diffusers",
-    "empty_model",
-    "load_transformer",
-    "open_transformer",
-    "read_config",
-    "resolve",
-    "save_transformer",
-]
+from pixart.weights import WEIGHTS
 
 # What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
 TRANSFORMER_FILES = ("model_index.json", "transformer/*", CONFIG, WEIGHTS + "*", SIDECAR)
-_SUFFIXES = {".safetensors": "pixart", ".pth": "official", ".pt": "official", "": "diffusers"}
 
 logger = logging.getLogger("pixart")
 
@@ -272,102 +238,3 @@ def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     if names:
         kind = str(after[names[0]].dtype).removeprefix("torch.")
         raise ValueError(f"{', '.join(names)} must fit into {kind}, got larger numbers; use bf16")
-
-
-def save_transformer(
-    model: PixArt,
-    path: str | Path,
-    *,
-    format: str | None = None,
-    max_shard_size: int | str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a model in the dtype that it has: whole, or not at all (CheckpointWriteError).
-
-    format: "pixart" (one safetensors file, the configuration in its metadata), "official" (.pth) or
-    "diffusers" (a directory); None takes it from the path's suffix. max_shard_size: bytes or "5GB",
-    for diffusers directories. A checkpoint of the same format is replaced; anything else at path is
-    an error unless overwrite, and always if it is a directory that holds more than a checkpoint.
-    """
-    path = Path(path)
-    format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
-    if format not in _SUFFIXES.values():
-        raise ValueError(
-            "format must be official, diffusers or pixart, or follow from the suffix "
-            f"(.pth, none, .safetensors), got {format!r} for {path}"
-        )
-    if max_shard_size is not None and format != "diffusers":
-        raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
-    if adapters := getattr(model, "peft_config", {}):
-        raise ValueError(
-            f"model must be plain, got {len(adapters)} LoRA adapters; merge_lora puts them into its "
-            "weights, save_lora writes them alone"
-        )
-    check_destination(path, format, overwrite)
-    config = model.config
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    if not getattr(model, "null_caption_stored", True):
-        del tensors[NULL_CAPTION]
-    with written_aside(path) as aside:
-        if format == "pixart":
-            metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
-            write_safetensors(aside, tensors, metadata)
-        elif format == "official":
-            tensors = {POSITIONS: _positions(config, tensors)} | tensors
-            write_official(aside, tensors, config.to_dict())
-        else:
-            buffers = {name: tensors[name] for name in (NULL_CAPTION,) if name in tensors}
-            values = config_to_diffusers(config)
-            extra = {key: getattr(config, key) for key in NOT_IN_DIFFUSERS}
-            write_directory(aside, values, to_diffusers(tensors), buffers, extra, max_shard_size)
-    _say_who_cannot_run(config, format)
-
-
-def _positions(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:
-    """The table of the native size: other programs read input_size and pe_interpolation from it."""
-    side = config.base_size
-    table = position_embedding(config.hidden_size, (side, side), side, config.pe_interpolation)
-    return table[None].to(tensors["x_embedder.proj.weight"].dtype)
-
-
-def _say_who_cannot_run(config: PixArtConfig, format: str) -> None:
-    if format == "official":
-        try:
-            config.to_official()
-        except ValueError as error:
-            logger.info("the official code cannot run this model: %s", error)
-    elif format == "diffusers" and (is_compressed(config) or config.qk_norm):
-        logger.info("diffusers cannot run this model: it drops the tensors that it does not know")
-
-
-def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
-    """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache."""
-    path = Path(path_or_hub_id).expanduser()
-    if path.exists():
-        return path
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(path_or_hub_id))
-    if (
-        not match
-        or path.parent.is_dir()
-        or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
-    ):
-        raise CheckpointError(f"{path}: no such file or directory")
-    try:
-        from huggingface_hub import hf_hub_download, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise CheckpointError(
-            f"{path}: no such file or directory (a hub id needs `pip install huggingface_hub`)"
-        ) from error
-    repository, file = match.groups()
-    try:
-        if file:
-            return Path(hf_hub_download(repository, file))
-        patterns = None if allow_patterns is None else list(allow_patterns)
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path_or_hub_id}: is no local path, and the hub did not give it ({reason}); "
-            "check the name and the network, or download it and give its path"
-        ) from error

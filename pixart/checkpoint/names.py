@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from torch import Size, Tensor, cat
 
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model"
 SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
 OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
 
@@ -58,14 +57,6 @@ _MARKERS = {
 # Wrappers that put a prefix before every name; "model.diffusion_model." is ComfyUI's.
 _PREFIXES = ("", "module.", "_orig_mod.", "model.", "model.diffusion_model.", "diffusion_model.")
 _LISTED = 10
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out."""
-
-
-class CheckpointWriteError(CheckpointError):
-    """The disk refused. Nothing was left behind, and what stood at the destination still does."""
 
 
 def diffusers_names(name: str) -> tuple[str, ...]:

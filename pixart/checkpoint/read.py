@@ -15,16 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pixart.checkpoint.names import (
-    CONFIG,
-    OWN_KEY,
-    SIDECAR,
-    CheckpointError,
-    from_diffusers,
-    recognise,
-)
+from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, from_diffusers, recognise
 from pixart.config import MAX_LENGTH
-from pixart.weights import AGAIN, find_weights, read_json
+from pixart.files import AGAIN, CheckpointError, read_json
+from pixart.weights import find_weights
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _OTHER_FLOATS = (

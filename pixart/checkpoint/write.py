@@ -1,29 +1,19 @@
 """Writing checkpoints: whole or not at all, and never over something else."""
 
-import contextlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pixart.checkpoint.names import (
-    CONFIG,
-    OWN_KEY,
-    SIDECAR,
-    WEIGHTS,
-    CheckpointError,
-    CheckpointWriteError,
-    listed,
-)
+from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, listed
 from pixart.checkpoint.read import read_checkpoint
+from pixart.files import CheckpointError
+from pixart.weights import WEIGHTS
 
 
 def check_destination(path: Path, format: str, overwrite: bool) -> None:
@@ -65,50 +55,6 @@ def _format_of(path: Path) -> str | None:
         return read_checkpoint(path).format
     except ValueError:
         return None
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or directory that takes the place of `path` if all goes well."""
-    path = Path(os.path.realpath(path))  # through a link, not over it
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
-        ) as holder:
-            aside = Path(holder) / "new"
-            yield aside
-            for written in [*aside.iterdir(), aside] if aside.is_dir() else [aside]:
-                _flush(written)
-            _replace(path, aside, Path(holder) / "old")
-        _flush(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-        raise CheckpointWriteError(
-            f"{path}: cannot be written ({reason}); nothing was changed"
-        ) from error
-
-
-def _replace(path: Path, new: Path, old: Path) -> None:
-    if not path.is_dir():
-        os.replace(new, path)
-        return
-    os.replace(path, old)  # no system call exchanges a full directory
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pixart.dataset.features import write_json
 from pixart.dataset.images import ImageError, decode
-from pixart.dataset.sources import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
+from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
+from pixart.files import write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,9 +6,7 @@ processes. The plan needs no communication and no stored position: (seed, epoch,
 
 import random
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
-
-Item = TypeVar("Item")
+from typing import Any
 
 
 def epoch_plan(
@@ -34,19 +32,6 @@ def epoch_plan(
         batches += _batches(indices, _size(batch_size, bucket), rng)
     rng.shuffle(batches)
     return batches
-
-
-def share(batch: Sequence[Item], rank: int, world: int) -> list[Item]:
-    """The part of a batch that process `rank` of `world` takes; all parts are of one size.
-
-    Raises ValueError if the batch cannot be shared evenly.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be from 0 to {world - 1}, got {rank}")
-    if len(batch) % world:
-        raise ValueError(f"batch must be a multiple of the {world} processes, got {len(batch)}")
-    part = len(batch) // world
-    return list(batch[rank * part : (rank + 1) * part])
 
 
 def _size(batch_size: Mapping[Any, int] | int, bucket: Hashable) -> int:

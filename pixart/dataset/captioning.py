@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.annotations import Tally, annotate
 from pixart.dataset.images import ImageError
-from pixart.dataset.sources import Item
+from pixart.dataset.samples import Item
 
 if TYPE_CHECKING:
     import torch

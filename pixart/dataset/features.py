@@ -13,10 +13,7 @@ for a caption that many pictures have, not after samples were added, moved or re
 """
 
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pixart.dataset.sources import digest
+from pixart.files import digest, write_aside
 
 FORMAT = 1  # raise it when the meaning of an index changes
 OPEN_SHARDS = 64  # files held open by a reader
@@ -42,44 +39,6 @@ class Entry:
     bucket: tuple[int, int]
     image: Any
     captions: Mapping[str, Any]
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write, flush to the disk, rename: the file is whole or it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def write_json(path: Path, values: object, indent: int | None = None) -> None:
-    write_aside(path, json.dumps(values, indent=indent, ensure_ascii=False).encode())
-
-
-@contextmanager
-def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process holds the lock; if another does, waits for it or gives False.
-
-    A lock ends with its process however that ends, so that no work stays claimed by the dead.
-    """
-    import fcntl
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        lock.unlink(missing_ok=True)
 
 
 class ShardStore:
@@ -190,11 +149,3 @@ def _read_index(file: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
     return index
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

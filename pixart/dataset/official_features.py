@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pixart.dataset.features import Entry
-from pixart.dataset.sources import PATH_FIELDS, CaptionError, Rejected, captions_of, index_objects
+from pixart.dataset.samples import CaptionError, Rejected, captions_of
+from pixart.dataset.sources import PATH_FIELDS, index_objects
 
 MAX_RATIO = 4.5  # height / width; the official loader has no lower bound
 DOWNSAMPLE = 8

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pixart.config import MAX_LENGTH
+from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
-from pixart.dataset.features import FORMAT, ShardStore, claimed, write_json
+from pixart.dataset.features import FORMAT, ShardStore
 from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, size_of
-from pixart.dataset.sources import Item, Rejected, Sample, digest
+from pixart.dataset.samples import Item, Rejected, Sample
+from pixart.files import claimed, digest, fingerprint, write_json
 from pixart.pipeline.captions import as_trained
-from pixart.pipeline.directory import Family, family_of, open_directory
+from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
 from pixart.resolution import nearest_bucket
-from pixart.text.cache import fingerprint
 from pixart.text.encoder import TextEncoder
 from pixart.vae.autoencoder import VAE
 

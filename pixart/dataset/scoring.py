@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.annotations import Tally, annotate, finite, read_lines
-from pixart.dataset.sources import Item
+from pixart.dataset.samples import Item
 
 if TYPE_CHECKING:
     from PIL.Image import Image

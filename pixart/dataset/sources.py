@@ -14,51 +14,26 @@ The caption of x.txt, `prompt`, `caption` and `text` is called "prompt". A list 
 NAME becomes NAME.1 ... NAME.n.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pixart.dataset.images import SUFFIXES
+from pixart.dataset.samples import (
+    EMPTY,
+    MISSING,
+    PROMPT,
+    CaptionError,
+    Item,
+    Rejected,
+    Sample,
+    captions_of,
+    text_of,
+)
 
-PROMPT = "prompt"
 PATH_FIELDS = ("path", "file_name", "image", "file")
-CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
-EMPTY, MISSING = "empty caption", "missing file"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A picture and its captions by name, none of them empty.
-
-    key: names it within its source. path: says to people where it lies. version: changes with the
-    picture's file. uncaptioned: why `captions` is empty, if it is.
-    """
-
-    key: str
-    path: str
-    version: str
-    read: Callable[[], bytes]
-    captions: Mapping[str, str]
-    uncaptioned: str = EMPTY
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What cannot become a sample, and why."""
-
-    path: str
-    reason: str
-
-
-Item = Sample | Rejected
-
-
-class CaptionError(ValueError):
-    """Captions that are not text."""
 
 
 def open_source(source: str | Path) -> Iterable[Item]:
@@ -143,45 +118,6 @@ def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected
         raise ValueError(f"{index} must hold a list of objects, got {type(content).__name__}")
     for number, values in enumerate(content):
         yield _checked(f"{index}[{number}]", values)
-
-
-def captions_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """The captions of an index's object that are not empty. Raises CaptionError."""
-    found: dict[str, Any] = {}
-    for field, name in CAPTION_FIELDS.items():
-        if values.get(field) not in (None, ""):
-            found.setdefault(name, values[field])
-    extra = values.get("captions") or {}
-    found |= extra if isinstance(extra, Mapping) else {PROMPT: extra}
-    captions: dict[str, str] = {}
-    for name, text in found.items():
-        numbered = isinstance(text, list)
-        for number, one in enumerate(text if numbered else [text], 1):
-            if not isinstance(one, str | None):
-                raise CaptionError(f"caption {name} must be text, got {one!r}")
-            if one and one.strip():
-                captions[f"{name}.{number}" if numbered else name] = one.strip()
-    return captions
-
-
-def caption_name(extension: str) -> str | None:
-    """The caption that a file KEY.extension holds: "txt" and "NAME.txt"; None if it holds none."""
-    name, _, last = f".{extension}".rpartition(".")
-    if last.lower() != "txt":
-        return None
-    return name.lstrip(".") or PROMPT
-
-
-def text_of(content: bytes) -> str:
-    """Raises CaptionError if it is not UTF-8."""
-    try:
-        return content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise CaptionError(f"caption must be UTF-8, byte {error.start} is not") from error
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pixart.dataset.images import SUFFIXES
-from pixart.dataset.sources import (
+from pixart.dataset.samples import (
     EMPTY,
     MISSING,
     CaptionError,
@@ -24,9 +24,9 @@ from pixart.dataset.sources import (
     Sample,
     caption_name,
     captions_of,
-    digest,
     text_of,
 )
+from pixart.files import digest
 
 _DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error)
 

@@ -18,7 +18,8 @@ import tyro
 from tqdm import tqdm
 
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.sampler.loop import Captions, initial_noise, make_scheduler, sample, seed_generators
+from pixart.sampler.loop import Captions, initial_noise, sample, seed_generators
+from pixart.sampler.schedulers import make_scheduler
 from pixart.shapes.caption import KINDS, Statement, describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import HELD_OUT, sample_scene

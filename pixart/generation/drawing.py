@@ -44,7 +44,7 @@ class Report:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        from pixart.memory import peak_memory
+        from pixart.device import peak_memory
 
         return {
             "images": [self.images[index] for index in sorted(self.images)],
@@ -136,7 +136,8 @@ def _encode(pipe: "Pipeline", jobs: "list[Job]", report: Report, say: Voice) -> 
 
 def _checked(job: "Job", pipe: "Pipeline") -> "Job":
     """Refuse what this model cannot sample before T5 has run for minutes."""
-    from pixart.sampler.loop import check_sampling, make_scheduler
+    from pixart.sampler.loop import check_sampling
+    from pixart.sampler.schedulers import make_scheduler
 
     solver = make_scheduler(job.scheduler, pipe.scheduler_config)
     check_sampling(solver, job.steps, job.guidance, job.guidance_interval)
@@ -144,7 +145,7 @@ def _checked(job: "Job", pipe: "Pipeline") -> "Job":
 
 
 def _draw(pipe: "Pipeline", job: "Job", say: Voice) -> "Drawn":
-    from pixart.sampler.loop import default_steps, make_scheduler
+    from pixart.sampler.schedulers import default_steps, make_scheduler
 
     steps = job.steps or default_steps(make_scheduler(job.scheduler, pipe.scheduler_config))
     number = job.index + 1

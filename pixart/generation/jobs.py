@@ -99,7 +99,7 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
 def _check_early(options: "Options") -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
     from pixart.device import check_cuda_graph, choose_device
-    from pixart.sampler.loop import SCHEDULERS
+    from pixart.sampler.schedulers import SCHEDULERS
 
     if options.scheduler is not None and options.scheduler not in SCHEDULERS:
         raise ValueError(

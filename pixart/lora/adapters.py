@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixart.checkpoint.names import CheckpointError, listed
-from pixart.checkpoint.write import write_safetensors, written_aside
+from pixart.checkpoint.names import listed
+from pixart.checkpoint.write import write_safetensors
+from pixart.files import CheckpointError, written_aside
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
 from pixart.model.transformer import PixArt
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pixart.checkpoint.load import resolve
-from pixart.checkpoint.names import CheckpointError, diffusers_names, listed
+from pixart.checkpoint.names import diffusers_names, listed
 from pixart.checkpoint.read import check_plain, container, read_safetensors
-from pixart.weights import AGAIN, read_json
+from pixart.files import AGAIN, CheckpointError, read_json
+from pixart.weights import resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's layout
 _SINGLE = "pytorch_lora_weights.safetensors"  # diffusers', whose configuration is in its metadata

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from pixart.checkpoint.load import OpenedTransformer
-from pixart.pipeline.directory import Family, reading
+from pixart.config import Family
+from pixart.pipeline.directory import reading
 from pixart.text.encoder import PromptEmbeddings, TextEncoder
 
 NullCaption = Literal["own-mask", "prompt-mask"]

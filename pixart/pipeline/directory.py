@@ -5,24 +5,19 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
-from pixart.checkpoint.load import (
-    TRANSFORMER_FILES,
-    CheckpointError,
-    Surroundings,
-    config_from_diffusers,
-    resolve,
-)
-from pixart.checkpoint.names import CONFIG, WEIGHTS
-from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
-from pixart.sampler.loop import make_scheduler
+from pixart.checkpoint.config import Surroundings, config_from_diffusers
+from pixart.checkpoint.load import TRANSFORMER_FILES
+from pixart.checkpoint.names import CONFIG
+from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
+from pixart.files import CheckpointError, read_json
+from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import Quantization
-from pixart.weights import T5_WEIGHTS, find_weights, read_json, variants_of
+from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
 
-Family = Literal["sigma", "alpha"]
 _PIPELINE_FILES = (
     "*.json",
     "*/*.json",

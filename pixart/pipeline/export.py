@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pixart.checkpoint.load import save_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.model.transformer import PixArt
 
 MODEL_INDEX = {

@@ -15,21 +15,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from pixart.checkpoint.load import (
-    NOWHERE,
-    OpenedTransformer,
-    empty_model,
-    open_transformer,
-    resolve,
-)
-from pixart.config import EMBEDDED, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, choose_device
+from pixart.checkpoint.config import NOWHERE
+from pixart.checkpoint.load import OpenedTransformer, empty_model, open_transformer
+from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
+from pixart.device import check_cuda_graph, choose_device, free_memory, return_cached
 from pixart.lora.adapters import load_lora, merge_lora
-from pixart.memory import free_memory, return_cached
 from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.directory import (
-    Family,
     check_fit,
     choose_family,
     choose_variants,
@@ -40,19 +33,21 @@ from pixart.pipeline.directory import (
     surroundings,
     text_dtype,
 )
-from pixart.sampler.denoiser import CudaGraphs, PictureDenoiser
+from pixart.sampler.cuda_graphs import CudaGraphs
+from pixart.sampler.denoiser import PictureDenoiser
 from pixart.sampler.loop import (
     Cancelled,
     Captions,
     Progress,
     check_sampling,
     initial_noise,
-    make_scheduler,
     sample,
     seed_generators,
 )
+from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE, Tiled, to_images
+from pixart.weights import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image

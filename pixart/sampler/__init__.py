@@ -1,22 +1,24 @@
 """From noise to latents: schedulers, guidance and the denoising loop."""
 
 from pixart.sampler.loop import (
-    PREDICTIONS,
-    SCHEDULERS,
     Cancelled,
     Captions,
     Denoiser,
     Progress,
-    Scheduler,
-    Solver,
     check_sampling,
-    default_guidance,
-    default_steps,
     initial_noise,
-    make_scheduler,
     predict_clean,
     sample,
     seed_generators,
+)
+from pixart.sampler.schedulers import (
+    PREDICTIONS,
+    SCHEDULERS,
+    Scheduler,
+    Solver,
+    default_guidance,
+    default_steps,
+    make_scheduler,
 )
 
 __all__ = [

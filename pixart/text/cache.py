@@ -142,20 +142,3 @@ def _opened(path: Path) -> Iterator[tuple[Any, int, str]]:
 def default_cache_dir() -> Path:
     """`pixart/prompts` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixart" / "prompts"
-
-
-def fingerprint(directory: Path) -> str:
-    """A digest of a folder's files: names, sizes, and 4 KiB at 512 even places of each.
-
-    Files up to 2 MiB are read whole, a 10 GB shard every 20 MB, and T5-XXL's matrices are larger:
-    other weights give another digest, copies and downloads of the same weights the same.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            for place in range(0, size, max(4096, -(-size // 512))):
-                file.seek(place)
-                digest.update(file.read(4096))
-    return digest.hexdigest()

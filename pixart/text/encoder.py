@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixart.memory import return_cached
-from pixart.text.cache import Encoded, PromptCache, default_cache_dir, fingerprint
+from pixart.device import return_cached
+from pixart.files import fingerprint
+from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, check_text, load_tokenizer, tokenize
 from pixart.weights import T5_WEIGHTS, check_loaded, find_weights
 

@@ -4,8 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Protocol
 
-from pixart.checkpoint.names import CheckpointError
-from pixart.weights import AGAIN
+from pixart.files import AGAIN, CheckpointError
 
 
 class Tokenizer(Protocol):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard
 
-from pixart.training.parallel import local
+from pixart.distributed import local
 
 _FACTORS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_col")
 

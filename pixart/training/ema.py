@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pixart.training.parallel import local
+from pixart.distributed import local
 
 
 class EMA:

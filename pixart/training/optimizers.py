@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pixart.distributed import local
 from pixart.training.came import CAME
-from pixart.training.parallel import local
 
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
 _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}

@@ -6,16 +6,14 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
-from pixart.memory import peak_memory
-from pixart.training.parallel import rank
+from pixart.device import peak_memory
+from pixart.distributed import rank
+from pixart.training.trackers import Tracker, _Tracker
 
-Tracker = Literal["tensorboard", "wandb", "trackio"]
 LOG = "log.jsonl"
 
 
@@ -158,54 +156,6 @@ def _cut_log(path: Path, step: int) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text("".join(kept), encoding="utf-8")
     os.replace(aside, path)
-
-
-class _Tracker:
-    """TensorBoard, Weights & Biases or trackio. Raises ValueError when it is not installed."""
-
-    def __init__(self, name: Tracker, directory: Path, stage: str) -> None:
-        self._writer, self._run = None, None
-        if name == "tensorboard":
-            self._writer = _import_tensorboard().SummaryWriter(str(directory))
-            return
-        library: Any = _import(name)
-        self._run = library.init(project="pixart", name=f"{directory.parent.name}-{stage}")
-
-    def log(self, line: dict[str, float]) -> None:
-        values = {key: value for key, value in line.items() if key != "step"}
-        if self._writer is None:
-            assert self._run is not None
-            self._run.log(values, step=int(line["step"]))
-            return
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, int(line["step"]))
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if self._run is not None:
-            self._run.finish()
-
-
-def _import_tensorboard() -> Any:
-    try:
-        from torch.utils import tensorboard
-    except ImportError as error:
-        raise _absent("tensorboard") from error
-    return tensorboard
-
-
-def _import(name: str) -> ModuleType:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise _absent(name) from error
-
-
-def _absent(name: str) -> ValueError:
-    return ValueError(f"track must name installed libraries, got {name}; pip install {name}")
 
 
 @cache

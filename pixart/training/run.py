@@ -12,12 +12,12 @@ import torch
 
 from pixart.checkpoint.load import empty_model, open_transformer
 from pixart.dataset.batches import FeatureDataset
+from pixart.distributed import barrier, rank, world_size
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.training.parallel import barrier, rank, world_size
 from pixart.training.plan import EFFICIENCY, plan, table
-from pixart.training.progress import Progress, Tracker, measure_peak
+from pixart.training.progress import Progress, measure_peak
 from pixart.training.stage import DRAWN, PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
     adapt,
@@ -41,6 +41,7 @@ from pixart.training.tasks.shapes import (
 )
 from pixart.training.tasks.text_encoder import ReadingTask, load_text_encoder
 from pixart.training.tasks.transformer import DenoisingTask
+from pixart.training.trackers import Tracker
 from pixart.training.trainer import Task, Trainer, step_seed
 
 

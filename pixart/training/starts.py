@@ -8,14 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pixart.checkpoint.config import Surroundings
 from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import (
     OpenedTransformer,
-    Surroundings,
     empty_model,
     load_transformer,
     open_transformer,
-    resolve,
 )
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.lora.adapters import add_lora
@@ -29,6 +28,7 @@ from pixart.training.transitions import (
     interpolate_positions,
     lengthen_captions,
 )
+from pixart.weights import resolve
 
 CALIBRATION_BATCHES = 4
 _LATENT = 8  # pixels a latent is wide, for every VAE of the family

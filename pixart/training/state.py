@@ -21,7 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
-from pixart.training.parallel import barrier, rank, world_size
+from pixart.distributed import barrier, rank, world_size
 
 _PROGRESS = "progress.json"
 _TENSORS = "state"

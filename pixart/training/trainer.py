@@ -26,16 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.training.ema import EMA
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
-from pixart.training.parallel import (
-    any_process,
-    gradients_later,
-    max_over_processes,
-    mean_over_processes,
-    parallelise,
-    world_size,
-)
+from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (

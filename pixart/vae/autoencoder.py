@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pixart.memory import free_memory
+from pixart.device import free_memory
+from pixart.files import read_json
 from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
-from pixart.weights import check_loaded, find_weights, read_json
+from pixart.weights import check_loaded, find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image

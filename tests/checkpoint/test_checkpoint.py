@@ -22,9 +22,12 @@ from tiny_checkpoints import (
 
 from pixart.checkpoint import load
 from pixart.checkpoint.config import solve_interpolation
-from pixart.checkpoint.load import CheckpointError, load_transformer, resolve, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
+from pixart.files import CheckpointError
 from pixart.resolution import position_embedding
+from pixart.weights import resolve
 
 CONFIGS = {
     "sigma": SIGMA,

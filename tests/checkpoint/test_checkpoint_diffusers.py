@@ -12,14 +12,11 @@ from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file
 from tiny_checkpoints import CONV, SIGMA, assert_same, build, edit_json
 
-from pixart.checkpoint.load import (
-    CheckpointError,
-    config_from_diffusers,
-    config_to_diffusers,
-    load_transformer,
-    save_transformer,
-)
+from pixart.checkpoint.config import config_from_diffusers, config_to_diffusers
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
+from pixart.files import CheckpointError
 
 TOLERANCE = 1e-5  # of outputs whose largest value is about 1
 # Two heads, and latents of 128: there diffusers turns size conditions on unless told not to.

@@ -13,12 +13,9 @@ from safetensors.torch import save_file
 from tiny_checkpoints import CONV, FORMATS, assert_same, build, edit_json, official, save_official
 
 from pixart.checkpoint import load, write
-from pixart.checkpoint.load import (
-    CheckpointError,
-    CheckpointWriteError,
-    load_transformer,
-    save_transformer,
-)
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
+from pixart.files import CheckpointError, CheckpointWriteError
 
 
 class Payload:

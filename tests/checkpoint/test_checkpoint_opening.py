@@ -7,8 +7,10 @@ import pytest
 import torch
 from tiny_checkpoints import SIGMA, assert_same, build, official, save_official
 
-from pixart.checkpoint.load import CheckpointError, Surroundings, load_transformer, open_transformer
+from pixart.checkpoint.config import Surroundings
+from pixart.checkpoint.load import load_transformer, open_transformer
 from pixart.config import PixArtConfig
+from pixart.files import CheckpointError
 
 
 def test_an_empty_tensor_tells_no_configuration(tmp_path: Path) -> None:

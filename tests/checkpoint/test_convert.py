@@ -12,7 +12,8 @@ import torch
 from tiny_checkpoints import CONV, FORMATS, SIGMA, assert_same, build, official, save_official
 
 from pixart.checkpoint import load
-from pixart.checkpoint.load import load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
 from pixart.convert import main
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixart.checkpoint.dit import dit_config, open_dit, reparameterise
-from pixart.checkpoint.load import CheckpointError
+from pixart.files import CheckpointError
 from pixart.model.transformer import PixArt
 
 WIDTH, DEPTH, SIDE = 144, 3, 8  # SIDE: tokens of the native grid

@@ -20,7 +20,8 @@ from pixart.dataset.annotations import (
     with_captions,
     with_scores,
 )
-from pixart.dataset.sources import Rejected, Sample, open_source
+from pixart.dataset.samples import Rejected, Sample
+from pixart.dataset.sources import open_source
 
 
 def width(image: Image.Image) -> dict[str, Any]:

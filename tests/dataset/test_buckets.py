@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pixart.dataset.buckets import epoch_plan, share
+from pixart.dataset.buckets import epoch_plan
+from pixart.distributed import share
 
 ROOT = Path(__file__).parent.parent.parent
 WIDE, TALL, SQUARE = (512, 1024), (1024, 512), (704, 704)

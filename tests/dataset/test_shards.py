@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pixart.dataset.batches import FeatureDataset
-from pixart.dataset.features import FORMAT, ShardStore, claimed, write_aside
+from pixart.dataset.features import FORMAT, ShardStore
+from pixart.files import claimed, write_aside
 
 CAPTIONS = {"prompt": 3, "long": 7, "synthetic.1": 2, "synthetic.2": 4}  # name: tokens
 WIDE, TALL = (64, 128), (128, 64)

@@ -6,7 +6,8 @@ import pictures
 import pytest
 from pictures import write
 
-from pixart.dataset.sources import Item, Rejected, Sample, open_source
+from pixart.dataset.samples import Item, Rejected, Sample
+from pixart.dataset.sources import open_source
 
 
 def captions(items: list[Item]) -> dict[str, dict[str, str]]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pictures
 import pytest
 
-from pixart.dataset.sources import Item, Rejected, Sample, open_source
+from pixart.dataset.samples import Item, Rejected, Sample
+from pixart.dataset.sources import open_source
 
 needs_webdataset = pytest.mark.skipif(
     importlib.util.find_spec("webdataset") is None, reason="needs pip install webdataset"

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from published import build_alpha, build_sigma
 
-from pixart.checkpoint.load import load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
 from pixart.generate import main
 from pixart.generation.pictures import read_request

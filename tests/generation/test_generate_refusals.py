@@ -15,7 +15,8 @@ from PIL import Image
 from published import build_sigma
 from safetensors.torch import load_file, save_file
 
-from pixart.checkpoint.load import load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
 from pixart.generate import main
 from pixart.pipeline.text_to_image import Pipeline

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pixart.config import EMBEDDED
 from pixart.evaluation.caption_accuracy import Accuracy, Task, measure, read_report, table
 from pixart.generate import main
-from pixart.pipeline.text_to_image import EMBEDDED, Pipeline
+from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import draw, sample_scene

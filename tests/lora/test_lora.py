@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from small_model import PARITY_TOLERANCE, build, inputs, relative_error
 from torch import Tensor, nn
 
-from pixart.checkpoint.load import load_transformer, save_transformer
-from pixart.checkpoint.names import CheckpointError, CheckpointWriteError
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
+from pixart.files import CheckpointError, CheckpointWriteError
 from pixart.lora.adapters import TARGETS, add_lora, load_lora, merge_lora, parse_lora, save_lora
 from pixart.model.transformer import PixArt
 

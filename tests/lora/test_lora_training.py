@@ -28,7 +28,8 @@ from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.train import main as train
-from pixart.training.stage import Batch, Data, LoRA, Stage, load_recipe
+from pixart.training.recipe import load_recipe
+from pixart.training.stage import Batch, Data, LoRA, Stage
 from pixart.training.tasks.transformer import DenoisingTask
 from pixart.training.trainer import Trainer
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from pixart.config import RELEASED, KVCompression, PixArtConfig
+from pixart.config import KVCompression, PixArtConfig
+from pixart.releases import RELEASED
 
 COMPRESS = {"sampling": "conv", "scale_factor": 2, "kv_compress_layer": [27, 14]}
 

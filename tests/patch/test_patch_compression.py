@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from small_model import build, inputs, relative_error
 from torch import nn
 
-from pixart.checkpoint.load import load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.names import NULL_CAPTION, to_diffusers
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
 from pixart.model.transformer import PixArt
 from pixart.patch import accelerate, restore

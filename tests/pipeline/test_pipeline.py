@@ -16,9 +16,11 @@ from pipelines import CHANNELS, SMALL, drawn, levels_apart, link_all_but, open_p
 from published import build_alpha, build_sigma
 from tiny_checkpoints import edit_json
 
-from pixart.checkpoint.load import CheckpointError, load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
 from pixart.device import choose_device
+from pixart.files import CheckpointError
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled, Progress, initial_noise, seed_generators
 

@@ -12,7 +12,9 @@ from published import build_alpha, build_sigma
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import edit_json
 
-from pixart.checkpoint.load import CheckpointError, load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
+from pixart.files import CheckpointError
 from pixart.model.transformer import PixArt
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled

@@ -7,7 +7,8 @@ from small_model import KEPT, build, inputs, mask_of, relative_error, sizes
 from torch import Tensor
 
 from pixart.config import KVCompression
-from pixart.sampler.denoiser import MAX_GRAPHS, CudaGraphs, PictureDenoiser
+from pixart.sampler.cuda_graphs import MAX_GRAPHS, CudaGraphs
+from pixart.sampler.denoiser import PictureDenoiser
 from pixart.text.encoder import PromptEmbeddings
 
 CPU = torch.device("cpu")

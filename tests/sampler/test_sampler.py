@@ -5,14 +5,8 @@ import threading
 import pytest
 import torch
 
-from pixart.sampler.loop import (
-    SCHEDULERS,
-    Cancelled,
-    initial_noise,
-    make_scheduler,
-    sample,
-    seed_generators,
-)
+from pixart.sampler.loop import Cancelled, initial_noise, sample, seed_generators
+from pixart.sampler.schedulers import SCHEDULERS, make_scheduler
 
 LEVELS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 MEAN, DEVIATION = 0.7, 0.5

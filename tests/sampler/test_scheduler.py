@@ -1,15 +1,8 @@
 import pytest
 import torch
 
-from pixart.sampler.loop import (
-    SCHEDULERS,
-    default_guidance,
-    default_steps,
-    initial_noise,
-    make_scheduler,
-    sample,
-    seed_generators,
-)
+from pixart.sampler.loop import initial_noise, sample, seed_generators
+from pixart.sampler.schedulers import SCHEDULERS, default_guidance, default_steps, make_scheduler
 
 # As the scheduler_config.json of the released PixArt pipelines reads.
 PUBLISHED = {

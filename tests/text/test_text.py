@@ -12,9 +12,10 @@ import published
 import pytest
 import torch
 
+from pixart.files import fingerprint
 from pixart.text import encoder as text_module
-from pixart.text.cache import fingerprint
-from pixart.text.encoder import PromptEmbeddings, TextEncoder, load_tokenizer, tokenize
+from pixart.text.encoder import PromptEmbeddings, TextEncoder
+from pixart.text.tokenizer import load_tokenizer, tokenize
 
 PROMPTS = ["a red circle left of a blue square", "", "Two happy birds, and a cloud in the snow!"]
 LONG = "a cat and a dog on a boat with the moon above a river at night"

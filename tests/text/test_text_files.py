@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixart.checkpoint.names import CheckpointError
+from pixart.files import CheckpointError
 from pixart.text import cache as text_cache
 from pixart.text.cache import Encoded, PromptCache
-from pixart.text.encoder import TextEncoder, load_tokenizer
+from pixart.text.encoder import TextEncoder
+from pixart.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from pictures import folder
 from published import build_sigma
 from small_model import build
 
-from pixart.checkpoint.load import load_transformer, save_transformer
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
 from pixart.data import main as data
 from pixart.dataset.batches import FeatureDataset
 from pixart.diffusion import training_loss

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import sample_scene
-from pixart.training.stage import Stage, load_recipe
+from pixart.training.recipe import load_recipe
+from pixart.training.stage import Stage
 from pixart.training.tasks import text_encoder
 from pixart.training.tasks.shapes import train_tokenizer
 from pixart.training.tasks.text_encoder import (

@@ -16,7 +16,7 @@ from pixart.config import KVCompression
 from pixart.data import main as data
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.train import main as train
-from pixart.training.stage import load_recipe
+from pixart.training.recipe import load_recipe
 from pixart.training.starts import planned_config, set_null_caption
 from pixart.training.state import latest_checkpoint
 

@@ -20,12 +20,13 @@ from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import WORDS, describe, parse
 from pixart.shapes.scene import draw, sample_scene
 from pixart.train import main as train
+from pixart.training.batch import stack
+from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
-from pixart.training.stage import Stage, load_recipe
+from pixart.training.stage import Stage
 from pixart.training.state import latest_checkpoint
 from pixart.training.tasks.autoencoder import anchor_latents
 from pixart.training.tasks.shapes import ShapesTask, draw_sample, train_tokenizer
-from pixart.training.tasks.transformer import stack
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [

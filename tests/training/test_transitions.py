@@ -7,9 +7,11 @@ import pytest
 import torch
 from small_model import KEPT, SMALL, build, inputs, mask_of, relative_error, sizes
 
-from pixart.checkpoint.load import load_transformer, save_transformer
-from pixart.config import RELEASED, KVCompression, PixArtConfig
+from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.save import save_transformer
+from pixart.config import KVCompression, PixArtConfig
 from pixart.model.transformer import PixArt
+from pixart.releases import RELEASED
 from pixart.resolution import position_embedding
 from pixart.training.transitions import (
     Start,

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixart import memory
-from pixart.checkpoint.names import CheckpointError
-from pixart.memory import free_memory
+from pixart import device as device_module
+from pixart.device import free_memory
+from pixart.files import CheckpointError
 from pixart.vae import autoencoder as vae_module
 from pixart.vae.autoencoder import VAE, Plan, to_images
 
@@ -226,7 +226,7 @@ def test_wrong_arguments_are_named(vae: VAE, tmp_path: Path) -> None:
 def test_free_memory_respects_a_containers_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(device_module, "CONTROL_GROUP", tmp_path)
     unlimited = free_memory("cpu")
     assert unlimited > 1 << 20
     (tmp_path / "memory.max").write_text("1000000\n")

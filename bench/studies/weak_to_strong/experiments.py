@@ -24,11 +24,12 @@ from pixart.evaluation.caption_accuracy import captions, draw_captions, measure
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.batch import Sample, stack
 from pixart.training.ema import EMA
-from pixart.training.stage import Stage, load_recipe
+from pixart.training.recipe import load_recipe
+from pixart.training.stage import Stage
 from pixart.training.tasks.autoencoder import load_vae
 from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair
-from pixart.training.tasks.transformer import Sample, stack
 from pixart.training.trainer import Trainer
 from pixart.training.transitions import add_kv_compression, interpolate_positions
 from pixart.vae.autoencoder import to_images

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixart.dataset.buckets import share
+from pixart.distributed import own, rank, share, world_size
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
-from pixart.training.parallel import own, rank, world_size
+from pixart.training.batch import whole_state
 from pixart.training.stage import Stage
-from pixart.training.tasks.transformer import whole_state
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DOWNSAMPLE = 8

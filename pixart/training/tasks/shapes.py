@@ -15,27 +15,21 @@ from torch import Tensor, nn
 
 from pixart.checkpoint.load import load_transformer
 from pixart.config import PixArtConfig
-from pixart.dataset.buckets import share
 from pixart.diffusion import add_noise, training_loss
+from pixart.distributed import own, rank, share, world_size
+from pixart.files import read_json
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
-from pixart.training.parallel import own, rank, world_size
+from pixart.training.batch import Sample, draw_timestep, stack, whole_state
 from pixart.training.plan import forward_flops
+from pixart.training.previews import draw_pictures
 from pixart.training.stage import Data, Stage
 from pixart.training.starts import adapt
 from pixart.training.tasks.autoencoder import anchor_latents
-from pixart.training.tasks.transformer import (
-    Sample,
-    draw_pictures,
-    draw_timestep,
-    stack,
-    whole_state,
-)
-from pixart.weights import read_json
 
 VOCABULARY = 320
 ANY_SCENE = dict(Data().scenes)
@@ -158,7 +152,7 @@ class ShapesTask:
     """
 
     def __init__(self, model: Pair, stage: Stage, spiece: Path, vae: nn.Module) -> None:
-        from pixart.text.encoder import load_tokenizer
+        from pixart.text.tokenizer import load_tokenizer
 
         self.model: nn.Module = model
         self.transformer, self.text_encoder = model.transformer, model.text_encoder

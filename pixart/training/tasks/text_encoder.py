@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.dataset.batches import pad
-from pixart.dataset.buckets import share
+from pixart.distributed import own, rank, share, world_size
 from pixart.shapes.scene import COLOURS, RADII, SHAPES
-from pixart.training.parallel import own, rank, world_size
+from pixart.training.batch import whole_state
 from pixart.training.stage import Stage
 from pixart.training.state import load_average
 from pixart.training.tasks.shapes import build_text_encoder, draw_scene
-from pixart.training.tasks.transformer import whole_state
 
 CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))
 PLACE_SCALE = 4.0  # brings places, in sides from the centre, to the order of 1
@@ -71,7 +70,7 @@ class ReadingTask:
     colour, size and place. spiece: the tokenizer's."""
 
     def __init__(self, stage: Stage, spiece: Path) -> None:
-        from pixart.text.encoder import load_tokenizer
+        from pixart.text.tokenizer import load_tokenizer
 
         self.width = stage.size.caption_channels
         self.model: nn.Module = Reader(build_text_encoder(self.width))

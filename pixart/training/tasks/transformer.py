@@ -6,79 +6,30 @@ from a generator of (seed, stage, step, place in the batch), whichever process c
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from pixart.checkpoint.load import empty_model, save_transformer
+from pixart.checkpoint.load import empty_model
+from pixart.checkpoint.save import save_transformer
 from pixart.config import PixArtConfig
-from pixart.dataset.batches import FeatureDataset, pad
-from pixart.dataset.buckets import epoch_plan, share
-from pixart.diffusion import NUM_TIMESTEPS, add_noise, training_loss
+from pixart.dataset.batches import FeatureDataset
+from pixart.dataset.buckets import epoch_plan
+from pixart.diffusion import add_noise, training_loss
+from pixart.distributed import mean_over_processes, own, rank, share, world_size
 from pixart.lora.adapters import add_lora, merge_lora, save_lora
 from pixart.model.transformer import PixArt
-from pixart.pipeline.text_to_image import Pipeline
-from pixart.training.parallel import mean_over_processes, own, rank, world_size
+from pixart.training.batch import Sample, draw_timestep, stack, whole_state
 from pixart.training.plan import forward_flops
+from pixart.training.previews import draw_pictures
 from pixart.training.stage import Stage
 
 logger = logging.getLogger("pixart")
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one place of a batch trains on, or B of them stacked.
-
-    latents, noise: (B, C, h, w) fp32. timesteps: (B,). features: (B, L, D), mask: (B, L). size:
-    (B, 2) and aspect_ratio: (B, 1) for micro-conditioned models. weight: (B,) of the loss.
-    """
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    features: Tensor
-    mask: Tensor
-    size: Tensor
-    aspect_ratio: Tensor
-    weight: Tensor
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def to(self, device: torch.device) -> "Sample":
-        moved = (getattr(self, one.name).to(device, non_blocking=True) for one in fields(self))
-        return Sample(*moved)
-
-
-def whole_state(model: nn.Module) -> Any:
-    """The state dict on the host of the first process, put together if it is cut among several."""
-    return get_model_state_dict(model, options=_WHOLE)
-
-
-def stack(samples: Sequence[Sample]) -> Sample:
-    """One batch of single samples of a bucket, captions padded to the longest."""
-    features, mask = pad([sample.features[0][sample.mask[0]] for sample in samples])
-    joined = {
-        one.name: torch.cat([getattr(sample, one.name) for sample in samples])
-        for one in fields(Sample)
-        if one.name not in ("features", "mask")
-    }
-    return Sample(features=features, mask=mask, **joined)
-
-
-def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
-    """One timestep (1,): uniform, or logit-normal with a mean."""
-    if mean is None:
-        return torch.randint(0, NUM_TIMESTEPS, (1,), generator=generator)
-    part = torch.sigmoid(torch.randn(1, generator=generator) + mean)
-    return (NUM_TIMESTEPS * part).long().clamp(max=NUM_TIMESTEPS - 1)
 
 
 class DenoisingTask:
@@ -292,24 +243,6 @@ class DenoisingTask:
             if place < count:
                 total += mse
         return float(mean_over_processes(total) * world / count)
-
-
-def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
-    """The stage's validation prompts, each from noise of its own that is the same every time."""
-    validation, side = stage.validation, stage.resolution
-    for number, prompt in enumerate(validation.prompts):
-        drawn = pipe.draw(
-            prompt,
-            height=side,
-            width=side,
-            seed=number,
-            steps=validation.sampling_steps,
-            guidance=validation.guidance,
-            batched=False,  # not as each process's free memory allows: a cut model runs in all
-        )
-        if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            drawn.image.save(folder / f"{number:02d}.png")
 
 
 def _scaling_factor(dataset: FeatureDataset, stage: Stage) -> float:

@@ -1,0 +1,98 @@
+"""Save transformers: official .pth, diffusers directories, and safetensors of our own."""
+
+import json
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from pixart.checkpoint.config import (
+    config_to_diffusers,
+    is_compressed,
+)
+from pixart.checkpoint.names import (
+    NOT_IN_DIFFUSERS,
+    NULL_CAPTION,
+    POSITIONS,
+    to_diffusers,
+)
+from pixart.checkpoint.write import (
+    check_destination,
+    write_directory,
+    write_official,
+    write_safetensors,
+)
+from pixart.config import PixArtConfig
+from pixart.files import written_aside
+from pixart.model.transformer import PixArt
+from pixart.resolution import position_embedding
+
+logger = logging.getLogger("pixart")
+
+_SUFFIXES = {".safetensors": "pixart", ".pth": "official", ".pt": "official", "": "diffusers"}
+
+
+def save_transformer(
+    model: PixArt,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model in the dtype that it has: whole, or not at all (CheckpointWriteError).
+
+    format: "pixart" (one safetensors file, the configuration in its metadata), "official" (.pth) or
+    "diffusers" (a directory); None takes it from the path's suffix. max_shard_size: bytes or "5GB",
+    for diffusers directories. A checkpoint of the same format is replaced; anything else at path is
+    an error unless overwrite, and always if it is a directory that holds more than a checkpoint.
+    """
+    path = Path(path)
+    format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
+    if format not in _SUFFIXES.values():
+        raise ValueError(
+            "format must be official, diffusers or pixart, or follow from the suffix "
+            f"(.pth, none, .safetensors), got {format!r} for {path}"
+        )
+    if max_shard_size is not None and format != "diffusers":
+        raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
+    if adapters := getattr(model, "peft_config", {}):
+        raise ValueError(
+            f"model must be plain, got {len(adapters)} LoRA adapters; merge_lora puts them into its "
+            "weights, save_lora writes them alone"
+        )
+    check_destination(path, format, overwrite)
+    config = model.config
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if not getattr(model, "null_caption_stored", True):
+        del tensors[NULL_CAPTION]
+    with written_aside(path) as aside:
+        if format == "pixart":
+            metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
+            write_safetensors(aside, tensors, metadata)
+        elif format == "official":
+            tensors = {POSITIONS: _positions(config, tensors)} | tensors
+            write_official(aside, tensors, config.to_dict())
+        else:
+            buffers = {name: tensors[name] for name in (NULL_CAPTION,) if name in tensors}
+            values = config_to_diffusers(config)
+            extra = {key: getattr(config, key) for key in NOT_IN_DIFFUSERS}
+            write_directory(aside, values, to_diffusers(tensors), buffers, extra, max_shard_size)
+    _say_who_cannot_run(config, format)
+
+
+def _positions(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:
+    """The table of the native size: other programs read input_size and pe_interpolation from it."""
+    side = config.base_size
+    table = position_embedding(config.hidden_size, (side, side), side, config.pe_interpolation)
+    return table[None].to(tensors["x_embedder.proj.weight"].dtype)
+
+
+def _say_who_cannot_run(config: PixArtConfig, format: str) -> None:
+    if format == "official":
+        try:
+            config.to_official()
+        except ValueError as error:
+            logger.info("the official code cannot run this model: %s", error)
+    elif format == "diffusers" and (is_compressed(config) or config.qk_norm):
+        logger.info("diffusers cannot run this model: it drops the tensors that it does not know")

@@ -1,0 +1,92 @@
+"""Several processes under torchrun, on one machine or many; alone, all of it is idle."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+Item = TypeVar("Item")
+
+
+def share(batch: Sequence[Item], rank: int, world: int) -> list[Item]:
+    """The part of a batch that process `rank` of `world` takes; all parts are of one size.
+
+    Raises ValueError if the batch cannot be shared evenly.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to {world - 1}, got {rank}")
+    if len(batch) % world:
+        raise ValueError(f"batch must be a multiple of the {world} processes, got {len(batch)}")
+    part = len(batch) // world
+    return list(batch[rank * part : (rank + 1) * part])
+
+
+def connect(device: torch.device) -> None:
+    """Join the processes that torchrun started, if it did, and take this process's own GPU."""
+    if "RANK" not in os.environ or distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave(code: int) -> NoReturn:
+    """Exit. Under torchrun without Python's own shutdown: Gloo's threads, which nothing ends while
+    a model that was cut among processes lives, may release their last tensors then, and releasing
+    one in a Python that shuts down aborts the process (pytorch/pytorch#179291)."""
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def own(batch: Sequence[Item]) -> list[Item]:
+    """The part of a batch that this process takes. Raises ValueError if it is not even."""
+    return share(batch, rank(), world_size())
+
+
+def barrier() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor cut among processes that lies here, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a small tensor, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def max_over_processes(value: float, device: torch.device) -> float:
+    """The largest that a process has."""
+    if not distributed.is_initialized():
+        return value
+    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return float(largest)
+
+
+def any_process(wish: bool, device: torch.device) -> bool:
+    """Whether some process wishes so: all must stop at the same step."""
+    return bool(max_over_processes(float(wish), device))

@@ -1,0 +1,135 @@
+"""Schedulers by name: diffusers' classes, and the single step of DMD."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pixart.sampler.one_step import OneStep
+
+
+class Scheduler(Protocol):
+    """The part of a diffusers scheduler that the sampler uses."""
+
+    config: Any
+    timesteps: Tensor
+    alphas_cumprod: Tensor
+    init_noise_sigma: Any
+
+    def set_timesteps(self, num_inference_steps: int) -> None: ...
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A diffusers scheduler class and the options that make it the solver of this name."""
+
+    class_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS = {
+    "dpm-solver++": Solver("DPMSolverMultistepScheduler"),
+    "sa-solver": Solver("SASolverScheduler"),
+    # DDIM is DPM-Solver++ of order 1. diffusers' DDIMScheduler assumes that the number of steps
+    # divides 1000: otherwise its steps fall short of the next timestep and noise remains.
+    "ddim": Solver("DPMSolverMultistepScheduler", {"solver_order": 1}),
+    "euler": Solver("EulerDiscreteScheduler"),
+    "unipc": Solver("UniPCMultistepScheduler"),
+    "lcm": Solver("LCMScheduler"),
+    "dmd": Solver("OneStep"),
+}
+
+
+# What a model was trained with, as opposed to how it is sampled.
+_TRAINING = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+
+
+_DISTILLATION = ("original_inference_steps", "timestep_scaling")  # of consistency models
+
+
+_DEFAULTS = {  # steps, guidance
+    "SASolverScheduler": (25, 4.5),
+    "LCMScheduler": (4, 1.0),
+    "OneStep": (1, 1.0),
+}
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = None) -> Scheduler:
+    """Return a scheduler by name for a model whose pipeline has this scheduler_config.json.
+
+    name: one of SCHEDULERS; None for the pipeline's own scheduler as it is or, without one,
+    DPM-Solver++. With a name only the training facts are taken from the config (betas, prediction
+    type, the steps of a distilled model): how another solver was tuned does not carry over.
+    """
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
+    facts = dict(config or {})
+    if "_class_name" in facts:
+        own = _find_class(facts["_class_name"]).from_config(facts)
+        if name is None:
+            return _check_prediction(own)
+        facts = dict(own.config)
+    return _check_prediction(_build(SCHEDULERS[name or "dpm-solver++"], facts))
+
+
+def _find_class(class_name: object) -> Any:
+    from diffusers import schedulers
+
+    scheduler_class = getattr(schedulers, str(class_name), None)
+    if not hasattr(scheduler_class, "scale_model_input"):  # those for flow matching have none
+        raise ValueError(
+            f"scheduler must be one of {', '.join(SCHEDULERS)}; "
+            f"the pipeline's own {class_name} is not supported"
+        )
+    return scheduler_class
+
+
+def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
+    is_ours = solver.class_name == OneStep.__name__
+    scheduler_class: Any = OneStep if is_ours else _find_class(solver.class_name)
+    accepted = inspect.signature(scheduler_class.__init__).parameters
+    training = {key: facts.get(key, default) for key, default in _TRAINING.items()}
+    refused = [key for key, value in training.items() if value and key not in accepted]
+    if refused:
+        raise ValueError(
+            f"scheduler must support the model's {refused[0]}={training[refused[0]]}, "
+            f"got {solver.class_name}; leave the scheduler out to use the pipeline's own"
+        )
+    distillation = {key: facts[key] for key in _DISTILLATION if key in facts}
+    options = {**training, **distillation, **solver.options}
+    return scheduler_class(**{key: value for key, value in options.items() if key in accepted})
+
+
+def _check_prediction(scheduler: Scheduler) -> Scheduler:
+    if scheduler.config.prediction_type not in PREDICTIONS:
+        raise ValueError(
+            f"prediction_type must be one of {', '.join(PREDICTIONS)}, "
+            f"got {scheduler.config.prediction_type!r}"
+        )
+    return scheduler
+
+
+def default_steps(scheduler: Scheduler) -> int:
+    return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[0]
+
+
+def default_guidance(scheduler: Scheduler) -> float:
+    """Return 4.5, or 1 (no guidance) for distilled models, which have it inside."""
+    return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[1]

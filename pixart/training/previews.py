@@ -1,0 +1,25 @@
+"""Pictures of fixed prompts while a stage trains."""
+
+from pathlib import Path
+
+from pixart.distributed import rank
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.stage import Stage
+
+
+def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
+    """The stage's validation prompts, each from noise of its own that is the same every time."""
+    validation, side = stage.validation, stage.resolution
+    for number, prompt in enumerate(validation.prompts):
+        drawn = pipe.draw(
+            prompt,
+            height=side,
+            width=side,
+            seed=number,
+            steps=validation.sampling_steps,
+            guidance=validation.guidance,
+            batched=False,  # not as each process's free memory allows: a cut model runs in all
+        )
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn.image.save(folder / f"{number:02d}.png")
