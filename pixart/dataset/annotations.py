@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import write_json
+from pixart.files import claimed, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -186,24 +186,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _appending(
     output: Path,
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """The lines that a file holds and a function that adds one. No other process may do so."""
-    import fcntl
+    """The lines that a file holds and a function that adds one. No other process may do so.
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output must be free, another process writes {output}") from None
-        lines = read_lines(output)
-        _end_last_line(file)
+    The lock stays beside the file: whoever removes one takes it from under those who wait for it.
+    """
+    with claimed(output.with_name(f".{output.name}.lock"), wait=False) as mine:
+        if not mine:
+            raise ValueError(f"output must be free, another process writes {output}")
+        with output.open("a+b") as file:
+            lines = read_lines(output)
+            _end_last_line(file)
 
-        def append(values: dict[str, Any]) -> None:
-            file.write(json.dumps(values).encode() + b"\n")
-            file.flush()
+            def append(values: dict[str, Any]) -> None:
+                file.write(json.dumps(values).encode() + b"\n")
+                file.flush()
 
-        yield lines, append
-        os.fsync(file.fileno())
+            yield lines, append
+            os.fsync(file.fileno())
 
 
 def _end_last_line(file: IO[bytes]) -> None:

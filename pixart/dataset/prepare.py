@@ -10,6 +10,7 @@ is a file in work/, named by a digest of its samples and the settings, so that t
 again only what was not finished, or what has changed since.
 """
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -130,10 +131,16 @@ class Preparation:
     def _do(self, chunk: list[Item], file: Path, wait: bool) -> None:
         if self._is_done(file):
             return
-        with claimed(file.with_suffix(".lock"), wait=wait) as mine:
+        lock = file.with_suffix(".lock")
+        with claimed(lock, wait=wait) as mine:
             if mine and not self._is_done(file):
                 self.store.refresh()
                 write_json(file, asdict(self._prepare(chunk)))
+        if mine:
+            # Another process may have opened the old file and lock it next, beside one that locks a
+            # new file: both find the chunk done. Windows removes no file that is open elsewhere.
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
 
     def _is_done(self, file: Path) -> bool:
         """Whether a chunk was prepared, and nobody has deleted its features since."""

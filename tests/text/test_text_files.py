@@ -147,3 +147,16 @@ def test_what_was_not_used_for_longest_leaves_a_cache_that_is_too_large(
     ]
     assert kept == ["new", "old", "oldest", "another", "one more"]
     assert "removed the 1 prompts that were not used for longest" in caplog.text
+
+
+def test_what_a_killed_process_was_writing_leaves_a_full_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".entry.abc"
+    left.mkdir()
+    (left / "new").write_bytes(bytes(1000))
+    os.utime(left, (1e9, 1e9))
+    monkeypatch.setattr(text_cache, "LIMIT", 500)
+    cache = PromptCache(tmp_path, {})
+    cache.write("a cat", False, Encoded(torch.zeros(4, 8), 4, ""))
+    assert [path.name for path in tmp_path.iterdir()] == [cache.path("a cat", False).name]
