@@ -175,19 +175,19 @@ def _items(options: Prepare) -> "Iterable[Item]":
 def caption(options: Caption) -> str:
     """Returns a sentence on what was captioned."""
     from pixart.dataset.annotations import check_output
-    from pixart.dataset.captioning import Wish, caption_source, open_endpoint, open_model
+    from pixart.dataset.captioning import CaptionRequest, caption_source, open_endpoint, open_model
     from pixart.dataset.sources import open_source
     from pixart.device import choose_device
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    wish = Wish(options.prompt, options.max_tokens, options.name, options.count)
+    request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
     if options.endpoint:
-        captioner = open_endpoint(options.endpoint, options.model, wish)
-        tally = caption_source(items, options.output, captioner, wish, options.workers)
+        captioner = open_endpoint(options.endpoint, options.model, request)
+        tally = caption_source(items, options.output, captioner, request, options.workers)
     else:
-        captioner = open_model(options.model, wish, choose_device(options.device))
-        tally = caption_source(items, options.output, captioner, wish, 1)
+        captioner = open_model(options.model, request, choose_device(options.device))
+        tally = caption_source(items, options.output, captioner, request, 1)
     return _told(tally, options.output, "captioned")
 
 
