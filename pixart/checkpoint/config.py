@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixart.checkpoint.names import NULL_CAPTION, POSITIONS, listed
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
-from pixart.model.compression import _initial_values
+from pixart.model.compression import initial_values
 from pixart.resolution import position_embedding
 
 _PUBLISHED_HEAD_DIM = 72
@@ -340,16 +340,14 @@ def open_compression(
             f"is compressed as {stored}; kv_compression must be that or None, got {requested}"
         )
     config = replace(config, kv_compression=requested)
-    new = _initial_values(requested)
-    shapes = {"sr.weight": (config.hidden_size, 1, requested.ratio, requested.ratio)}
+    new = initial_values(requested, config.hidden_size)
     for layer in requested.layers:
         like = tensors.get(f"blocks.{layer}.attn.proj.weight", torch.empty(0))
-        for name, value in new.items():
-            shape = shapes.get(name, (config.hidden_size,))
+        for name, (shape, value) in new.items():
             tensors[f"blocks.{layer}.attn.{name}"] = like.new_full(shape, value)
     where = f"blocks.{{{_ranges(requested.layers)}}}.attn"
-    said = ", ".join(f"{where}.{name} = {value:.4g}" for name, value in new.items())
-    return config, [f"was dense; initialised for compression: {said or 'no tensors'}"]
+    added = ", ".join(f"{where}.{name} = {value:.4g}" for name, (_, value) in new.items())
+    return config, [f"was dense; initialised for compression: {added or 'no tensors'}"]
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -4,24 +4,18 @@ Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption toke
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.compression import _layer_norm, _merge_weights, compress_tokens
-from pixart.model.mlp import MLP, is_plain
-from pixart_kernels import (
-    flash_attention,
-    fold_projection,
-    gate_add,
-    gate_add_modulate,
-)
+from pixart.model.compression import compress_tokens, layer_norm
+from pixart.model.folding import FoldedProjection, folds
+from pixart.model.mlp import MLP
+from pixart_kernels import flash_attention, gate_add, gate_add_modulate
 
 KeysValues = tuple[Tensor, Tensor]  # (B, L, H, D) each
-FOLDED_TOKENS = 256  # merged ones, at least, that repay reading R² times the weights
 
 
 @dataclass(frozen=True)
@@ -79,65 +73,29 @@ class SelfAttention(nn.Module):
             )
         has_norm = compression is not None and compression.norm == "layer"
         self.norm = nn.LayerNorm(width) if has_norm else None
-        self._folded: tuple[object, list[Tensor], tuple[Tensor, Tensor]] | None = None
+        self._folded = FoldedProjection()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self._folds(x, grid):
-            return self._attend(*self._project_folded(x, grid))
+        """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
+        compression = self.compression
+        if compression is not None and self._folds(x, grid):
+            merging = (compression.ratio, self.sr, self.norm)
+            return self._attend(*self._folded.project(x, grid, self.qkv, *merging))
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = _layer_norm(q, self.q_norm), _layer_norm(k, self.k_norm)
-        if self.compression is not None:
-            k, v = compress_tokens(k, v, grid, self.compression, self.sr, self.norm)  # (B, M, C)
+            q, k = layer_norm(q, self.q_norm), layer_norm(k, self.k_norm)
+        if compression is not None:
+            k, v = compress_tokens(k, v, grid, compression, self.sr, self.norm)  # (B, M, C)
         return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (tokens.unflatten(2, (self.num_heads, -1)) for tokens in (q, k, v))
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (q, k, v))  # (B, N or M, H, D)
         return self.proj(flash_attention(q, k, v).flatten(2))
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
-        """Whether projecting and merging K and V are one product. Its share of the time of both (C =
-        1152, two Sapphire Rapids cores, torch 2.13) depends on the tokens that are left, 64, 256 or
-        1,024: with R = 2 1.27, 0.99, 0.75 in bf16 and 1.12, 0.98, 0.86 in fp32; with R = 4 1.67,
-        0.96, 0.66 in bf16. On a GPU it is not measured, and not done."""
-        compression, layer = self.compression, self.qkv
-        return (
-            compression is not None
-            and compression.sampling in ("conv", "average")
-            and compression.ratio > 1
-            and len(x) * x.shape[1] >= FOLDED_TOKENS * compression.ratio**2
-            and not (grid[0] % compression.ratio or grid[1] % compression.ratio)
-            and self.k_norm is None
-            and x.device.type == "cpu"
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            and is_plain(layer, x)
-            and not layer.weight.is_inference()  # those do not count their changes
-        )
-
-    def _project_folded(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.compression is not None
-        ratio, width = self.compression.ratio, x.shape[2]
-        rows, cols = grid[0] // ratio, grid[1] // ratio
-        patches = x.view(len(x), rows, ratio, cols, ratio, width).transpose(2, 3)
-        weight, bias = self._folded_weights(ratio)
-        k, v = F.linear(patches.reshape(len(x), rows * cols, -1), weight, bias).chunk(2, dim=-1)
-        if self.norm is not None:
-            k, v = _layer_norm(k, self.norm), _layer_norm(v, self.norm)
-        q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
-        return q, k, v
-
-    def _folded_weights(self, ratio: int) -> tuple[Tensor, Tensor]:
-        """Kept until a weight changes: folding takes as long as projecting some hundred tokens."""
-        sources = [self.qkv.weight, self.qkv.bias]
-        sources += [] if self.sr is None else [self.sr.weight, cast(Tensor, self.sr.bias)]
-        # Held, so that nothing else can come to lie where they lay.
-        key = [(id(source), source.data_ptr(), source._version, source.dtype) for source in sources]
-        if self._folded is None or self._folded[0] != key:
-            width = self.qkv.in_features
-            projection = (self.qkv.weight[width:], self.qkv.bias[width:])
-            merging = _merge_weights(self.qkv.weight, ratio, self.sr)
-            self._folded = (key, sources, fold_projection(*projection, *merging))
-        return self._folded[2]
+        if self.compression is None or self.k_norm is not None:  # a norm stands between
+            return False
+        return folds(x, grid, self.qkv, self.compression)
 
 
 class CrossAttention(nn.Module):

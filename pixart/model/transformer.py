@@ -19,6 +19,7 @@ from pixart.model.blocks import (
     KeysValues,
     SelfAttention,
 )
+from pixart.model.compression import initialise
 from pixart.model.embedders import CaptionEmbedder, PatchEmbedder, PositionTables, SinusoidEmbedder
 from pixart_kernels import modulate
 
@@ -194,10 +195,8 @@ class PixArt(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
         nn.init.normal_(self.y_embedder.y_embedding, std=self.config.caption_channels**-0.5)
         for module in self.modules():
-            if isinstance(module, SelfAttention) and module.sr is not None:
-                side = module.sr.kernel_size[0]
-                nn.init.constant_(module.sr.weight, side**-2)  # the mean of each patch
-                module.sr.bias.zero_()  # type: ignore[union-attr]
+            if isinstance(module, SelfAttention) and module.compression is not None:
+                initialise(module, module.compression, self.config.hidden_size)
             if isinstance(module, (Block, FinalLayer)):
                 nn.init.normal_(module.scale_shift_table, std=self.config.hidden_size**-0.5)
             if isinstance(module, CrossAttention):

@@ -40,7 +40,7 @@ def adapted(targets: tuple[str, ...] = EVERYWHERE, seed: int = 3, **changes: Any
 
 @pytest.fixture(autouse=True)
 def few_tokens_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixart.model.blocks.FOLDED_TOKENS", 1)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
 
 
 @pytest.fixture
