@@ -11,11 +11,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from pixart.checkpoint.config import is_compressed
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model.blocks import SelfAttention
+from pixart.model.compression import add_merging
 from pixart.model.embedders import PositionTables, SinusoidEmbedder
 from pixart.model.transformer import PixArt
 from pixart.training.calibration import Arguments, NormStart, fit_norm, measure
@@ -183,19 +183,10 @@ def _check_start(start: str, compression: KVCompression) -> None:
 def _install(
     attention: SelfAttention, compression: KVCompression, random: bool, fitted: NormStart | None
 ) -> None:
-    like, width, ratio = attention.proj.weight, attention.proj.out_features, compression.ratio
-    if compression.sampling == "conv":
-        # Not drawn unless asked for: a start without chance leaves the generator where it was.
-        shape: dict[str, Any] = {"kernel_size": ratio, "stride": ratio, "groups": width}
-        sr = skip_init(nn.Conv2d, width, width, **shape, device=like.device, dtype=like.dtype)
-        if random:
-            sr.reset_parameters()
-        else:
-            sr.weight.fill_(ratio**-2)
-            sr.bias.zero_()
-        attention.sr = sr
-    if compression.norm == "layer":
-        attention.norm = nn.LayerNorm(width, device=like.device, dtype=like.dtype)
+    like, width = attention.proj.weight, attention.proj.out_features
+    add_merging(attention, compression, width, like.device, like.dtype)
+    if random:
+        cast(nn.Conv2d, attention.sr).reset_parameters()
     if fitted is not None:
         cast(Any, attention.sr).bias.copy_(fitted.offset)
         cast(Any, attention.norm).weight.copy_(fitted.weight)
