@@ -39,6 +39,12 @@ class Tally:
     known: int = 0
     rejected: list[Rejected] = field(default_factory=list)
 
+    def summary(self, done: str, output: Path) -> str:
+        """A sentence on pictures that are `done`, such as "scored"."""
+        earlier = f", {self.known} before" if self.known else ""
+        where = f": see {_report(output)}" if self.rejected else ""
+        return f"{self.new} pictures {done}{earlier}, {len(self.rejected)} rejected{where}"
+
 
 def annotate(
     items: Iterable[Item],
@@ -78,8 +84,12 @@ def annotate(
                 append(result)
                 tally.new += 1
     rejected = [{"path": r.path, "reason": r.reason} for r in tally.rejected]
-    write_json(output.with_suffix(".report.json"), {"rejected": rejected}, indent=1)
+    write_json(_report(output), {"rejected": rejected}, indent=1)
     return tally
+
+
+def _report(output: Path) -> Path:
+    return output.with_suffix(".report.json")
 
 
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -96,6 +106,27 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def annotated(
+    items: Iterable[Item],
+    *,
+    prompt: str | None = None,
+    captions: Sequence[Path] = (),
+    scores: Path | None = None,
+    min_score: float | None = None,
+) -> Iterable[Item]:
+    """The items with one prompt for all, the captions of files, and only those that score enough.
+    ValueError for scores without a minimum, or the other way round."""
+    if (scores is None) != (min_score is None):
+        raise ValueError("--scores and --min-score must be given together, got one of them")
+    if prompt is not None:
+        items = with_prompt(items, prompt)
+    if captions:
+        items = with_captions(items, captions)
+    if scores is not None and min_score is not None:
+        items = with_scores(items, scores, min_score)
+    return items
 
 
 def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item]:
