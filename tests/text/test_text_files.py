@@ -4,31 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
-import published
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from text_encoders import encoder
 
 from pixart.files import CheckpointError
 from pixart.text import cache as text_cache
 from pixart.text.cache import Encoded, PromptCache
-from pixart.text.encoder import TextEncoder
 from pixart.text.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.build_sigma(tmp_path_factory.mktemp("sigma"), with_transformer=False)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "prompts"
-
-
-def encoder(pipeline: Path, cache: Path | None = None, **options: object) -> TextEncoder:
-    options = {"dtype": torch.float32} | options
-    return TextEncoder.from_pretrained(pipeline, cache_dir=cache, **options)
 
 
 def renamed(pipeline: Path, path: Path, name: str, **changes: torch.Tensor | None) -> Path:
