@@ -87,6 +87,6 @@ def max_over_processes(value: float, device: torch.device) -> float:
     return float(largest)
 
 
-def any_process(wish: bool, device: torch.device) -> bool:
-    """Whether some process wishes so: all must stop at the same step."""
-    return bool(max_over_processes(float(wish), device))
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in some process: all must stop at the same step."""
+    return bool(max_over_processes(float(flag), device))

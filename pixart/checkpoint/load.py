@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pixart.checkpoint.config import (
-    NOWHERE,
+    NO_PIPELINE,
     Surroundings,
     caption_length,
     config_from_diffusers,
@@ -120,12 +120,12 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     ema: bool = False,
     variant: str | None = None,
-    around: Surroundings = NOWHERE,
+    around: Surroundings = NO_PIPELINE,
 ) -> OpenedTransformer:
     """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
     the memory for its weights is taken by `OpenedTransformer.load`.
 
-    around: the pipeline that it is for, which tells what the checkpoint does not.
+    around: what is known from the pipeline that it is opened for.
     """
     path = Path(path)
     with _naming(path):
