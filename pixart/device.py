@@ -7,6 +7,7 @@ import torch
 
 
 def check_cuda_graph(wanted: bool, device: torch.device) -> None:
+    """Raise ValueError if launches cannot be recorded on this device."""
     if wanted and device.type != "cuda":
         raise ValueError(
             f"cuda_graph must be False on {device}, got True: only a CUDA device records its "

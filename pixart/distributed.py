@@ -48,10 +48,12 @@ def leave(code: int) -> NoReturn:
 
 
 def rank() -> int:
+    """Number of this process among all, 0 where it is alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -61,6 +63,7 @@ def own(batch: Sequence[Item]) -> list[Item]:
 
 
 def barrier() -> None:
+    """Wait until every process is here."""
     if distributed.is_initialized():
         distributed.barrier()
 

@@ -325,6 +325,7 @@ def _infer_compression(
 
 
 def is_compressed(config: PixArtConfig) -> bool:
+    """Whether some block merges its keys and values."""
     compression = config.kv_compression
     return compression is not None and any(map(compression.applies_to, compression.layers))
 

@@ -1,6 +1,6 @@
 """Open transformers: official .pth, diffusers directories, and safetensors of our own.
 
-`names` knows what tensors are called, `config` what model they make, `read` and `write` know files.
+names.py has the tensor names, config.py infers the configuration, read.py and write.py do the files.
 What had to be assumed or initialised is logged to "pixart" at INFO.
 """
 
@@ -67,6 +67,7 @@ class OpenedTransformer:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether `load` has read the weights."""
         return self._model is not None
 
     def load(self, device: str | torch.device = "cpu") -> PixArt:

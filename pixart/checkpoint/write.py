@@ -78,6 +78,7 @@ def whole_or_not_at_all(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a new file, with the permissions that the user's umask gives."""
     path.touch()
     mode = path.stat().st_mode  # save_file leaves a file that only its owner may read
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
@@ -85,6 +86,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 
 
 def write_official(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """A .pth as the official trainer saves it, with our configuration beside its "state_dict"."""
     # A tensor that is a part of something larger would take all of it to the file.
     whole = {
         name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone()

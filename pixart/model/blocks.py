@@ -30,6 +30,7 @@ class EncodedCaption:
 
     @property
     def batch(self) -> int:
+        """B."""
         return self.keys_values[0][0].shape[0]
 
     @property
@@ -50,6 +51,7 @@ class EncodedCaption:
         )
 
     def clone(self) -> "EncodedCaption":
+        """A copy in memory of its own."""
         pairs = tuple((k.clone(), v.clone()) for k, v in self.keys_values)
         return EncodedCaption(pairs, None if self.lengths is None else self.lengths.clone())
 
@@ -115,12 +117,16 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, caption: "Tensor | KeysValues", lengths: Tensor | None) -> Tensor:
-        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))
+        """x: (B, N, C); caption: (B, L, C), or what keys_values made of it; lengths: (B,) int32, how
+        many of the L tokens count, None for all. Returns (B, N, C)."""
+        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))  # (B, N, H, D)
         k, v = self.keys_values(caption) if isinstance(caption, Tensor) else caption
         return self.proj(flash_attention(q, k, v, kv_lengths=lengths).flatten(2))
 
 
 class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, each added to the residual stream."""
+
     def __init__(self, config: PixArtConfig, layer: int) -> None:
         super().__init__()
         width = config.hidden_size
@@ -151,16 +157,20 @@ class Block(nn.Module):
         """
         gate_attention, shift_mlp, scale_mlp, gate_mlp = rows
         x = gate_add(x, self.attn(modulated, grid), gate_attention)
-        branch = self.cross_attn(x, caption, lengths)  # neither normed nor gated
+        # PixArt's cross-attention is neither normed nor gated: it sees the residual stream itself.
+        branch = self.cross_attn(x, caption, lengths)  # (B, N, C)
         x, modulated = gate_add_modulate(x, branch, None, shift_mlp, scale_mlp)
         return gate_add_modulate(x, self.mlp(modulated), gate_mlp, *next_rows)
 
 
 class FinalLayer(nn.Module):
+    """The last projection, from tokens to patches of the prediction."""
+
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))
+        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))  # shift, scale
         self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
 
     def forward(self, modulated: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, patch_size² · out_channels), channels last within a patch."""
         return self.linear(modulated)

@@ -127,6 +127,7 @@ def _check_prediction(scheduler: Scheduler) -> Scheduler:
 
 
 def default_steps(scheduler: Scheduler) -> int:
+    """Return 20, or what this solver or distilled model is published with."""
     return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[0]
 
 

@@ -48,6 +48,7 @@ class PromptCache:
         self._used_since: float | None = time.time() - 2  # file systems may round times down
 
     def path(self, text: str, padded: bool) -> Path:
+        """The file of a prompt's entry, there or not."""
         key = json.dumps(self.identity | {"padded": padded, "text": text}, sort_keys=True)
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
@@ -68,6 +69,7 @@ class PromptCache:
             return False
 
     def read(self, text: str, padded: bool, dtype: torch.dtype) -> Encoded | None:
+        """The entry, None if there is none; one that cannot be read is none either, with a warning."""
         from safetensors import SafetensorError
 
         path = self.path(text, padded)
