@@ -26,9 +26,8 @@ from pixart.files import claimed, write_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Annotate = Callable[
-    ["Image"], dict[str, Any]
-]  # raises ImageError for a picture that it cannot take
+# Raises ImageError for a picture that it cannot take.
+Annotate = Callable[["Image"], dict[str, Any]]
 
 
 @dataclass

@@ -70,7 +70,7 @@ class Encoders:
 
     @property
     def multiple(self) -> int:
-        """Of pixels: the VAE's factor times the transformer's patch of 2."""
+        """Sides in pixels are multiples of this: the VAE's factor times the transformer's patch of 2."""
         return self.vae.downsample * 2
 
 
@@ -137,8 +137,8 @@ class Preparation:
                 self.store.refresh()
                 write_json(file, asdict(self._prepare(chunk)))
         if mine:
-            # Another process may have opened the old file and lock it next, beside one that locks a
-            # new file: both find the chunk done. Windows removes no file that is open elsewhere.
+            # Safe although others may hold the removed file locked and a new one at the same time:
+            # both find the chunk done. Windows removes no file that is open elsewhere.
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
 
