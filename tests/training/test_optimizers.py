@@ -188,7 +188,8 @@ import copy, torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from pixart.training.optimizers import Muon, OptimizerSettings, build_optimizers
-from pixart.training.processes import connect, leave, parallelise
+from pixart.distributed import connect, leave
+from pixart.training.parallel import parallelise
 connect(torch.device("cpu"))
 torch.manual_seed(0)
 sizes = [(64, 64), (64, 130), (128, 65)]
