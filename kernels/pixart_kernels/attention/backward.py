@@ -23,8 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import Autotuner
 
-from pixart_kernels.attention.bound import length_of
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import length_of, split, stride_divisor, strides_of
 from pixart_kernels.dispatch import launch
 
 # Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.attention.tiles import strides_of
+from pixart_kernels.attention.tiles import length_of, load_tile, strides_of
 
 # What the bound must not exceed so that exp2 of any score, sums of such and products of those with
 # V stay far inside the range of fp32, and the exponentials inside that of their dtype.
@@ -19,39 +19,6 @@ LIMITS = {torch.bfloat16: 64, torch.float16: 14}
 LOOKED_FOR_FROM = 2**22  # N · M from which the search pays
 ROWS = 128  # queries of which the longest is looked for together
 PARTS = 8  # programs that look for the longest key of a head
-
-
-@triton.jit
-def load_tile(
-    ptr,
-    stride,
-    tokens,
-    FIRST: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Channels from FIRST on of ROWS tokens; zeros beyond HEAD_DIM and, if MASKED, `tokens`."""
-    rows = tl.arange(0, ROWS)[:, None]
-    columns = FIRST + tl.arange(0, COLUMNS)[None, :]
-    ptrs = ptr + rows * stride + columns
-    if MASKED and FIRST + COLUMNS > HEAD_DIM:
-        return tl.load(ptrs, mask=(rows < tokens) & (columns < HEAD_DIM), other=0.0)
-    elif MASKED:
-        return tl.load(ptrs, mask=rows < tokens, other=0.0)
-    elif FIRST + COLUMNS > HEAD_DIM:
-        return tl.load(ptrs, mask=columns < HEAD_DIM, other=0.0)
-    else:
-        return tl.load(ptrs)
-
-
-@triton.jit
-def length_of(lengths_ptr, b, keys):
-    if lengths_ptr is not None:
-        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 0), keys).to(tl.int32)
-    else:
-        return keys
 
 
 @triton.jit

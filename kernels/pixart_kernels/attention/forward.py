@@ -28,13 +28,17 @@ from pixart_kernels.attention.bound import (
     PARTS,
     ROWS,
     is_bounded,
-    length_of,
     limit,
-    load_tile,
     longest_keys,
     longest_queries,
 )
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import (
+    length_of,
+    load_tile,
+    split,
+    stride_divisor,
+    strides_of,
+)
 from pixart_kernels.dispatch import launch
 
 
