@@ -288,11 +288,11 @@ def forward(
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     lengths = None if kv_lengths is None else kv_lengths.contiguous()
     with launch.on(q.device):
-        _launch(q, k, v, lengths, scale * math.log2(math.e), out, lse)
+        _launch_kernel(q, k, v, lengths, scale * math.log2(math.e), out, lse)
     return out, lse
 
 
-def _launch(
+def _launch_kernel(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, out: Tensor, lse: Tensor
 ) -> None:
     batch, queries, heads, head_dim = q.shape

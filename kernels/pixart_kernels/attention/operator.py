@@ -81,7 +81,7 @@ def _eager(
     return out.contiguous(), q.new_empty(0, dtype=torch.float32)
 
 
-def _launch(
+def _launch_forward(
     q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     from pixart_kernels.attention.forward import forward
@@ -137,7 +137,7 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 
 
 _attention = register_operator(
-    "flash_attention", _eager, launch=_launch, fake=_fake, save=_save, backward=_backward
+    "flash_attention", _eager, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
 )
 _attention_backward = register_backward(
     "flash_attention_backward", _launch_backward, fake=_fake_backward

@@ -75,7 +75,7 @@ def _compress(
     )
 
 
-def _launch(
+def _launch_forward(
     k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     from pixart_kernels.compression.kernels import forward
@@ -153,7 +153,7 @@ def _fake_backward(
 
 
 _compress_operator = register_operator(
-    "compress_kv", _compress, launch=_launch, fake=_fake, save=_save, backward=_backward
+    "compress_kv", _compress, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
 )
 _compress_backward = register_backward(
     "compress_kv_backward", _launch_backward, fake=_fake_backward

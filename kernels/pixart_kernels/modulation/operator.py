@@ -59,7 +59,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def _launch_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return _launch(x, None, None, shift, scale, eps)[1]
+    return _launch_forward(x, None, None, shift, scale, eps)[1]
 
 
 def _save_modulate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,7 +72,7 @@ def _gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _launch_gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return _launch(x, branch, gate, None, None, 0.0)[0]
+    return _launch_forward(x, branch, gate, None, None, 0.0)[0]
 
 
 def _save_gate_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,7 +94,7 @@ def _save_gate_add_modulate(
     _save(ctx, output[0], given, eps)
 
 
-def _launch(
+def _launch_forward(
     x: Tensor,
     branch: Tensor | None,
     gate: Tensor | None,
@@ -194,7 +194,7 @@ _gate_add_operator = register_operator(
 _gate_add_modulate_operator = register_operator(
     "gate_add_modulate",
     _gate_add_modulate,
-    launch=_launch,
+    launch=_launch_forward,
     fake=lambda x, branch, gate, shift, scale, eps: (x.new_empty(x.shape), x.new_empty(x.shape)),
     save=_save_gate_add_modulate,
     backward=lambda ctx, grad_y, grad_out: (*_backward(ctx, grad_y, grad_out), None),
