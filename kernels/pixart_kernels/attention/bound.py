@@ -17,8 +17,8 @@ from pixart_kernels.attention.tiles import length_of, load_tile, strides_of
 # V stay far inside the range of fp32, and the exponentials inside that of their dtype.
 LIMITS = {torch.bfloat16: 64, torch.float16: 14}
 LOOKED_FOR_FROM = 2**22  # N · M from which the search pays
-ROWS = 128  # queries of which the longest is looked for together
-PARTS = 8  # programs that look for the longest key of a head
+ROWS = tl.constexpr(128)  # queries of which the longest is looked for together
+PARTS = tl.constexpr(8)  # programs that look for the longest key of a head
 
 
 @triton.jit
@@ -34,7 +34,6 @@ def _longest_tokens(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     DIVISOR: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
     """The largest |x|² among each of the parts of a head, `size` tokens each."""
     row = tl.program_id(0) // parts
@@ -60,8 +59,6 @@ def is_bounded(
     queries,
     scale,
     LIMIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
     """Whether |scale · q·k| is at most LIMIT for the queries of this program and all keys.
@@ -86,11 +83,11 @@ def limit(dtype: torch.dtype, queries: int, keys: int) -> int:
 
 
 def longest_queries(q: Tensor, divisor: int) -> Tensor:
-    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS))
+    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS.value))
 
 
 def longest_keys(k: Tensor, lengths: Tensor | None, divisor: int) -> Tensor:
-    return _longest(k, lengths, divisor, PARTS)
+    return _longest(k, lengths, divisor, PARTS.value)
 
 
 def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Tensor:
@@ -104,11 +101,10 @@ def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Ten
         heads,
         tokens,
         parts,
-        triton.cdiv(tokens, parts * ROWS) * ROWS,
+        triton.cdiv(tokens, parts * ROWS.value) * ROWS.value,
         HEAD_DIM=head_dim,
         COLUMNS=triton.next_power_of_2(head_dim),
         DIVISOR=divisor,
-        ROWS=ROWS,
         enable_fp_fusion=True,
     )
     return longest

@@ -41,6 +41,13 @@ def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
 
 
 @triton.jit
+def head_of(ptr, strides, b, h, DIVISOR: tl.constexpr):
+    """The pointer to a head's first token. Strides come divided by DIVISOR, so that the compiler
+    sees what divides them."""
+    return ptr + (b * strides[0] + h * strides[2]) * DIVISOR
+
+
+@triton.jit
 def load_tile(
     ptr,
     stride,
