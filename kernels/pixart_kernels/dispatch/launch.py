@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import triton
 
-from pixart_kernels.dispatch import interpreter
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 if INTERPRETED:
+    from pixart_kernels.dispatch import interpreter  # needs NumPy, which torch and triton do not
+
     interpreter.mend()
 
 
