@@ -29,6 +29,12 @@ def flash_attention_reference(
     kv_lengths: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
+    """softmax_m(scale · Q Kᵀ) V in plain PyTorch (Vaswani et al., arXiv:1706.03762, equation 1).
+
+    q: (B, N, H, D); k, v: (B, M, H, D), all of one floating dtype; kv_lengths: (B,) integers, the
+    keys of each sample that count; scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype, and
+    zeros for a sample without keys. What runs on a CPU: differentiable, in any dtype, D unlimited.
+    """
     if k.shape[1] == 0:
         return torch.zeros_like(q)
     # (B, 1, 1, M); a row without any key comes out of SDPA as zeros, with zero gradients.
@@ -155,8 +161,10 @@ def flash_attention(
     """Softmax attention that never stores the N × M scores of a long sequence.
 
     q: (B, N, H, D); k, v: (B, M, H, D), any strides with D contiguous, D at most 128.
-    kv_lengths: (B,) integers. Keys at and beyond a sample's length are ignored; a sample of length
-    0 gives zeros. scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype.
+    All three are fp32, bf16 or fp16, the same; softmax and sums are fp32. kv_lengths: (B,) integers.
+    Keys at and beyond a sample's length are ignored; a sample of length 0 gives zeros. scale: 1/√D
+    unless given. Returns (B, N, H, D) in q's dtype. Raises ValueError for shapes or dtypes that do
+    not fit together. Differentiable in q, k and v (FlashAttention-2, arXiv:2307.08691).
     """
     _check_tokens(q, k, v)
     if kv_lengths is not None and kv_lengths.shape != q.shape[:1]:
