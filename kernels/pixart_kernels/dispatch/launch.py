@@ -10,7 +10,7 @@ from pixart_kernels.dispatch.registration import INTERPRETED
 if INTERPRETED:
     from pixart_kernels.dispatch import interpreter  # needs NumPy, which torch and triton do not
 
-    interpreter.mend()
+    interpreter.correct_bfloat16()
 
 
 def configurations(*configs: triton.Config) -> list[triton.Config]:

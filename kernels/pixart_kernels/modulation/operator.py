@@ -4,7 +4,7 @@
     gate_add(x, branch, gate)  = x + gate · branch
     gate_add_modulate(...)     = y, modulate(y, shift, scale)  with y = gate_add(x, branch, gate)
 
-x, branch: (B, N, C); shift, scale, gate: (B, C), in fp32 if the model likes beside 16-bit tokens.
+x, branch: (B, N, C); shift, scale, gate: (B, C), which may be fp32 beside 16-bit tokens.
 Statistics and sums are fp32; what is stored is rounded to the dtype of x. B batch, N tokens,
 C channels.
 """
@@ -222,7 +222,7 @@ _modulation_backward = register_backward(
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm without weights over C, then times (1 + scale), plus shift.
 
-    x: (B, N, C) in fp32, bf16 or fp16; shift, scale: (B, C), in fp32 if you like beside 16-bit
+    x: (B, N, C) in fp32, bf16 or fp16; shift, scale: (B, C), which may be fp32 beside 16-bit
     tokens. Returns (B, N, C) in x's dtype; statistics are fp32. Raises ValueError for other shapes.
     Differentiable in all three. From DiT and PixArt-α, as modulate_reference says.
     """
