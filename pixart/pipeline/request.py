@@ -6,10 +6,14 @@ and a request over the network are their `to_dict`. Importing this module import
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 VERSION = 4  # other fields, another number; pixart.pipeline.metadata reads what 1 to 3 wrote
 EXACT_SIZE = ("size", "height", "width")
@@ -95,6 +99,27 @@ class Request:
         return cls(**settings)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """One finished picture. request: with every setting that drew it, those that free memory decided
+    among them; drawn again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
+    "decode"). batch: how many pictures were denoised in one pass; above 1, bits differ by rounding.
+    """
+
+    image: "Image"
+    request: Request
+    seconds: dict[str, float]
+    batch: int = 1
+
+
+def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
+    """Runs of requests that differ in nothing but prompts and seed, `batch` at most of each."""
+    for _, run in groupby(requests, lambda one: replace(one, prompt="", negative="", seed=0)):
+        group = list(run)
+        for start in range(0, len(group), batch):
+            yield group[start : start + batch]
+
+
 SETTINGS = tuple(one.name for one in fields(Request))
 
 
@@ -125,9 +150,7 @@ def _is_of(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         return (
-            isinstance(value, tuple)
-            and len(value) == len(parts)
-            and all(map(_is_of, value, parts))
+            isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
         )
     if kind in (int, float):
         number = int if kind is int else (int, float)
