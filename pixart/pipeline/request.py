@@ -102,8 +102,8 @@ class Request:
 @dataclass(frozen=True)
 class Drawn:
     """One finished picture. request: with every setting that drew it, those that free memory decided
-    among them; drawn again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
-    "decode"). batch: how many pictures were denoised in one pass; above 1, bits differ by rounding.
+    among them; drawn alone again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
+    "decode"). batch: how many pictures were denoised in one pass; above 1, bits may differ by rounding.
     """
 
     image: "Image"

@@ -345,6 +345,11 @@ class Pipeline:
     def _solver(self, name: str | None) -> Scheduler:
         return make_scheduler(name or self.scheduler, self.scheduler_config)
 
+    @property
+    def shown_null_caption(self) -> NullCaption:
+        """How guidance sees the empty caption, where `null_caption` is None too."""
+        return self._captions.mask
+
     @cached_property
     def _own_scheduler(self) -> str | None:
         return defaults.name_of_scheduler(self._solver(None), self.scheduler_config)
