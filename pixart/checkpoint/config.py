@@ -38,11 +38,12 @@ class Surroundings:
     """What a pipeline tells about a transformer that is opened for it and does not say itself.
 
     model_max_length: of the pipeline's family. config: of the pipeline's own transformer; believed
-    about a checkpoint of the same width and depth.
+    about a checkpoint of the same width and depth. source: whose it is, in words.
     """
 
     model_max_length: int | None = None
     config: PixArtConfig | None = None
+    source: str = "the pipeline's own transformer"
 
     def twin(self, hidden_size: int, depth: int) -> PixArtConfig | None:
         own = self.config
@@ -158,7 +159,7 @@ def infer_config(
         input_size, pe_interpolation = twin.input_size, twin.pe_interpolation
         notes.append(
             f"{POSITIONS} is absent: input_size {input_size} and pe_interpolation "
-            f"{pe_interpolation} are those of the pipeline's own transformer"
+            f"{pe_interpolation} are those of {around.source}"
         )
     else:
         input_size, pe_interpolation = _infer_positions(
@@ -237,7 +238,7 @@ def _infer_max_length(
 def caption_length(micro_condition: bool, around: Surroundings) -> tuple[int, bool]:
     """How long a transformer's captions are that does not say it, and whether that is a guess."""
     if micro_condition:  # only α-1024 has it
-        return MAX_LENGTH["alpha"], True
+        return MAX_LENGTH["alpha"], around.model_max_length != MAX_LENGTH["alpha"]
     if around.model_max_length is not None:
         return around.model_max_length, False
     return MAX_LENGTH["sigma"], True

@@ -7,16 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pixart.config import EMBEDDED, KVCompression
+from pixart.generation.options import SAMPLING, Options
 from pixart.generation.pictures import SUFFIXES, check_room, read_metadata
 from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
 from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request, check_keys
 from pixart.releases import RELEASES
-
-if TYPE_CHECKING:
-    from pixart.generation.options import Options
 
 _OTHER_PICTURES = (
     ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe",
@@ -34,7 +32,7 @@ class Job:
     path: Path = Path()
 
 
-def plan(options: "Options") -> "tuple[list[Job], Options]":
+def plan(options: Options) -> tuple[list[Job], Options]:
     """All jobs, checked as far as they can be without a model. A picture given by --from-image
     supplies every option that was not given anew."""
     sources = sum(
@@ -63,7 +61,7 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
     return jobs, options
 
 
-def _given_settings(options: "Options") -> dict[str, Any]:
+def _given_settings(options: Options) -> dict[str, Any]:
     settings = {name: getattr(options, name, None) for name in SETTINGS if name != "prompt"}
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -83,7 +81,7 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
     return [replace(first, seed=first.seed + k) for k in range(count)]
 
 
-def _check_early(options: "Options", requests: list[Request]) -> None:
+def _check_early(options: Options, requests: list[Request]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
     from pixart.device import check_cuda_graph, choose_device
     from pixart.sampler.schedulers import SCHEDULERS
@@ -166,7 +164,7 @@ def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     return values
 
 
-def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options") -> list[Job]:
+def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
     """Give every job its file. Names are unique within a run and the same in the next one."""
     template = _template(options, len(jobs))
     placed: list[Job] = []
@@ -181,7 +179,7 @@ def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options"
     return placed
 
 
-def _template(options: "Options", count: int) -> str:
+def _template(options: Options, count: int) -> str:
     output = options.output or Path("outputs")
     suffix = output.suffix.lower()
     if suffix in _OTHER_PICTURES and not output.is_dir():
@@ -230,7 +228,7 @@ def safe_name(text: str, length: int = 60) -> str:
     return slug
 
 
-def _as_drawn(options: "Options", drawn: Metadata) -> "tuple[Options, dict[str, Any]]":
+def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any]]:
     """The options under which a picture was drawn, overridden by those given now, and its settings.
 
     A choice that was left open and that depends on what is given now is left open again.
@@ -262,5 +260,5 @@ def _as_drawn(options: "Options", drawn: Metadata) -> "tuple[Options, dict[str, 
     if "output" not in given:
         kind = f".{options.format}" if options.format else source.suffix
         taken["output"] = source.with_name(f"{source.stem}-again{kind}")
-    idle = {name: None for name in SETTINGS if hasattr(options, name) and name != "prompt"}
+    idle: dict[str, Any] = dict.fromkeys(SAMPLING)  # settings have what was given
     return replace(options, **idle, **taken), settings

@@ -14,7 +14,11 @@ SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "
 _Sampling: Any = make_dataclass(
     "_Sampling",
     [
-        (one.name, Annotated[one.type | None, tyro.conf.arg(help=one.metadata["help"])], None)
+        (
+            one.name,
+            Annotated[one.type | None, tyro.conf.arg(help=one.metadata["help"])],  # type: ignore[operator]
+            None,
+        )
         for one in fields(Request)
         if one.name in SAMPLING
     ],

@@ -73,9 +73,9 @@ def find_source(
         scheduler = release.scheduler if release else None
         return Source(directory, path, True, variant, variants, name, scheduler)
     release = release or release_of(directory)
-    path = directory if transformer is None else None
+    own = directory if transformer is None else None
     scheduler = release.scheduler if release else None
-    return Source(directory, path, False, variant, variants, name, scheduler)
+    return Source(directory, own, False, variant, variants, name, scheduler)
 
 
 def check_null_caption(null_caption: str | None) -> None:
