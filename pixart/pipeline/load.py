@@ -69,7 +69,8 @@ def find_source(
     if isinstance(transformer, str | Path):
         path = resolve(transformer, allow_patterns=TRANSFORMER_FILES)
         if release is None or transformer != release.place:
-            name, release = f"{name} with {transformer}", release_of(path)
+            name = f"{name} with {transformer}"
+            release = release_named(str(transformer)) or release_of(path)
         scheduler = release.scheduler if release else None
         return Source(directory, path, True, variant, variants, name, scheduler)
     release = release or release_of(directory)

@@ -118,7 +118,8 @@ class Metadata:
         if negative := _one_line(request.negative):
             lines.append(f"Negative prompt: {negative}")
         lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items()))
-        return "\n".join(lines)
+        text = "\n".join(lines)
+        return text.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
 
 
 def opened_with(pipe: "Pipeline") -> dict[str, str]:
