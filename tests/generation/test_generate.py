@@ -187,8 +187,8 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     sigma: Path, capsys: Any
 ) -> None:
     assert draw(sigma, "a cat", "--json") == 0
-    said = capsys.readouterr()
-    result = json.loads(said.out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
     assert result["images"] == [
         {
             "file": "outputs/a-cat-0.png",
@@ -202,9 +202,9 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     assert set(result["seconds"]) == {"load", "text", "denoise", "decode", "write"}
     assert all(spent > 0 for spent in result["seconds"].values())
     assert result["peak_memory_bytes"] > 10**8
-    assert "128x128" in said.err and "outputs/a-cat-0.png" in said.err
+    assert "128x128" in printed.err and "outputs/a-cat-0.png" in printed.err
     for stage in ("load", "text", "denoise 1", "decode 1", "write 1"):
-        assert f"{stage}: " in said.err, "every stage has its bar"
+        assert f"{stage}: " in printed.err, "every stage has its bar"
 
 
 def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def lines_of(text: str) -> list[str]:
 def test_a_prompt_that_is_cut_is_drawn_with_a_warning_of_one_line(sigma: Path, capsys: Any) -> None:
     words = " ".join(f"cat{n}" for n in range(2000))
     assert draw(sigma, words, steps=1) == 0
-    said = lines_of(capsys.readouterr().err)
-    [warning] = [line for line in said if "warning" in line.lower()]
+    printed = lines_of(capsys.readouterr().err)
+    [warning] = [line for line in printed if "warning" in line.lower()]
     assert warning.startswith("warning: the prompt is longer than 300 tokens; cut off: ")
     assert warning.endswith("cat1999'") and "cat0 " not in warning
     assert draw(sigma, words, "--quiet", steps=1) == 0
@@ -318,9 +318,9 @@ def test_ctrl_c_keeps_finished_pictures_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     assert draw(sigma, "a cat", "a dog", "--json") == 130
-    out, said = capsys.readouterr()
-    assert "pixart.generate: cancelled; finished pictures are kept" in said
-    assert "Traceback" not in said
+    out, printed = capsys.readouterr()
+    assert "pixart.generate: cancelled; finished pictures are kept" in printed
+    assert "Traceback" not in printed
     result = json.loads(out)
     assert [one["file"] for one in result["images"]] == ["outputs/a-cat-0.png"]
     assert result["drawn"] == 1 and result["error"].startswith("cancelled")
@@ -352,8 +352,8 @@ runpy.run_module("pixart.generate", run_name="__main__")
     for module in ("tyro", "torch", "pixart.pipeline", "diffusers"):
         command = [sys.executable, "-c", code, module, "--device", "cpu"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        said = "pixart.generate: cancelled; finished pictures are kept"
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (130, said), done.stderr
+        printed = "pixart.generate: cancelled; finished pictures are kept"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (130, printed), done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -89,7 +89,7 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
         assert f"Model: {name}, Version" in other.to_parameters()
 
 
-def test_nothing_is_left_open_and_what_was_is_told_apart() -> None:
+def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
     assert values["version"] == VERSION == 4
     assert values["library"] == f"pixart {__version__}"
@@ -195,8 +195,8 @@ def test_other_weights_are_remarked_on_when_a_picture_is_drawn_again(capsys: Any
     assert "other weights" not in again(path, capsys)
     assert np.array_equal(pixels("x-again.png"), pixels("x.png"))
     save(path, replace(one, weights={**one.weights, "vae": "0" * 64}))
-    said = again(path, capsys)
-    assert "x.png was drawn with other weights of vae: this is another picture" in said
+    printed = again(path, capsys)
+    assert "x.png was drawn with other weights of vae: this is another picture" in printed
     save(path, replace(one, batch=4))
     assert "drawn in a pass of 4 pictures, this one of 1: bits may differ" in again(path, capsys)
 

@@ -290,9 +290,7 @@ def test_a_foreign_picture_carries_no_request(tmp_path: Path) -> None:
     "content, rule",
     [(b"text", "is not a picture"), (None, "cannot be read"), (b"", "is not a picture")],
 )
-def test_what_is_no_picture_is_said_to_be_none(
-    tmp_path: Path, content: bytes | None, rule: str
-) -> None:
+def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes | None, rule: str) -> None:
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=rule):
@@ -390,7 +388,7 @@ def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, pl
         check_writable([tmp_path / place])
 
 
-def test_a_picture_is_drawn_again_beside_itself_unless_told_where(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_again_beside_itself_unless_given_an_output(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
     write(picture(), one)
     [again], _ = plan(Options(from_image=one.path))

@@ -1,7 +1,7 @@
 """From prompts to pictures, on small random pipelines in the published layouts.
 
 sample_size 16 with an f8 VAE makes a Σ of 128 px; α keeps its published 128, from which follows that
-it is told sizes, and is drawn small.
+it is conditioned on sizes, and is drawn small.
 """
 
 import shutil
@@ -161,7 +161,7 @@ def test_sigma_reads_capitals_and_alpha_does_not(sigma: Pipeline, alpha: Pipelin
     assert levels_apart(drawn(alpha, "a CAT"), drawn(alpha, "a cat")) == 0
 
 
-def test_alpha_is_told_the_size_in_pixels(alpha: Pipeline, monkeypatch: Any) -> None:
+def test_alpha_is_conditioned_on_the_size_in_pixels(alpha: Pipeline, monkeypatch: Any) -> None:
     given = []
     forward = alpha.transformer.forward
     monkeypatch.setattr(
