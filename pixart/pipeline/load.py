@@ -15,11 +15,13 @@ from pixart.checkpoint.load import (
     open_transformer,
 )
 from pixart.config import KVCompression, PixArtConfig
+from pixart.device import choose_device
 from pixart.lora.adapters import load_lora, merge_lora
 from pixart.lora.files import find_adapter
 from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import NullCaption
 from pixart.pipeline.directory import (
+    check_fit,
     choose_variants,
     open_directory,
     reading,
@@ -79,13 +81,34 @@ def find_source(
     return Source(directory, own, False, variant, variants, name, scheduler)
 
 
+def choose_numbers(
+    device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where to compute, and in which numbers: bf16 on a GPU, fp32 on a CPU."""
+    place = choose_device(device)
+    return place, dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+
+
 def check_null_caption(null_caption: str | None) -> None:
     if null_caption not in (None, *get_args(NullCaption)):
         raise ValueError(f"null_caption must be own-mask or prompt-mask, got {null_caption!r}")
 
 
-def take_model(model: PixArt, **idle: Any) -> OpenedTransformer:
-    """A model of the caller's. idle: options of checkpoints, which would do nothing beside it."""
+def open_denoiser(
+    source: Source, transformer: str | Path | PixArt | None, dtype: torch.dtype, **options: Any
+) -> OpenedTransformer:
+    """The checkpoint that was found, or a model of the caller's. options: config, kv_compression, ema
+    and lora of checkpoints."""
+    if isinstance(transformer, PixArt):
+        opened = _take_model(transformer, options)
+    else:
+        opened = _open_checkpoint(source, dtype=dtype, **options)
+    check_fit(opened.config, source.transformer or Path("the model"), source.directory)
+    return opened
+
+
+def _take_model(model: PixArt, idle: Mapping[str, Any]) -> OpenedTransformer:
+    """idle: what would do nothing beside a model."""
     if given := [name for name, value in idle.items() if value]:
         raise ValueError(
             f"{given[0]} must be left out beside a model, got {idle[given[0]]!r}; change the "
@@ -94,7 +117,7 @@ def take_model(model: PixArt, **idle: Any) -> OpenedTransformer:
     return OpenedTransformer.of(model)
 
 
-def open_checkpoint(
+def _open_checkpoint(
     source: Source,
     *,
     config: PixArtConfig | None,
@@ -123,11 +146,11 @@ def open_checkpoint(
 
 def open_text_encoder(
     source: Source,
+    config: PixArtConfig,
     wanted: torch.dtype | Quantization | None,
-    *,
     dtype: torch.dtype,
     device: torch.device,
-    max_length: int,
+    *,
     cache_dir: str | Path | None,
 ) -> TextEncoder:
     """wanted: None is bf16 for a large encoder, else `dtype`."""
@@ -137,7 +160,7 @@ def open_text_encoder(
         source.directory,
         dtype=encoder_dtype,
         device=device,
-        max_length=max_length,
+        max_length=config.model_max_length,
         quantization=quantization,
         cache_dir=cache_dir,
         variant=variant,

@@ -18,13 +18,12 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, choose_device, free_memory, return_cached
+from pixart.device import check_cuda_graph, free_memory, return_cached
 from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.directory import (
-    check_fit,
     choose_family,
     family_of,
     read_scheduler,
@@ -111,44 +110,36 @@ class Pipeline:
     ) -> "Pipeline":
         """Open a pipeline directory, a hub id, a release ("sigma-1024") or the embedded model ("shapes").
 
-        transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory.
-        What it does not say about itself (an official .pth: heads, positions) is taken from the
-        pipeline's own transformer, if width and depth agree. Or a model, which keeps its dtype and
-        mode and takes none of the options of checkpoints. config: replaces what one says. ema: its
-        averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
-        device: None takes CUDA when there is one. dtype: None is bf16 on CUDA, fp32 on a CPU.
-        text_encoder_dtype: None is bf16 for an encoder of 2 GiB or more, else dtype; "8bit" and
-        "4bit" need CUDA. kv_compression: opens a dense transformer as a compressed one. variant: "fp16"
-        or another of the weights, in the folders that have it.
-        null_caption: how guidance sees the empty caption: through its own mask ("own-mask", as
-        diffusers does), or as the reference code does through the prompt's mask ("prompt-mask").
-        None takes the latter only for an α checkpoint that carries its null caption.
-        cuda_graph: record a denoising step once per size and replay it, which spares small pictures
-        the launches of its kernels; CUDA only.
-        cache_dir: of prompt embeddings; None keeps none. progress: called OPENING times.
-        Raises CheckpointError for what cannot be opened, ValueError for what cannot be honoured.
+        transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory; what
+        it leaves out (heads, positions) is that of the release it is named after or of the pipeline's
+        own transformer, if width and depth agree. Or a model, which keeps its dtype and mode and takes
+        no option of checkpoints. config: replaces what one says. ema: its averaged weights. lora:
+        adapters (path or hub id, weight) to merge. variant: "fp16" or another, where a folder has it.
+        kv_compression: opens a dense transformer as a compressed one. device: None takes CUDA when there is
+        one. dtype: None is bf16 on CUDA, fp32 on a CPU. text_encoder_dtype: None is bf16 for an encoder of
+        2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. null_caption: how guidance sees the empty
+        caption: through its own mask ("own-mask", as diffusers does) or the prompt's ("prompt-mask", as the
+        reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
+        recorded steps, quicker for small pictures; CUDA only. cache_dir: of prompt embeddings. progress:
+        called OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
-        device = choose_device(device)
+        device, dtype = load.choose_numbers(device, dtype)
         check_cuda_graph(cuda_graph, device)
-        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         advance = progress or (lambda: None)
         found = load.find_source(source, transformer, variant)
-        if isinstance(transformer, PixArt):
-            opened = load.take_model(
-                transformer, config=config, kv_compression=kv_compression, ema=ema, lora=lora
-            )
-        else:
-            opened = load.open_checkpoint(
-                found, config=config, kv_compression=kv_compression, dtype=dtype, ema=ema, lora=lora
-            )
+        opened = load.open_denoiser(
+            found,
+            transformer,
+            dtype,
+            config=config,
+            kv_compression=kv_compression,
+            ema=ema,
+            lora=lora,
+        )
         advance()
-        length = opened.config.model_max_length
-        encoder = load.open_text_encoder(
-            found, text_encoder_dtype,
-            dtype=dtype, device=device, max_length=length, cache_dir=cache_dir,
-        )  # fmt: skip
-        check_fit(opened.config, found.transformer or Path("the model"), found.directory)
+        numbers = text_encoder_dtype, dtype, device
+        encoder = load.open_text_encoder(found, opened.config, *numbers, cache_dir=cache_dir)
         vae = load.open_vae(found, dtype, device)
         advance()
         scheduler_config = read_scheduler(found.directory)

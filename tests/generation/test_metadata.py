@@ -65,9 +65,11 @@ def parameters_of(path: Path) -> str:
 def test_what_drew_a_picture_is_read_as_it_was_written(
     tmp_path: Path, kind: str, prompt: str
 ) -> None:
-    path, one = tmp_path / f"x.{kind}", drawn(prompt, negative="fog\r\nrain")
+    path, one = tmp_path / "new" / f"x.{kind}", drawn(prompt, negative="fog\r\nrain")
     write_picture(Image.new("RGB", (64, 64)), path, one)
     assert read_metadata(path) == one
+    assert Image.open(path).format == {"jpg": "JPEG"}.get(kind, kind.upper())
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
     prompt_line, negative, settings = parameters_of(path).split("\n")
     assert prompt_line == " ".join(re.split(r"[\s\x00\x1b]+", prompt))
     assert negative == "Negative prompt: fog rain"

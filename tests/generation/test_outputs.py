@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pixart.config import KVCompression
 from pixart.generation.jobs import Job, plan, read_prompts, safe_name
 from pixart.generation.options import Options
 from pixart.generation.pictures import (
@@ -201,41 +200,6 @@ def test_a_bad_file_of_prompts_is_refused_with_its_line(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rule):
         plan(Options(prompts=tmp_path / name))
-
-
-def test_compression_is_layers_ratio_and_sampling() -> None:
-    assert KVCompression.parse("14-16:2") == KVCompression([14, 15, 16], 2)
-    assert KVCompression.parse("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
-
-
-@pytest.mark.parametrize(
-    "text, rule",
-    [
-        ("", "must be LAYERS:RATIO"),
-        ("14-27", "must be LAYERS:RATIO"),
-        ("a:2", "must be LAYERS:RATIO"),
-        ("-5:2", "layers must be like 14-27 or 3,5, got '-5'"),
-        ("5-:2", "got '5-'"),
-        ("1-2-3:2", "got '1-2-3'"),
-        ("3,,4:2", "got ''"),
-        ("5-3:2", "got '5-3'"),
-        ("0-9999999999:2", "got '0-9999999999'"),  # not a list of ten billion numbers
-        ("3:9", "ratio must be 1, 2, 3 or 4, got 9"),
-        ("3:2:max", "sampling must be one of"),
-    ],
-)
-def test_a_compression_that_cannot_be_meant_is_refused(text: str, rule: str) -> None:
-    with pytest.raises(ValueError, match=rule):
-        KVCompression.parse(text)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_a_picture_carries_its_request(tmp_path: Path, suffix: str) -> None:
-    one = job(tmp_path / "new" / f"x.{suffix}", prompt='a "cat" 🐈\n', guidance=2.5, size="64x32")
-    write(picture(), one)
-    assert Image.open(one.path).format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
-    assert read_metadata(one.path) == metadata(one)
-    assert os.listdir(one.path.parent) == [one.path.name]
 
 
 def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:
