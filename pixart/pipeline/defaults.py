@@ -32,7 +32,7 @@ def size_of(request: Request, *, native: int, multiple: int) -> Resolved:
     for name, side in (("height", height), ("width", width)):
         if side % multiple or side < multiple:
             raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {side}")
-    return Resolved(height, width, False, f"{width}x{height}, exactly as asked")
+    return Resolved(height, width, f"{width}x{height}, exactly as asked")
 
 
 def with_defaults(

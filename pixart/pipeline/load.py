@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from pixart.checkpoint.config import NOWHERE
+from pixart.checkpoint.config import NO_PIPELINE
 from pixart.checkpoint.load import (
     TRANSFORMER_FILES,
     OpenedTransformer,
@@ -135,7 +135,7 @@ def _open_checkpoint(
         dtype=dtype,
         ema=ema,
         variant=_transformer_variant(source),
-        around=surroundings(source.directory) if source.is_guest else NOWHERE,
+        around=surroundings(source.directory) if source.is_guest else NO_PIPELINE,
     )
     if lora:
         load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run

@@ -8,7 +8,7 @@ import torch
 from pipelines import CHANNELS, SMALL, levels_apart
 from published import build_alpha, build_sigma
 
-from pixart.checkpoint.config import NOWHERE, Surroundings
+from pixart.checkpoint.config import NO_PIPELINE, Surroundings
 from pixart.checkpoint.load import _configuration, _known, empty_model
 from pixart.checkpoint.read import Contents
 from pixart.generation.jobs import plan
@@ -141,7 +141,7 @@ def bare(name: str, depth: int | None = None) -> Contents:
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_name_of_a_pth_says_what_its_tensors_do_not(name: str) -> None:
     contents = bare(name)
-    around = _known(Path(f"{name}.pth"), contents, NOWHERE)
+    around = _known(Path(f"{name}.pth"), contents, NO_PIPELINE)
     assert _configuration(contents, None, around) == RELEASED[name].config
     assert not any("assumed" in note for note in contents.notes)
     assert any(f"the release {name}, whose name it has" in note for note in contents.notes)
@@ -155,5 +155,5 @@ def test_a_name_is_not_believed_of_a_smaller_model_nor_before_what_the_file_says
     assert _known(Path("mine.pth"), bare(name), pipeline) is pipeline
     contents = bare(name)
     contents.tensors["y_embedder.y_embedding"] = torch.empty(77, 4096, device="meta")
-    around = _known(Path(f"{name}.pth"), contents, NOWHERE)
+    around = _known(Path(f"{name}.pth"), contents, NO_PIPELINE)
     assert _configuration(contents, None, around).model_max_length == 77
