@@ -5,13 +5,21 @@ along. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
 import sys
+
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import main as command
+
+    sys.exit(command(["convert", *sys.argv[1:]]))
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
+from pixart.command import DONE, parse, run_command
+
+NAME = "convert"
 
 
 @dataclass(frozen=True)
@@ -46,28 +54,14 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(tyro.cli(Options, prog="python -m pixart.convert", args=arguments))
+    return run_command(
+        NAME, lambda: run(parse(Options, NAME, arguments)), "cancelled; nothing was written"
+    )
 
 
 def run(options: Options) -> int:
-    try:
-        from pixart.files import CheckpointWriteError
-
-        print(convert(options))
-    except KeyboardInterrupt:
-        return _complain("cancelled; nothing was written", CANCELLED)
-    except (CheckpointWriteError, MemoryError) as error:
-        return _complain(str(error) or "out of memory", FAILURE)
-    except ValueError as error:
-        return _complain(str(error), BAD_INPUT)
-    except (OSError, RuntimeError) as error:
-        return _complain(str(error), FAILURE)
-    return 0
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"pixart.convert: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    print(convert(options))
+    return DONE
 
 
 def convert(options: Options) -> str:
@@ -113,7 +107,3 @@ def _check_not_source(options: Options, source: Path) -> None:
     sources = (source.resolve(), (source / "transformer").resolve())
     if options.dst.resolve() in sources and not options.overwrite:
         raise ValueError(f"DST must not be SRC without --overwrite, got {options.dst} for both")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

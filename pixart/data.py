@@ -6,6 +6,12 @@ of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
 import sys
+
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import main as command
+
+    sys.exit(command(["data", *sys.argv[1:]]))
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from pixart.command import DONE, parse, run_command
+
 if TYPE_CHECKING:
     from pixart.dataset.annotations import Tally
     from pixart.dataset.samples import Item
 
-BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
+NAME = "data"
 Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
 Output = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
 
@@ -109,25 +117,17 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(tyro.cli(Command, prog="python -m pixart.data", args=arguments))  # type: ignore[call-overload]
+    return run_command(
+        NAME,
+        lambda: run(parse(Command, NAME, arguments)),  # type: ignore[arg-type]
+        "cancelled; the same command goes on",
+    )
 
 
 def run(options: Prepare | Caption | Filter) -> int:
     commands = {Prepare: prepare, Caption: caption, Filter: filter_}
-    try:
-        print(commands[type(options)](options))  # type: ignore[operator]
-    except KeyboardInterrupt:
-        return _complain("cancelled; the same command goes on", CANCELLED)
-    except (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError) as error:
-        return _complain(str(error), BAD_INPUT)
-    except (OSError, RuntimeError, MemoryError) as error:
-        return _complain(str(error) or "out of memory", FAILURE)
-    return 0
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"pixart.data: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    print(commands[type(options)](options))  # type: ignore[operator]
+    return DONE
 
 
 def prepare(options: Prepare) -> str:
@@ -207,7 +207,3 @@ def _told(tally: "Tally", output: Path, done: str) -> str:
     earlier = f", {tally.known} before" if tally.known else ""
     where = f": see {output.with_suffix('.report.json')}" if tally.rejected else ""
     return f"{tally.new} pictures {done}{earlier}, {len(tally.rejected)} rejected{where}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,18 @@
-"""Files: read as JSON, written aside and renamed, locked, told apart by digests."""
+"""Files: written aside and renamed, read as JSON, locked, told apart by digests.
 
-import contextlib
+Nothing here is written in place: a reader, a crash or a full disk meets the old file or the new one.
+"""
+
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 
 class CheckpointError(ValueError):
@@ -21,11 +22,80 @@ class CheckpointError(ValueError):
 class CheckpointWriteError(CheckpointError):
     """The disk refused. Nothing was left behind, and what stood at the destination still does."""
 
+    exit_code = 1  # of a command: not the fault of what was asked for
+
 
 AGAIN = "download or copy it again"
 
 
+@contextmanager
+def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield where to write a file or a folder, which takes the place of `path` if all goes well.
+
+    The place is beside `path`, in a new folder of an unpredictable name. durable: flushed to the disk
+    before it is renamed; without it, what is lost with the machine must be cheap to make again.
+    Raises what the writer raises, and OSError; nothing is left behind then.
+    """
+    path = Path(os.path.realpath(path))  # through a link, not over it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    try:
+        yield holder / "new"
+        publish(holder / "new", path, durable=durable)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
+    """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
+    refuses: what stood there is there still."""
+    if durable:
+        for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
+            flush(written)
+    if path.is_dir() and not path.is_symlink():
+        _exchange(path, aside)
+    else:
+        os.replace(aside, path)
+    if durable:
+        flush(path.parent)
+
+
+def _exchange(path: Path, new: Path) -> None:
+    """No system call replaces a folder that holds something."""
+    old = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder. Windows cannot open a folder."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file aside and rename it. OSError if the disk refuses."""
+    with written_aside(path, durable=durable) as aside:
+        aside.write_bytes(content)
+
+
+def write_json(path: Path, values: object, indent: int | None = None) -> None:
+    """Write JSON aside and rename it. OSError if the disk refuses."""
+    write_bytes(path, json.dumps(values, indent=indent, ensure_ascii=False).encode() + b"\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object. Raises CheckpointError for any other."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -37,94 +107,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or directory that takes the place of `path` if all goes well."""
-    path = Path(os.path.realpath(path))  # through a link, not over it
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
-        ) as holder:
-            aside = Path(holder) / "new"
-            yield aside
-            for written in [*aside.iterdir(), aside] if aside.is_dir() else [aside]:
-                _flush(written)
-            _replace(path, aside, Path(holder) / "old")
-        _flush(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-        raise CheckpointWriteError(
-            f"{path}: cannot be written ({reason}); nothing was changed"
-        ) from error
-
-
-def _replace(path: Path, new: Path, old: Path) -> None:
-    if not path.is_dir():
-        os.replace(new, path)
-        return
-    os.replace(path, old)  # no system call exchanges a full directory
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write, flush to the disk, rename: the file is whole or it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def write_json(path: Path, values: object, indent: int | None = None) -> None:
-    write_aside(path, json.dumps(values, indent=indent, ensure_ascii=False).encode())
-
-
 @contextmanager
 def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
     """Whether this process holds the lock; if another does, waits for it or gives False.
 
     A lock ends with its process however that ends, so that no work stays claimed by the dead.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-        lock.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    held = FileLock(lock)
     try:
-        os.fsync(descriptor)
+        held.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(descriptor)
+        held.release()
 
 
 def fingerprint(directory: Path) -> str:
@@ -133,16 +134,17 @@ def fingerprint(directory: Path) -> str:
     Files up to 2 MiB are read whole, a 10 GB shard every 20 MB, and T5-XXL's matrices are larger:
     other weights give another digest, copies and downloads of the same weights the same.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
+        found.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
             for place in range(0, size, max(4096, -(-size // 512))):
                 file.seek(place)
-                digest.update(file.read(4096))
-    return digest.hexdigest()
+                found.update(file.read(4096))
+    return found.hexdigest()
 
 
 def digest(content: bytes) -> str:
+    """32 hexadecimal digits that tell contents apart."""
     return hashlib.sha256(content).hexdigest()[:32]

@@ -18,12 +18,12 @@ from pixart.checkpoint.names import (
 )
 from pixart.checkpoint.write import (
     check_destination,
+    whole_or_not_at_all,
     write_directory,
     write_official,
     write_safetensors,
 )
 from pixart.config import PixArtConfig
-from pixart.files import written_aside
 from pixart.model.transformer import PixArt
 from pixart.resolution import position_embedding
 
@@ -66,7 +66,7 @@ def save_transformer(
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if not getattr(model, "null_caption_stored", True):
         del tensors[NULL_CAPTION]
-    with written_aside(path) as aside:
+    with whole_or_not_at_all(path) as aside:
         if format == "pixart":
             metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
             write_safetensors(aside, tensors, metadata)

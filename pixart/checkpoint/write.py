@@ -2,17 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, listed
 from pixart.checkpoint.read import read_checkpoint
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, CheckpointWriteError, written_aside
 from pixart.weights import WEIGHTS
 
 
@@ -55,6 +57,20 @@ def _format_of(path: Path) -> str | None:
         return read_checkpoint(path).format
     except ValueError:
         return None
+
+
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[Path]:
+    """Yield where to write a checkpoint's file or folder, which then takes the place of `path`.
+    Raises CheckpointWriteError if the disk refuses."""
+    try:
+        with written_aside(path) as aside:
+            yield aside
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise CheckpointWriteError(
+            f"{path}: cannot be written ({reason}); nothing was changed"
+        ) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

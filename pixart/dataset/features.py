@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pixart.files import digest, write_aside
+from pixart.files import digest, write_bytes
 
 FORMAT = 1  # raise it when the meaning of an index changes
 OPEN_SHARDS = 64  # files held open by a reader
@@ -66,7 +66,7 @@ class ShardStore:
 
         name = f"{digest(' '.join(sorted(tensors)).encode())}.safetensors"
         content = save({key: tensors[key].contiguous() for key in sorted(tensors)})
-        write_aside(self.folder / name, content)
+        write_bytes(self.folder / name, content)
         self._note(name, tensors)
 
     def _note(self, shard: str, names: Any) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pixart.checkpoint.names import listed
-from pixart.checkpoint.write import write_safetensors
-from pixart.files import CheckpointError, written_aside
+from pixart.checkpoint.write import whole_or_not_at_all, write_safetensors
+from pixart.files import CheckpointError
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
 from pixart.model.transformer import PixArt
 
@@ -129,7 +129,7 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
     config.inference_mode = True
     state = _peft().get_peft_model_state_dict(model, adapter_name=names[0])
     tensors = {f"base_model.model.{name}": t.detach().cpu() for name, t in state.items()}
-    with written_aside(directory) as aside:
+    with whole_or_not_at_all(directory) as aside:
         aside.mkdir()
         write_safetensors(aside / WEIGHTS, tensors, {"format": "pt"})
         config.save_pretrained(str(aside))

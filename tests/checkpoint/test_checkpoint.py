@@ -20,7 +20,7 @@ from tiny_checkpoints import (
     save_official,
 )
 
-from pixart.checkpoint import load
+from pixart.checkpoint import names
 from pixart.checkpoint.config import solve_interpolation
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
@@ -162,7 +162,7 @@ def test_safetensors_that_others_wrote_are_recognised(
 ) -> None:
     state = official(CONV)
     if naming == "diffusers":
-        state = {**load.to_diffusers(state), "pos_embed": state["pos_embed"]}
+        state = {**names.to_diffusers(state), "pos_embed": state["pos_embed"]}
     save_file({prefix + k: v.contiguous() for k, v in state.items()}, tmp_path / "m.safetensors")
     model = load_transformer(tmp_path / "m.safetensors")
     assert model.config.kv_compression == CONV.kv_compression

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import CONV, FORMATS, assert_same, build, edit_json, official, save_official
 
-from pixart.checkpoint import load, write
+from pixart.checkpoint import names, write
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.files import CheckpointError, CheckpointWriteError
@@ -155,7 +155,7 @@ BAD = {
     "stacked shapes": (
         lambda path: save_official(
             path / "m.pth",
-            load.to_diffusers(official()) | {"transformer_blocks.0.attn1.to_q.bias": ZERO},
+            names.to_diffusers(official()) | {"transformer_blocks.0.attn1.to_q.bias": ZERO},
         ),
         r"to_q\.bias, .*must have one shape",
     ),

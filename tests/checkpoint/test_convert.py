@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_checkpoints import CONV, FORMATS, SIGMA, assert_same, build, official, save_official
 
-from pixart.checkpoint import load
+from pixart.checkpoint import save
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
@@ -101,11 +101,20 @@ def test_the_source_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     assert_same(load_transformer(tmp_path / "m.pth"), build(SIGMA, torch.float16))
 
 
-def test_unknown_options_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["a", "b", "--to", "onnx"], ["a", "b", "--fast"], []):
-        with pytest.raises(SystemExit) as caught:
-            convert(*arguments)
-        assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a", "b", "--to", "onnx"], "--to must be one of diffusers, official, pixart, got 'onnx'"),
+        (["a", "b", "--fast"], "unknown option --fast"),
+        ([], "SRC, DST must be given"),
+    ],
+)
+def test_unknown_options_are_exit_code_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    assert convert(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"pixart.convert: {reason}; ") and err.count("\n") == 1
 
 
 def test_cancelling_is_exit_code_130_and_leaves_nothing(
@@ -115,7 +124,7 @@ def test_cancelling_is_exit_code_130_and_leaves_nothing(
         raise KeyboardInterrupt
 
     save_official(tmp_path / "m.pth", official())
-    monkeypatch.setattr(load, "save_transformer", interrupted)
+    monkeypatch.setattr(save, "save_transformer", interrupted)
     assert convert(tmp_path / "m.pth", tmp_path / "out") == 130
     assert not (tmp_path / "out").exists()
 

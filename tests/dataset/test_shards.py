@@ -10,7 +10,7 @@ import torch
 
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.features import FORMAT, ShardStore
-from pixart.files import claimed, write_aside
+from pixart.files import claimed, write_bytes
 
 CAPTIONS = {"prompt": 3, "long": 7, "synthetic.1": 2, "synthetic.2": 4}  # name: tokens
 WIDE, TALL = (64, 128), (128, 64)
@@ -35,7 +35,7 @@ def prepared(directory: Path, lacking: tuple[str, ...] = (), resolution: int = 9
     store.add(tensors)
     text = json.dumps(samples).replace('"s"', f'"{store.shard_of("0.mean")}"')
     index = {"format": FORMAT, "vae": {"scaling_factor": 0.5}, "samples": json.loads(text)}
-    write_aside(directory / f"index-{resolution}.json", json.dumps(index).encode())
+    write_bytes(directory / f"index-{resolution}.json", json.dumps(index).encode())
     return directory
 
 

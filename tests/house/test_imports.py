@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ DOORS = {
     "diffusers": {
         "pixart/vae/autoencoder.py",
         "pixart/vae/tiling.py",
-        "pixart/sampler/loop.py",
+        "pixart/sampler/schedulers.py",
         "pixart/patch.py",
         "pixart/training/tasks/autoencoder.py",
         "pixart/pipeline/export.py",
@@ -79,20 +80,87 @@ def test_the_operators_stand_on_torch_and_triton_alone(path: Path) -> None:
     assert not _roots(_anywhere(path)) & third_party
 
 
-@pytest.mark.parametrize(
-    ("module", "forbidden"),
-    [
-        ("config", {"pixart.model", "pixart.checkpoint", "pixart.pipeline", "torch"}),
-        ("diffusion", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
-        ("sampler/loop", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
-        ("resolution", {"pixart.model", "pixart.checkpoint", "pixart.pipeline"}),
-        ("model/transformer", {"pixart.checkpoint", "pixart.pipeline", "pixart.training"}),
-        ("checkpoint/load", {"pixart.pipeline", "pixart.training", "pixart.generate"}),
-        ("pipeline/text_to_image", {"pixart.generate", "pixart.training"}),
-    ],
-)
-def test_data_flow_one_way(module: str, forbidden: set[str]) -> None:
-    assert not _anywhere(ROOT / "pixart" / f"{module}.py") & forbidden
+def _module(path: Path) -> str:
+    name = _name(path).removeprefix("kernels/").removesuffix(".py").replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+HOUSE = [path for top in ("pixart", "kernels", "bench") for path in (ROOT / top).rglob("*.py")]
+MODULES = {_module(path): path for path in HOUSE}
+
+
+def _of_the_house(path: Path) -> set[str]:
+    """The modules of ours that a file imports, also inside of functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return found & MODULES.keys() - {_module(path)}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: _of_the_house(path) for name, path in MODULES.items()}
+    graph["pixart"] = set()  # it names its public classes for type checkers only
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+# Rooms by floor, from the ground up: a room imports what is below it, and what FLOOR_MATES allows.
+GROUND = [
+    "config",
+    "resolution",
+    "diffusion",
+    "releases",
+    "cost",
+    "device",
+    "distributed",
+    "files",
+    "command",
+    "shapes",
+]
+FLOORS = [
+    GROUND,
+    ["model", "weights"],
+    ["checkpoint", "text", "vae"],
+    ["sampler", "lora"],
+    ["pipeline"],
+    ["generation", "dataset", "training", "evaluation"],
+    ["generate", "convert", "data", "train", "evaluate", "patch", "__main__"],
+]
+FLOOR_MATES = {("training", "dataset"), *((a, b) for a in GROUND for b in GROUND)}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pixart").rglob("*.py")), ids=_name)
+def test_data_flow_one_way(path: Path) -> None:
+    room = _room(_module(path))
+    if not room:  # pixart itself
+        return
+    for module in _of_the_house(path):
+        other = _room(module)
+        if module.split(".")[0] != "pixart" or other in ("", room):
+            continue
+        below = FLOOR_OF[other] < FLOOR_OF[room]
+        assert below or (room, other) in FLOOR_MATES, f"{room} must not import {module}"
+
+
+def test_only_the_model_and_what_changes_it_call_the_operators() -> None:
+    callers = {
+        _room(name)
+        for name, path in MODULES.items()
+        if name.startswith("pixart.") and "pixart_kernels" in _roots(_anywhere(path))
+    }
+    assert callers <= {"model", "patch", "training"}, callers
 
 
 WITHOUT_TRITON = """

@@ -1,0 +1,5 @@
+import sys
+
+from pixart.command import main
+
+sys.exit(main())

@@ -1,0 +1,190 @@
+"""What all commands share: exit codes, and one line on standard error for whatever goes wrong.
+
+    pixart generate "a red circle"            python -m pixart.generate "a red circle"
+
+The module of a command hands over to `main` before it imports anything, so that Ctrl-C is answered
+the same way from then on. For the same reason nothing is imported here, `typing` included.
+"""
+
+import sys
+
+TYPE_CHECKING = False  # type checkers take it for typing's
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from re import Match
+    from typing import Any, TypeVar
+
+    Parsed = TypeVar("Parsed")
+
+DONE, FAILURE, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+
+COMMANDS = {
+    "generate": "draw pictures from text",
+    "convert": "write a transformer in another format",
+    "data": "prepare, caption and filter pictures for training",
+    "train": "train the stages of a recipe, and plot what they did",
+    "evaluate": "measure how good a model is",
+}
+
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """`pixart COMMAND ...`: run one of COMMANDS; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else ""
+    if name in COMMANDS:
+        return run_command(name, lambda: _module(name).main(arguments[1:]))
+    listing = "\n".join(f"  {command:<10} {what}" for command, what in COMMANDS.items())
+    usage = f"usage: pixart COMMAND ...\n\n{listing}\n\npixart COMMAND --help tells its options"
+    if name in ("-h", "--help"):
+        print(usage)
+        return DONE
+    if name in ("-V", "--version"):
+        from pixart import __version__
+
+        print(f"pixart {__version__}")
+        return DONE
+    if not name:
+        print(usage, file=sys.stderr)
+        return BAD_INPUT
+    print(f"pixart: knows {', '.join(COMMANDS)}, got {name!r}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _module(name: str) -> "Any":
+    from importlib import import_module
+
+    return import_module(f"pixart.{name}")
+
+
+def run_command(name: str, work: "Callable[[], int | None]", cancelled: str = "cancelled") -> int:
+    """Do a command's work and return its exit code, after a line on what went wrong.
+
+    Bad input (2): ValueError, what is not there, what is not installed. Failure (1): the disk, the
+    memory, the device. cancelled: what Ctrl-C leaves behind, in words.
+    """
+    try:
+        return work() or DONE
+    except KeyboardInterrupt:
+        return complain(name, cancelled, CANCELLED)
+    except (Exception, MemoryError) as error:
+        code = exit_code(error)
+        if code is None:  # a fault of ours: its traceback is wanted
+            raise
+        return complain(name, str(error) or _unnamed(error), code)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """What an exception means for whoever called the command; None if it is a fault of ours. An
+    exception class may say so itself, by an attribute `exit_code`."""
+    stated = getattr(error, "exit_code", None)
+    if isinstance(stated, int):
+        return stated
+    bad = (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
+    if isinstance(error, bad):
+        return BAD_INPUT
+    return FAILURE if isinstance(error, OSError | RuntimeError | MemoryError) else None
+
+
+def _unnamed(error: BaseException) -> str:
+    return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+
+
+def complain(name: str, message: str, code: int) -> int:
+    """Print `pixart.NAME: message` on one line; returns the code."""
+    print(f"pixart.{name}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def program(name: str) -> str:
+    """How the running command was called, for its help."""
+    from pathlib import Path
+
+    return f"pixart {name}" if Path(sys.argv[0]).stem == "pixart" else f"python -m pixart.{name}"
+
+
+def parse(
+    kind: "Callable[..., Parsed]", name: str, arguments: "Sequence[str] | None", **settings: "Any"
+) -> "Parsed":
+    """The command line as a `kind` (a dataclass or a union of them). Raises ValueError with one
+    sentence for what cannot be read; --help prints and exits."""
+    import contextlib
+    import io
+
+    import tyro
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, prog=program(name), args=arguments, **settings)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(f"{_reason(printed.getvalue())}; {program(name)} --help tells the options")
+
+
+def _reason(box: str) -> str:
+    """The sentence inside the box that tyro draws around an error."""
+    import re
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip("│|").rstrip().removeprefix(" ") for row in plain.splitlines()]
+    parts: list[list[str]] = [[]]
+    for row in rows:
+        if row.startswith(("╭", "╰", "+")):
+            continue
+        if row.strip() and not row.strip("─- "):  # a rule: help follows
+            parts.append([])
+        else:
+            parts[-1].append(row)
+    what = " ".join(" ".join(parts[0]).split())
+    for pattern, sentence in _SENTENCES:
+        if match := re.match(pattern, what):
+            return sentence(match, parts)
+    return (what[:1].lower() + what[1:]).rstrip(".")
+
+
+def _unknown(match: "Match[str]", parts: list[list[str]]) -> str:
+    word = match[1].split(", ")[0]
+    near = [row.split()[0] for part in parts[1:] for row in part if row.startswith("    --")]
+    known = [row.partition(": ")[2] for part in parts[1:] for row in part if "subcommands: " in row]
+    hint = f"; did you mean {' or '.join(near[:2])}" if near else ""
+    hint = f"; there are {known[0]}" if known else hint
+    return f"unknown {'option' if word.startswith('-') else 'argument'} {word}{hint}"
+
+
+def _missing(match: "Match[str]", parts: list[list[str]]) -> str:
+    names = [row.split()[0] for row in parts[0] if row[:4].isspace() and not row[4:5].isspace()]
+    return f"{', '.join(filter(None, names))} must be given"
+
+
+def _choices(match: "Match[str]", parts: list[list[str]]) -> str:
+    names = sorted({name.strip("' ") for name in match[3].split(",")} - {"None"})
+    return f"{match[2]} must be one of {', '.join(names)}, got {match[1]!r}"
+
+
+def _untyped(match: "Match[str]", parts: list[list[str]]) -> str:
+    kinds = match[2].replace("{None}|", "").strip("{}").split()
+    words = {"INT": "whole number", "FLOAT": "number"}
+    what = words.get(kinds[0], kinds[0])
+    wanted = f"a {what}" if len(kinds) == 1 else f"{len(kinds)} {what}s"
+    if set(kinds) - set(words) or len(set(kinds)) > 1:
+        wanted = " ".join(kinds)
+    return f"{match[1]} must be {wanted}, got {match[3]}"
+
+
+def _unnumbered(match: "Match[str]", parts: list[list[str]]) -> str:
+    return f"{match[1]} must be {'a whole number' if match[2] else 'a number'}, got {match[4]}"
+
+
+_SENTENCES: "list[tuple[str, Callable[[Match[str], list[list[str]]], str]]]" = [
+    (r"Unrecognized options: (.*)", _unknown),
+    (r"Missing from [^:]*: ", _missing),
+    (r"Missing value for argument '(\S+)'", lambda match, _: f"{match[1]} needs a value"),
+    (r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*)\)", _choices),
+    (r"Error parsing (\S+): no type matching (.*?) could be instantiated from \[(.*?)\]", _untyped),
+    (
+        r"Error parsing (\S+): (?:invalid literal for (int)|could not .* to (float)).*: (.*)",
+        _unnumbered,
+    ),
+    (r"Error parsing (\S+): (.*)", lambda match, _: f"{match[1]}: {match[2]}"),
+]

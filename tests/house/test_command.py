@@ -1,0 +1,97 @@
+"""pixart.command: exit codes and the one line of every command, however it ends."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixart import __version__, command
+from pixart.files import CheckpointWriteError
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = sorted(command.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("bad"), 2),
+        (FileNotFoundError("bad"), 2),
+        (ModuleNotFoundError("bad"), 2),
+        (CheckpointWriteError("bad"), 1),
+        (OSError("bad"), 1),
+        (RuntimeError("bad"), 1),
+        (MemoryError(), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_exception_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        raise error
+
+    assert command.run_command("x", work, "cancelled; nothing") == code
+    out, err = capsys.readouterr()
+    said = {130: "cancelled; nothing"}.get(code, str(error) or "out of memory")
+    assert out == "" and err == f"pixart.x: {said}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(TypeError):
+        command.run_command("x", lambda: len(5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--help"]])
+def test_no_command_draws_a_box_around_an_error(
+    name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments == ["--help"]:
+        with pytest.raises(SystemExit) as stop:
+            command.main([name, *arguments])
+        assert not stop.value.code and "usage" in capsys.readouterr().out.lower()
+        return
+    assert command.main([name, *arguments]) == command.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"pixart.{name}: ") and err.count("\n") == 1
+    assert not re.search("[│╭╰]", err)
+
+
+@pytest.mark.parametrize("how", ["-m pixart {}", "-m pixart.{}"])
+@pytest.mark.parametrize("module", ["tyro", "typing"])
+@pytest.mark.parametrize("name", NAMES)
+def test_ctrl_c_while_a_command_is_imported_is_one_line(how: str, module: str, name: str) -> None:
+    """A finder that stands before all others presses the key when `module` is asked for."""
+    program = f"""
+import runpy, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.modules.pop({module!r}, None)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["pixart", *{how.split()[1:]!r}[1:], "--help"]
+runpy.run_module({how.format(name).split()[1]!r}, run_name="__main__")
+"""
+    program = program.replace("'{}'", repr(name))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == command.CANCELLED, done.stderr
+    assert done.stderr.startswith(f"pixart.{name}: cancelled"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_pixart_lists_its_commands_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pixart {__version__}\n"
+    assert command.main(["draw"]) == 2
+    assert capsys.readouterr().err.startswith("pixart: knows ")
+    assert command.main([]) == 2

@@ -1,0 +1,123 @@
+"""pixart.files: what is written is whole or not there, whatever interrupts the writing."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixart import files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    files.write_bytes(tmp_path / "a", b"new")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with files.written_aside(tmp_path / "folder") as aside:
+        aside.mkdir()
+        (aside / "file").write_text("new")
+    assert (tmp_path / "a").read_bytes() == b"new" and names(tmp_path / "folder") == ["file"]
+    assert names(tmp_path) == ["a", "folder"]
+
+
+def test_a_failed_writer_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.written_aside(tmp_path / "a") as aside:
+        aside.write_text("half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    replace = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no"), files.written_aside(tmp_path / "folder") as aside:
+        aside.mkdir()
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["old"]
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    files.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+
+
+def test_a_new_file_has_the_rights_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    files.write_bytes(tmp_path / "ours", b"")
+    rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")]
+    assert rights[0] == rights[1]
+
+
+def test_a_planted_temporary_name_is_never_followed(tmp_path: Path) -> None:
+    """Two writers, or somebody else in a shared folder, cannot guess where a file is written."""
+    seen = set()
+    for _ in range(8):
+        with files.written_aside(tmp_path / "a") as aside:
+            seen.add(aside)
+            assert stat.S_IMODE(aside.parent.stat().st_mode) == 0o700
+            aside.touch()
+    assert len(seen) == 8
+
+
+def test_json_is_read_back_and_refused_with_the_reason(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"é": [1, None]})
+    assert files.read_json(tmp_path / "a.json") == {"é": [1, None]}
+    (tmp_path / "b.json").write_text("[1]")
+    (tmp_path / "c.json").write_bytes(b"\xff{")
+    for name, reason in (("b", "got a list"), ("c", "is not JSON"), ("d", "cannot be read")):
+        with pytest.raises(files.CheckpointError, match=f"{name}.json: .*{reason}"):
+            files.read_json(tmp_path / f"{name}.json")
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path; from pixart.files import write_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_bytes(Path(sys.argv[1]), bytes(9999))\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "File too large\n", done.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    program = (
+        "import os, sys; from pathlib import Path; from pixart.files import claimed\n"
+        "with claimed(Path(sys.argv[1]), wait=False) as mine:\n"
+        "    print(mine, flush=True); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", program, str(lock)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "True\n" and done.returncode == -9
+    with files.claimed(lock, wait=False) as mine:
+        assert mine
+
+
+def test_fingerprints_tell_folders_apart(tmp_path: Path) -> None:
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(json.dumps(text))
+    a, b, c = (files.fingerprint(tmp_path / name) for name in "abc")
+    assert a == b != c
