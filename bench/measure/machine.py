@@ -1,4 +1,4 @@
-"""What a number was measured on: the machine's identity, its clocks meanwhile, its peaks."""
+"""What a number was measured on: the machine, its peaks, and what else it did meanwhile."""
 
 import hashlib
 import os
@@ -23,11 +23,15 @@ SOURCES = ("kernels", "pixart", "bench")
 LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
 TRIAL, SLOW = 256, 0.02  # side of a product, and seconds of it on a CPU without bf16 instructions
 PRODUCTS = {torch.bfloat16: "matmul", torch.float32: "matmul_fp32"}  # names of peaks
+PROCESSOR_TIMES = Path("/proc/stat")
+IDLE = (3, 4)  # columns of its first line: idle, and waiting for a disk
+TICKS = 100  # per second: what Linux reports in, whatever its own clock (proc(5), USER_HZ)
 READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
 READINGS["celsius"] = "temperature.gpu"
 
 
 def identity(device: torch.device) -> dict[str, Any]:
+    """Of the machine alone: two commits on one machine have the same."""
     values: dict[str, Any] = {
         "device": device.type,
         "processor": _processor(),
@@ -35,9 +39,17 @@ def identity(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        **revision(),
     }
     return values | (_gpu(device) if device.type == "cuda" else {})
+
+
+def name(machine: dict[str, Any] | None) -> str:
+    """Of an identity: its GPU, or its CPU with what was used of it."""
+    if machine is None:
+        return "no machine"
+    if machine.get("gpu"):
+        return machine["gpu"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -64,12 +76,13 @@ def version(library: str) -> str | None:
 
 
 def revision() -> dict[str, Any]:
-    """The commit, whether the sources are others than its, and their hash."""
+    """The commit, whether the sources are others than its, and the hashes of all and of the kernels'."""
     sources = [f"{folder}/*.py" for folder in SOURCES]
     return {
         "commit": _git("rev-parse", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=all", "--", *sources)),
         "source_sha256": source_hash(),
+        "kernels_sha256": source_hash(("kernels",)),
     }
 
 
@@ -117,6 +130,38 @@ def _smi(*fields: str) -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return [value.strip() for value in done.stdout.split(",")] if done.returncode == 0 else None
+
+
+class Moment:
+    """Seconds of CPU time up to now: of this process and its children, and of the whole machine."""
+
+    def __init__(self) -> None:
+        self.wall = time.time()
+        self.own = sum(os.times()[:4])
+        self.all = _busy_seconds()
+
+    def elsewhere(self, before: "Moment") -> float | None:
+        """The share of all cores that others took since `before`; None where nobody tells, and where
+        it was too short a time ago for the system's ticks to tell."""
+        wall = self.wall - before.wall
+        if self.all is None or before.all is None or wall < 100 / TICKS:
+            return None
+        others = (self.all - before.all) - (self.own - before.own)
+        return max(others, 0.0) / (wall * (os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float | None:
+    """Stolen time counts: another virtual machine had the core."""
+    if not PROCESSOR_TIMES.exists():
+        return None
+    columns = PROCESSOR_TIMES.read_text(encoding="ascii").splitlines()[0].split()[1:9]
+    busy = sum(int(ticks) for index, ticks in enumerate(columns) if index not in IDLE)
+    return busy / TICKS
+
+
+def load() -> float | None:
+    """Processes that wanted a core, in the last minute's mean."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 class ClockLog:
@@ -169,7 +214,8 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     for name, result in results.items():
         if isinstance(result, Exception):
             raise result
-        found[name] = {"per_second": work[name] / min(result.samples), **result.summary()}
+        rate = work[name] / min(result.samples)
+        found[name] = {"per_second": rate, "seconds": result.summary()}
     return found
 
 

@@ -27,7 +27,7 @@ class Timing(NamedTuple):
     median: float
     p20: float
     p80: float
-    reps: int
+    count: int
     method: str
     samples: tuple[float, ...]  # in the order in which they were taken
 
