@@ -1,0 +1,205 @@
+"""BENCHMARKS.md: what is faster than whom by how much, what is slower, and what was not measured."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from bench.reporting import comparisons, pages, plots, scaling
+from bench.reporting.comparisons import Comparison
+from bench.reporting.text import (
+    MISSING,
+    Content,
+    Row,
+    commit,
+    is_provisional,
+    machine_name,
+    remarks,
+    table,
+)
+
+Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
+GPU = "H200"  # what the targets are for
+SUMMARY = ("what", "at the largest image", "worst of all", "slower in", "machine", "date")
+DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
+
+
+class Target(NamedTuple):
+    """topics: a pattern of what is timed for it. kernel, case: whose compiled code predicts cycles."""
+
+    name: str
+    goal: str
+    topics: str
+    kernel: str = ""
+    case: str = ""
+
+
+_STREAMING = "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"
+_BACKWARD = "≥ 400 useful TFLOP/s, both kernels together"
+TARGETS = (
+    Target(
+        "attention, D = 72, 4K, forward",
+        "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4",
+        "flash_attention self forward",
+        "attention_forward.forward",
+        "self-bf16-72",
+    ),
+    Target(
+        "attention, D = 72, 4K, backward: dQ",
+        _BACKWARD,
+        "flash_attention self backward",
+        "attention_backward.backward_q",
+        "self-bf16-72",
+    ),
+    Target(
+        "attention, D = 72, 4K, backward: dK, dV",
+        _BACKWARD,
+        "flash_attention self backward",
+        "attention_backward.backward_kv",
+        "self-bf16-72",
+    ),
+    Target("compress_kv, 4K", _STREAMING, "compress_kv .*"),
+    Target("modulate, 4K", _STREAMING, "modulate .*"),
+    Target("gate_add_modulate, 4K", _STREAMING, "gate_add_modulate .*"),
+    Target(
+        "denoising step, 4K",
+        "≥ 2 × diffusers, eager and dense; compressed ≥ 33 % faster than dense",
+        "denoising step",
+    ),
+)
+
+
+def render(results: Sequence[Named]) -> str:
+    """The whole file."""
+    parts = [
+        "# Benchmarks",
+        "Written by `python -m bench.report` from `bench/results/`; no figure is typed, and the links "
+        "lead to all of them.",
+        "- A ratio is their time over ours: **above 1 ours is faster**. The first is that with "
+        "the fastest peer at the largest image, the other the worst of all peers and images.\n"
+        "- In brackets is the ratio of the 20 % and 80 % quantiles, unfavourably and favourably. Slower "
+        "means by more than the spread of both; such rows stand first.\n"
+        "- The model is XL/2 (28 blocks, 0.6 B parameters) with random weights, in bf16 and batch 1 "
+        "where nothing else is said; “compressed” merges keys and values 2 × 2 in the deeper half of "
+        "its blocks, r4 4 × 4. Images are square: 1k is 1024 px, 4,096 tokens.\n"
+        "- On a CPU our operators are PyTorch's own; “compiled” is torch.compile of the same formula.",
+        "## Summary",
+        table(SUMMARY, _summary(results)),
+        "## What a GPU is to reach",
+        "Predicted are the cycles that a tile of 64 queries × 128 keys takes at least on each pipe of "
+        "an sm_90 SM, counted in the compiled code: tensor cores / exponentials / FMA / ALU / issue "
+        "slots. The largest is the bound; nothing of it ran.",
+        _targets(results),
+        "## Plots",
+        *(f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(results)),
+        *_growth(results),
+        "## How to repeat it",
+        "The commands in the table made the results; `make bench` runs `pytest bench`, and `python -m "
+        "bench.gpu --out DIR` everything that needs a GPU, with torch and triton alone. `python -m "
+        "bench.report` makes this file, the pages and the plots of the results, and with `--check` "
+        "says whether they are still what the results say.",
+        table(("page", "command", "date", "commit", "remarks"), _pages(results)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(results: Sequence[Named]) -> Iterator[list[str]]:
+    """A line for each thing that was compared on one machine, losses first."""
+    topics: dict[tuple[str, str, str], list[Comparison]] = {}
+    for name, result in results:
+        for found in comparisons.of_result(result):
+            topics.setdefault((name, machine_name(found.run["machine"]), found.topic), []).append(
+                found
+            )
+    ordered = sorted(
+        topics.items(), key=lambda item: _worst(item[1]).ratio if _lost(item[1]) else 1
+    )
+    for (name, where, topic), own in ordered:
+        worst, typical = _worst(own), max(own, key=lambda one: (one.tokens, -one.ratio))
+        count = f"**{_lost(own)} of {len(own)}**" if _lost(own) else f"0 of {len(own)}"
+        figures = [_ratio(typical), "the same" if worst == typical else _ratio(worst), count]
+        dates = sorted({_date(one.run) for one in own})
+        yield [f"[{topic}](bench/results/{name}.md)", *figures, where, "; ".join(dates)]
+    machines = [run["machine"] for _, result in results for run in result["runs"] if run["machine"]]
+    for device, name in DEVICES.items():
+        if device not in {machine["device"] for machine in machines}:
+            yield [f"everything on {name}", MISSING, "", "", name, ""]
+
+
+def _worst(own: Sequence[Comparison]) -> Comparison:
+    return min(own, key=lambda one: one.ratio)
+
+
+def _lost(own: Sequence[Comparison]) -> int:
+    return sum(one.is_loss for one in own)
+
+
+def _ratio(one: Comparison) -> str:
+    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}): {one.against}, {one.image}"
+
+
+def _date(run: Row) -> str:
+    return run["date"][:10] + ", provisional" * is_provisional(run)
+
+
+def _growth(results: Sequence[Named]) -> Iterator[str]:
+    lines = [
+        f"- [{variant}, {dtype}](bench/results/{name}.md): {scaling.fits(rows)}."
+        for name, result in results
+        if result["kind"] == "growth"
+        for (variant, dtype), rows in scaling.curves(result).items()
+    ]
+    if lines:
+        yield "\n".join(["One block:\n", *lines])
+
+
+def _targets(results: Sequence[Named]) -> str:
+    runs = {
+        kind: [run for _, result in results if result["kind"] == kind for run in result["runs"]]
+        for kind in ("gpu", "resources")
+    }
+    measured = [run for run in runs["gpu"] if GPU in machine_name(run["machine"])]
+    columns = ["what", f"to be reached on one {GPU}"]
+    columns += [f"measured {_date(run)}, {commit(run['source'])}" for run in measured] or [
+        "measured"
+    ]
+    columns += [f"predicted cycles, Triton {run['triton']}" for run in runs["resources"]]
+    lines = []
+    for target in TARGETS:
+        reached = [_reached(target, run) or MISSING for run in measured] or [MISSING]
+        predicted = [_cycles(target, run["rows"]) for run in runs["resources"]]
+        lines.append([target.name, target.goal, *reached, *predicted])
+    return table(columns, lines)
+
+
+def _reached(target: Target, run: Row) -> str:
+    """Ours at 4K, and how many times as long the others take."""
+    found = []
+    for rows in comparisons.grouped(run["rows"]):
+        times = comparisons.timed(rows)
+        topic, image = comparisons.topic(rows[0]), comparisons.image(rows[0])
+        if image == "4k" and re.fullmatch(target.topics, topic) and comparisons.OURS in times:
+            ours = times.pop(comparisons.OURS)
+            _, _, rate, share, *_ = pages.figures(ours)
+            ratios = (f"{name} {pages.ratio(row, ours)}" for name, row in times.items())
+            found.append(f"{topic}: {', '.join([f'{rate}, {share} of peak', *ratios])}")
+    return "; ".join(found)
+
+
+def _cycles(target: Target, rows: Iterable[Row]) -> str:
+    for row in rows:
+        matches = row["what"].strip("_").removesuffix("_kernel").endswith(target.kernel)
+        is_case = "4k" in row["floor_bytes"].get(target.case, ()) and row["architecture"] == "sm_90"
+        if target.kernel and matches and is_case and row["default"] and row.get("cycles"):
+            return " / ".join(str(count) for count in row["cycles"].values())
+    return ""
+
+
+def _pages(results: Sequence[Named]) -> Iterator[list[str]]:
+    """A line for each page, with all the runs that made it."""
+    for name, result in results:
+        made = [
+            (f"`{run['command']}`", _date(run), commit(run["source"])) for run in result["runs"]
+        ]
+        commands, dates, commits = ("<br>".join(column) for column in zip(*made, strict=True))
+        doubts = "; ".join(dict.fromkeys(filter(None, map(remarks, result["runs"]))))
+        yield [f"[{name}](bench/results/{name}.md)", commands, dates, commits, doubts]
