@@ -201,7 +201,8 @@ def _unfinished(content: Content) -> str:
 
 def _gpu(content: Content) -> Iterator[str]:
     yield from _correctness(rows_of(content, "correctness"))
-    yield from _timed(content, "operators", "steps", "backends")
+    yield from _timed(content, "operators", "steps")
+    yield from _backends(rows_of(content, "backends"))
     yield from _configurations(rows_of(content, "configurations"))
 
 
@@ -231,23 +232,31 @@ def _error(name: str, error: float | str) -> str:
 
 def _configurations(rows: Sequence[Row]) -> Iterator[str]:
     """Which of those that can be chosen is the fastest, where it is not the chosen one."""
-    swept: dict[str, list[Row]] = {}
+    swept: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.get("seconds"):
-            swept.setdefault(row["id"].removesuffix(f"/{row['variant']}"), []).append(row)
+            case = row["id"].removesuffix(f"/{row['variant']}").removeprefix("configurations/")
+            swept.setdefault((case, row["kernel"]), []).append(row)
     lines = []
     for case, candidates in swept.items():
         fastest = min(candidates, key=lambda row: row["seconds"]["median"])
         chosen = next((row for row in candidates if row["chosen"]), None)
         if chosen is None or chosen["seconds"]["median"] > 1.02 * fastest["seconds"]["median"]:
             takes = ratio(chosen, fastest) if chosen else "does not run"
-            lines.append([case, fastest["variant"], takes])
+            lines.append([*case, fastest["config"], takes])
     if rows:
         right = len(swept) - len(lines)
         yield f"## Configurations\n\n{right} of {len(swept)} choices are within 2 % of the fastest."
     if lines:
-        yield table(("case", "fastest", "the chosen one takes"), lines)
+        yield table(("case", "kernel", "fastest", "the chosen one takes"), lines)
     yield _absent(rows)
+
+
+def _backends(rows: Sequence[Row]) -> Iterator[str]:
+    """Which kernels of the GPU each implementation launched."""
+    lines = [[row["what"], row["variant"], ", ".join(row["kernels"])] for row in rows]
+    if lines:
+        yield table(("what", "variant", "kernels, the longest first"), lines)
 
 
 def _resources(content: Content) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """How a report says things: figures with their spread, tables, machines, and which run made what."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.measure import machine
@@ -43,6 +44,14 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     cells = [[cell.replace("|", "\\|") for cell in line] for line in (columns, *lines)]
     head, *rest = ("| " + " | ".join(line) + " |" for line in cells)
     return "\n".join([head, "|---" * len(columns) + "|", *rest])
+
+
+def fill(template: Path, parts: Mapping[str, object]) -> str:
+    """The text of a file, with parts in the places of their names between @."""
+    text = template.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@", str(part))
+    return text
 
 
 def machine_name(identity: Row | None) -> str:

@@ -145,7 +145,7 @@ def test_wrong_results_and_cases_without_an_end_are_on_the_page_of_a_gpu() -> No
         "attention", "ours", None, status="measured", passed=False, repeatable=True, **checked
     )
     tried = [
-        row("tuning", name, median, part="configurations", chosen=name == "a")
+        row("x", name, median, part="configurations", kernel="k", config=name, chosen=name == "a")
         for name, median in (("a", 3.0), ("b", 2.0))
     ]
     lost = [{"case": "steps/4k", "variant": "fa3", "event": "crash", "reason": "hung"}]
@@ -157,7 +157,7 @@ def test_wrong_results_and_cases_without_an_end_are_on_the_page_of_a_gpu() -> No
     assert "| x/attention/4k/ours | **no** | yes | out0 5.0e-01 | out0 2.5e-01 |" in page
     assert "x/modulate" not in page
     assert "- crash: steps/4k fa3: hung\n- 2 cases not run: no time" in page
-    assert "0 of 1 choices" in page and "| x/tuning/4k | b | 1.50 × |" in page
+    assert "0 of 1 choices" in page and "| x/x/4k | k | b | 1.50 × |" in page
 
 
 def test_targets_are_filled_by_the_gpu_that_they_name_and_predicted_from_compiled_code() -> None:
