@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import tyro
 
-from bench.reporting.text import fill, table
+from bench.reporting.text import TEMPLATES, fill, table
 from pixart.evaluation import caption_accuracy
 from pixart.training.recipe import load_recipe
 
-TEMPLATE = Path(__file__).with_name("card.md")
+TEMPLATE = TEMPLATES / "card.md"
 
 
 class Ended(NamedTuple):

@@ -8,9 +8,11 @@ from bench.reporting import comparisons, pages, plots, scaling
 from bench.reporting.comparisons import Comparison
 from bench.reporting.text import (
     MISSING,
+    TEMPLATES,
     Content,
     Row,
     commit,
+    fill,
     is_provisional,
     machine_name,
     remarks,
@@ -18,88 +20,48 @@ from bench.reporting.text import (
 )
 
 Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
-GPU = "H200"  # what the targets are for
+GPU, CASE = "H200", "self-bf16-72"  # what the targets are for
 SUMMARY = ("what", "at the largest image", "worst of all", "slower in", "machine", "date")
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
 
 
 class Target(NamedTuple):
-    """topics: a pattern of what is timed for it. kernel, case: whose compiled code predicts cycles."""
+    """At 4K, head dimension 72. topics: a pattern of what is timed for it. kernel: how the name of the
+    one ends whose compiled code predicts cycles."""
 
     name: str
     goal: str
     topics: str
     kernel: str = ""
-    case: str = ""
 
 
-_STREAMING = "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"
+_FORWARD = "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4"
 _BACKWARD = "≥ 400 useful TFLOP/s, both kernels together"
+_STREAMING = "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"
+_STEP = "≥ 2 × diffusers, eager and dense; compressed ≥ 33 % faster than dense"
+_ATTENTION = "flash_attention self"
 TARGETS = (
-    Target(
-        "attention, D = 72, 4K, forward",
-        "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4",
-        "flash_attention self forward",
-        "attention_forward.forward",
-        "self-bf16-72",
-    ),
-    Target(
-        "attention, D = 72, 4K, backward: dQ",
-        _BACKWARD,
-        "flash_attention self backward",
-        "attention_backward.backward_q",
-        "self-bf16-72",
-    ),
-    Target(
-        "attention, D = 72, 4K, backward: dK, dV",
-        _BACKWARD,
-        "flash_attention self backward",
-        "attention_backward.backward_kv",
-        "self-bf16-72",
-    ),
-    Target("compress_kv, 4K", _STREAMING, "compress_kv .*"),
-    Target("modulate, 4K", _STREAMING, "modulate .*"),
-    Target("gate_add_modulate, 4K", _STREAMING, "gate_add_modulate .*"),
-    Target(
-        "denoising step, 4K",
-        "≥ 2 × diffusers, eager and dense; compressed ≥ 33 % faster than dense",
-        "denoising step",
-    ),
+    Target("attention, forward", _FORWARD, f"{_ATTENTION} forward", "forward.forward"),
+    Target("attention, backward: dQ", _BACKWARD, f"{_ATTENTION} backward", "backward_q"),
+    Target("attention, backward: dK, dV", _BACKWARD, f"{_ATTENTION} backward", "backward_kv"),
+    Target("compress_kv", _STREAMING, "compress_kv .*"),
+    Target("modulate", _STREAMING, "modulate .*"),
+    Target("gate_add_modulate", _STREAMING, "gate_add_modulate .*"),
+    Target("denoising step", _STEP, "denoising step"),
 )
 
 
 def render(results: Sequence[Named]) -> str:
     """The whole file."""
-    parts = [
-        "# Benchmarks",
-        "Written by `python -m bench.report` from `bench/results/`; no figure is typed, and the links "
-        "lead to all of them.",
-        "- A ratio is their time over ours: **above 1 ours is faster**. The first is that with "
-        "the fastest peer at the largest image, the other the worst of all peers and images.\n"
-        "- In brackets is the ratio of the 20 % and 80 % quantiles, unfavourably and favourably. Slower "
-        "means by more than the spread of both; such rows stand first.\n"
-        "- The model is XL/2 (28 blocks, 0.6 B parameters) with random weights, in bf16 and batch 1 "
-        "where nothing else is said; “compressed” merges keys and values 2 × 2 in the deeper half of "
-        "its blocks, r4 4 × 4. Images are square: 1k is 1024 px, 4,096 tokens.\n"
-        "- On a CPU our operators are PyTorch's own; “compiled” is torch.compile of the same formula.",
-        "## Summary",
-        table(SUMMARY, _summary(results)),
-        "## What a GPU is to reach",
-        "Predicted are the cycles that a tile of 64 queries × 128 keys takes at least on each pipe of "
-        "an sm_90 SM, counted in the compiled code: tensor cores / exponentials / FMA / ALU / issue "
-        "slots. The largest is the bound; nothing of it ran.",
-        _targets(results),
-        "## Plots",
-        *(f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(results)),
-        *_growth(results),
-        "## How to repeat it",
-        "The commands in the table made the results; `make bench` runs `pytest bench`, and `python -m "
-        "bench.gpu --out DIR` everything that needs a GPU, with torch and triton alone. `python -m "
-        "bench.report` makes this file, the pages and the plots of the results, and with `--check` "
-        "says whether they are still what the results say.",
-        table(("page", "command", "date", "commit", "remarks"), _pages(results)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    pictures = [f"![{plot.title}](bench/plots/{plot.file})" for plot in plots.drawable(results)]
+    parts = {
+        "SUMMARY": table(SUMMARY, _summary(results)),
+        "TARGETS": _targets(results),
+        "PLOTS": "\n\n".join(pictures),
+        "GROWTH": "\n".join(_growth(results)),
+        "PAGES": table(("page", "command", "date", "commit", "remarks"), _pages(results)),
+    }
+    return fill(TEMPLATES / "overview.md", parts)
 
 
 def _summary(results: Sequence[Named]) -> Iterator[list[str]]:
@@ -142,14 +104,9 @@ def _date(run: Row) -> str:
 
 
 def _growth(results: Sequence[Named]) -> Iterator[str]:
-    lines = [
-        f"- [{variant}, {dtype}](bench/results/{name}.md): {scaling.fits(rows)}."
-        for name, result in results
-        if result["kind"] == "growth"
-        for (variant, dtype), rows in scaling.curves(result).items()
-    ]
-    if lines:
-        yield "\n".join(["One block:\n", *lines])
+    for name, result in results:
+        for (variant, dtype), rows in scaling.curves(result).items():
+            yield f"- One block, [{variant}, {dtype}](bench/results/{name}.md): {scaling.fits(rows)}."
 
 
 def _targets(results: Sequence[Named]) -> str:
@@ -158,7 +115,7 @@ def _targets(results: Sequence[Named]) -> str:
         for kind in ("gpu", "resources")
     }
     measured = [run for run in runs["gpu"] if GPU in machine_name(run["machine"])]
-    columns = ["what", f"to be reached on one {GPU}"]
+    columns = ["what, at 4K", f"to be reached on one {GPU}"]
     columns += [f"measured {_date(run)}, {commit(run['source'])}" for run in measured] or [
         "measured"
     ]
@@ -188,7 +145,7 @@ def _reached(target: Target, run: Row) -> str:
 def _cycles(target: Target, rows: Iterable[Row]) -> str:
     for row in rows:
         matches = row["what"].strip("_").removesuffix("_kernel").endswith(target.kernel)
-        is_case = "4k" in row["floor_bytes"].get(target.case, ()) and row["architecture"] == "sm_90"
+        is_case = "4k" in row["floor_bytes"].get(CASE, ()) and row["architecture"] == "sm_90"
         if target.kernel and matches and is_case and row["default"] and row.get("cycles"):
             return " / ".join(str(count) for count in row["cycles"].values())
     return ""

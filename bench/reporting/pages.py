@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from bench.reporting import comparisons, scaling
 from bench.reporting.text import (
     MISSING,
+    TEMPLATES,
     Content,
     Row,
     duration,
+    fill,
     memory,
     percent,
     runs,
@@ -22,14 +24,17 @@ REST = "not in the profile"
 
 def page(content: Content, name: str = "") -> str:
     """name: of the file in bench/results that holds the result; without it, for a terminal."""
-    title, about, body = KINDS[content["kind"]]
     origin = (
         f"Written by `python -m bench.report` from `{name}`; [all results](../../BENCHMARKS.md)."
     )
-    slower = comparisons.losses(comparisons.of_result(content))
-    parts = [f"# {title}", origin if name else "", slower, _unfinished(content), about]
-    parts += [*body(content), runs(content)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = {
+        "ORIGIN": origin if name else "",
+        "LOSSES": comparisons.losses(comparisons.of_result(content)),
+        "UNFINISHED": _unfinished(content),
+        "FIGURES": "\n\n".join(filter(None, BODIES[content["kind"]](content))),
+        "RUNS": runs(content),
+    }
+    return fill(TEMPLATES / f"{content['kind']}.md", parts)
 
 
 def rows_of(content: Content, *parts: str) -> list[Row]:
@@ -193,7 +198,10 @@ def _unfinished(content: Content) -> str:
     """The cases that came to no end; those that were skipped for one reason in one line."""
     cases = [case for run in content["runs"] for case in run["unfinished"]]
     lost = [case for case in cases if case["event"] != "skipped"]
-    lines = [f"- {one['event']}: {one['case']} {one['variant']}: {one['reason']}" for one in lost]
+    lines = [
+        f"- {one['event']}: {one['case']} {one['variant']}: {one['reason'].strip().splitlines()[-1]}"
+        for one in lost
+    ]
     skipped = Counter(case["reason"] for case in cases if case["event"] == "skipped")
     lines += [f"- {count} cases not run: {reason}" for reason, count in skipped.items()]
     return "\n".join(["Came to no end:\n", *lines]) if lines else ""
@@ -201,7 +209,7 @@ def _unfinished(content: Content) -> str:
 
 def _gpu(content: Content) -> Iterator[str]:
     yield from _correctness(rows_of(content, "correctness"))
-    yield from _timed(content, "operators", "steps")
+    yield from _timed(content, "operators", "steps", "pictures")
     yield from _backends(rows_of(content, "backends"))
     yield from _configurations(rows_of(content, "configurations"))
 
@@ -275,53 +283,11 @@ def _resource_cells(row: Row) -> list[str]:
     return [*name, *counts, useful, str(row["waits"]), "; ".join(row["defects"]), row["run"]]
 
 
-KINDS: dict[str, tuple[str, str, Callable[[Content], Iterator[str]]]] = {
-    "saving": (
-        "Time saved by key/value compression",
-        "One denoising step of XL/2 with random weights, batch 1, keys and values merged R × R in the "
-        "deeper half of the blocks (compressed: 2, r4: 4). “By one block” means that one dense and one "
-        "compressed block were measured and composed to the model's. Times are medians "
-        "with 20 % and 80 % quantiles, and so is the saving, of rounds that time every model once, "
-        "diffusers' dense `PixArtTransformer2DModel` among them. Ours has made the caption's keys and "
-        "values before, as a sampler does once per prompt; diffusers makes them in every step. The "
-        "paper's figure is of drawing an image (PixArt-Σ, table 3 d).",
-        _savings,
-    ),
-    "cpu": (
-        "Forward pass on a CPU, against diffusers",
-        "The full-size model and diffusers' `PixArtTransformer2DModel` with the same random weights, "
-        "batch 1, 300 caption tokens, in turn in one process. “Caption encoded” is ours as a sampler "
-        "calls it; the other two make the caption's keys and values, and count that work. The peak is "
-        "that of the row's dtype. Memory is what the pass held at its peak beyond the weights; the "
-        "difference is that of the outputs from diffusers', relative.",
-        _timed,
-    ),
-    "growth": (
-        "How cost grows with the number of tokens",
-        "One block of XL/2, batch 1: measured alone, at every size, and not composed. The exponent is "
-        "that of the growth from the size before; memory is what the pass held at its peak beyond "
-        "weights and inputs. The roofline is the time that the work takes at least, each operation "
-        "bound by its FLOPs or its bytes, at the peaks of the run that measured the largest size. "
-        "Where nothing was measured, the predicted time is the roofline over the share of it that the "
-        "largest measured size reached. diffusers makes the caption's keys and values in every call, "
-        "whereas ours has made them once per prompt; its share is one of our roofline, without them.",
-        _growth,
-    ),
-    "gpu": ("Operators and steps on a GPU", "", _gpu),
-    "suite": (
-        "`pytest bench`",
-        "“Compressed” are the deeper half of the blocks (of two, the second), or all where it says "
-        "“everywhere”. In brackets are the 20 % and 80 % quantiles. In every denoising step diffusers "
-        "makes the caption's keys and values, whereas ours has made them once per prompt. Training has "
-        "batch 1. Peak memory is what a call held at its peak beyond what was there before: weights and, "
-        "in training, optimizer states. A picture is the embedded model's; "
-        "“picture/1k” and “4k” (merged as published) have random weights of the published sizes, read "
-        "from files just written. On a CPU “ours” and “eager” are the same code.",
-        _timed,
-    ),
-    "resources": (
-        "Compiled code",
-        "Compiled ahead of time, without a GPU; nothing ran. Counts are of the inner loop.",
-        _resources,
-    ),
+BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
+    "saving": _savings,
+    "cpu": _timed,
+    "growth": _growth,
+    "gpu": _gpu,
+    "suite": _timed,
+    "resources": _resources,
 }

@@ -16,8 +16,8 @@ def peak_bytes(row: Row) -> int:
 
 
 def curves(content: Content) -> dict[tuple[str, str], list[Row]]:
-    """The rows of bench.growth by variant and dtype, small images first."""
-    rows = [row for run in content["runs"] for row in run["rows"]]
+    """The rows of bench.growth by variant and dtype, small images first; empty of other results."""
+    rows = [row for run in content["runs"] for row in run["rows"] if row["part"] == "growth"]
     found: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=tokens):
         found.setdefault((row["variant"], row["dtype"]), []).append(row)

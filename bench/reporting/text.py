@@ -10,6 +10,7 @@ from bench.measure import machine
 Content = dict[str, Any]  # a file of bench/results
 Row = dict[str, Any]
 
+TEMPLATES = Path(__file__).with_name("templates")  # what is prose in the files that are made
 MISSING = "not measured"
 BUSY = 0.1  # share of the CPUs that other processes may take before a figure is provisional
 
@@ -47,11 +48,11 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def fill(template: Path, parts: Mapping[str, object]) -> str:
-    """The text of a file, with parts in the places of their names between @."""
+    """The text of a file, with parts in the places of their names between @; empty ones leave no gap."""
     text = template.read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"@{name}@", str(part))
-    return text
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def machine_name(identity: Row | None) -> str:
