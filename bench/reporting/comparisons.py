@@ -73,10 +73,11 @@ def timed(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
-    """Those that are comparable in one list; lists of one topic stand together, small images first."""
+    """Those that are comparable in one list; lists of one topic stand together, small images first.
+    run: of a row, where they are of several."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row["part"], row["what"], str(row["shape"]), str(row["dtype"]))
+        key = (row["part"], row["what"], str(row["shape"]), str(row["dtype"]), row.get("run", ""))
         groups.setdefault(key, []).append(row)
     topics = list(dict.fromkeys(topic(group[0]) for group in groups.values()))
     return sorted(

@@ -86,8 +86,8 @@ def figures(row: Row) -> list[str]:
         share = percent(row["share_of_copy"], 0)
     if row.get("images_per_second"):
         rate += f", {row['images_per_second']:.3g} images/s"
-    errors = [error for error in (row.get("errors") or {}).values() if error]
-    error = f"{max(errors, key=float):.1e} of {row['errors_from']}" if errors else ""
+    errors = [float(error) for error in (row.get("errors") or {}).values() if error]
+    error = f"{max(errors):.1e} of {row['errors_from']}" if errors else ""
     held = memory(row["peak_bytes"]) if row.get("peak_bytes") else ""
     return [spread(seconds), seconds["method"], rate, share, error, held]
 

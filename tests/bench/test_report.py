@@ -114,7 +114,14 @@ def test_a_peer_that_keeps_no_activations_is_held_against_ours_that_keeps_none()
     }
 
 
-def test_who_measured_what_and_when_is_told_and_what_makes_it_doubtful() -> None:
+def test_what_was_timed_in_another_run_is_not_compared() -> None:
+    file, later = result("suite", attention("ours", 2)), result("suite", attention("fa4", 1))
+    file["runs"] += later["runs"]
+    assert list(comparisons.of_result(file)) == []
+    assert "fa4 | 1 s" in pages.page(file) and "0.50 ×" not in pages.page(file)
+
+
+def test_who_measured_what_and_when_stands_there_and_what_makes_it_doubtful() -> None:
     clean, dirty = result("suite", attention("ours", 2)), result("suite", attention("ours", 2))
     dirty["runs"][0]["rows"][0]["busy_elsewhere"] = 0.3
     dirty["runs"][0]["source"] |= {"modified": True, "kernels_sha256": "0" * 64}
