@@ -57,7 +57,7 @@ def _saved(row: Row, run: Row) -> Comparison:
     """Of pairs of a round, so that the spread is that of the saving."""
     ratio, low, high = (1 / (1 - row["saving"]["time"][key]) for key in ("median", "p20", "p80"))
     name = f"{topic(row)}, {row['variant'].removeprefix(OURS).strip()}"
-    return Comparison(name, image(row), tokens(row), "ours, dense", ratio, low, high, run)
+    return Comparison(name, image(row), tokens(row), "ours dense", ratio, low, high, run)
 
 
 def counterpart(name: str, times: Mapping[str, Row]) -> Row | None:
@@ -100,7 +100,7 @@ def topic(row: Row) -> str:
 def image(row: Row) -> str:
     """Its size, and whether a block of the model stands for all."""
     size = row["shape"].get("size", "").removesuffix(sizes.SHALLOW)
-    return size + ", by one block" * (row.get("scope") == "block")
+    return size + " (one block)" * (row.get("scope") == "block")
 
 
 def tokens(row: Row) -> int:

@@ -96,7 +96,7 @@ def _lost(own: Sequence[Comparison]) -> int:
 
 
 def _ratio(one: Comparison) -> str:
-    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}): {one.against}, {one.image}"
+    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}), {one.against} at {one.image}"
 
 
 def _date(run: Row) -> str:
@@ -154,9 +154,11 @@ def _cycles(target: Target, rows: Iterable[Row]) -> str:
 def _pages(results: Sequence[Named]) -> Iterator[list[str]]:
     """A line for each page, with all the runs that made it."""
     for name, result in results:
-        made = [
-            (f"`{run['command']}`", _date(run), commit(run["source"])) for run in result["runs"]
-        ]
-        commands, dates, commits = ("<br>".join(column) for column in zip(*made, strict=True))
-        doubts = "; ".join(dict.fromkeys(filter(None, map(remarks, result["runs"]))))
-        yield [f"[{name}](bench/results/{name}.md)", commands, dates, commits, doubts]
+        runs = result["runs"]
+        lists = (
+            [f"`{run['command']}`" for run in runs],
+            [run["date"][:10] for run in runs],
+            [commit(run["source"]) for run in runs],
+        )
+        doubts = "; ".join(dict.fromkeys(filter(None, map(remarks, runs))))
+        yield [f"[{name}](bench/results/{name}.md)", *map("<br>".join, lists), doubts]

@@ -88,7 +88,7 @@ def test_no_figure_is_typed_and_what_was_not_measured_is_called_so() -> None:
     assert "| everything on a CPU | not measured |" in text
     assert text.count("not measured") == 2 + len(overview.TARGETS)
     here = overall(result("suite", attention("ours", 2), attention("sdpa flash", 3)))
-    assert "| 1.50 (1.24 to 1.82): sdpa flash, 4k | the same | 0 of 1 | Some, 2 cores |" in here
+    assert "| 1.50 (1.24 to 1.82), sdpa flash at 4k | the same | 0 of 1 | Some, 2 cores |" in here
     assert "everything on a CPU" not in here and "| everything on a GPU | not measured |" in here
 
 
@@ -98,7 +98,7 @@ def test_losses_beyond_the_spread_of_both_stand_first() -> None:
     rows += [attention("ours", 2, size="1k"), attention("fa4", 3, size="1k")]
     file = result("suite", *rows)
     first, second = (one for one in overall(file).splitlines() if re.search(r"\d of \d", one))
-    assert f"[{ATTENTION}]" in first and "| 0.50 (0.41 to 0.61): fa4, 4k |" in first
+    assert f"[{ATTENTION}]" in first and "| 0.50 (0.41 to 0.61), fa4 at 4k |" in first
     assert "| **1 of 3** |" in first and "| 0 of 1 |" in second
     page = pages.page(file)
     assert f"{SLOWER} {ATTENTION}: 0.50 × fa4 at 4k." in page
@@ -205,7 +205,7 @@ def test_what_a_saving_lacks_of_its_flops_has_a_name(changes: Any, words: str) -
 
 def test_a_saving_is_a_ratio_and_stands_beside_flops_and_paper() -> None:
     file = result("saving", row(STEP, "ours", 40, part="saving"), compressed())
-    assert "| 1.25 (1.23 to 1.27): ours, dense, 4k |" in overall(file)
+    assert "| 1.25 (1.23 to 1.27), ours dense at 4k |" in overall(file)
     assert "| 0.80 × | 20.0 % (19.0 % to 21.0 %) | 25.0 % | 34 % | merging: 4.0" in pages.page(file)
 
 
