@@ -190,20 +190,24 @@ def _absent(rows: Iterable[Row]) -> str:
     lines = []
     for (name, status), count in counts.items():
         reason = " ".join(status.removeprefix(f"{MISSING}: ").split())[:120]
-        lines.append(f"- {name}, {count} case{'s' * (count > 1)}: {reason}")
+        lines.append(f"- {name}, {_cases(count)}: {reason}")
     return "\n".join([f"{MISSING.capitalize()}:\n", *lines]) if lines else ""
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count > 1)}"
 
 
 def _unfinished(content: Content) -> str:
     """The cases that came to no end; those that were skipped for one reason in one line."""
     cases = [case for run in content["runs"] for case in run["unfinished"]]
     lost = [case for case in cases if case["event"] != "skipped"]
-    lines = [
-        f"- {one['event']}: {one['case']} {one['variant']}: {one['reason'].strip().splitlines()[-1]}"
-        for one in lost
-    ]
+    lines = []
+    for one in lost:
+        where = " ".join(filter(None, (one["event"], one["case"], one["variant"])))
+        lines.append(f"- {where}: {one['reason'].strip().splitlines()[-1]}")
     skipped = Counter(case["reason"] for case in cases if case["event"] == "skipped")
-    lines += [f"- {count} cases not run: {reason}" for reason, count in skipped.items()]
+    lines += [f"- not run, {_cases(count)}: {reason}" for reason, count in skipped.items()]
     return "\n".join(["Came to no end:\n", *lines]) if lines else ""
 
 
@@ -219,7 +223,7 @@ def _correctness(rows: Sequence[Row]) -> Iterator[str]:
     good, same = (sum(row[key] for row in measured) for key in ("passed", "repeatable"))
     if rows:
         yield (
-            f"## Correctness\n\nOf {len(rows)} results at real shapes, {good} are within twice the "
+            f"## Correctness\n\nOf {len(rows)} results, {good} are within twice the "
             f"error of eager PyTorch against fp64, and {same} are the same, bit for bit, from run to run."
         )
     doubtful = [row for row in measured if not (row["passed"] and row["repeatable"])]
@@ -252,7 +256,7 @@ def _configurations(rows: Sequence[Row]) -> Iterator[str]:
         if chosen is None or chosen["seconds"]["median"] > 1.02 * fastest["seconds"]["median"]:
             takes = ratio(chosen, fastest) if chosen else "does not run"
             lines.append([*case, fastest["config"], takes])
-    if rows:
+    if swept:
         right = len(swept) - len(lines)
         yield f"## Configurations\n\n{right} of {len(swept)} choices are within 2 % of the fastest."
     if lines:

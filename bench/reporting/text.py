@@ -71,7 +71,7 @@ def commit(source: Row) -> str:
 
 def remarks(run: Row) -> str:
     """What makes the figures of a run doubtful, or of other code than today's; empty if nothing."""
-    words = []
+    words = ["a dry run: these times mean nothing"] if run["dry_run"] else []
     if is_provisional(run):
         words.append(f"**provisional**: others took up to {percent(busiest(run), 0)} of the CPUs")
     if not run["complete"]:
