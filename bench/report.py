@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.measure import results
 from bench.reporting import overview, pages, plots
-from bench.reporting.overview import Named
+from bench.reporting.plots import Named
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bench.reporting.text import Content, Row
+from bench.measure.results import Content, Row
 from bench.workloads import sizes
 
 OURS, DIFFUSERS = "ours", "diffusers"

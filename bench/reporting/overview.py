@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from bench.measure.results import Row
 from bench.reporting import comparisons, pages, plots, scaling
 from bench.reporting.comparisons import Comparison
+from bench.reporting.plots import Named
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
-    Content,
-    Row,
     commit,
     fill,
     is_provisional,
@@ -19,7 +19,6 @@ from bench.reporting.text import (
     table,
 )
 
-Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
 GPU, CASE = "H200", "self-bf16-72"  # what the targets are for
 SUMMARY = ("what", "at the largest image", "worst of all", "slower in", "machine", "date")
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from bench.measure.results import Content, Row
 from bench.reporting import comparisons, scaling
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
-    Content,
-    Row,
     duration,
     fill,
     memory,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.measure import machine
+from bench.measure.results import Content, Row
 from bench.reporting import comparisons, scaling
-from bench.reporting.text import Content, Row
 from bench.workloads import sizes
 
-Named = tuple[str, Content]
+Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
 Points = dict[str, list[tuple[float, float]]]  # of each curve, by its name
 Panels = dict[str, Points]  # by machine
 Point = tuple[str, float, float]  # a curve's name, x and y

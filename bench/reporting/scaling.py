@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
+from bench.measure.results import Content, Row
 from bench.reporting.comparisons import tokens
-from bench.reporting.text import MISSING, Content, Row
+from bench.reporting.text import MISSING
 
 
 def seconds(row: Row) -> float:

@@ -3,12 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.measure import machine
-
-Content = dict[str, Any]  # a file of bench/results
-Row = dict[str, Any]
+from bench.measure.results import Content, Row
 
 TEMPLATES = Path(__file__).with_name("templates")  # what is prose in the files that are made
 MISSING = "not measured"
