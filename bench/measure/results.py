@@ -41,6 +41,7 @@ and what is particular to its part (`saving`, `floors`, `kernels`, `config`, `im
 Infinities and NaN are words: JSON has none.
 """
 
+import calendar
 import json
 import math
 import shlex
@@ -55,6 +56,7 @@ from bench.measure import machine
 from pixart.files import write_json
 
 SCHEMA = 2
+DATE = "%Y-%m-%dT%H:%M:%SZ"
 KINDS = ("gpu", "suite", "saving", "cpu", "growth", "resources")
 Row = dict[str, Any]
 Content = dict[str, Any]
@@ -64,10 +66,9 @@ def started(
     kind: str, arguments: Sequence[str], device: torch.device | None, *, dry_run: bool = False
 ) -> Content:
     """What is known of a run before it measures anything. device: None where nothing runs."""
-    program = ["pytest"] if kind == "suite" else ["python", "-m", f"bench.{kind}"]
     return {
-        "command": shlex.join([*program, *arguments]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command(kind, arguments),
+        "date": time.strftime(DATE, time.gmtime()),
         "seconds": 0.0,
         "complete": False,
         "dry_run": dry_run,
@@ -78,6 +79,11 @@ def started(
         "rows": [],
         "unfinished": [],
     }
+
+
+def command(kind: str, arguments: Sequence[str]) -> str:
+    program = ["pytest"] if kind == "suite" else ["python", "-m", f"bench.{kind}"]
+    return shlex.join([*program, *arguments])
 
 
 def read(path: Path) -> Content:
@@ -91,10 +97,12 @@ def read(path: Path) -> Content:
     return content
 
 
-def save(path: Path | None, kind: str, run: Content) -> Content:
-    """The run beside those of earlier commands that the file holds, written whole or not at all.
-    Raises ValueError for a file of another command or machine. Without a path nothing is kept."""
-    earlier = read(path) if path is not None and path.exists() else None
+def save(path: Path | None, kind: str, run: Content, *, beside: bool = True) -> Content:
+    """The run, beside those that the file holds already, written whole or not at all; without a path
+    nothing is kept. Raises ValueError for a file of another command or machine."""
+    began = calendar.timegm(time.strptime(run["date"], DATE))
+    run["seconds"] = round(time.time() - began, 1)
+    earlier = read(path) if beside and path is not None and path.exists() else None
     content = merged(earlier, kind, plain(run))
     if path is not None:
         write_json(path, content, indent=1)

@@ -27,13 +27,14 @@ class Timing(NamedTuple):
     median: float
     p20: float
     p80: float
-    count: int
+    reps: int
     method: str
     samples: tuple[float, ...]  # in the order in which they were taken
 
     def summary(self) -> dict[str, Any]:
-        """For a row of results: everything but the samples."""
-        return {key: value for key, value in self._asdict().items() if key != "samples"}
+        """For a row of results, which keeps no samples."""
+        quantiles = {"median": self.median, "p20": self.p20, "p80": self.p80}
+        return quantiles | {"count": self.reps, "method": self.method}
 
 
 class DeviceLost(RuntimeError):
