@@ -27,7 +27,7 @@ from pixart_kernels.dispatch.registration import NAMESPACE
 
 
 class Launch(NamedTuple):
-    kernel: str  # "attention_forward.forward": its file and its name there
+    kernel: str
     config: str
     is_default: bool  # first of the list that is tuned over
     compiled: Any  # CompiledKernel, or None
@@ -103,9 +103,8 @@ def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[L
         except (TritonError, RuntimeError) as failure:
             error = _cause(failure)
         label = _label(kwargs, tuned["names"])
-        kernel = f"{self.module.rpartition('.')[2]}.{self.fn.__name__.lstrip('_')}"
         floor = _floor_bytes((args, tuple(kwargs.values())))
-        launches.append(Launch(kernel, label, tuned["default"], compiled, error, floor))
+        launches.append(Launch(kernel_name(self), label, tuned["default"], compiled, error, floor))
 
     def tune(self: Any, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -127,6 +126,12 @@ def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[L
         _Launchers(),
     ):
         yield launches
+
+
+def kernel_name(kernel: Any) -> str:
+    """ "attention_forward.forward": its module and its name there."""
+    module = kernel.module.removeprefix("pixart_kernels.").replace(".", "_")
+    return f"{module}.{kernel.fn.__name__.lstrip('_')}"
 
 
 def _cause(failure: BaseException) -> str:
