@@ -1,16 +1,17 @@
 # `make demo` and `make test` set up what they need in .venv; no flag is needed.
 PYTHON ?= python3
+VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-BIN := .venv/bin
-READY := .venv/.ready
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 PROMPT := a small orange cross in the bottom right corner on black
 
 # What runs Triton's kernels on CPU tensors, a second time where it ran without them already.
 INTERPRETED := tests/kernels/test_kernels_*.py tests/house/test_golden.py \
 	tests/patch/test_patch.py::test_an_accelerated_model_computes_what_it_did_before \
 	tests/patch/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
-OLDEST := .venv/triton-3.6.0
+OLDEST := $(VENV)/triton-3.6.0
 
 .PHONY: demo test test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
@@ -39,6 +40,7 @@ lint: $(READY)
 package: $(READY)
 	rm -rf dist build
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*.whl
 	$(BIN)/python -m pytest tests/house/test_packaging.py --wheel dist/*.whl
 
 train: $(READY)
@@ -58,8 +60,8 @@ bench-compare: $(READY)
 	$(BIN)/python -m bench.compare "$(BASE)" $(BENCH_ARGS)
 
 $(READY): setup.py pyproject.toml .ci/environment
-	PYTHON=$(PYTHON) .ci/environment
+	PYTHON=$(PYTHON) VENV=$(VENV) .ci/environment
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,7 +1,10 @@
+import ast
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
 DEPENDENCIES = [
     "torch>=2.10",
     'triton>=3.6; platform_system == "Linux"',
@@ -13,15 +16,16 @@ DEPENDENCIES = [
     "sentencepiece>=0.2",
     "diffusers>=0.32",
     "huggingface_hub>=0.25",
+    "filelock>=3.12",
+    "pydantic>=2.7",
     "tyro>=0.9",
     "pyyaml>=6",
 ]
+LORA = ["peft>=0.18"]
 EXTRAS: dict[str, list[str]] = {
-    # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves; peft: LoRA, also
-    # where pictures are drawn with one.
-    "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", "peft>=0.18"],
-    "eval": [],
-    "ui": [],
+    "lora": LORA,
+    # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
+    "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", *LORA],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
     "bench": ["pytest-benchmark>=5", "ninja>=1.11", "matplotlib>=3.9"],
@@ -31,6 +35,7 @@ EXTRAS: dict[str, list[str]] = {
         "ruff>=0.9",
         "mypy>=1.13",
         "build>=1.2",
+        "twine>=6",
         "types-PyYAML",
         "types-tqdm",
         "protobuf",
@@ -42,14 +47,54 @@ EXTRAS: dict[str, list[str]] = {
     ],
 }
 
+
+def version() -> str:
+    """What pixart/__init__.py says, read without importing it."""
+    tree = ast.parse((HERE / "pixart" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise SystemExit("pixart/__init__.py has no __version__")
+
+
+def readme() -> str:
+    """Without the pictures that lie in the repository, which no package index can show."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"^!\[[^\]]*\]\((?!https:)[^)]*\)\n", "", text, flags=re.MULTILINE)
+
+
 setup(
     name="pixart-fast",
-    version="0.1.0",
+    version=version(),
     description="PixArt-Σ and PixArt-α on fused kernels: run, convert and train, with KV compression",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    keywords=[
+        "pixart",
+        "text-to-image",
+        "diffusion transformer",
+        "triton kernels",
+        "key/value token compression",
+        "flash attention",
+        "4K images",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Graphics",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
@@ -58,12 +103,8 @@ setup(
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
-        "pixart": [
-            "py.typed",
-            "assets/**/*",
-            "training/recipes/*.yaml",
-            "training/launch.sh",
-        ],
+        "pixart": ["py.typed", "assets/**/*", "training/recipes/*.yaml", "training/launch.sh"],
         "pixart_kernels": ["py.typed"],
     },
+    entry_points={"console_scripts": ["pixart = pixart.command:main"]},
 )

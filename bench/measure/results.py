@@ -12,7 +12,7 @@ Each run of the command on a machine adds one run to the file:
                                 (resources compiles for machines that are not there: None)
     source                      commit, modified, source_sha256 (kernels, pixart, bench), kernels_sha256
     load_before                 processes that wanted a core, in the last minute's mean
-    peaks                       of the machine, by name: per_second and the seconds that it took
+    peaks                       of the machine, by name: per_second
     rows                        see below
     unfinished                  cases that came to no end: case, variant, event ("failure", "crash" or
                                 "skipped") and reason

@@ -71,26 +71,6 @@ def measure(
     return {name: results[name] for name in variants}
 
 
-def measure_all(
-    variants: Mapping[str, Call], device: torch.device, *, seconds: float, least_rounds: int
-) -> dict[str, Timing]:
-    """The same for calls that must all work: what one of them raises is raised. The host's time
-    counts."""
-    results = measure(
-        {name: [call] for name, call in variants.items()},
-        device,
-        seconds=seconds,
-        least_rounds=least_rounds,
-        with_host=True,
-    )
-    found: dict[str, Timing] = {}
-    for name, result in results.items():
-        if isinstance(result, Exception):
-            raise result
-        found[name] = result
-    return found
-
-
 def survive(error: Exception, device: torch.device) -> Exception:
     """Return the error if the device still works after it; raise DeviceLost if not."""
     if isinstance(error, DeviceLost):

@@ -75,8 +75,9 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     from PIL import Image
 
     from pixart import Pipeline
-    from pixart.generation.jobs import Job
     from pixart.generation.pictures import write_picture
+    from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
+    from pixart.pipeline.request import Request
     from pixart.sampler.loop import Progress
 
     pipe = Pipeline.from_pretrained(source, device=stages.device, cache_dir=None)
@@ -90,22 +91,10 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
         if progress.step == progress.total:
             stages.end("denoiser")
 
-    drawn = pipe.draw(PROMPT, callback=step)
+    drawn = pipe.draw(Request(PROMPT), callback=step)
     stages.end("VAE")
-    settings: dict[str, Any] = dict.fromkeys(
-        ("steps", "guidance", "scheduler", "size", "aspect", "resolution")
-    )
-    job = Job(
-        index=0,
-        prompt=PROMPT,
-        negative="",
-        seed=0,
-        guidance_interval=(0.0, 1.0),
-        model={"model": pipe.source},
-        path=path,
-        **settings,
-    )
-    write_picture(drawn.image, job)
+    opened = dict.fromkeys(MODEL_OPTIONS) | {"model": pipe.source}
+    write_picture(drawn.image, path, Metadata.of(drawn, pipe, Request(PROMPT), opened))
     stages.end("write")
     stages.seconds["whole"] = sum(stages.seconds.values())
     with Image.open(path) as written:
@@ -148,7 +137,7 @@ def _time_stages(source: str | Path, context: Context) -> None:
             pipe, drawn = _draw(counted, source, path)  # untimed: the first one loads libraries
         what = _describe(source, pipe, drawn)
         work = {"text encoder": (counted.flops["text encoder"], 0), "denoiser": (_flops(pipe), 0)}
-        if not drawn.tile:  # tiles overlap: what they compute twice is no useful work
+        if not drawn.request.tile:  # tiles overlap: what they compute twice is no useful work
             work["VAE"] = (counted.flops["VAE"], 0)
         dtype = pipe.transformer.dtype
         del pipe  # the next ones are alone in the memory
@@ -173,8 +162,8 @@ def _describe(source: str | Path, pipe: Any, drawn: Any) -> Row:
         "weights": "trained" if source == EMBEDDED else "random",
         "kv_compression": None if merge is None else asdict(merge),
         "prompt": PROMPT,
-        "batched": drawn.batched,
-        "tile": drawn.tile,
+        "batched": drawn.request.batched,
+        "tile": drawn.request.tile,
     }
 
 

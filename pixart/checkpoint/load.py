@@ -1,6 +1,6 @@
 """Open transformers: official .pth, diffusers directories, and safetensors of our own.
 
-`names` knows what tensors are called, `config` what model they make, `read` and `write` know files.
+names.py has the tensor names, config.py infers the configuration, read.py and write.py do the files.
 What had to be assumed or initialised is logged to "pixart" at INFO.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pixart.checkpoint.config import (
-    NOWHERE,
+    NO_PIPELINE,
     Surroundings,
     caption_length,
     config_from_diffusers,
@@ -34,6 +34,7 @@ from pixart.checkpoint.read import Contents, read_checkpoint
 from pixart.config import KVCompression, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.model.transformer import PixArt
+from pixart.releases import release_of
 from pixart.weights import WEIGHTS
 
 # What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
@@ -67,6 +68,7 @@ class OpenedTransformer:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether `load` has read the weights."""
         return self._model is not None
 
     def load(self, device: str | torch.device = "cpu") -> PixArt:
@@ -120,17 +122,17 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     ema: bool = False,
     variant: str | None = None,
-    around: Surroundings = NOWHERE,
+    around: Surroundings = NO_PIPELINE,
 ) -> OpenedTransformer:
     """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
     the memory for its weights is taken by `OpenedTransformer.load`.
 
-    around: the pipeline that it is for, which tells what the checkpoint does not.
+    around: what is known from the pipeline that it is opened for.
     """
     path = Path(path)
     with _naming(path):
         contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
-        config = config or _configuration(contents, kv_compression, around)
+        config = config or _configuration(contents, kv_compression, _known(path, contents, around))
         config, notes = open_compression(config, kv_compression, contents.tensors)
         contents.notes += notes
         tensors = dict(contents.tensors)
@@ -163,6 +165,22 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         raise CheckpointError(" ".join(f"{path}: {error}".split())) from error
+
+
+def _known(path: Path, contents: Contents, around: Surroundings) -> Surroundings:
+    """A file that is named after a release, and as large, is taken for it where it says nothing itself."""
+    release = release_of(path)
+    if release is None:
+        return around
+    last = f"blocks.{release.config.depth - 1}.attn.qkv.weight"
+    after = f"blocks.{release.config.depth}.attn.qkv.weight"
+    weight = contents.tensors.get(last)
+    width = release.config.hidden_size
+    if weight is None or weight.shape[1:] != (width,) or after in contents.tensors:
+        return around
+    return Surroundings(
+        release.model_max_length, release.config, f"the release {release.name}, whose name it has"
+    )
 
 
 def _configuration(

@@ -53,8 +53,8 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What scales B·A: alpha over the rank, or over its root. patterns: alphas by expressions for
-    names. Where nothing tells alpha, it is the rank."""
+    """B·A is scaled by alpha over the rank, or over its root. patterns: alphas by expressions for
+    names. Where no alpha is given, it is the rank."""
 
     alpha: float | None = None
     patterns: Mapping[str, float] = field(default_factory=dict)
@@ -67,13 +67,18 @@ class _Settings:
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
+def find_adapter(source: str | Path) -> Path:
+    """The weights of a folder, a file or a hub id. CheckpointError if there are none."""
+    path = resolve(source, allow_patterns=(WEIGHTS, CONFIG, _SINGLE))
+    return _find(path) if path.is_dir() else path
+
+
 def read_adapter(source: str | Path, shapes: Mapping[str, Size]) -> Adapter:
     """Open a folder, a file or a hub id. shapes: of the weights that can be adapted, by layer.
 
     Raises CheckpointError in one line for what is missing, no plain LoRA, or made for another model.
     """
-    path = resolve(source, allow_patterns=(WEIGHTS, CONFIG, _SINGLE))
-    file = _find(path) if path.is_dir() else path
+    file = find_adapter(source)
     if container(file) != "safetensors":
         raise CheckpointError(f"{file}: must be a safetensors file, got a pickle")
     tensors, metadata = read_safetensors(file)

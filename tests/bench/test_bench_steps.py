@@ -16,7 +16,7 @@ from bench.workloads.models import OURS, THEIRS
 from pixart import cost
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model import compression
-from pixart.model.blocks import SelfAttention
+from pixart.model.folding import FoldedProjection
 from pixart.model.transformer import PixArt
 
 MERGED = sizes.Compression(everywhere=True).variant
@@ -49,14 +49,14 @@ def test_a_branch_that_computes_nothing_is_found_and_not_timed(step: str, branch
 def test_compression_that_is_not_what_its_formula_says_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folded = SelfAttention._folded_weights
+    folded = FoldedProjection.weights
 
-    def mirrored(attention: Any, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = folded(attention, ratio)
+    def mirrored(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = folded(*arguments)
         return weight.flip(0), bias
 
-    monkeypatch.setattr(SelfAttention, "_folded_weights", mirrored)
-    monkeypatch.setattr("pixart.model.blocks.FOLDED_TOKENS", 1)
+    monkeypatch.setattr(FoldedProjection, "weights", mirrored)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
     assert rows(CASES[0], MERGED)[MERGED]["status"].startswith("computes something else")
 
 
