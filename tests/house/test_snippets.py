@@ -5,7 +5,7 @@ A block is one of these, so that none escapes:
     sh      run by bash; the models on the hub are tiny ones of the same layout in folders of their names
     python  the blocks of a document are one program; or a file, if the first line names it: # path/x.py
     yaml    the file that the first line names
-    diff    lines to add to, or take out of, the file that the first line names
+    diff    lines to add to, or take out of, the file that the first line names; @@ between two places
     text    what a command prints
 """
 
@@ -27,6 +27,7 @@ from pixart.config import PixArtConfig
 LANGUAGES = {"sh", "python", "yaml", "diff", "text"}
 SLOW = {"pixart/training/README.md", ".github/CONTRIBUTING.md"}
 HUB_ID = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
+OFFICIAL = "PixArt-alpha/PixArt-Sigma/PixArt-Sigma-XL-2-2K-MS.pth"
 
 # What would take hours, or a model of the real size, is made small; everything else runs as it is written.
 SMALLER = {
@@ -41,7 +42,7 @@ SMALLER = {
 
 # Commands that are not run as they are: what stands in for them, and why.
 STAND_INS = {
-    "python": 'exec "$PYTHON" "$@"',
+    "python": '[[ $* == *torch.distributed.run* ]] && exec torchrun "$@"; exec "$PYTHON" "$@"',
     "pixart": 'exec "$PYTHON" -m pixart "$@"',
     "pytest": 'exec "$PYTHON" -m pytest -p no:cacheprovider "$@"',
     # It would set up an environment, or take as long as all other tests: the target is there.
@@ -96,14 +97,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has, or gets from the hub: under the same names, with 28 blocks one head wide."""
     folder = tmp_path_factory.mktemp("models")
     build_sigma(folder / HUB_ID, sample_size=32, num_layers=28, heads=1)
+    (folder / OFFICIAL).parent.mkdir()
     config = PixArtConfig(
         input_size=256, hidden_size=72, depth=28, num_heads=1, caption_channels=32,
         model_max_length=300, pe_interpolation=4.0,
     )  # fmt: skip
-    save_official(folder / "PixArt-Sigma-XL-2-2K-MS.pth", official(config))
+    save_official(folder / OFFICIAL, official(config))
     for name in ("pictures", "my-dog"):
         pictures.folder(folder / name, height=300, width=400)
-    (folder / "list.jsonl").write_text('{"prompt": "a large red circle on white", "steps": 2}\n')
     return folder
 
 
@@ -121,6 +122,11 @@ def checkout(tmp_path: Path, models: Path) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
+    activate = (
+        copy / ".venv" / "bin" / "activate"
+    )  # as `make demo` leaves it; ours is active already
+    activate.parent.mkdir(parents=True)
+    activate.touch()
     return copy
 
 
@@ -202,9 +208,12 @@ def _change(checkout: Path, example: Example) -> None:
     """Lines with a minus or nothing before them stand in the file once; those with a plus replace them."""
     head, _, body = example.text.partition("\n")
     path = checkout / head.removeprefix("--- ")
-    lines = body.splitlines(keepends=True)
-    before = "".join(line[1:] or "\n" for line in lines if line[:1] != "+")
-    after = "".join(line[1:] or "\n" for line in lines if line[:1] != "-")
     text = path.read_text(encoding="utf-8")
-    assert text.count(before) == 1, f"{example.place}: {head} has these lines {text.count(before)}x"
-    path.write_text(text.replace(before, after), encoding="utf-8")
+    for hunk in body.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        before = "".join(line[1:] or "\n" for line in lines if line[:1] != "+")
+        after = "".join(line[1:] or "\n" for line in lines if line[:1] != "-")
+        found = text.count(before)
+        assert found == 1, f"{example.place}: {path.name} has these lines {found} times\n{before}"
+        text = text.replace(before, after)
+    path.write_text(text, encoding="utf-8")
