@@ -1,9 +1,21 @@
-"""The device to work on, how much memory it has left for us, and how much we took."""
+"""The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
+
+# (rows, in, out) of products, smaller first: squares, and the layers of XL/2 at 256 and 1,024 tokens.
+_CPU_PRODUCTS = (
+    (256, 256, 256), (512, 512, 512), (256, 1152, 1152), (768, 768, 768), (256, 1152, 4608),
+    (256, 4608, 1152), (1152, 1152, 1152), (1024, 1152, 4608), (1024, 4608, 1152),
+)  # fmt: skip
+_PRODUCTS = (
+    (4096, 4096, 4096), (16384, 1152, 4608), (16384, 4608, 1152), (8192, 8192, 8192),
+)  # fmt: skip
 
 
 def check_cuda_graph(wanted: bool, device: torch.device) -> None:
@@ -96,3 +108,50 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of matrix products as linear layers make them, the most that any of several shapes
+    reached in about so many seconds: what shares of this device's peak are shares of.
+
+    Short products among them: on a CPU that others use, one of 20 ms is always interrupted, and a
+    longer one reaches no more where nobody else is. Random numbers, as zeros multiply faster.
+    """
+    at_once = 1 if device.type == "cpu" else 10  # so that launching takes no part of the time
+    best, started = 0.0, time.perf_counter()
+    products: list[tuple[int, Callable[[], object]]] = []
+    for rows, size_in, size_out in _CPU_PRODUCTS if device.type == "cpu" else _PRODUCTS:
+        if products and time.perf_counter() - started > seconds / 2:
+            break  # a CPU without instructions for the dtype would take minutes for the longest
+        flops = at_once * 2 * rows * size_in * size_out
+        product = _product(rows, size_in, size_out, device, dtype)
+        _seconds_of(product, at_once, device)  # libraries choose their kernels
+        best = max(best, flops / _seconds_of(product, at_once, device))
+        products.append((flops, product))
+    while time.perf_counter() - started < seconds:
+        for flops, product in products:
+            best = max(best, flops / _seconds_of(product, at_once, device))
+    return best
+
+
+def _product(
+    rows: int, size_in: int, size_out: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    x = torch.randn(rows, size_in, device=device).to(dtype)
+    weight = torch.randn(size_out, size_in, device=device).to(dtype)
+    return lambda: torch.mm(x, weight.t())
+
+
+def _seconds_of(call: Callable[[], object], times: int, device: torch.device) -> float:
+    _wait_for(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    _wait_for(device)
+    return time.perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import threading
 import time
-import timeit
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 import torch
 
 from bench.measure import timing
+from pixart.device import measure_peak
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("kernels", "pixart", "bench")
 LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
-TRIAL, SLOW = 256, 0.02  # side of a product, and seconds of it on a CPU without bf16 instructions
 PRODUCTS = {torch.bfloat16: "matmul", torch.float32: "matmul_fp32"}  # names of peaks
 READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
 READINGS["celsius"] = "temperature.gpu"
@@ -147,29 +146,25 @@ def _median(column: tuple[str, ...]) -> float | None:
 
 
 def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
-    """What this machine can do: bytes per second of a large copy, FLOP/s of a large product in bf16
-    and in fp32; the most that any of some twenty of each reached.
+    """What this machine can do: bytes per second of a large copy, the most that any of some twenty
+    reached, and FLOP/s of products in bf16 and in fp32, as measure_peak finds them.
 
-    A copy of n bytes moves 2n. Random data: a product of zeros is faster. On a CPU the product is
-    one of milliseconds, at the model's width: a longer one meets other processes on its cores.
+    A copy of n bytes moves 2n.
     """
-    size, side = (4 << 30, 8192) if device.type == "cuda" else (1 << 28, 1152)
+    size = 4 << 30 if device.type == "cuda" else 1 << 28
     if tiny:
-        size, side = 1 << 22, 128
+        size = 1 << 22
     some = torch.randint(0, 100, (1 << 20,), dtype=torch.uint8, device=device)
     source = some.repeat(size >> 20)
     target = torch.empty_like(source)
-    if device.type == "cpu" and side > TRIAL and _is_slow(_product(TRIAL, device)):
-        side = TRIAL  # the larger one would take seconds
-    calls: dict[str, list[timing.Call]] = {"copy": [lambda: target.copy_(source)]}
-    calls |= {name: [_product(side, device, dtype)] for dtype, name in PRODUCTS.items()}
-    results = timing.measure(calls, device, seconds=0.5, least_rounds=20)
-    work = {"copy": 2 * size} | dict.fromkeys(PRODUCTS.values(), 2 * side**3)
-    found: dict[str, dict[str, Any]] = {}
-    for name, result in results.items():
-        if isinstance(result, Exception):
-            raise result
-        found[name] = {"per_second": work[name] / min(result.samples), **result.summary()}
+    copy = {"copy": [lambda: target.copy_(source)]}
+    (result,) = timing.measure(copy, device, seconds=0.5, least_rounds=20).values()
+    if isinstance(result, Exception):
+        raise result
+    found = {"copy": {"per_second": 2 * size / min(result.samples), **result.summary()}}
+    seconds = 0.02 if tiny else 1.0
+    for dtype, name in PRODUCTS.items():
+        found[name] = {"per_second": measure_peak(device, dtype, seconds)}
     return found
 
 
@@ -177,12 +172,3 @@ def product_rate(peaks: dict[str, dict[str, Any]], dtype: torch.dtype) -> float:
     """FLOP/s of the peak that products of a dtype are judged by: fp16's is that of bf16."""
     name = PRODUCTS[torch.bfloat16 if dtype == torch.float16 else dtype]
     return peaks[name]["per_second"]
-
-
-def _product(side: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> timing.Call:
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return lambda: torch.mm(left, right)
-
-
-def _is_slow(call: timing.Call) -> bool:
-    return min(timeit.repeat(call, number=1, repeat=4)) > SLOW

@@ -97,9 +97,11 @@ class SelfAttention(nn.Module):
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
         """Whether projecting and merging K and V are one product. Its share of the time of both (C =
-        1152, two Sapphire Rapids cores, torch 2.13) depends on the tokens that are left, 64, 256 or
-        1,024: with R = 2 1.27, 0.99, 0.75 in bf16 and 1.12, 0.98, 0.86 in fp32; with R = 4 1.67,
-        0.96, 0.66 in bf16. On a GPU it is not measured, and not done."""
+        1152, torch 2.13) depends on the tokens that are left, 64, 256 or 1,024. Two Sapphire Rapids
+        cores: with R = 2 1.27, 0.99, 0.75 in bf16 and 1.12, 0.98, 0.86 in fp32; with R = 4 1.67,
+        0.96, 0.66 in bf16. One core of an EPYC of Zen 4, which has no AMX: with R = 2 1.05, 0.92,
+        0.88 and 1.06, 1.05, 0.93; with R = 4 1.02, 0.92 in bf16 and 1.21, 1.00 to 1.09 in fp32. So
+        both break even near the same number. On a GPU it is not measured, and not done."""
         compression, layer = self.compression, self.qkv
         return (
             compression is not None

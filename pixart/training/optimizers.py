@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from pixart.distributed import local
 from pixart.training.came import CAME
@@ -97,10 +97,65 @@ def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torc
     if rest := [p for p in parameters if id(p) not in chosen]:
         optimizers.append(_adamw(rest, settings))
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **_shared(settings))  # type: ignore[arg-type]
-        )
+        optimizers.append(Muon(matrices, **_shared(settings)))
     return optimizers
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, whose steps do not depend on how FSDP2 has cut the matrices among processes.
+
+    Its five iterations in bf16 magnify every rounding: products of parts, added up, would lead to
+    other steps. So a process gathers each matrix of momentum, in bf16, and iterates on the whole.
+    """
+
+    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(
+            params,  # type: ignore[arg-type]
+            lr=lr,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step for every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, parameter.grad, group)
+        return loss
+
+    def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(average, group["momentum"]).bfloat16()  # Nesterov's
+        if isinstance(update, DTensor):
+            mesh, whole = update.device_mesh, [Replicate()] * update.device_mesh.ndim
+            step = DTensor.from_local(_orthogonal(update.full_tensor(), group), mesh, whole)
+            update = step.redistribute(placements=update.placements)
+        else:
+            update = _orthogonal(update, group)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+
+
+def _orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """The matrix with its singular values brought near 1, by Newton and Schulz's iteration:
+    X <- a X + (b XXᵀ + c (XXᵀ)²) X."""
+    a, b, c = group["ns_coefficients"]
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the smaller XXᵀ
+    x = x / x.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def _shared(settings: OptimizerSettings) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from pixart.config import PixArtConfig
+from pixart.device import measure_peak
 from pixart.resolution import aspect_ratios
-from pixart.training.progress import measure_peak
 from pixart.training.stage import DRAWN, Stage
 
 EFFICIENCY = 0.4  # of the device's matrix products, that a training step reaches as a whole

@@ -4,10 +4,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from pixart.device import peak_memory
@@ -156,17 +154,3 @@ def _cut_log(path: Path, step: int) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text("".join(kept), encoding="utf-8")
     os.replace(aside, path)
-
-
-@cache
-def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product, the best of a few: what MFU is a share of."""
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best

@@ -12,12 +12,13 @@ import torch
 
 from pixart.checkpoint.load import empty_model, open_transformer
 from pixart.dataset.batches import FeatureDataset
+from pixart.device import measure_peak
 from pixart.distributed import barrier, rank, world_size
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.plan import EFFICIENCY, plan, table
-from pixart.training.progress import Progress, measure_peak
+from pixart.training.progress import Progress
 from pixart.training.stage import DRAWN, PREVIOUS, RANDOM, Data, Stage
 from pixart.training.starts import (
     adapt,

@@ -336,21 +336,18 @@ def test_a_tree_is_edited_if_a_source_is_and_not_if_a_result_is(
     assert after["modified"] and after["source_sha256"] != before["source_sha256"]
 
 
-@pytest.mark.parametrize(("slow", "side"), [(0.0, 256), (1e9, 1152)])
-def test_the_product_is_a_small_one_where_a_processor_takes_long(
-    slow: float, side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(calls: Any, device: torch.device, **patience: Any) -> Any:
-        for name, dtype in (("matmul", torch.bfloat16), ("matmul_fp32", torch.float32)):
-            product = calls[name][0]()
-            assert product.shape == (side, side) and product.dtype == dtype
-        return {name: timing.summarize([4.0, 2.0, 3.0], "wall") for name in calls}
-
-    monkeypatch.setattr(machine, "SLOW", slow)
-    monkeypatch.setattr(timing, "measure", measure)
-    peaks = machine.peaks(CPU, tiny=False)
-    # 2·side³ FLOPs in the 2 seconds of the quickest.
-    assert peaks["matmul"]["per_second"] == peaks["matmul_fp32"]["per_second"] == side**3
+def test_the_peaks_are_those_that_training_takes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.bfloat16: 2e9, torch.float32: 1e9}
+    monkeypatch.setattr(machine, "measure_peak", lambda device, dtype, seconds: rates[dtype])
+    monkeypatch.setattr(
+        timing,
+        "measure",
+        lambda calls, *_, **__: {name: timing.summarize([4.0, 2.0], "wall") for name in calls},
+    )
+    peaks = machine.peaks(CPU, tiny=True)
+    assert peaks["copy"]["per_second"] == 2 * (1 << 22) / 2.0  # of the quickest
+    assert machine.product_rate(peaks, torch.float16) == rates[torch.bfloat16]
+    assert machine.product_rate(peaks, torch.float32) == rates[torch.float32]
 
 
 @pytest.mark.parametrize("module", [saving, cpu, growth])
