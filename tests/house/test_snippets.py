@@ -151,6 +151,7 @@ def environment(tmp_path: Path, checkout: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "kernels")]),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",  # threads of models this small wait for each other
     }
 
 
