@@ -60,6 +60,7 @@ class KVCompression:
         return cls(tuple(layers), int(match[2]), match[3] or "conv", norm)
 
     def applies_to(self, layer: int) -> bool:
+        """Whether the block of this index merges anything."""
         return self.ratio > 1 and layer in self.layers
 
 

@@ -35,11 +35,11 @@ class Options:
     """official: .pth. diffusers: a transformer directory. pixart: one .safetensors that knows its
     configuration. By default what DST's suffix says."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Of the written numbers. Default: as stored."""
+    """The precision of the written numbers. Default: as stored."""
     ema: bool = False
     """Take the averaged weights of an official .pth."""
     variant: str | None = None
-    """Of a diffusers directory: fp16, for diffusion_pytorch_model.fp16.safetensors."""
+    """The variant of a diffusers directory: fp16, for diffusion_pytorch_model.fp16.safetensors."""
     kv_compress: str | None = None
     """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

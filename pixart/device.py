@@ -8,6 +8,12 @@ from pathlib import Path
 
 import torch
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+# Limit and use of a container, version 2 of control groups first.
+GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 # (rows, in, out) of products, smaller first: squares, and the layers of XL/2 at 256 and 1,024 tokens.
 _CPU_PRODUCTS = (
     (256, 256, 256), (512, 512, 512), (256, 1152, 1152), (768, 768, 768), (256, 1152, 4608),
@@ -19,6 +25,7 @@ _PRODUCTS = (
 
 
 def check_cuda_graph(wanted: bool, device: torch.device) -> None:
+    """Raise ValueError if launches cannot be recorded on this device."""
     if wanted and device.type != "cuda":
         raise ValueError(
             f"cuda_graph must be False on {device}, got True: only a CUDA device records its "
@@ -46,16 +53,6 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")
-
-
-# Limit and use of a container, version 2 of control groups first.
-GROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-
-
 def free_memory(device: torch.device | str) -> int:
     """Bytes that can still be allocated on the device; sys.maxsize where nobody can tell."""
     device = torch.device(device)
@@ -71,13 +68,13 @@ def free_memory(device: torch.device | str) -> int:
 
 
 def return_cached(device: torch.device | str) -> None:
-    """Give back what PyTorch holds of the device without using it."""
+    """Give back the memory that PyTorch holds on the device and does not use."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """What the kernel would give without swapping, page cache included."""
+    """Bytes that the kernel would give without swapping, page cache included."""
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
@@ -99,7 +96,7 @@ def _group_memory(limit: str, usage: str, stat: str) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes: of the CUDA allocator where it was used, else of the process (0 on Windows)."""
+    """Bytes at most, of the CUDA allocator where it was used, else of the process (0 on Windows)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

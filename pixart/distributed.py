@@ -48,10 +48,12 @@ def leave(code: int) -> NoReturn:
 
 
 def rank() -> int:
+    """Number of this process among all, 0 where it is alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -61,6 +63,7 @@ def own(batch: Sequence[Item]) -> list[Item]:
 
 
 def barrier() -> None:
+    """Wait until every process is here."""
     if distributed.is_initialized():
         distributed.barrier()
 
@@ -87,6 +90,6 @@ def max_over_processes(value: float, device: torch.device) -> float:
     return float(largest)
 
 
-def any_process(wish: bool, device: torch.device) -> bool:
-    """Whether some process wishes so: all must stop at the same step."""
-    return bool(max_over_processes(float(wish), device))
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in some process: all must stop at the same step."""
+    return bool(max_over_processes(float(flag), device))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
-from pixart.model.compression import compress_tokens
+from pixart.model.compression import add_merging, compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
 from pixart_kernels.attention.operator import MAX_HEAD_DIM
 from pixart_kernels.dispatch.registration import INTERPRETED
@@ -240,17 +240,8 @@ def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
 
 def _add_compression(block: Any, compression: KVCompression) -> None:
     attention, table = block.attn1, block.scale_shift_table  # quantisation leaves the table alone
-    width, ratio = table.shape[1], compression.ratio
-    options = {"device": table.device, "dtype": table.dtype}
     attention.kv_compression = compression
-    if compression.sampling == "conv":
-        attention.sr = nn.utils.skip_init(
-            nn.Conv2d, width, width, ratio, stride=ratio, groups=width, **options
-        )
-        nn.init.constant_(attention.sr.weight, ratio**-2)
-        nn.init.zeros_(attention.sr.bias)
-    if compression.norm == "layer":
-        attention.norm = nn.LayerNorm(width, **options)
+    add_merging(attention, compression, table.shape[1], table.device, table.dtype)
 
 
 def _prepare(

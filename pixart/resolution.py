@@ -82,12 +82,10 @@ def nearest_bucket(
 
 @dataclass(frozen=True)
 class Resolved:
-    """A size to generate. `is_bucket`: chosen from a table rather than given side by side.
-    `note`: one line for the user."""
+    """A size to generate, in pixels. note: one line for the user on where it comes from."""
 
     height: int
     width: int
-    is_bucket: bool
     note: str
 
 
@@ -118,7 +116,7 @@ def resolve_size(
         height, width = _parse_size(size)
         _check_sides(size, height, width, low, multiple)
         note = f"{width}x{height}, exactly as asked"
-        return Resolved(height, width, False, note + _compare_area(height, width, native))
+        return Resolved(height, width, note + _compare_area(height, width, native))
     side = native if resolution is None else _parse_resolution(resolution, low, multiple)
     height, width = side, side
     note = f"{width}x{height}, " + (
@@ -127,7 +125,7 @@ def resolve_size(
     if aspect is not None:
         height, width = nearest_bucket(*_parse_aspect(aspect), side, multiple)
         note = f"nearest {side}-px bucket to {aspect}: {width}x{height}"
-    return Resolved(height, width, True, note + _compare_area(height, width, native))
+    return Resolved(height, width, note + _compare_area(height, width, native))
 
 
 def _parse_size(size: str | int) -> tuple[int, int]:

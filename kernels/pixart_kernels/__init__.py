@@ -1,4 +1,4 @@
-"""The operators of a PixArt transformer. Needs torch and nothing else; knows no model."""
+"""The operators of a PixArt transformer. Needs torch, and triton where there is a GPU; knows no model."""
 
 from pixart_kernels.attention.operator import flash_attention, flash_attention_reference
 from pixart_kernels.compression.operator import compress_kv, compress_kv_reference, fold_projection
@@ -10,6 +10,8 @@ from pixart_kernels.modulation.operator import (
     modulate,
     modulate_reference,
 )
+
+__version__ = "0.1.0"  # read by kernels/pyproject.toml; that of pixart is the same, and a test holds it so
 
 __all__ = [
     "compress_kv",

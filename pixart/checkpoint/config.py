@@ -1,6 +1,6 @@
 """The configuration behind a checkpoint: from its tensors, and from and to diffusers' config.json.
 
-Functions here raise ValueError with the reason alone; checkpoint.py puts the path in front. What
+Functions here raise ValueError with the reason alone; load.py puts the path in front. What
 had to be assumed comes back as notes, one sentence each.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixart.checkpoint.names import NULL_CAPTION, POSITIONS, listed
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
-from pixart.model.compression import _initial_values
+from pixart.model.compression import initial_values
 from pixart.resolution import position_embedding
 
 _PUBLISHED_HEAD_DIM = 72
@@ -35,7 +35,7 @@ _DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the s
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a pipeline tells about a transformer that is opened for it and does not say itself.
+    """What is known from a pipeline about a transformer that is opened for it.
 
     model_max_length: of the pipeline's family. config: of the pipeline's own transformer; believed
     about a checkpoint of the same width and depth.
@@ -44,13 +44,14 @@ class Surroundings:
     model_max_length: int | None = None
     config: PixArtConfig | None = None
 
-    def twin(self, hidden_size: int, depth: int) -> PixArtConfig | None:
+    def config_if_like(self, hidden_size: int, depth: int) -> PixArtConfig | None:
+        """The configuration of the pipeline's transformer if it has this width and depth."""
         own = self.config
         same = own is not None and (own.hidden_size, own.depth) == (hidden_size, depth)
         return own if same else None
 
 
-NOWHERE = Surroundings()
+NO_PIPELINE = Surroundings()  # of a checkpoint that is opened by itself
 
 
 def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _count(values: Mapping[str, Any], key: str) -> int:
 def infer_config(
     tensors: Mapping[str, Tensor],
     kv_compression: KVCompression | None = None,
-    around: Surroundings = NOWHERE,
+    around: Surroundings = NO_PIPELINE,
 ) -> tuple[PixArtConfig, list[str]]:
     """The configuration of a state dict with official names, and what had to be assumed for it.
 
@@ -151,11 +152,11 @@ def infer_config(
     outputs, _ = _shape(tensors, "final_layer.linear.weight", 2)
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in tensors) if m]
     depth, micro = max(blocks) + 1, _has(tensors, "csize_embedder.")
-    twin = around.twin(hidden, depth)
+    known = around.config_if_like(hidden, depth)
     notes: list[str] = []
     model_max_length = _infer_max_length(tensors, micro, around, notes)
-    if POSITIONS not in tensors and twin is not None:
-        input_size, pe_interpolation = twin.input_size, twin.pe_interpolation
+    if POSITIONS not in tensors and known is not None:
+        input_size, pe_interpolation = known.input_size, known.pe_interpolation
         notes.append(
             f"{POSITIONS} is absent: input_size {input_size} and pe_interpolation "
             f"{pe_interpolation} are those of the pipeline's own transformer"
@@ -170,7 +171,7 @@ def infer_config(
         in_channels=channels,
         hidden_size=hidden,
         depth=depth,
-        num_heads=_infer_heads(hidden, notes) if twin is None else twin.num_heads,
+        num_heads=_infer_heads(hidden, notes) if known is None else known.num_heads,
         mlp_ratio=_mlp_ratio(mlp_hidden, hidden),
         caption_channels=caption_channels,
         model_max_length=model_max_length,
@@ -324,6 +325,7 @@ def _infer_compression(
 
 
 def is_compressed(config: PixArtConfig) -> bool:
+    """Whether some block merges its keys and values."""
     compression = config.kv_compression
     return compression is not None and any(map(compression.applies_to, compression.layers))
 
@@ -340,16 +342,14 @@ def open_compression(
             f"is compressed as {stored}; kv_compression must be that or None, got {requested}"
         )
     config = replace(config, kv_compression=requested)
-    new = _initial_values(requested)
-    shapes = {"sr.weight": (config.hidden_size, 1, requested.ratio, requested.ratio)}
+    new = initial_values(requested, config.hidden_size)
     for layer in requested.layers:
         like = tensors.get(f"blocks.{layer}.attn.proj.weight", torch.empty(0))
-        for name, value in new.items():
-            shape = shapes.get(name, (config.hidden_size,))
+        for name, (shape, value) in new.items():
             tensors[f"blocks.{layer}.attn.{name}"] = like.new_full(shape, value)
     where = f"blocks.{{{_ranges(requested.layers)}}}.attn"
-    said = ", ".join(f"{where}.{name} = {value:.4g}" for name, value in new.items())
-    return config, [f"was dense; initialised for compression: {said or 'no tensors'}"]
+    added = ", ".join(f"{where}.{name} = {value:.4g}" for name, (_, value) in new.items())
+    return config, [f"was dense; initialised for compression: {added or 'no tensors'}"]
 
 
 def _ranges(numbers: Iterable[int]) -> str:

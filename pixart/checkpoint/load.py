@@ -1,6 +1,6 @@
 """Open transformers: official .pth, diffusers directories, and safetensors of our own.
 
-`names` knows what tensors are called, `config` what model they make, `read` and `write` know files.
+names.py has the tensor names, config.py infers the configuration, read.py and write.py do the files.
 What had to be assumed or initialised is logged to "pixart" at INFO.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pixart.checkpoint.config import (
-    NOWHERE,
+    NO_PIPELINE,
     Surroundings,
     caption_length,
     config_from_diffusers,
@@ -67,6 +67,7 @@ class OpenedTransformer:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether `load` has read the weights."""
         return self._model is not None
 
     def load(self, device: str | torch.device = "cpu") -> PixArt:
@@ -120,12 +121,12 @@ def open_transformer(
     dtype: torch.dtype | None = None,
     ema: bool = False,
     variant: str | None = None,
-    around: Surroundings = NOWHERE,
+    around: Surroundings = NO_PIPELINE,
 ) -> OpenedTransformer:
     """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
     the memory for its weights is taken by `OpenedTransformer.load`.
 
-    around: the pipeline that it is for, which tells what the checkpoint does not.
+    around: what is known from the pipeline that it is opened for.
     """
     path = Path(path)
     with _naming(path):

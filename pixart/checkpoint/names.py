@@ -1,6 +1,6 @@
-"""What files and tensors are called: the official tensor names, which are ours, and diffusers'.
+"""Names of files and tensors: the official tensor names, which are ours, and diffusers'.
 
-Functions here raise ValueError with the reason alone; checkpoint.py puts the path in front.
+Functions here raise ValueError with the reason alone; load.py puts the path in front.
 """
 
 import re
@@ -122,7 +122,7 @@ def _stack(tensors: Mapping[str, Tensor], parts: tuple[str, ...]) -> Tensor:
 
 
 def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Strip a wrapper's prefix and say whose names these are: "official" or "diffusers"."""
+    """The tensors without a wrapper's prefix, and the naming: "official" or "diffusers"."""
     for naming, markers in _MARKERS.items():
         for prefix in _PREFIXES:
             if sum(prefix + marker in tensors for marker in markers) >= 2:
@@ -155,7 +155,7 @@ def check_tensors(
     ]
     unexpected = [part for name in extra for part in _names_in_file(name, naming)]
     problems = [
-        f"{what} {', '.join(names)}"  # all: which are gone says what went wrong
+        f"{what} {', '.join(names)}"  # all of them: which ones are gone shows what went wrong
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),

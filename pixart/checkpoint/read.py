@@ -1,4 +1,4 @@
-"""Reading checkpoints: what a file is told by its contents, and nothing in it ever executed."""
+"""Reads checkpoints. The format is taken from the contents, and no code in a file ever runs."""
 
 import json
 import pickle

@@ -2,10 +2,11 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,9 @@ from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, listed
 from pixart.checkpoint.read import read_checkpoint
 from pixart.files import CheckpointError, CheckpointWriteError, written_aside
 from pixart.weights import WEIGHTS
+
+if TYPE_CHECKING:
+    from huggingface_hub import StateDictSplit
 
 
 def check_destination(path: Path, format: str, overwrite: bool) -> None:
@@ -74,6 +78,7 @@ def whole_or_not_at_all(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a new file, with the permissions that the user's umask gives."""
     path.touch()
     mode = path.stat().st_mode  # save_file leaves a file that only its owner may read
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
@@ -81,6 +86,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 
 
 def write_official(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """A .pth as the official trainer saves it, with our configuration beside its "state_dict"."""
     # A tensor that is a part of something larger would take all of it to the file.
     whole = {
         name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone()
@@ -103,16 +109,11 @@ def write_directory(
     _write_json(directory / CONFIG, config)
     sidecar = {"format": "pixart", "config": json.dumps(extra)}
     write_safetensors(directory / SIDECAR, buffers, sidecar)
-    shards = _split(tensors, _bytes(max_shard_size))
-    where: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-        name = f"{WEIGHTS}{part}.safetensors"
-        write_safetensors(directory / name, shard, {"format": "pt"})
-        where |= dict.fromkeys(shard, name)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+    layout = _layout(tensors, max_shard_size)
+    for file, names in layout.filename_to_tensors.items():
+        write_safetensors(directory / file, {n: tensors[n] for n in names}, {"format": "pt"})
+    if layout.is_sharded:
+        index = {"metadata": layout.metadata, "weight_map": layout.tensor_to_filename}
         _write_json(directory / f"{WEIGHTS}.safetensors.index.json", index)
 
 
@@ -120,23 +121,17 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if max_bytes is not None and shards[-1] and size + tensor.nbytes > max_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
+def _layout(tensors: Mapping[str, Tensor], max_shard_size: int | str | None) -> "StateDictSplit":
+    """Which file each tensor goes to; one file for all if there is no limit."""
+    from huggingface_hub import split_state_dict_into_shards_factory
 
-
-def _bytes(size: int | str | None) -> int | None:
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    if size is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
-    if not match or match[2].upper() not in units or float(match[1]) <= 0:
-        raise ValueError(f'max_shard_size must be bytes or like "5GB", got {size!r}')
-    return int(float(match[1]) * units[match[2].upper()])
+    size = str(sys.maxsize if max_shard_size is None else max_shard_size).strip()
+    if not re.fullmatch(r"(?=.*[1-9])(\d+|\d+(\.\d+)?\s*[KMGT]B)", size, re.IGNORECASE):
+        raise ValueError(f'max_shard_size must be bytes or like "5GB", got {max_shard_size!r}')
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        # Not by storage: q, k and v are parts of one, and are written as three.
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=f"{WEIGHTS}{{suffix}}.safetensors",
+        max_shard_size=int(size) if size.isdecimal() else size,
+    )

@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import write_json
+from pixart.files import claimed, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Annotate = Callable[
-    ["Image"], dict[str, Any]
-]  # raises ImageError for a picture that it cannot take
+# Raises ImageError for a picture that it cannot take.
+Annotate = Callable[["Image"], dict[str, Any]]
 
 
 @dataclass
@@ -38,6 +37,12 @@ class Tally:
     new: int = 0
     known: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+
+    def summary(self, done: str, output: Path) -> str:
+        """A sentence on pictures that are `done`, such as "scored"."""
+        earlier = f", {self.known} before" if self.known else ""
+        where = f": see {_report(output)}" if self.rejected else ""
+        return f"{self.new} pictures {done}{earlier}, {len(self.rejected)} rejected{where}"
 
 
 def annotate(
@@ -78,8 +83,12 @@ def annotate(
                 append(result)
                 tally.new += 1
     rejected = [{"path": r.path, "reason": r.reason} for r in tally.rejected]
-    write_json(output.with_suffix(".report.json"), {"rejected": rejected}, indent=1)
+    write_json(_report(output), {"rejected": rejected}, indent=1)
     return tally
+
+
+def _report(output: Path) -> Path:
+    return output.with_suffix(".report.json")
 
 
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -96,6 +105,27 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def annotated(
+    items: Iterable[Item],
+    *,
+    prompt: str | None = None,
+    captions: Sequence[Path] = (),
+    scores: Path | None = None,
+    min_score: float | None = None,
+) -> Iterable[Item]:
+    """The items with one prompt for all, the captions of files, and only those that score enough.
+    ValueError for scores without a minimum, or the other way round."""
+    if (scores is None) != (min_score is None):
+        raise ValueError("--scores and --min-score must be given together, got one of them")
+    if prompt is not None:
+        items = with_prompt(items, prompt)
+    if captions:
+        items = with_captions(items, captions)
+    if scores is not None and min_score is not None:
+        items = with_scores(items, scores, min_score)
+    return items
 
 
 def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item]:
@@ -186,24 +216,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _appending(
     output: Path,
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """The lines that a file holds and a function that adds one. No other process may do so."""
-    import fcntl
+    """The lines that a file holds and a function that adds one. No other process may do so.
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output must be free, another process writes {output}") from None
-        lines = read_lines(output)
-        _end_last_line(file)
+    The lock stays beside the file: whoever removes one takes it from under those who wait for it.
+    """
+    with claimed(output.with_name(f".{output.name}.lock"), wait=False) as mine:
+        if not mine:
+            raise ValueError(f"output must be free, another process writes {output}")
+        with output.open("a+b") as file:
+            lines = read_lines(output)
+            _end_last_line(file)
 
-        def append(values: dict[str, Any]) -> None:
-            file.write(json.dumps(values).encode() + b"\n")
-            file.flush()
+            def append(values: dict[str, Any]) -> None:
+                file.write(json.dumps(values).encode() + b"\n")
+                file.flush()
 
-        yield lines, append
-        os.fsync(file.fileno())
+            yield lines, append
+            os.fsync(file.fileno())
 
 
 def _end_last_line(file: IO[bytes]) -> None:

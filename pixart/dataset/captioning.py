@@ -7,13 +7,11 @@ draws one by weights. A single caption is the likeliest one; several are sampled
 import base64
 import http.client
 import io
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +30,7 @@ MAX_SIDE = 1536  # px of what is sent: models see no more
 
 
 @dataclass(frozen=True)
-class Wish:
+class CaptionRequest:
     """prompt: what the model is asked. name: of the caption; several are NAME.1 ... NAME.count."""
 
     prompt: str
@@ -60,7 +58,7 @@ class EndpointError(RuntimeError):
 
 
 def caption_source(
-    items: Iterable[Item], output: Path, captioner: Captioner, wish: Wish, workers: int
+    items: Iterable[Item], output: Path, captioner: Captioner, request: CaptionRequest, workers: int
 ) -> Tally:
     """Append {"path", "captions"} for every picture that has no captions of these names yet."""
 
@@ -68,15 +66,15 @@ def caption_source(
         captions = [" ".join(text.split()) for text in captioner(image)]
         if not all(captions):
             raise ImageError("the model gave an empty caption")
-        return {"captions": dict(zip(wish.names, captions, strict=True))}
+        return {"captions": dict(zip(request.names, captions, strict=True))}
 
     def is_known(line: Mapping[str, Any]) -> bool:
-        return set(wish.names) <= set(line.get("captions") or ())
+        return set(request.names) <= set(line.get("captions") or ())
 
     return annotate(items, output, annotate_one, is_known, workers)
 
 
-def open_model(path: str, wish: Wish, device: "torch.device | str") -> Captioner:
+def open_model(path: str, request: CaptionRequest, device: "torch.device | str") -> Captioner:
     """An image-text-to-text model of transformers, from a directory or the hub.
 
     Chat models are asked through their own template; models without one (BLIP) take the prompt as
@@ -92,14 +90,14 @@ def open_model(path: str, wish: Wish, device: "torch.device | str") -> Captioner
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)
-    options = {"max_new_tokens": wish.max_tokens, "do_sample": wish.count > 1}
+    options = {"max_new_tokens": request.max_tokens, "do_sample": request.count > 1}
 
     @torch.no_grad()
     def captioner(image: "Image") -> list[str]:
-        inputs = _inputs(processor, image, wish.prompt).to(device, dtype)
+        inputs = _inputs(processor, image, request.prompt).to(device, dtype)
         asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         texts = []
-        for number in range(wish.count):
+        for number in range(request.count):
             torch.manual_seed(number)  # a picture's captions do not depend on those before it
             tokens = model.generate(**inputs, **options)[0, asked:]
             texts.append(processor.decode(tokens, skip_special_tokens=True).strip())
@@ -108,26 +106,32 @@ def open_model(path: str, wish: Wish, device: "torch.device | str") -> Captioner
     return captioner
 
 
-def open_endpoint(address: str, model: str, wish: Wish) -> Captioner:
+def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:
     """A server that speaks OpenAI's chat completions at `address`/chat/completions."""
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"endpoint must begin with http:// or https://, got {address!r}")
-    key = os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    from huggingface_hub import InferenceClient
+
     url = f"{address.rstrip('/')}/chat/completions"
+    key = os.environ.get("OPENAI_API_KEY")
+    # Given even without a key, and in small letters as the client writes it: in the place of the
+    # user's token for the hub, which it would send to any server.
+    headers = {"authorization": f"Bearer {key}" if key else ""}
+    client = InferenceClient(base_url=url, headers=headers, timeout=TIMEOUT)
 
     def captioner(image: "Image") -> list[str]:
         content = [
-            {"type": "text", "text": wish.prompt},
+            {"type": "text", "text": request.prompt},
             {"type": "image_url", "image_url": {"url": _data_url(image)}},
         ]
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": wish.max_tokens,
-            "temperature": 0.0 if wish.count == 1 else 1.0,
-        }
-        return [_text_of(_post(url, {**body, "seed": n}, headers)) for n in range(wish.count)]
+        ask = partial(
+            client.chat_completion,
+            [{"role": "user", "content": content}],
+            model=model,
+            max_tokens=request.max_tokens,
+            temperature=0.0 if request.count == 1 else 1.0,
+        )
+        return [_text_of(_answer(partial(ask, seed=n), url)) for n in range(request.count)]
 
     return captioner
 
@@ -154,34 +158,44 @@ def _data_url(image: "Image") -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _post(url: str, body: dict[str, Any], headers: dict[str, str]) -> Any:
+def _answer(ask: Callable[[], Any], url: str) -> Any:
     """The answer. Tries again while the server is busy or away; ImageError if it refuses this
     request, EndpointError if it refuses all."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
-    )
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The client's own, and its bases: of httpx's errors, not all are OSErrors. AttributeError is
+    # what it makes of a refusal that is JSON and no object.
+    failures: Any = (*HfHubHTTPError.__bases__, OSError, ValueError, AttributeError)
     reason = ""
     for wait in (*WAITS, None):
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            reason = f"{error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
-            if error.code in (400, 413, 415, 422):
+            return ask()
+        except failures as error:
+            status, reason = _refusal(error)
+            if status in (400, 413, 415, 422):
                 raise ImageError(f"the endpoint refuses this picture: {reason}") from error
-            if error.code < 500 and error.code not in (408, 429):
+            if 300 <= status < 500 and status not in (408, 429):
                 break
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = str(error)
         if wait is not None:
             time.sleep(wait)
     raise EndpointError(f"{url} must answer, it does not ({reason}); captions so far are kept")
 
 
+def _refusal(error: Exception) -> tuple[int, str]:
+    """The HTTP status of a refusal, 0 where no answer came, and the reason in words."""
+    for cause in (error, error.__context__):
+        response: Any = getattr(cause, "response", None)
+        if response is not None:
+            status: int = response.status_code
+            words = http.client.responses.get(status, "")
+            return status, f"{status} {words}: {response.text[:300]}"
+    return 0, str(error)
+
+
 def _text_of(answer: Any) -> str:
     try:
-        text = answer["choices"][0]["message"]["content"]
-    except (LookupError, TypeError) as error:
+        text = answer.choices[0].message.content
+    except (AttributeError, LookupError, TypeError) as error:
         raise EndpointError(
             f"endpoint must answer with choices[0].message.content, got {str(answer)[:200]}"
         ) from error

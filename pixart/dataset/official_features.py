@@ -24,7 +24,7 @@ from pixart.dataset.sources import PATH_FIELDS, index_objects
 
 MAX_RATIO = 4.5  # height / width; the official loader has no lower bound
 DOWNSAMPLE = 8
-# Of Σ, then of α with a misspelling of its own; {R} is the resolution.
+# The folders of Σ, then those of α, one of them misspelt as published; {R} is the resolution.
 LATENT_FOLDERS = (
     "img_sdxl_vae_features_{R}resolution_ms_new",
     "img_sdxl_vae_features_{R}resolution_new",

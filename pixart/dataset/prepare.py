@@ -10,6 +10,7 @@ is a file in work/, named by a digest of its samples and the settings, so that t
 again only what was not finished, or what has changed since.
 """
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -69,7 +70,7 @@ class Encoders:
 
     @property
     def multiple(self) -> int:
-        """Of pixels: the VAE's factor times the transformer's patch of 2."""
+        """Sides in pixels are multiples of this: the VAE's factor times the transformer's patch of 2."""
         return self.vae.downsample * 2
 
 
@@ -130,10 +131,16 @@ class Preparation:
     def _do(self, chunk: list[Item], file: Path, wait: bool) -> None:
         if self._is_done(file):
             return
-        with claimed(file.with_suffix(".lock"), wait=wait) as mine:
+        lock = file.with_suffix(".lock")
+        with claimed(lock, wait=wait) as mine:
             if mine and not self._is_done(file):
                 self.store.refresh()
                 write_json(file, asdict(self._prepare(chunk)))
+        if mine:
+            # Safe although others may hold the removed file locked and a new one at the same time:
+            # both find the chunk done. Windows removes no file that is open elsewhere.
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
 
     def _is_done(self, file: Path) -> bool:
         """Whether a chunk was prepared, and nobody has deleted its features since."""

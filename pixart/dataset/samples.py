@@ -1,15 +1,11 @@
-"""The words of a source: samples, their captions, and what was rejected and why."""
+"""Samples of a source, their captions, and what was rejected and why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PROMPT = "prompt"
-
-
+PROMPT = "prompt"  # the name of a picture's first caption
 CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
-
-
 EMPTY, MISSING = "empty caption", "missing file"
 
 
@@ -17,7 +13,7 @@ EMPTY, MISSING = "empty caption", "missing file"
 class Sample:
     """A picture and its captions by name, none of them empty.
 
-    key: names it within its source. path: says to people where it lies. version: changes with the
+    key: names it within its source. path: where it lies, for messages. version: changes with the
     picture's file. uncaptioned: why `captions` is empty, if it is.
     """
 

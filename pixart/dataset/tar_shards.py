@@ -111,16 +111,16 @@ def _sample(url: str, key: str, members: dict[str, bytes]) -> Item:
 def _captions(members: dict[str, bytes]) -> tuple[dict[str, str], str]:
     """The captions of a sample's members, and why there are none."""
     captions: dict[str, str] = {}
-    told = False
+    has_text = False
     if "json" in members:
         captions |= captions_of(_object(members["json"]))
-        told = True
+        has_text = True
     for extension, content in members.items():
         if name := caption_name(extension):
-            told = True
+            has_text = True
             if text := text_of(content):
                 captions[name] = text
-    return captions, EMPTY if told else f"{MISSING}: no .txt or .json with a caption"
+    return captions, EMPTY if has_text else f"{MISSING}: no .txt or .json with a caption"
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What scales B·A: alpha over the rank, or over its root. patterns: alphas by expressions for
-    names. Where nothing tells alpha, it is the rank."""
+    """B·A is scaled by alpha over the rank, or over its root. patterns: alphas by expressions for
+    names. Where no alpha is given, it is the rank."""
 
     alpha: float | None = None
     patterns: Mapping[str, float] = field(default_factory=dict)

@@ -4,24 +4,18 @@ Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption toke
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.compression import _layer_norm, _merge_weights, compress_tokens
-from pixart.model.mlp import MLP, is_plain
-from pixart_kernels import (
-    flash_attention,
-    fold_projection,
-    gate_add,
-    gate_add_modulate,
-)
+from pixart.model.compression import compress_tokens, layer_norm
+from pixart.model.folding import FoldedProjection, folds
+from pixart.model.mlp import MLP
+from pixart_kernels import flash_attention, gate_add, gate_add_modulate
 
 KeysValues = tuple[Tensor, Tensor]  # (B, L, H, D) each
-FOLDED_TOKENS = 256  # merged ones, at least, that repay reading R² times the weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,7 @@ class EncodedCaption:
 
     @property
     def batch(self) -> int:
+        """B."""
         return self.keys_values[0][0].shape[0]
 
     @property
@@ -56,6 +51,7 @@ class EncodedCaption:
         )
 
     def clone(self) -> "EncodedCaption":
+        """A copy in memory of its own."""
         pairs = tuple((k.clone(), v.clone()) for k, v in self.keys_values)
         return EncodedCaption(pairs, None if self.lengths is None else self.lengths.clone())
 
@@ -79,67 +75,29 @@ class SelfAttention(nn.Module):
             )
         has_norm = compression is not None and compression.norm == "layer"
         self.norm = nn.LayerNorm(width) if has_norm else None
-        self._folded: tuple[object, list[Tensor], tuple[Tensor, Tensor]] | None = None
+        self._folded = FoldedProjection()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self._folds(x, grid):
-            return self._attend(*self._project_folded(x, grid))
+        """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
+        compression = self.compression
+        if compression is not None and self._folds(x, grid):
+            merging = (compression.ratio, self.sr, self.norm)
+            return self._attend(*self._folded.project(x, grid, self.qkv, *merging))
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = _layer_norm(q, self.q_norm), _layer_norm(k, self.k_norm)
-        if self.compression is not None:
-            k, v = compress_tokens(k, v, grid, self.compression, self.sr, self.norm)  # (B, M, C)
+            q, k = layer_norm(q, self.q_norm), layer_norm(k, self.k_norm)
+        if compression is not None:
+            k, v = compress_tokens(k, v, grid, compression, self.sr, self.norm)  # (B, M, C)
         return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (tokens.unflatten(2, (self.num_heads, -1)) for tokens in (q, k, v))
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (q, k, v))  # (B, N or M, H, D)
         return self.proj(flash_attention(q, k, v).flatten(2))
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
-        """Whether projecting and merging K and V are one product. Its share of the time of both (C =
-        1152, torch 2.13) depends on the tokens that are left, 64, 256 or 1,024. Two Sapphire Rapids
-        cores: with R = 2 1.27, 0.99, 0.75 in bf16 and 1.12, 0.98, 0.86 in fp32; with R = 4 1.67,
-        0.96, 0.66 in bf16. One core of an EPYC of Zen 4, which has no AMX: with R = 2 1.05, 0.92,
-        0.88 and 1.06, 1.05, 0.93; with R = 4 1.02, 0.92 in bf16 and 1.21, 1.00 to 1.09 in fp32. So
-        both break even near the same number. On a GPU it is not measured, and not done."""
-        compression, layer = self.compression, self.qkv
-        return (
-            compression is not None
-            and compression.sampling in ("conv", "average")
-            and compression.ratio > 1
-            and len(x) * x.shape[1] >= FOLDED_TOKENS * compression.ratio**2
-            and not (grid[0] % compression.ratio or grid[1] % compression.ratio)
-            and self.k_norm is None
-            and x.device.type == "cpu"
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-            and is_plain(layer, x)
-            and not layer.weight.is_inference()  # those do not count their changes
-        )
-
-    def _project_folded(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.compression is not None
-        ratio, width = self.compression.ratio, x.shape[2]
-        rows, cols = grid[0] // ratio, grid[1] // ratio
-        patches = x.view(len(x), rows, ratio, cols, ratio, width).transpose(2, 3)
-        weight, bias = self._folded_weights(ratio)
-        k, v = F.linear(patches.reshape(len(x), rows * cols, -1), weight, bias).chunk(2, dim=-1)
-        if self.norm is not None:
-            k, v = _layer_norm(k, self.norm), _layer_norm(v, self.norm)
-        q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
-        return q, k, v
-
-    def _folded_weights(self, ratio: int) -> tuple[Tensor, Tensor]:
-        """Kept until a weight changes: folding takes as long as projecting some hundred tokens."""
-        sources = [self.qkv.weight, self.qkv.bias]
-        sources += [] if self.sr is None else [self.sr.weight, cast(Tensor, self.sr.bias)]
-        # Held, so that nothing else can come to lie where they lay.
-        key = [(id(source), source.data_ptr(), source._version, source.dtype) for source in sources]
-        if self._folded is None or self._folded[0] != key:
-            width = self.qkv.in_features
-            projection = (self.qkv.weight[width:], self.qkv.bias[width:])
-            merging = _merge_weights(self.qkv.weight, ratio, self.sr)
-            self._folded = (key, sources, fold_projection(*projection, *merging))
-        return self._folded[2]
+        if self.compression is None or self.k_norm is not None:  # a norm stands between
+            return False
+        return folds(x, grid, self.qkv, self.compression)
 
 
 class CrossAttention(nn.Module):
@@ -159,12 +117,16 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, caption: "Tensor | KeysValues", lengths: Tensor | None) -> Tensor:
-        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))
+        """x: (B, N, C); caption: (B, L, C), or what keys_values made of it; lengths: (B,) int32, how
+        many of the L tokens count, None for all. Returns (B, N, C)."""
+        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))  # (B, N, H, D)
         k, v = self.keys_values(caption) if isinstance(caption, Tensor) else caption
         return self.proj(flash_attention(q, k, v, kv_lengths=lengths).flatten(2))
 
 
 class Block(nn.Module):
+    """Self-attention, cross-attention and MLP, each added to the residual stream."""
+
     def __init__(self, config: PixArtConfig, layer: int) -> None:
         super().__init__()
         width = config.hidden_size
@@ -195,16 +157,20 @@ class Block(nn.Module):
         """
         gate_attention, shift_mlp, scale_mlp, gate_mlp = rows
         x = gate_add(x, self.attn(modulated, grid), gate_attention)
-        branch = self.cross_attn(x, caption, lengths)  # neither normed nor gated
+        # PixArt's cross-attention is neither normed nor gated: it sees the residual stream itself.
+        branch = self.cross_attn(x, caption, lengths)  # (B, N, C)
         x, modulated = gate_add_modulate(x, branch, None, shift_mlp, scale_mlp)
         return gate_add_modulate(x, self.mlp(modulated), gate_mlp, *next_rows)
 
 
 class FinalLayer(nn.Module):
+    """The last projection, from tokens to patches of the prediction."""
+
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))
+        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))  # shift, scale
         self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
 
     def forward(self, modulated: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, patch_size² · out_channels), channels last within a patch."""
         return self.linear(modulated)

@@ -1,13 +1,17 @@
-"""KV token compression (PixArt-Σ, section 3.2): how tokens are merged, and how that starts."""
+"""KV token compression (PixArt-Σ, section 3.2): how tokens are merged, and how that starts.
+
+Axis letters: B batch, N image tokens (rows·cols), M merged tokens, C channels, R ratio.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from pixart.config import KVCompression
-from pixart_kernels import (
-    compress_kv,
-)
+from pixart_kernels import compress_kv
 
 
 def compress_tokens(
@@ -23,24 +27,27 @@ def compress_tokens(
     sr: the learned convolution of sampling "conv"; norm: what follows, if anything does.
     """
     if compression.sampling in ("conv", "average"):
-        weight, bias = _merge_weights(k, compression.ratio, sr)
+        weight, bias = merging_weights(k, compression.ratio, sr)
         affine = (None, None) if norm is None else (norm.weight, norm.bias)
         return compress_kv(k, v, weight, bias, *affine, grid=grid, ratio=compression.ratio)
     k, v = (_take_tokens(tokens, grid, compression) for tokens in (k, v))
-    return (k, v) if norm is None else (_layer_norm(k, norm), _layer_norm(v, norm))
+    return (k, v) if norm is None else (layer_norm(k, norm), layer_norm(v, norm))
 
 
-def _merge_weights(k: Tensor, ratio: int, sr: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+def merging_weights(like: Tensor, ratio: int, sr: nn.Conv2d | None) -> tuple[Tensor, Tensor]:
+    """(C, 1, R, R) and (C,) by which patches of tokens are summed: the convolution's own, or those
+    of the mean, in fp32 and as many as `like` (..., C) has channels."""
     if sr is not None:
         assert sr.bias is not None
         return sr.weight, sr.bias
-    width = k.shape[-1]
-    weight = k.new_full((width, 1, ratio, ratio), ratio**-2, dtype=torch.float32)
-    return weight, k.new_zeros(width, dtype=torch.float32)
+    width = like.shape[-1]
+    weight = like.new_full((width, 1, ratio, ratio), _mean(ratio), dtype=torch.float32)
+    return weight, like.new_zeros(width, dtype=torch.float32)
 
 
-def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
-    # In fp32: on a CPU, PyTorch sums the weight gradients of 16-bit tokens in 16 bits.
+def layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(tokens), computed in fp32 and rounded to the tokens' dtype."""
+    # On a CPU, PyTorch sums the weight gradients of 16-bit tokens in 16 bits.
     weight, bias = norm.weight.float(), norm.bias.float()
     return F.layer_norm(tokens.float(), weight.shape, weight, bias, norm.eps).to(tokens.dtype)
 
@@ -52,12 +59,45 @@ def _take_tokens(tokens: Tensor, grid: tuple[int, int], compression: KVCompressi
     return tokens.unflatten(1, grid)[:, ::ratio, ::ratio].flatten(1, 2)
 
 
-def _initial_values(compression: KVCompression) -> dict[str, float]:
-    """The convolution starts as the mean of its R×R tokens, the norm as a plain LayerNorm."""
-    if compression.ratio == 1:
-        return {}
-    convolution = {"sr.weight": compression.ratio**-2, "sr.bias": 0.0}
-    norm = {"norm.weight": 1.0, "norm.bias": 0.0}
-    return (convolution if compression.sampling == "conv" else {}) | (
-        norm if compression.norm == "layer" else {}
-    )
+def initial_values(
+    compression: KVCompression, width: int
+) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Shape and number of every tensor that compression adds to a self-attention of that width, by
+    its name there: the convolution starts as the mean of its R×R tokens, the norm plain."""
+    ratio = compression.ratio
+    values: dict[str, tuple[tuple[int, ...], float]] = {}
+    if ratio > 1 and compression.sampling == "conv":
+        values["sr.weight"] = ((width, 1, ratio, ratio), _mean(ratio))
+        values["sr.bias"] = ((width,), 0.0)
+    if ratio > 1 and compression.norm == "layer":
+        values["norm.weight"] = ((width,), 1.0)
+        values["norm.bias"] = ((width,), 0.0)
+    return values
+
+
+def initialise(attention: nn.Module, compression: KVCompression, width: int) -> None:
+    """Set what compression has added to a self-attention to its initial values."""
+    for name, (_, value) in initial_values(compression, width).items():
+        nn.init.constant_(attention.get_parameter(name), value)
+
+
+def add_merging(
+    attention: nn.Module,
+    compression: KVCompression,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Add `sr` and `norm` to a self-attention, ours or diffusers', at their initial values. Draws no
+    random numbers, so that what is drawn afterwards is what it was."""
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    if compression.sampling == "conv":
+        shape: dict[str, Any] = {"kernel_size": compression.ratio, "stride": compression.ratio}
+        attention.sr = skip_init(nn.Conv2d, width, width, **shape, groups=width, **place)
+    if compression.norm == "layer":
+        attention.norm = nn.LayerNorm(width, **place)
+    initialise(attention, compression, width)
+
+
+def _mean(ratio: int) -> float:
+    return ratio**-2

@@ -27,13 +27,14 @@ class PatchEmbedder(nn.Module):
         self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """latents: (B, in_channels, h, w). Returns (B, N, C), row by row."""
         if type(self.proj) is not nn.Conv2d:  # an adapter around it, which must be called
             return self.proj(latents).flatten(2).transpose(1, 2).contiguous()
         # A matrix product leaves (B, N, C) in memory, the convolution would leave (B, C, N).
         side = self.patch_size
         patches = latents.unflatten(3, (-1, side)).unflatten(2, (-1, side))
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, rows, cols, in_channels, side, side)
-        patches = patches.flatten(3).flatten(1, 2)
+        patches = patches.flatten(3).flatten(1, 2)  # (B, N, in_channels·side·side)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -48,11 +49,12 @@ class SinusoidEmbedder(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """numbers: (B,) fp32. Returns (B, hidden_size)."""
-        # In fp32 whatever the model's dtype: bf16 turns timestep 999 into 1000.
+        # Always in fp32: bf16 turns timestep 999 into 1000.
         half = FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=numbers.device) / half
         angles = numbers[:, None].float() * torch.exp(-math.log(10000) * exponents)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        # Cosines first, unlike the position tables: the published order.
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, FREQUENCIES)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 

@@ -19,6 +19,7 @@ from pixart.model.blocks import (
     KeysValues,
     SelfAttention,
 )
+from pixart.model.compression import initialise
 from pixart.model.embedders import CaptionEmbedder, PatchEmbedder, PositionTables, SinusoidEmbedder
 from pixart_kernels import modulate
 
@@ -48,6 +49,7 @@ class PixArt(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which the model computes."""
         return self.x_embedder.proj.weight.dtype
 
     @property
@@ -79,10 +81,10 @@ class PixArt(nn.Module):
         grid = (latents.shape[2] // side, latents.shape[3] // side)
         t = self._embed_timesteps(timesteps, batch, latents.device)  # (B, C)
         t = self._add_sizes(t, image_size, aspect_ratio)
-        tokens, lengths = self._caption_tokens(caption, caption_mask, batch)
-        x = self.x_embedder(latents.to(self.dtype))
+        tokens, lengths = self._caption_tokens(caption, caption_mask, batch)  # (B, L, C), (B,)
+        x = self.x_embedder(latents.to(self.dtype))  # (B, N, C)
         x = x + self.position_tables(grid, x)  # (B, N, C)
-        modulated = self._apply_blocks(x, t, tokens, lengths, grid)
+        modulated = self._apply_blocks(x, t, tokens, lengths, grid)  # (B, N, C)
         return self._unpatchify(self.final_layer(modulated), grid)
 
     def encode_caption(self, caption: Tensor, caption_mask: Tensor | None = None) -> EncodedCaption:
@@ -136,7 +138,8 @@ class PixArt(nn.Module):
             return t
         sizes = _repeat_rows("image_size", image_size, 2, t)
         ratios = _repeat_rows("aspect_ratio", aspect_ratio, 1, t)
-        height_width = self.csize_embedder(sizes.flatten()).view(t.shape[0], -1)
+        # A third of the channels each: height, width, aspect ratio.
+        height_width = self.csize_embedder(sizes.flatten()).view(t.shape[0], -1)  # (B, 2/3 C)
         return t + torch.cat([height_width, self.ar_embedder(ratios.flatten())], dim=1)
 
     def _apply_blocks(
@@ -147,6 +150,7 @@ class PixArt(nn.Module):
         lengths: Tensor | None,
         grid: tuple[int, int],
     ) -> Tensor:
+        # A block ends by preparing what follows it, so that the first must be prepared here.
         rows = self._modulation_rows(t)
         modulated = modulate(x, *rows[0][:2])
         for layer, block in enumerate(self.blocks):
@@ -162,8 +166,9 @@ class PixArt(nn.Module):
         """Shifts, scales and gates, (B, C) each: six for every block, two for the final layer."""
         # A few rows per sample: their sums are worth fp32 in any model. All blocks in one step: one
         # by one they would be 28 launches of next to nothing.
-        tables = torch.stack([block.scale_shift_table for block in self._blocks]).float()
-        shared = self.t_block(t).float().unflatten(1, (1, 6, -1))
+        tables = torch.stack([block.scale_shift_table for block in self._blocks])
+        tables = tables.float()  # (depth, 6, C)
+        shared = self.t_block(t).float().unflatten(1, (1, 6, -1))  # (B, 1, 6, C)
         rows = [table.unbind(1) for table in (shared + tables).unbind(1)]
         # The final layer takes the timestep embedding itself, not what t_block made of it.
         last = t.float().unsqueeze(1) + self.final_layer.scale_shift_table.float()
@@ -194,10 +199,8 @@ class PixArt(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
         nn.init.normal_(self.y_embedder.y_embedding, std=self.config.caption_channels**-0.5)
         for module in self.modules():
-            if isinstance(module, SelfAttention) and module.sr is not None:
-                side = module.sr.kernel_size[0]
-                nn.init.constant_(module.sr.weight, side**-2)  # the mean of each patch
-                module.sr.bias.zero_()  # type: ignore[union-attr]
+            if isinstance(module, SelfAttention) and module.compression is not None:
+                initialise(module, module.compression, self.config.hidden_size)
             if isinstance(module, (Block, FinalLayer)):
                 nn.init.normal_(module.scale_shift_table, std=self.config.hidden_size**-0.5)
             if isinstance(module, CrossAttention):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from pixart.checkpoint.config import NOWHERE
+from pixart.checkpoint.config import NO_PIPELINE
 from pixart.checkpoint.load import OpenedTransformer, empty_model, open_transformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
 from pixart.device import check_cuda_graph, choose_device, free_memory, return_cached
@@ -155,7 +155,7 @@ class Pipeline:
                 dtype=dtype,
                 ema=ema,
                 variant=variant if is_guest and path.is_dir() else variants.get("transformer"),
-                around=surroundings(directory) if is_guest else NOWHERE,
+                around=surroundings(directory) if is_guest else NO_PIPELINE,
             )
         if lora:
             load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run

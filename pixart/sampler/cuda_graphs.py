@@ -13,8 +13,6 @@ from pixart.model.blocks import EncodedCaption
 from pixart.model.transformer import PixArt
 
 MAX_GRAPHS = 8
-
-
 _WARM_UP = 2  # calls before recording: kernels are tuned, and libraries take their workspaces
 
 

@@ -16,7 +16,7 @@ START = 400
 
 
 class OneStep:
-    """As much of a diffusers scheduler as sampling uses, with linear betas unless told."""
+    """As much of a diffusers scheduler as sampling uses, with linear betas by default."""
 
     init_noise_sigma = 1.0
 

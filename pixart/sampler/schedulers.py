@@ -44,9 +44,7 @@ SCHEDULERS = {
     "lcm": Solver("LCMScheduler"),
     "dmd": Solver("OneStep"),
 }
-
-
-# What a model was trained with, as opposed to how it is sampled.
+# Facts of a model's training, which no sampler may choose.
 _TRAINING = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -56,18 +54,12 @@ _TRAINING = {
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
 }
-
-
 _DISTILLATION = ("original_inference_steps", "timestep_scaling")  # of consistency models
-
-
 _DEFAULTS = {  # steps, guidance
     "SASolverScheduler": (25, 4.5),
     "LCMScheduler": (4, 1.0),
     "OneStep": (1, 1.0),
 }
-
-
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -127,6 +119,7 @@ def _check_prediction(scheduler: Scheduler) -> Scheduler:
 
 
 def default_steps(scheduler: Scheduler) -> int:
+    """Return 20, or what this solver or distilled model is published with."""
     return _DEFAULTS.get(type(scheduler).__name__, (20, 4.5))[0]
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pixart.files import write_bytes
 
 FORMAT = 1  # raise it when the meaning of an entry changes
 LIMIT = 2 * 2**30  # bytes: some 4,000 prompts of 60 tokens of T5-XXL
@@ -46,6 +48,7 @@ class PromptCache:
         self._used_since: float | None = time.time() - 2  # file systems may round times down
 
     def path(self, text: str, padded: bool) -> Path:
+        """The file of a prompt's entry, there or not."""
         key = json.dumps(self.identity | {"padded": padded, "text": text}, sort_keys=True)
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
@@ -66,6 +69,7 @@ class PromptCache:
             return False
 
     def read(self, text: str, padded: bool, dtype: torch.dtype) -> Encoded | None:
+        """The entry, None if there is none; one that cannot be read is none either, with a warning."""
         from safetensors import SafetensorError
 
         path = self.path(text, padded)
@@ -85,40 +89,36 @@ class PromptCache:
         return encoded
 
     def write(self, text: str, padded: bool, encoded: Encoded) -> None:
-        """Written aside and renamed, so that a reader or a crash never meets half an entry."""
+        """Whole or not at all: a reader or a crash never meets half an entry. A disk that refuses is
+        a warning, since nothing depends on the cache."""
         from safetensors.torch import save
 
         metadata = {"tokens": str(encoded.tokens), "cut": encoded.cut}
         content = save({"features": encoded.features.contiguous()}, metadata)
         path = self.path(text, padded)
-        aside: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._prune()
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                aside = Path(file.name)
-                file.write(content)
-            os.replace(aside, path)
+            write_bytes(path, content, durable=False)
         except OSError as error:
             warnings.warn(f"cannot cache prompts in {path.parent}: {error}", stacklevel=4)
-        finally:
-            if aside is not None:
-                with contextlib.suppress(OSError):
-                    aside.unlink(missing_ok=True)
 
     def _prune(self) -> None:
         """Once per process: a run's own entries would else push each other out before it draws."""
         if self._used_since is None:
             return
         used_since, self._used_since = self._used_since, None
-        entries = sorted((path.stat().st_mtime, path) for path in self.directory.iterdir())
-        excess = sum(path.stat().st_size for _, path in entries) - LIMIT
+        entries = sorted(_entries(self.directory))
+        excess = sum(size for _, size, _ in entries) - LIMIT
         removed = 0
-        for used, path in entries:
+        for used, size, path in entries:
             if excess <= 0 or used >= used_since:
                 break
-            excess -= path.stat().st_size
-            path.unlink(missing_ok=True)
+            excess -= size
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed += 1
         if removed:
             logger.info(
@@ -127,6 +127,16 @@ class PromptCache:
                 removed,
                 LIMIT >> 20,
             )
+
+
+def _entries(directory: Path) -> Iterator[tuple[float, int, Path]]:
+    """(time of last use, bytes, path) of everything in the cache. A process that was killed while it
+    wrote leaves a folder; what another process removes meanwhile is passed over."""
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            inside = list(path.iterdir()) if path.is_dir() else [path]
+            size = sum(file.stat().st_size for file in inside)
+            yield path.stat().st_mtime, size, path
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ class TextEncoder:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are in memory, on whichever device."""
+        """Whether the weights are in memory."""
         return self._model is not None
 
     def encode(self, prompts: list[str], *, keep_padding: bool = False) -> PromptEmbeddings:
@@ -170,17 +170,6 @@ class TextEncoder:
         """Whether encoding the prompt needs neither the weights nor the tokenizer."""
         cache = self._opened_cache()
         return cache is not None and cache.holds(prompt.strip(), keep_padding, self.dtype)
-
-    def offload(self) -> None:
-        """Move the weights to host memory until the next prompt that is not cached.
-
-        Quantised weights cannot move and are released instead.
-        """
-        if self.quantization:
-            self.release()
-        elif self._model is not None:
-            self._model.to("cpu")
-            return_cached(self.device)
 
     def release(self) -> None:
         """Free the weights; the next prompt that is not cached loads them again."""
@@ -221,8 +210,6 @@ class TextEncoder:
         if self._model is None:
             folder = self.directory / "text_encoder"
             self._model = _load_t5(folder, self.dtype, self.device, self.quantization, self.variant)
-        elif not self.quantization:
-            self._model.to(self.device)
         return self._model
 
     def _collated(self, items: list[Encoded]) -> PromptEmbeddings:
@@ -290,7 +277,7 @@ def _load_t5(
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """No progress bar and no report of transformers' own: what is wrong is said in one line."""
+    """No progress bar and no report of transformers' own: errors of ours take one line."""
     from transformers.utils import logging
 
     had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -8,6 +8,8 @@ from pixart.files import AGAIN, CheckpointError
 
 
 class Tokenizer(Protocol):
+    """Text to token ids, end-of-text last and no padding, and back."""
+
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
 
@@ -41,6 +43,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 class SentencePieceTokenizer:
+    """Reads spiece.model, as T5 is published."""
+
     def __init__(self, file: Path) -> None:
         if importlib.util.find_spec("sentencepiece") is None:
             raise ModuleNotFoundError(f"reading {file} needs: pip install sentencepiece")
@@ -59,6 +63,8 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
+    """Reads tokenizer.json, as transformers converts it."""
+
     def __init__(self, file: Path) -> None:
         from tokenizers import Tokenizer as FastTokenizer
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from pixart.config import KVCompression
 from pixart.model.blocks import SelfAttention
+from pixart.model.compression import compress_tokens
 from pixart.model.transformer import PixArt
-from pixart_kernels import compress_kv
 
 DOMINANCE = 16.0  # A: tokens of the usual length then pass within 1/(2A²) = 0.2 % of their length
 TOKENS = 1024  # merged tokens kept of each block and batch: enough for means over channels
@@ -84,10 +84,8 @@ def _merged(
     _, k, v = attention.qkv(x).chunk(3, dim=-1)
     if attention.k_norm is not None:
         k = attention.k_norm(k)
-    channels = k.shape[-1]
-    mean = torch.full((channels, 1, ratio, ratio), ratio**-2, device=k.device)
-    zero = torch.zeros(channels, device=k.device)
-    merged = compress_kv(k.float(), v.float(), mean, zero, None, None, grid=grid, ratio=ratio)
+    mean = KVCompression((), ratio, "average")
+    merged = compress_tokens(k.float(), v.float(), grid, mean, None, None)
     count = merged[0].shape[:2].numel()
     kept = torch.linspace(0, count - 1, min(count, TOKENS)).long().to(k.device)
     k, v = (tokens.flatten(0, 1)[kept] for tokens in merged)

@@ -1,27 +1,25 @@
-"""What carries a model from one stage of a recipe to the next: positions, VAE, captions, compression.
+"""What carries a model from one stage of a recipe to the next: positions, captions, compression.
 
-Each changes a PixArt in place, before it is wrapped for training, and returns it (`swap_vae` changes
-nothing and returns a factor); what cannot be done raises a ValueError and leaves the model as it was.
+Each changes a PixArt in place, before it is wrapped for training, and returns it; what cannot be done
+raises a ValueError and leaves the model as it was.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from pixart.checkpoint.config import is_compressed
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model.blocks import SelfAttention
+from pixart.model.compression import add_merging
 from pixart.model.embedders import PositionTables, SinusoidEmbedder
 from pixart.model.transformer import PixArt
 from pixart.training.calibration import Arguments, NormStart, fit_norm, measure
 
 Start = Literal["mean", "calibrated", "random"]
-SD_SCALE = 0.18215  # of a VAE whose config.json says nothing, as diffusers takes it
 
 
 def interpolate_positions(
@@ -42,34 +40,6 @@ def interpolate_positions(
     if pe_interpolation is None:
         pe_interpolation = config.pe_interpolation * (size // patch) / config.base_size
     return _set_config(model, replace(config, input_size=size, pe_interpolation=pe_interpolation))
-
-
-def swap_vae(model: PixArt, vae: Mapping[str, Any], *, downsample: int = 8) -> float:
-    """The factor that scales latents of another VAE for this model: the one thing that changes.
-
-    vae: its config.json. The weights stay as they are, and a few thousand steps adapt them (8K at
-    256 px in PixArt-Σ). Refused is what no training of these weights can read: latents with other
-    channels, of another size, or with an offset.
-    """
-    channels = vae.get("latent_channels", 4)
-    if channels != model.config.in_channels:
-        raise ValueError(
-            f"latent_channels of the VAE must be the model's {model.config.in_channels}, "
-            f"got {channels}; a model for it has to start from random weights"
-        )
-    stages = len(vae.get("block_out_channels", [0] * 4))
-    if 2 ** (stages - 1) != downsample:
-        raise ValueError(
-            f"the VAE must make one latent of {downsample} px a side, got {2 ** (stages - 1)}"
-        )
-    for key in ("shift_factor", "latents_mean", "latents_std"):
-        if vae.get(key):
-            raise ValueError(f"{key} of the VAE must be absent or 0, got {vae[key]}")
-    given = vae.get("scaling_factor")
-    factor = SD_SCALE if given is None else float(given)
-    if not (factor > 0 and math.isfinite(factor)):
-        raise ValueError(f"scaling_factor of the VAE must be positive, got {factor}")
-    return factor
 
 
 @torch.no_grad()
@@ -183,19 +153,10 @@ def _check_start(start: str, compression: KVCompression) -> None:
 def _install(
     attention: SelfAttention, compression: KVCompression, random: bool, fitted: NormStart | None
 ) -> None:
-    like, width, ratio = attention.proj.weight, attention.proj.out_features, compression.ratio
-    if compression.sampling == "conv":
-        # Not drawn unless asked for: a start without chance leaves the generator where it was.
-        shape: dict[str, Any] = {"kernel_size": ratio, "stride": ratio, "groups": width}
-        sr = skip_init(nn.Conv2d, width, width, **shape, device=like.device, dtype=like.dtype)
-        if random:
-            sr.reset_parameters()
-        else:
-            sr.weight.fill_(ratio**-2)
-            sr.bias.zero_()
-        attention.sr = sr
-    if compression.norm == "layer":
-        attention.norm = nn.LayerNorm(width, device=like.device, dtype=like.dtype)
+    like, width = attention.proj.weight, attention.proj.out_features
+    add_merging(attention, compression, width, like.device, like.dtype)
+    if random:
+        cast(nn.Conv2d, attention.sr).reset_parameters()
     if fitted is not None:
         cast(Any, attention.sr).bias.copy_(fitted.offset)
         cast(Any, attention.norm).weight.copy_(fitted.weight)

@@ -1,6 +1,6 @@
 """Images to latents and back, through diffusers' AutoencoderKL in a pipeline's `vae/` folder.
 
-Sizes that the memory at hand cannot take whole are run in tiles (`vae_tiling`), with the same result
+Sizes that the memory at hand cannot take whole are run in tiles (tiling.py), with the same result
 but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders, which say so by
 `force_upcast` in their configuration, true where it is absent: those run in fp32 when fp16 is asked
 for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always does.
@@ -43,7 +43,8 @@ class Plan:
 
 
 class VAE:
-    """`scaling_factor` and `shift_factor` are the model's own; latents are scaled in and out."""
+    """Encodes and decodes. Latents outside are scaled: (x - shift_factor) · scaling_factor, the numbers
+    that the transformer was trained on."""
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)

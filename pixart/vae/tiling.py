@@ -82,6 +82,7 @@ class SharedNorms:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
+        """Put these normalisations in the place of the modules' own, for a while."""
         for norm in self.norms:
             norm.forward = self._bound(norm)  # type: ignore[assignment,method-assign]
         try:

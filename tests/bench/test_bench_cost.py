@@ -133,7 +133,7 @@ def test_a_saving_is_measured_on_whole_models_or_composed_of_blocks(
 def test_every_operation_of_a_block_is_put_into_its_family(
     ratio: int, projections: int, merging: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixart.model.blocks.FOLDED_TOKENS", 1)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
     call = blocks.ours(sizes.TINY, ratio, CPU, torch.bfloat16)
     call()
     activities = [torch.profiler.ProfilerActivity.CPU]

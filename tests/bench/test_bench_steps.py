@@ -14,6 +14,7 @@ from bench.measure.worker import Case, Context
 from bench.workloads import comparisons, models, pipelines
 from bench.workloads import sizes as shapes
 from pixart.config import EMBEDDED, KVCompression, PixArtConfig
+from pixart.model.folding import FoldedProjection
 from pixart.model.transformer import PixArt
 
 CPU = torch.device("cpu")
@@ -55,14 +56,14 @@ def test_a_branch_that_computes_nothing_is_found(case: Case, branch: str) -> Non
 def test_compression_that_is_not_what_its_formula_says_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folded = models.pixart.blocks.SelfAttention._folded_weights
+    folded = FoldedProjection.weights
 
-    def mirrored(attention: Any, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = folded(attention, ratio)
+    def mirrored(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = folded(*arguments)
         return weight.flip(0), bias
 
-    monkeypatch.setattr(models.pixart.blocks.SelfAttention, "_folded_weights", mirrored)
-    monkeypatch.setattr(models.pixart.blocks, "FOLDED_TOKENS", 1)
+    monkeypatch.setattr(FoldedProjection, "weights", mirrored)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
     assert _rows(CASES[0], COMPRESSED)[COMPRESSED]["agrees"] is False
 
 

@@ -112,7 +112,7 @@ def test_pe_interpolation_is_solved_from_the_table(scale: float, dtype: torch.dt
     assert solve_interpolation(torch.randn(16, 72).to(dtype), 4) is None
 
 
-def test_what_an_official_file_lacks_is_assumed_and_said(
+def test_what_an_official_file_lacks_is_assumed_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pixart")
@@ -120,8 +120,8 @@ def test_what_an_official_file_lacks_is_assumed_and_said(
     del state["y_embedder.y_embedding"]
     config = load_transformer(save_official(tmp_path / "m.pth", state)).config
     assert (config.input_size, config.pe_interpolation, config.model_max_length) == (128, 2.0, 300)
-    for said in ("1024 px", "300 tokens", "1 heads of 72", "must come from the text encoder"):
-        assert said in caplog.text
+    for note in ("1024 px", "300 tokens", "1 heads of 72", "must come from the text encoder"):
+        assert note in caplog.text
     state |= {"pos_embed": torch.randn(1, 16, 72), "y_embedder.y_embedding": torch.zeros(120, 24)}
     config = load_transformer(save_official(tmp_path / "m.pth", state)).config
     assert (config.input_size, config.pe_interpolation, config.model_max_length) == (8, 0.125, 120)

@@ -19,7 +19,7 @@ from pixart.config import KVCompression, PixArtConfig
 from pixart.files import CheckpointError
 
 TOLERANCE = 1e-5  # of outputs whose largest value is about 1
-# Two heads, and latents of 128: there diffusers turns size conditions on unless told not to.
+# Two heads, and latents of 128: there diffusers turns size conditions on by default.
 TWO_HEADS = replace(SIGMA, hidden_size=144, num_heads=2, input_size=128)
 FAMILIES = {"sigma": TWO_HEADS, "alpha": replace(TWO_HEADS, micro_condition=True)}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -347,6 +347,9 @@ def test_a_directory_with_anything_else_in_it_is_never_replaced(tmp_path: Path) 
         ({"path": "m.pth", "max_shard_size": 5}, "max_shard_size is for diffusers directories"),
         ({"path": "m", "max_shard_size": "5 apples"}, "like \"5GB\", got '5 apples'"),
         ({"path": "m", "max_shard_size": 0}, 'like "5GB", got 0'),
+        ({"path": "m", "max_shard_size": "0.0GB"}, "like \"5GB\", got '0.0GB'"),
+        ({"path": "m", "max_shard_size": "-5GB"}, "like \"5GB\", got '-5GB'"),
+        ({"path": "m", "max_shard_size": "nanGB"}, "like \"5GB\", got 'nanGB'"),
     ],
 )
 def test_what_cannot_be_saved_is_said_and_leaves_nothing(

@@ -73,15 +73,16 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     source = pictures.folder(tmp_path / "s", 1)
     output = tmp_path / "o.jsonl"
     code = (
-        "import fcntl, sys, time\n"
-        f"file = open({str(output)!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True); time.sleep(30)"
+        "import time; from pathlib import Path; from pixart.dataset.annotations import annotate\n"
+        "def waiting(): print('held', flush=True); time.sleep(30); yield\n"
+        f"annotate(waiting(), Path({str(output)!r}), lambda image: {{}}, lambda line: True)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(ValueError, match="another process writes"):
             annotate(open_source(source), output, width, has_score)
         other.kill()
+    assert annotate(open_source(source), output, width, has_score).new == 1
 
 
 def test_captions_come_beside_the_old_ones(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from PIL import Image
 
 from pixart.dataset import captioning
 from pixart.dataset.annotations import read_lines
-from pixart.dataset.captioning import EndpointError, Wish, caption_source, open_endpoint, open_model
+from pixart.dataset.captioning import (
+    CaptionRequest,
+    EndpointError,
+    caption_source,
+    open_endpoint,
+    open_model,
+)
 from pixart.dataset.sources import open_source
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -28,14 +34,14 @@ class Server:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[Any] = []
-        self.answer: Answer = lambda _: (200, self.says("a caption"))
+        self.answer: Answer = lambda _: (200, self.completion("a caption"))
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body | {"path": self.path})
-                outer.headers.append(dict(self.headers))
+                outer.headers.append(self.headers)
                 status, content = outer.answer(body)
                 self.send_response(status)
                 self.end_headers()
@@ -48,7 +54,7 @@ class Server:
         self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
 
     @staticmethod
-    def says(text: str | None) -> dict[str, Any]:
+    def completion(text: str | None) -> dict[str, Any]:
         return {"choices": [{"message": {"content": text}}]}
 
 
@@ -63,9 +69,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.http.server_close()
 
 
-def run(source: Path, output: Path, server: Server, wish: Wish) -> Any:
-    captioner = open_endpoint(server.address, "vlm", wish)
-    return caption_source(open_source(source), output, captioner, wish, workers=2)
+def run(source: Path, output: Path, server: Server, request: CaptionRequest) -> Any:
+    captioner = open_endpoint(server.address, "vlm", request)
+    return caption_source(open_source(source), output, captioner, request, workers=2)
 
 
 def test_an_endpoint_is_shown_the_picture_and_asked_once(
@@ -73,8 +79,8 @@ def test_an_endpoint_is_shown_the_picture_and_asked_once(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     source, output = pictures.folder(tmp_path / "s", 2), tmp_path / "o.jsonl"
-    wish = Wish("Describe.", max_tokens=17)
-    assert run(source, output, server, wish).new == 2
+    request = CaptionRequest("Describe.", max_tokens=17)
+    assert run(source, output, server, request).new == 2
     asked = server.asked[0]
     assert asked["path"] == "/v1/chat/completions" and asked["model"] == "vlm"
     assert (asked["max_tokens"], asked["temperature"]) == (17, 0.0)
@@ -85,13 +91,26 @@ def test_an_endpoint_is_shown_the_picture_and_asked_once(
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (80, 60)
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert read_lines(output)[0] == {"path": "0.png", "captions": {"long": "a caption"}}
-    assert run(source, output, server, wish).known == 2 and len(server.asked) == 2
+    assert run(source, output, server, request).known == 2 and len(server.asked) == 2
+
+
+def test_no_key_of_the_hub_goes_to_an_endpoint(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    run(pictures.folder(tmp_path / "s", 1), tmp_path / "o.jsonl", server, CaptionRequest("?"))
+    assert "hf_secret" not in str(server.headers[0]) and not server.headers[0]["Authorization"]
 
 
 def test_several_captions_are_sampled_and_numbered(tmp_path: Path, server: Server) -> None:
-    server.answer = lambda body: (200, server.says(f"draw\n {body['seed']}"))
+    server.answer = lambda body: (200, server.completion(f"draw\n {body['seed']}"))
     output = tmp_path / "o.jsonl"
-    run(pictures.folder(tmp_path / "s", 1), output, server, Wish("?", name="synthetic", count=3))
+    run(
+        pictures.folder(tmp_path / "s", 1),
+        output,
+        server,
+        CaptionRequest("?", name="synthetic", count=3),
+    )
     (line,) = read_lines(output)
     assert line["captions"] == {f"synthetic.{n + 1}": f"draw {n}" for n in range(3)}
     assert {body["temperature"] for body in server.asked} == {1.0}
@@ -99,20 +118,22 @@ def test_several_captions_are_sampled_and_numbered(tmp_path: Path, server: Serve
 
 def test_a_busy_endpoint_is_asked_again(tmp_path: Path, server: Server) -> None:
     statuses = iter([429, 503, 200])
-    server.answer = lambda _: (next(statuses), server.says("at last"))
+    server.answer = lambda _: (next(statuses), server.completion("at last"))
     output = tmp_path / "o.jsonl"
-    assert run(pictures.folder(tmp_path / "s", 1), output, server, Wish("?")).new == 1
+    assert run(pictures.folder(tmp_path / "s", 1), output, server, CaptionRequest("?")).new == 1
 
 
 def test_a_refused_picture_is_rejected_and_an_empty_caption_too(
     tmp_path: Path, server: Server
 ) -> None:
-    answers = iter([(400, "too large"), (200, server.says(None)), (200, server.says("fine"))])
+    answers = iter(
+        [(400, "too large"), (200, server.completion(None)), (200, server.completion("fine"))]
+    )
     server.answer = lambda _: next(answers)
-    wish = Wish("?")
-    captioner = open_endpoint(server.address, "vlm", wish)
+    request = CaptionRequest("?")
+    captioner = open_endpoint(server.address, "vlm", request)
     source = open_source(pictures.folder(tmp_path / "s", 3))
-    tally = caption_source(source, tmp_path / "o.jsonl", captioner, wish, workers=1)
+    tally = caption_source(source, tmp_path / "o.jsonl", captioner, request, workers=1)
     assert tally.new == 1
     assert "refuses this picture: 400" in tally.rejected[0].reason
     assert tally.rejected[1].reason == "the model gave an empty caption"
@@ -122,32 +143,32 @@ def test_a_refused_picture_is_rejected_and_an_empty_caption_too(
 def test_an_endpoint_that_refuses_all_stops_and_keeps_what_there_is(
     tmp_path: Path, server: Server, status: int
 ) -> None:
-    served = iter([(200, server.says("one"))])
+    served = iter([(200, server.completion("one"))])
     server.answer = lambda _: next(served, (status, "no"))
-    wish = Wish("?")
-    captioner = open_endpoint(server.address, "vlm", wish)
+    request = CaptionRequest("?")
+    captioner = open_endpoint(server.address, "vlm", request)
     source = open_source(pictures.folder(tmp_path / "s", 4))
     with pytest.raises(EndpointError, match=f"{status}.*captions so far are kept"):
-        caption_source(source, tmp_path / "o.jsonl", captioner, wish, workers=1)
+        caption_source(source, tmp_path / "o.jsonl", captioner, request, workers=1)
     assert len(read_lines(tmp_path / "o.jsonl")) == 1
 
 
 def test_an_endpoint_that_is_away_or_answers_nonsense_stops(tmp_path: Path, server: Server) -> None:
     image = Image.new("RGB", (8, 8))
     with pytest.raises(EndpointError, match="must answer"):
-        open_endpoint("http://127.0.0.1:9/v1", "vlm", Wish("?"))(image)
+        open_endpoint("http://127.0.0.1:9/v1", "vlm", CaptionRequest("?"))(image)
     server.answer = lambda _: (200, {"error": "none"})
     with pytest.raises(EndpointError, match=r"choices\[0\]"):
-        open_endpoint(server.address, "vlm", Wish("?"))(image)
+        open_endpoint(server.address, "vlm", CaptionRequest("?"))(image)
 
 
-def test_bad_wishes_are_refused() -> None:
+def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        Wish("?", count=0)
+        CaptionRequest("?", count=0)
     with pytest.raises(ValueError, match="a word without"):
-        Wish("?", name="a.b")
+        CaptionRequest("?", name="a.b")
     with pytest.raises(ValueError, match="must begin with http"):
-        open_endpoint("localhost:8000", "vlm", Wish("?"))
+        open_endpoint("localhost:8000", "vlm", CaptionRequest("?"))
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<image>", "a", "red", "circle", "blue"]
@@ -225,13 +246,13 @@ def test_models_of_transformers_caption(tmp_path: Path, build: Callable[[Path], 
     model = build(tmp_path / "model")
     prompt = "" if build is build_blip else "red circle"
     image = Image.open(io.BytesIO(pictures.png())).convert("RGB")
-    (once,) = (single := open_model(str(model), Wish(prompt, max_tokens=6), "cpu"))(image)
+    (once,) = (single := open_model(str(model), CaptionRequest(prompt, max_tokens=6), "cpu"))(image)
     assert single(image) == [once] and "<image>" not in once
-    sampled = open_model(str(model), Wish(prompt, max_tokens=6, count=3), "cpu")
+    sampled = open_model(str(model), CaptionRequest(prompt, max_tokens=6, count=3), "cpu")
     texts = sampled(image)
     assert len(texts) == 3 and len(set(texts)) > 1 and sampled(image) == texts
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a vision-language model"):
-        open_model(str(tmp_path), Wish("?"), "cpu")
+        open_model(str(tmp_path), CaptionRequest("?"), "cpu")

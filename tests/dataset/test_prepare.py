@@ -311,7 +311,7 @@ def test_several_processes_share_the_work_and_each_ends_when_all_is_done(tmp_pat
     assert sum(done) == 24 and max(done) < 24
     assert len(FeatureDataset(out)) == 24
     assert reported(out)["prepared"] == {"64": 24}
-    assert not list(out.rglob("*.lock")) and not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.lock")) and not list(out.rglob(".*"))
 
 
 def test_several_resolutions_may_be_prepared_at_the_same_time(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_several_resolutions_may_be_prepared_at_the_same_time(tmp_path: Path) ->
         assert worker.exitcode == 0
     assert reported(out)["prepared"] == {str(size): 3 for size in sizes}
     assert [line["resolution"] for line in reported(out)["rejected"]] == sizes
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.lock")) and not list(out.rglob(".*"))
 
 
 def test_a_killed_run_is_taken_up_and_another_process_does_its_work(tmp_path: Path) -> None:

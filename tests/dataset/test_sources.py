@@ -1,4 +1,4 @@
-"""Raw samples: where pictures and captions are found, and what is said of those that are not."""
+"""Raw samples: where pictures and captions are found, and how missing ones are reported."""
 
 from pathlib import Path
 

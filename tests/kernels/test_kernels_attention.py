@@ -3,10 +3,10 @@
 An error may be twice that of plain PyTorch in the same dtype, plus one rounding of the result.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from operator_formulas import DTYPES, attention_formula, random
+from operator_formulas import unwritten_memory_is_nan as unwritten_memory_is_nan  # a fixture
 from torch import Tensor
 
 from pixart_kernels import flash_attention
@@ -18,16 +18,8 @@ if INTERPRETED:
     from pixart_kernels.attention import bound, forward
     from pixart_kernels.dispatch import launch
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Keys through pointers; through the copy engine; through it, without a maximum where scores allow.
 VARIANTS = [("sm_80", False), ("sm_90", False), ("sm_90", True)]
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=VARIANTS, ids=["pointers", "boxes", "bounded"])
@@ -38,29 +30,14 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(bound, "LOOKED_FOR_FROM", 0)
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def qkv(batch: int, queries: int, keys: int, heads: int, channels: int, dtype: torch.dtype):
     shapes = ((batch, n, heads, channels) for n in (queries, keys, keys))
     return [random(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes)]
 
 
-def formula(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None = None, scale: float | None = None
-) -> Tensor:
-    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * (scale or q.shape[-1] ** -0.5)
-    if kv_lengths is not None:
-        beyond = torch.arange(k.shape[1]) >= kv_lengths.view(-1, 1, 1, 1)
-        scores = scores.masked_fill(beyond, -torch.inf)
-    weights = scores.softmax(-1).nan_to_num(0)
-    return torch.einsum("bhnm,bmhd->bnhd", weights, v)
-
-
 def check(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, **options: object) -> None:
-    exact = formula(q.double(), k.double(), v.double(), **options)
-    plain = formula(q, k, v, **options).double()
+    exact = attention_formula(q.double(), k.double(), v.double(), **options)
+    plain = attention_formula(q, k, v, **options).double()
     assert actual.shape == exact.shape
     assert actual.dtype == q.dtype
     rounding = torch.finfo(q.dtype).eps * max(exact.norm().item(), exact.numel() ** 0.5)
@@ -242,7 +219,7 @@ def test_a_negated_query_is_not_written_back() -> None:
 def test_tensors_that_need_no_gradient_get_none() -> None:
     q, k, v = qkv(2, 5, 7, 1, 72, torch.float32)
     exact = torch.autograd.functional.jacobian(
-        lambda x: formula(x, k.double(), v.double()).sum(), q.double()
+        lambda x: attention_formula(x, k.double(), v.double()).sum(), q.double()
     )
     q.requires_grad_()
     flash_attention(q, k, v).sum().backward()

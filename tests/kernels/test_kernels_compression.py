@@ -1,12 +1,13 @@
 """The Triton kernels of compression, in Triton's interpreter, against formulas written out in fp64;
 and the folded projection, which is plain PyTorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_operators import DTYPES, check_accuracy, random
+from operator_formulas import DTYPES, check_accuracy, random
+from operator_formulas import unwritten_memory_is_nan as unwritten_memory_is_nan  # a fixture
 from torch import Tensor
 from torch.library import opcheck
 
@@ -15,13 +16,6 @@ from pixart_kernels.compression.operator import fold_projection
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: TRITON_INTERPRET=1")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def merge_formula(

@@ -1,10 +1,11 @@
 """The Triton kernels of modulation, in Triton's interpreter, against formulas written out in fp64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from test_operators import DTYPES, check_accuracy, gate_formula, modulation_formula, random
+from operator_formulas import DTYPES, check_accuracy, gate_formula, modulation_formula, random
+from operator_formulas import unwritten_memory_is_nan as unwritten_memory_is_nan  # a fixture
 from torch import Tensor
 from torch.library import opcheck
 
@@ -12,13 +13,6 @@ from pixart_kernels import gate_add, gate_add_modulate, modulate
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: TRITON_INTERPRET=1")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def both(x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -126,8 +120,8 @@ def test_any_strides_give_the_same_result() -> None:
     transposed = [row.t().contiguous().t() for row in (gate, shift, scale)]
     assert not apart[0].is_contiguous() and not transposed[0].is_contiguous()
     assert torch.equal(both(*apart, *transposed), expected)
-    alike = [row[:1].expand(2, -1) for row in (gate, shift, scale)]
-    assert torch.equal(both(x, branch, *alike), both(x, branch, *(r.contiguous() for r in alike)))
+    shared = [row[:1].expand(2, -1) for row in (gate, shift, scale)]
+    assert torch.equal(both(x, branch, *shared), both(x, branch, *(r.contiguous() for r in shared)))
 
 
 def test_results_are_the_same_bits_every_time() -> None:

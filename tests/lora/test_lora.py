@@ -40,7 +40,7 @@ def adapted(targets: tuple[str, ...] = EVERYWHERE, seed: int = 3, **changes: Any
 
 @pytest.fixture(autouse=True)
 def few_tokens_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixart.model.blocks.FOLDED_TOKENS", 1)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
 
 
 @pytest.fixture
@@ -230,8 +230,8 @@ def test_single_files_are_taken_with_their_own_alpha(
     written: dict[str, Tensor] = {}
     for name, tensor in load_file(tmp_path / "theirs" / "adapter_model.safetensors").items():
         written |= write(name, tensor)
-    said = {"transformer.r": 4, "transformer.lora_alpha": 6}
-    metadata = {"lora_adapter_metadata": json.dumps(said)} if write is _as_diffusers else None
+    stored = {"transformer.r": 4, "transformer.lora_alpha": 6}
+    metadata = {"lora_adapter_metadata": json.dumps(stored)} if write is _as_diffusers else None
     (tmp_path / "one").mkdir()
     file = tmp_path / "one" / "pytorch_lora_weights.safetensors"
     save_file(written, file, metadata)

@@ -84,15 +84,15 @@ def test_a_new_learned_merge_is_the_average() -> None:
 def test_without_gradients_projection_and_merging_are_one_product(
     sampling: str, ratio: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixart.model.blocks import SelfAttention
+    from pixart.model.folding import FoldedProjection
 
-    monkeypatch.setattr("pixart.model.blocks.FOLDED_TOKENS", 2 * 8 * 12 // ratio**2)
+    monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 2 * 8 * 12 // ratio**2)
     model = build(kv_compression=KVCompression((0, 1), ratio, sampling))
     latents, timesteps, caption = inputs(height=16, width=24)
     expected = model(latents, timesteps, caption)
-    folded = SelfAttention._project_folded
+    folded = FoldedProjection.project
     calls = []
-    monkeypatch.setattr(SelfAttention, "_project_folded", lambda *a: calls.append(a) or folded(*a))
+    monkeypatch.setattr(FoldedProjection, "project", lambda *a: calls.append(a) or folded(*a))
     with torch.no_grad():
         assert relative_error(model(latents, timesteps, caption), expected) < 1e-5
         assert len(calls) == 2

@@ -134,9 +134,9 @@ def test_position_tables_are_built_once_per_grid(monkeypatch: pytest.MonkeyPatch
 def test_copies_and_files_carry_no_position_table() -> None:
     model = build()
     expected = model(*inputs())
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert not twin.position_tables.tables
-        assert torch.equal(twin(*inputs()), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not other.position_tables.tables
+        assert torch.equal(other(*inputs()), expected)
     assert not any("pos" in name for name in model.state_dict())
 
 

@@ -145,34 +145,33 @@ def test_tables_that_fit_the_multiple_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    ("request_", "height", "width", "is_bucket", "note"),
+    ("request_", "height", "width", "note"),
     [
-        ({}, 1024, 1024, True, "1024x1024, the model's own size"),
-        ({"size": "1024"}, 1024, 1024, False, "1024x1024, exactly as asked"),
-        ({"size": 768}, 768, 768, False, "768x768, exactly as asked"),
-        ({"size": "1344x768"}, 768, 1344, False, "1344x768, exactly as asked"),
-        ({"size": " 768 X 1344 "}, 1344, 768, False, "768x1344, exactly as asked"),
-        ({"size": "3840×2160"}, 2160, 3840, False, "3840x2160, exactly as asked (7.9 times"),
-        ({"aspect": "16:9"}, 768, 1344, True, "nearest 1024-px bucket to 16:9: 1344x768"),
-        ({"aspect": "9:16"}, 1344, 768, True, "nearest 1024-px bucket to 9:16: 768x1344"),
-        ({"aspect": "2.35:1"}, 640, 1536, True, "nearest 1024-px bucket to 2.35:1: 1536x640"),
-        ({"aspect": "4:1", "resolution": "256"}, 128, 512, True, "nearest 256-px bucket to 4:1"),
-        ({"aspect": "16:9", "resolution": "4K"}, 3072, 5376, True, "nearest 4096-px bucket"),
-        ({"aspect": "16:9", "resolution": 2880}, 2112, 3840, True, "nearest 2880-px bucket"),
+        ({}, 1024, 1024, "1024x1024, the model's own size"),
+        ({"size": "1024"}, 1024, 1024, "1024x1024, exactly as asked"),
+        ({"size": 768}, 768, 768, "768x768, exactly as asked"),
+        ({"size": "1344x768"}, 768, 1344, "1344x768, exactly as asked"),
+        ({"size": " 768 X 1344 "}, 1344, 768, "768x1344, exactly as asked"),
+        ({"size": "3840×2160"}, 2160, 3840, "3840x2160, exactly as asked (7.9 times"),
+        ({"aspect": "16:9"}, 768, 1344, "nearest 1024-px bucket to 16:9: 1344x768"),
+        ({"aspect": "9:16"}, 1344, 768, "nearest 1024-px bucket to 9:16: 768x1344"),
+        ({"aspect": "2.35:1"}, 640, 1536, "nearest 1024-px bucket to 2.35:1: 1536x640"),
+        ({"aspect": "4:1", "resolution": "256"}, 128, 512, "nearest 256-px bucket to 4:1"),
+        ({"aspect": "16:9", "resolution": "4K"}, 3072, 5376, "nearest 4096-px bucket"),
+        ({"aspect": "16:9", "resolution": 2880}, 2112, 3840, "nearest 2880-px bucket"),
         (
             {"resolution": "2k"},
             2048,
             2048,
-            True,
             "2048x2048, the square bucket (4 times the pixels of this model's",
         ),
-        ({"resolution": "512"}, 512, 512, True, "512x512, the square bucket (0.25 times"),
-        ({"resolution": "768"}, 768, 768, True, "768x768, the square bucket"),
+        ({"resolution": "512"}, 512, 512, "512x512, the square bucket (0.25 times"),
+        ({"resolution": "768"}, 768, 768, "768x768, the square bucket"),
     ],
 )
-def test_sizes_that_people_type(request_, height, width, is_bucket, note):
+def test_sizes_that_people_type(request_, height, width, note):
     resolved = resolve_size(**request_, native=1024)
-    assert (resolved.height, resolved.width, resolved.is_bucket) == (height, width, is_bucket)
+    assert (resolved.height, resolved.width) == (height, width)
     assert resolved.note.startswith(note)
     assert f"{width}x{height}" in resolved.note
 

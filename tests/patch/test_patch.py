@@ -167,10 +167,10 @@ def test_accelerate_changes_no_name_and_no_weight() -> None:
 def test_a_copy_of_an_accelerated_model_stands_by_itself() -> None:
     model = accelerate(diffusers_model(), kv_compression=KVCompression([1]))
     expected = run(model)
-    twin = copy.deepcopy(model)
-    nn.init.normal_(twin.transformer_blocks[1].attn1.sr.weight)
-    assert torch.equal(run(model), expected) and not torch.equal(run(twin), expected)
-    restore(twin)
+    other = copy.deepcopy(model)
+    nn.init.normal_(other.transformer_blocks[1].attn1.sr.weight)
+    assert torch.equal(run(model), expected) and not torch.equal(run(other), expected)
+    restore(other)
     assert torch.equal(run(model), expected)
 
 

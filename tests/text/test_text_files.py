@@ -4,31 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
-import published
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from text_encoders import encoder
 
 from pixart.files import CheckpointError
 from pixart.text import cache as text_cache
 from pixart.text.cache import Encoded, PromptCache
-from pixart.text.encoder import TextEncoder
 from pixart.text.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.build_sigma(tmp_path_factory.mktemp("sigma"), with_transformer=False)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "prompts"
-
-
-def encoder(pipeline: Path, cache: Path | None = None, **options: object) -> TextEncoder:
-    options = {"dtype": torch.float32} | options
-    return TextEncoder.from_pretrained(pipeline, cache_dir=cache, **options)
 
 
 def renamed(pipeline: Path, path: Path, name: str, **changes: torch.Tensor | None) -> Path:
@@ -147,3 +131,16 @@ def test_what_was_not_used_for_longest_leaves_a_cache_that_is_too_large(
     ]
     assert kept == ["new", "old", "oldest", "another", "one more"]
     assert "removed the 1 prompts that were not used for longest" in caplog.text
+
+
+def test_what_a_killed_process_was_writing_leaves_a_full_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".entry.abc"
+    left.mkdir()
+    (left / "new").write_bytes(bytes(1000))
+    os.utime(left, (1e9, 1e9))
+    monkeypatch.setattr(text_cache, "LIMIT", 500)
+    cache = PromptCache(tmp_path, {})
+    cache.write("a cat", False, Encoded(torch.zeros(4, 8), 4, ""))
+    assert [path.name for path in tmp_path.iterdir()] == [cache.path("a cat", False).name]

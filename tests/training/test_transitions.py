@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from pixart.training.transitions import (
     add_micro_condition,
     interpolate_positions,
     lengthen_captions,
-    swap_vae,
 )
 
 COMPRESSION = KVCompression((1,), 2)
-SDXL_VAE = {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4], "scaling_factor": 0.13025}
 
 
 def state(model: PixArt) -> dict[str, torch.Tensor]:
@@ -80,33 +77,6 @@ def test_a_resolution_without_a_whole_grid_is_refused(resolution: int) -> None:
     with pytest.raises(ValueError, match="pe_interpolation must be"):
         interpolate_positions(model, 256, 0.0)
     assert model.config.input_size == 16
-
-
-def test_a_new_vae_changes_the_factor_of_the_latents_alone() -> None:
-    model = build()
-    before = state(model)
-    assert swap_vae(model, SDXL_VAE) == 0.13025
-    assert swap_vae(model, {"latent_channels": 4}) == 0.18215  # files of the first SD VAEs
-    assert_kept(model, before)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"latent_channels": 16}, "latent_channels of the VAE must be the model's 4, got 16"),
-        ({"block_out_channels": [1, 2, 4]}, "8 px a side, got 4"),
-        ({"shift_factor": 0.1}, "shift_factor of the VAE must be absent or 0, got 0.1"),
-        ({"latents_mean": [0.1] * 4}, "latents_mean"),
-        ({"scaling_factor": -1.0}, "scaling_factor of the VAE must be positive, got -1.0"),
-        ({"scaling_factor": 0}, "scaling_factor of the VAE must be positive, got 0.0"),
-        ({"scaling_factor": math.nan}, "scaling_factor"),
-    ],
-)
-def test_latents_that_the_weights_cannot_read_are_refused(
-    changes: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(ValueError, match=reason):
-        swap_vae(build(), SDXL_VAE | changes)
 
 
 def test_longer_captions_leave_the_model_as_it_was() -> None:

@@ -11,7 +11,7 @@ pass has 10. The first kernel also writes δ for the second. Neither keeps anyth
 P and dS are fp32 and are rounded to the inputs' dtype for the products that they enter; all sums
 are fp32, rounded once when they are stored.
 
-B batch, N queries, M keys, H heads, D head channels, cut as attention_tiles says. G is dO.
+B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is dO.
 """
 
 import functools
@@ -23,8 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import Autotuner
 
-from pixart_kernels.attention.bound import length_of
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import head_of, length_of, split, stride_divisor, strides_of
 from pixart_kernels.dispatch import launch
 
 # Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
@@ -85,47 +84,35 @@ def _store(
 
 @triton.jit
 def _head(ptr, strides, b, h, DIVISOR: tl.constexpr):
-    """Where a head's first token is, and the distance of the next. Strides come divided by
-    DIVISOR, so that the compiler sees what divides them."""
-    return ptr + (b * strides[0] + h * strides[2]) * DIVISOR, strides[1] * DIVISOR
+    """Where a head's first token is, and the distance of the next."""
+    return head_of(ptr, strides, b, h, DIVISOR), strides[1] * DIVISOR
+
+
+@triton.jit
+def _place(tokens, heads, BLOCK: tl.constexpr):
+    """The row of (B, H), first token, sample and head that this program works on."""
+    tiles = tl.cdiv(tokens, BLOCK)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    return row, tl.program_id(0) % tiles * BLOCK, row // heads, row % heads
+
+
+@triton.jit
+def _length_and_scale(lengths_ptr, b, keys, scale):
+    """The weight of an only key is 1: no rounding error of dO Vᵀ - δ may change that."""
+    length = length_of(lengths_ptr, b, keys)
+    return length, tl.where(length > 1, scale, 0.0)
 
 
 @triton.jit
 def _backward_q_kernel(
-    grad_ptr,
-    grad_strides,
-    q_ptr,
-    q_strides,
-    k_ptr,
-    k_strides,
-    v_ptr,
-    v_strides,
-    out_ptr,
-    dq_ptr,
-    out_strides,
-    lse_ptr,
-    delta_ptr,
-    lengths_ptr,
-    scale,
-    score_scale,
-    heads,
-    queries,
-    keys,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    TAIL: tl.constexpr,
-    DIVISOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    tiles = tl.cdiv(queries, BLOCK_Q)
-    row = (tl.program_id(0) // tiles).to(tl.int64)
-    start = tl.program_id(0) % tiles * BLOCK_Q
-    b, h = row // heads, row % heads
-    length = length_of(lengths_ptr, b, keys)
-    # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
-    scale = tl.where(length > 1, scale, 0.0)
+    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
+    out_ptr, dq_ptr, out_strides, lse_ptr, delta_ptr, lengths_ptr,
+    scale, score_scale, heads, queries, keys,
+    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    row, start, b, h = _place(queries, heads, BLOCK_Q)
+    length, scale = _length_and_scale(lengths_ptr, b, keys, scale)
     g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
     q_ptr, stride_q = _head(q_ptr, q_strides, b, h, DIVISOR)
     k_ptr, stride_k = _head(k_ptr, k_strides, b, h, DIVISOR)
@@ -173,42 +160,14 @@ def _backward_q_kernel(
 
 @triton.jit
 def _backward_kv_kernel(
-    grad_ptr,
-    grad_strides,
-    q_ptr,
-    q_strides,
-    k_ptr,
-    k_strides,
-    v_ptr,
-    v_strides,
-    dk_ptr,
-    dv_ptr,
-    sum_strides,
-    lse_ptr,
-    delta_ptr,
-    lengths_ptr,
-    scale,
-    score_scale,
-    batch,
-    heads,
-    queries,
-    keys,
-    share,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    TAIL: tl.constexpr,
-    DIVISOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    tiles = tl.cdiv(keys, BLOCK_K)
-    row = (tl.program_id(0) // tiles).to(tl.int64)
-    start = tl.program_id(0) % tiles * BLOCK_K
-    b, h = row // heads, row % heads
-    length = length_of(lengths_ptr, b, keys)
-    # The weight of an only key is 1: no rounding error of dO Vᵀ - δ shall say otherwise.
-    scale = tl.where(length > 1, scale, 0.0)
+    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
+    dk_ptr, dv_ptr, sum_strides, lse_ptr, delta_ptr, lengths_ptr,
+    scale, score_scale, batch, heads, queries, keys, share,
+    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    row, start, b, h = _place(keys, heads, BLOCK_K)
+    length, scale = _length_and_scale(lengths_ptr, b, keys, scale)
     g_ptr, stride_g = _head(grad_ptr, grad_strides, b, h, DIVISOR)
     q_ptr, stride_q = _head(q_ptr, q_strides, b, h, DIVISOR)
     k_ptr, stride_k = _head(k_ptr, k_strides, b, h, DIVISOR)
@@ -378,7 +337,7 @@ def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:
 
 
 def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
-    """Into how many parts dK and dV's kernel cuts the queries, and how many are in each.
+    """The number of parts that dK and dV's kernel cuts the queries into, and the size of one.
 
     From the shape alone: if it followed the device, so would the order of the sums.
     """

@@ -11,47 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.attention.tiles import strides_of
+from pixart_kernels.attention.tiles import length_of, load_tile, strides_of
 
 # What the bound must not exceed so that exp2 of any score, sums of such and products of those with
 # V stay far inside the range of fp32, and the exponentials inside that of their dtype.
 LIMITS = {torch.bfloat16: 64, torch.float16: 14}
 LOOKED_FOR_FROM = 2**22  # N · M from which the search pays
-ROWS = 128  # queries of which the longest is looked for together
-PARTS = 8  # programs that look for the longest key of a head
-
-
-@triton.jit
-def load_tile(
-    ptr,
-    stride,
-    tokens,
-    FIRST: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Channels from FIRST on of ROWS tokens; zeros beyond HEAD_DIM and, if MASKED, `tokens`."""
-    rows = tl.arange(0, ROWS)[:, None]
-    columns = FIRST + tl.arange(0, COLUMNS)[None, :]
-    ptrs = ptr + rows * stride + columns
-    if MASKED and FIRST + COLUMNS > HEAD_DIM:
-        return tl.load(ptrs, mask=(rows < tokens) & (columns < HEAD_DIM), other=0.0)
-    elif MASKED:
-        return tl.load(ptrs, mask=rows < tokens, other=0.0)
-    elif FIRST + COLUMNS > HEAD_DIM:
-        return tl.load(ptrs, mask=columns < HEAD_DIM, other=0.0)
-    else:
-        return tl.load(ptrs)
-
-
-@triton.jit
-def length_of(lengths_ptr, b, keys):
-    if lengths_ptr is not None:
-        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 0), keys).to(tl.int32)
-    else:
-        return keys
+ROWS = tl.constexpr(128)  # queries of which the longest is looked for together
+PARTS = tl.constexpr(8)  # programs that look for the longest key of a head
 
 
 @triton.jit
@@ -67,7 +34,6 @@ def _longest_tokens(
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     DIVISOR: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
     """The largest |x|² among each of the parts of a head, `size` tokens each."""
     row = tl.program_id(0) // parts
@@ -93,8 +59,6 @@ def is_bounded(
     queries,
     scale,
     LIMIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
     """Whether |scale · q·k| is at most LIMIT for the queries of this program and all keys.
@@ -119,11 +83,11 @@ def limit(dtype: torch.dtype, queries: int, keys: int) -> int:
 
 
 def longest_queries(q: Tensor, divisor: int) -> Tensor:
-    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS))
+    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS.value))
 
 
 def longest_keys(k: Tensor, lengths: Tensor | None, divisor: int) -> Tensor:
-    return _longest(k, lengths, divisor, PARTS)
+    return _longest(k, lengths, divisor, PARTS.value)
 
 
 def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Tensor:
@@ -137,11 +101,10 @@ def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Ten
         heads,
         tokens,
         parts,
-        triton.cdiv(tokens, parts * ROWS) * ROWS,
+        triton.cdiv(tokens, parts * ROWS.value) * ROWS.value,
         HEAD_DIM=head_dim,
         COLUMNS=triton.next_power_of_2(head_dim),
         DIVISOR=divisor,
-        ROWS=ROWS,
         enable_fp_fusion=True,
     )
     return longest

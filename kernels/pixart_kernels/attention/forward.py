@@ -11,7 +11,7 @@ Scores, P, total and O are fp32; P is rounded to the dtype of V for the product 
 when it is stored. 4 · B · N · M · H · D FLOP; Q and O pass through memory once, K and V once for
 each BLOCK_Q queries (from L2: the programs of one head run side by side).
 
-B batch, N queries, M keys, H heads, D head channels, cut in two as attention_tiles says.
+B batch, N queries, M keys, H heads, D head channels, cut in two as tiles.py says.
 """
 
 import math
@@ -25,16 +25,19 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pixart_kernels.attention.bound import (
-    PARTS,
-    ROWS,
     is_bounded,
-    length_of,
     limit,
-    load_tile,
     longest_keys,
     longest_queries,
 )
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import (
+    head_of,
+    length_of,
+    load_tile,
+    split,
+    stride_divisor,
+    strides_of,
+)
 from pixart_kernels.dispatch import launch
 
 
@@ -51,7 +54,7 @@ def _load_keys(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The same without a mask, through a descriptor if there is one: it knows where zeros begin."""
+    """load_tile without a mask, through a descriptor if there is one: it knows where zeros begin."""
     if box is not None:
         return box.load([b, h, start, FIRST]).reshape(ROWS, COLUMNS)
     else:
@@ -76,7 +79,7 @@ def _store(
 
 
 @triton.jit
-def _scores(q, q_tail, k, k_tail, TAIL: tl.constexpr, PRECISION: tl.constexpr):
+def _product(q, q_tail, k, k_tail, TAIL: tl.constexpr, PRECISION: tl.constexpr):
     if TAIL:
         scores = tl.dot(q_tail, k_tail.T, input_precision=PRECISION)
         return tl.dot(q, k.T, scores, input_precision=PRECISION)
@@ -85,49 +88,67 @@ def _scores(q, q_tail, k, k_tail, TAIL: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _forward(
-    q_ptr,
-    q_strides,
-    k_ptr,
-    k_strides,
-    v_ptr,
-    v_strides,
-    k_box,
-    k_tail_box,
-    v_box,
-    v_tail_box,
-    out_ptr,
-    lse_ptr,
-    longest_q_ptr,
-    longest_k_ptr,
-    lengths_ptr,
-    scale,
-    heads,
-    queries,
-    keys,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    TAIL: tl.constexpr,
-    V_TAIL: tl.constexpr,
-    DIVISOR: tl.constexpr,
+def _scores(
+    q, q_tail, box, tail_box, b, h, start, ptr, stride,
+    HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr,
-    LIMIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
+    """Q Kᵀ for a whole block of keys."""
+    k = _load_keys(box, b, h, start, ptr, stride, 0, HEAD_DIM, ROWS, MAIN)
+    k_tail = k
+    if TAIL:
+        k_tail = _load_keys(tail_box, b, h, start, ptr, stride, MAIN, HEAD_DIM, ROWS, TAIL)
+    return _product(q, q_tail, k, k_tail, TAIL, PRECISION)
+
+
+@triton.jit
+def _add_values(
+    weights, acc, acc_tail, box, tail_box, b, h, start, ptr, stride,
+    HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc + P V for a whole block of keys."""
+    v = _load_keys(box, b, h, start, ptr, stride, 0, HEAD_DIM, ROWS, MAIN)
+    weights = weights.to(v.dtype)
+    acc = tl.dot(weights, v, acc, input_precision=PRECISION)
+    if TAIL:
+        v_tail = _load_keys(tail_box, b, h, start, ptr, stride, MAIN, HEAD_DIM, ROWS, TAIL)
+        acc_tail = tl.dot(weights, v_tail, acc_tail, input_precision=PRECISION)
+    return acc, acc_tail
+
+
+@triton.jit
+def _raise_peak(scores, scale, peak, total, acc, acc_tail, TAIL: tl.constexpr):
+    """The weights of a block under the larger of its peak and the one before, and what was summed
+    before it, shrunk to that."""
+    highest = tl.maximum(peak, tl.max(scores, 1) * scale)
+    weights = tl.math.exp2(scores * scale - highest[:, None])
+    shrink = tl.math.exp2(peak - highest)
+    total *= shrink
+    acc *= shrink[:, None]
+    acc_tail = acc_tail * shrink[:, None] if TAIL else acc_tail
+    return weights, highest, total, acc, acc_tail
+
+
+@triton.jit
+def _forward(
+    q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
+    k_box, k_tail_box, v_box, v_tail_box,
+    out_ptr, lse_ptr, longest_q_ptr, longest_k_ptr, lengths_ptr,
+    scale, heads, queries, keys,
+    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, V_TAIL: tl.constexpr,
+    DIVISOR: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     tiles = tl.cdiv(queries, BLOCK_Q)
     row = tl.program_id(0) // tiles
     b, h, first = row // heads, row % heads, tl.program_id(0) % tiles * BLOCK_Q
     left = queries - first
     b_64, h_64, first_64 = b.to(tl.int64), h.to(tl.int64), first.to(tl.int64)
-    # Strides come divided by DIVISOR, so that the compiler sees what divides them.
     q_ptr += (b_64 * q_strides[0] + first_64 * q_strides[1] + h_64 * q_strides[2]) * DIVISOR
-    k_ptr += (b_64 * k_strides[0] + h_64 * k_strides[2]) * DIVISOR
-    v_ptr += (b_64 * v_strides[0] + h_64 * v_strides[2]) * DIVISOR
-    q_stride = q_strides[1] * DIVISOR
-    k_stride = k_strides[1] * DIVISOR
+    k_ptr = head_of(k_ptr, k_strides, b_64, h_64, DIVISOR)
+    v_ptr = head_of(v_ptr, v_strides, b_64, h_64, DIVISOR)
+    q_stride, k_stride = q_strides[1] * DIVISOR, k_strides[1] * DIVISOR
     v_stride = v_strides[1] * DIVISOR
     length = length_of(lengths_ptr, b, keys)
 
@@ -143,20 +164,20 @@ def _forward(
     bounded = False
     if LIMIT:
         bounded = is_bounded(
-            longest_q_ptr, longest_k_ptr, row, first, queries, scale, LIMIT, ROWS, PARTS, BLOCK_Q
+            longest_q_ptr, longest_k_ptr, row, first, queries, scale, LIMIT, BLOCK_Q
         )
-    scores = _scores(q, q_tail, k, k_tail, TAIL, PRECISION)
+    scores = _product(q, q_tail, k, k_tail, TAIL, PRECISION)
     scores = tl.where(tl.arange(0, BLOCK_K)[None, :] < short, scores, float("-inf"))
     peak = tl.where(bounded | (short == 0), 0.0, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - peak[:, None])
     total = tl.sum(weights, 1)
     v = load_tile(v_ptr, v_stride, short, 0, HEAD_DIM, BLOCK_K, MAIN, True)
-    weights = weights.to(v.dtype)
-    acc = tl.dot(weights, v, input_precision=PRECISION)
+    rounded = weights.to(v.dtype)
+    acc = tl.dot(rounded, v, input_precision=PRECISION)
     acc_tail = 0.0
     if TAIL:
         v_tail = load_tile(v_ptr, v_stride, short, MAIN, HEAD_DIM, BLOCK_K, V_TAIL, True)
-        acc_tail = tl.dot(weights, v_tail, input_precision=PRECISION)
+        acc_tail = tl.dot(rounded, v_tail, input_precision=PRECISION)
 
     # Two loops of which one has no turns: as branches they would make ptxas wait after each wgmma.
     begin = short
@@ -165,32 +186,21 @@ def _forward(
         k_block = k_ptr + begin.to(tl.int64) * k_stride
         v_block = v_ptr + begin.to(tl.int64) * v_stride
         for start in tl.range(begin, end, BLOCK_K):
-            k = _load_keys(k_box, b, h, start, k_block, k_stride, 0, HEAD_DIM, BLOCK_K, MAIN)
-            k_tail = k
-            if TAIL:
-                k_tail = _load_keys(
-                    k_tail_box, b, h, start, k_block, k_stride, MAIN, HEAD_DIM, BLOCK_K, TAIL
-                )
-            scores = _scores(q, q_tail, k, k_tail, TAIL, PRECISION)
+            scores = _scores(
+                q, q_tail, k_box, k_tail_box, b, h, start, k_block, k_stride,
+                HEAD_DIM, BLOCK_K, MAIN, TAIL, PRECISION,
+            )  # fmt: skip
             if ONLINE:
-                highest = tl.maximum(peak, tl.max(scores, 1) * scale)
-                weights = tl.math.exp2(scores * scale - highest[:, None])
-                shrink = tl.math.exp2(peak - highest)
-                peak = highest
-                total *= shrink
-                acc *= shrink[:, None]
-                acc_tail = acc_tail * shrink[:, None] if TAIL else acc_tail
+                weights, peak, total, acc, acc_tail = _raise_peak(
+                    scores, scale, peak, total, acc, acc_tail, TAIL
+                )
             else:
                 weights = tl.math.exp2(scores * scale)
             total += tl.sum(weights, 1)
-            v = _load_keys(v_box, b, h, start, v_block, v_stride, 0, HEAD_DIM, BLOCK_K, MAIN)
-            weights = weights.to(v.dtype)
-            acc = tl.dot(weights, v, acc, input_precision=PRECISION)
-            if TAIL:
-                v_tail = _load_keys(
-                    v_tail_box, b, h, start, v_block, v_stride, MAIN, HEAD_DIM, BLOCK_K, V_TAIL
-                )
-                acc_tail = tl.dot(weights, v_tail, acc_tail, input_precision=PRECISION)
+            acc, acc_tail = _add_values(
+                weights, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
+                HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION,
+            )  # fmt: skip
             k_block += BLOCK_K * k_stride
             v_block += BLOCK_K * v_stride
         begin = end
@@ -279,16 +289,16 @@ def forward(
         return out.zero_(), lse.zero_()
     if scale < 0:  # the kernel takes the largest product for that of the largest score
         q, scale = -q, -scale
-    if scale == 0:  # all keys weigh alike; the kernel would multiply a masked score by 0
+    if scale == 0:  # all keys have the same weight; the kernel would multiply a masked score by 0
         q, scale = torch.zeros_like(q), 1.0
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     lengths = None if kv_lengths is None else kv_lengths.contiguous()
     with launch.on(q.device):
-        _launch(q, k, v, lengths, scale * math.log2(math.e), out, lse)
+        _launch_kernel(q, k, v, lengths, scale * math.log2(math.e), out, lse)
     return out, lse
 
 
-def _launch(
+def _launch_kernel(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, out: Tensor, lse: Tensor
 ) -> None:
     batch, queries, heads, head_dim = q.shape
@@ -326,8 +336,6 @@ def _launch(
         DIVISOR=divisor,
         PRECISION=launch.precision(q.dtype),
         LIMIT=bound,
-        ROWS=ROWS,
-        PARTS=PARTS,
         enable_fp_fusion=True,
     )
 

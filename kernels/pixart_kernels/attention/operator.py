@@ -29,6 +29,12 @@ def flash_attention_reference(
     kv_lengths: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
+    """softmax_m(scale · Q Kᵀ) V in plain PyTorch (Vaswani et al., arXiv:1706.03762, equation 1).
+
+    q: (B, N, H, D); k, v: (B, M, H, D), all of one floating dtype; kv_lengths: (B,) integers, the
+    keys of each sample that count; scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype, and
+    zeros for a sample without keys. What runs on a CPU: differentiable, in any dtype, D unlimited.
+    """
     if k.shape[1] == 0:
         return torch.zeros_like(q)
     # (B, 1, 1, M); a row without any key comes out of SDPA as zeros, with zero gradients.
@@ -83,7 +89,7 @@ def _eager(
     return out.contiguous(), q.new_empty(0, dtype=torch.float32)
 
 
-def _launch(
+def _launch_forward(
     q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     from pixart_kernels.attention.forward import forward
@@ -139,7 +145,7 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 
 
 _attention = register_operator(
-    "flash_attention", _eager, launch=_launch, fake=_fake, save=_save, backward=_backward
+    "flash_attention", _eager, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
 )
 _attention_backward = register_backward(
     "flash_attention_backward", _launch_backward, fake=_fake_backward
@@ -157,8 +163,10 @@ def flash_attention(
     """Softmax attention that never stores the N × M scores of a long sequence.
 
     q: (B, N, H, D); k, v: (B, M, H, D), any strides with D contiguous, D at most 128.
-    kv_lengths: (B,) integers. Keys at and beyond a sample's length are ignored; a sample of length
-    0 gives zeros. scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype.
+    All three are fp32, bf16 or fp16, the same; softmax and sums are fp32. kv_lengths: (B,) integers.
+    Keys at and beyond a sample's length are ignored; a sample of length 0 gives zeros. scale: 1/√D
+    unless given. Returns (B, N, H, D) in q's dtype. Raises ValueError for shapes or dtypes that do
+    not fit together. Differentiable in q, k and v (FlashAttention-2, arXiv:2307.08691).
     """
     _check_tokens(q, k, v)
     if kv_lengths is not None and kv_lengths.shape != q.shape[:1]:

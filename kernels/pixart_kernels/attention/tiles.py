@@ -5,6 +5,8 @@ tensor cores' work zeros; as 64 + 16 it is 10 %. Each product is then two: one w
 columns and one with the tail's, whose missing columns are loaded as zeros.
 """
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
 SMALLEST = 16  # columns that a product may sum over
@@ -36,3 +38,43 @@ def stride_divisor(*tensors: Tensor) -> int:
 def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
     """All but the last, divided by what divides them: kernels multiply again."""
     return tuple(stride // divisor for stride in x.stride()[:3])
+
+
+@triton.jit
+def head_of(ptr, strides, b, h, DIVISOR: tl.constexpr):
+    """The pointer to a head's first token. Strides come divided by DIVISOR, so that the compiler
+    sees what divides them."""
+    return ptr + (b * strides[0] + h * strides[2]) * DIVISOR
+
+
+@triton.jit
+def load_tile(
+    ptr,
+    stride,
+    tokens,
+    FIRST: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Channels from FIRST on of ROWS tokens; zeros beyond HEAD_DIM and, if MASKED, `tokens`."""
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = FIRST + tl.arange(0, COLUMNS)[None, :]
+    ptrs = ptr + rows * stride + columns
+    if MASKED and FIRST + COLUMNS > HEAD_DIM:
+        return tl.load(ptrs, mask=(rows < tokens) & (columns < HEAD_DIM), other=0.0)
+    elif MASKED:
+        return tl.load(ptrs, mask=rows < tokens, other=0.0)
+    elif FIRST + COLUMNS > HEAD_DIM:
+        return tl.load(ptrs, mask=columns < HEAD_DIM, other=0.0)
+    else:
+        return tl.load(ptrs)
+
+
+@triton.jit
+def length_of(lengths_ptr, b, keys):
+    if lengths_ptr is not None:
+        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 0), keys).to(tl.int32)
+    else:
+        return keys

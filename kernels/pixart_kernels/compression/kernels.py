@@ -1,4 +1,4 @@
-"""Triton kernels of compression.py, forward and backward, for keys and values in one launch.
+"""Triton kernels of compress_kv, forward and backward, for keys and values in one launch.
 
 With A = B·N·C elements of k (or of v), forward reads 2A and writes 2A/R², backward reads 2A + 2A/R²
 and writes 2A: tokens come straight out of a packed projection, each once. The merged tokens and the
@@ -35,7 +35,7 @@ def _corner(patches, sides, R: tl.constexpr):
 
 @triton.jit
 def _token(patches, tap, strides, sides, R: tl.constexpr):
-    """Where the token under a tap of each patch starts, and whether the grid has it or repeats it."""
+    """The start of the token under a tap of each patch, and whether the grid has it or repeats it."""
     sample, row, col = _corner(patches, sides, R)
     row += tap // R
     col += tap % R
@@ -50,7 +50,7 @@ def _merge(
     weight,
     bias,
     patches,
-    here,
+    mask,
     strides,
     sides,
     ROWS: tl.constexpr,
@@ -60,7 +60,7 @@ def _merge(
     merged = row_blocks.load_for_all(bias, ROWS, C)
     for tap in tl.static_range(R * R):
         starts, exists = _token(patches, tap, strides, sides, R)
-        values = row_blocks.load(tokens, starts, here, C)
+        values = row_blocks.load(tokens, starts, mask, C)
         factors = row_blocks.load_for_all(weight + tap * C, ROWS, C)
         merged = row_blocks.add(merged, row_blocks.multiply(values, factors))
     return merged
@@ -95,15 +95,15 @@ def _compress_forward(
 ):
     ROWS: tl.constexpr = row_blocks.rows_of(MOST_ROWS, C)
     patches = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    here = (patches < patch_count)[:, None]
+    mask = (patches < patch_count)[:, None]
     tokens = tl.where(tl.program_id(1) == 0, k, v)
-    merged = _merge(tokens, weight, bias, patches, here, strides, sides, ROWS, C, R)
+    merged = _merge(tokens, weight, bias, patches, mask, strides, sides, ROWS, C, R)
     if norm_weight is not None:
         normed, deviation = row_blocks.layer_norm(merged, eps, C)
         normed = row_blocks.multiply(normed, row_blocks.load_for_all(norm_weight, ROWS, C))
         merged = row_blocks.add(normed, row_blocks.load_for_all(norm_bias, ROWS, C))
     out = tl.where(tl.program_id(1) == 0, merged_k, merged_v)
-    row_blocks.store(out, patches.to(tl.int64)[:, None] * C, here, merged, C)
+    row_blocks.store(out, patches.to(tl.int64)[:, None] * C, mask, merged, C)
 
 
 def forward(
@@ -118,7 +118,7 @@ def forward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     batch, _, channels = k.shape
-    k, v = _alike(k, v)
+    k, v = _same_strides(k, v)
     merged = tuple(triton.cdiv(side, ratio) for side in grid)
     shape = (batch, merged[0] * merged[1], channels)
     merged_k, merged_v = k.new_empty(shape), v.new_empty(shape)
@@ -149,8 +149,8 @@ def forward(
     return merged_k, merged_v
 
 
-def _alike(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """With the same strides, and the channels of a token side by side."""
+def _same_strides(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k and v as one kernel reads them: equal strides, the channels of a token side by side."""
     if k.stride() == v.stride() and k.stride(2) == 1:
         return k, v
     return k.contiguous(), v.contiguous()
@@ -163,16 +163,16 @@ def _taps_first(weight: Tensor) -> Tensor:
 
 @triton.jit
 def _factors(weight, patches, tap, sides, ROWS: tl.constexpr, C: tl.constexpr, R: tl.constexpr):
-    """By how much the token under a tap counts: the weights of all taps that are on it, which are
-    several at the end of a row or column."""
+    """The factor of the token under a tap: the sum of the weights of all taps that are on it, which
+    are several at the end of a row or column."""
     _, row, col = _corner(patches, sides, R)
     factors = row_blocks.zeros(ROWS, C)
     for other in range(tap, R * R):
         same_row = tl.minimum(row + other // R, sides[0] - 1) == row + tap // R
         same_col = tl.minimum(col + other % R, sides[1] - 1) == col + tap % R
         nothing = tl.full([ROWS, 1], 0, tl.int32)
-        here = (same_row & same_col)[:, None]
-        factors = row_blocks.add(factors, row_blocks.load(weight + other * C, nothing, here, C))
+        mask = (same_row & same_col)[:, None]
+        factors = row_blocks.add(factors, row_blocks.load(weight + other * C, nothing, mask, C))
     return factors
 
 
@@ -223,14 +223,14 @@ def _compress_backward(
         dweight += (none,)
     for start in range(first, last, ROWS):
         patches = start + tl.arange(0, ROWS)
-        here = (patches < last)[:, None]
+        mask = (patches < last)[:, None]
         own = patches.to(tl.int64)[:, None] * C
         if norm_weight is None:
-            grads = row_blocks.load(grad, own, here, C)
+            grads = row_blocks.load(grad, own, mask, C)
         else:
-            merged = _merge(tokens, weight, bias, patches, here, strides, sides, ROWS, C, R)
+            merged = _merge(tokens, weight, bias, patches, mask, strides, sides, ROWS, C, R)
             normed, deviation = row_blocks.layer_norm(merged, eps, C)
-            grads = row_blocks.load(grad, own, here, C)
+            grads = row_blocks.load(grad, own, mask, C)
             dnorm_bias = row_blocks.add(dnorm_bias, grads)
             dnorm_weight = row_blocks.add(dnorm_weight, row_blocks.multiply(grads, normed))
             grads = row_blocks.multiply(grads, row_blocks.load_for_all(norm_weight, ROWS, C))
@@ -239,14 +239,14 @@ def _compress_backward(
         taps = ()
         for tap in tl.static_range(R * R):
             starts, exists = _token(patches, tap, strides, sides, R)
-            values = row_blocks.load(tokens, starts, here, C)
+            values = row_blocks.load(tokens, starts, mask, C)
             taps += (row_blocks.add(dweight[tap], row_blocks.multiply(grads, values)),)
             if IS_WHOLE:
                 factors = row_blocks.load_for_all(weight + tap * C, ROWS, C)
             else:
                 factors = _factors(weight, patches, tap, sides, ROWS, C, R)
             starts, exists = _token(patches, tap, gradient_strides, sides, R)
-            row_blocks.store(dtokens, starts, here & exists, row_blocks.multiply(grads, factors), C)
+            row_blocks.store(dtokens, starts, mask & exists, row_blocks.multiply(grads, factors), C)
         dweight = taps
     row_count: tl.constexpr = R * R + (1 if norm_weight is None else 3)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -273,7 +273,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dk, dv and, as (R·R + 1 or 3, C) in fp32, the gradients of the weights."""
     batch, tokens, channels = k.shape
-    k, v = _alike(k, v)
+    k, v = _same_strides(k, v)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     patches = grad_k.shape[0] * grad_k.shape[1]
     span = max(FEWEST_PATCHES, triton.cdiv(patches, MOST_PROGRAMS))

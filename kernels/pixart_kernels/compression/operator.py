@@ -31,6 +31,15 @@ def compress_kv_reference(
     ratio: int,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
+    """LayerNorm(bias + conv(T)) of keys and of values, with the same weights, in plain PyTorch.
+
+    The convolution is depthwise, ratio × ratio with a stride of ratio (PixArt-Σ, arXiv:2403.04692,
+    section 3.2), over a grid whose last row and column are repeated where ratio does not divide it.
+    k, v: (B, H·W, C) in row-major order of grid = (H, W); weight: (C, 1, ratio, ratio); bias: (C,);
+    norm_weight, norm_bias: (C,), or both None for no LayerNorm. Computes in fp32 whatever the
+    dtypes, also under autocast; fp64 stays fp64. Returns (B, ⌈H/ratio⌉·⌈W/ratio⌉, C) twice, in the
+    dtype of k and of v.
+    """
     dtype = torch.promote_types(k.dtype, torch.float32)
     weight, bias = weight.to(dtype), bias.to(dtype)
 
@@ -75,7 +84,7 @@ def _compress(
     )
 
 
-def _launch(
+def _launch_forward(
     k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     from pixart_kernels.compression.kernels import forward
@@ -153,7 +162,7 @@ def _fake_backward(
 
 
 _compress_operator = register_operator(
-    "compress_kv", _compress, launch=_launch, fake=_fake, save=_save, backward=_backward
+    "compress_kv", _compress, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
 )
 _compress_backward = register_backward(
     "compress_kv_backward", _launch_backward, fake=_fake_backward
@@ -176,7 +185,10 @@ def compress_kv(
 
     k, v: (B, H·W, C) in row-major grid order, C contiguous, any token stride; grid: (H, W).
     weight: (C, 1, ratio, ratio); bias: (C,). norm_weight, norm_bias: (C,), or both None to leave
-    the LayerNorm out. Returns (B, ⌈H/ratio⌉·⌈W/ratio⌉, C) twice, in the dtype of k and v.
+    the LayerNorm out. Tokens are fp32, bf16 or fp16; weights may be fp32 beside them; sums are fp32.
+    Returns (B, ⌈H/ratio⌉·⌈W/ratio⌉, C) twice, in the dtype of k and v. Raises ValueError for shapes
+    that do not fit the grid and for a ratio beyond 4. Differentiable in all tensors. From PixArt-Σ
+    (arXiv:2403.04692), section 3.2.
     """
     channels = k.shape[-1]
     if k.dim() != 3 or k.shape != v.shape:
@@ -212,7 +224,8 @@ def fold_projection(
     weight: (C, 1, R, R) and bias: (C,), as in compress_kv. Returns (2·C, R·R·I) and (2·C,) in the
     dtype of weight_kv, for tokens laid side by side by patch, (B, M, R·R·I) with the R·R tokens in
     row-major order: a view of a sequence that is ordered by patches. What is left of compress_kv is
-    the LayerNorm: ratio=1 with a weight of ones and a bias of zeros.
+    the LayerNorm: ratio=1 with a weight of ones and a bias of zeros. Raises ValueError if weight_kv
+    does not have 2·C rows.
     """
     channels = weight.shape[0]
     if weight_kv.dim() != 2 or weight_kv.shape[0] != 2 * channels:

@@ -1,1 +1,1 @@
-"""How operators reach PyTorch's dispatcher and a GPU."""
+"""What the families share: the way to PyTorch's dispatcher and to a GPU, and rows inside kernels."""

@@ -13,10 +13,10 @@ from triton.runtime import interpreter
 np: Any = interpreter.np  # the interpreter needs NumPy; kernels do not
 
 
-def mend() -> None:
-    """Replace the two operations. Does nothing the second time."""
+def correct_bfloat16() -> None:
+    """Replace the two operations; a second call does nothing."""
     builder: Any = interpreter.InterpreterBuilder
-    if hasattr(builder, "_pixart_mended"):
+    if hasattr(builder, "_pixart_corrected"):
         return
     plain_dot, plain_cast = builder.create_dot, builder.cast_impl
 
@@ -37,7 +37,7 @@ def mend() -> None:
     builder.create_dot, builder.cast_impl = create_dot, cast_impl
     for name in ("create_fp_ext", "create_fp_trunc"):
         setattr(builder, name, lambda self, src, dst_type: self.cast_impl(src, dst_type))
-    builder._pixart_mended = True
+    builder._pixart_corrected = True
 
 
 def _widen(handle: Any) -> Any:

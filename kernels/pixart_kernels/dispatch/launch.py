@@ -5,11 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import triton
 
-from pixart_kernels.dispatch import interpreter
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 if INTERPRETED:
-    interpreter.mend()
+    from pixart_kernels.dispatch import interpreter  # needs NumPy, which torch and triton do not
+
+    interpreter.correct_bfloat16()
 
 
 def configurations(*configs: triton.Config) -> list[triton.Config]:

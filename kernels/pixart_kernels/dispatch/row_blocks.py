@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.constexpr_function
 def width(channels: int) -> int:
-    """Of a block: 128, or what makes 16 blocks of more channels or one of fewer."""
+    """The width of a block: 128, wider where more than 16 blocks would follow, narrower for one."""
     return triton.next_power_of_2(min(channels, max(128, triton.cdiv(channels, 16))))
 
 
@@ -26,7 +26,7 @@ def count(channels: int) -> int:
 
 @triton.constexpr_function
 def rows_of(most: int, channels: int) -> int:
-    """How many rows at a time: fewer than `most` where more channels would not fit registers."""
+    """The number of rows at a time: fewer than `most` where more channels would not fit registers."""
     return max(1, min(most, most * 2048 // triton.next_power_of_2(channels)))
 
 
@@ -36,12 +36,12 @@ def columns(block: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, starts, here, C: tl.constexpr):
-    """The rows that start at `starts` (ROWS, 1) elements, or zeros where `here` (ROWS, 1) is false."""
+def load(pointer, starts, mask, C: tl.constexpr):
+    """The rows that start at `starts` (ROWS, 1) elements, or zeros where `mask` (ROWS, 1) is false."""
     blocks = ()
     for block in tl.static_range(count(C)):
         cols = columns(block, C)
-        blocks += (tl.load(pointer + starts + cols, here & (cols < C), 0.0).to(tl.float32),)
+        blocks += (tl.load(pointer + starts + cols, mask & (cols < C), 0.0).to(tl.float32),)
     return blocks
 
 
@@ -53,10 +53,10 @@ def load_for_all(pointer, ROWS: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def store(pointer, starts, here, blocks, C: tl.constexpr):
+def store(pointer, starts, mask, blocks, C: tl.constexpr):
     for block in tl.static_range(count(C)):
         cols = columns(block, C)
-        tl.store(pointer + starts + cols, blocks[block], here & (cols < C))
+        tl.store(pointer + starts + cols, blocks[block], mask & (cols < C))
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def rounded(a, DTYPE: tl.constexpr):
 
 @triton.jit
 def mean(a, C: tl.constexpr):
-    """Of each row, (ROWS, 1)."""
+    """The mean of each row, (ROWS, 1)."""
     total = a[0]
     for block in tl.static_range(1, len(a)):
         total += a[block]

@@ -1,4 +1,4 @@
-"""Triton kernels of modulation.py: one for all three operators, one for their gradients.
+"""Triton kernels of modulation: one for all three operators, one for their gradients.
 
 With A = B·N·C elements of a tensor, forward reads and writes 2A (modulate), 3A (gate_add) or 4A
 (gate_add_modulate), backward 3A, 3A and 6A (4A without a gate): each tensor once. Nothing is saved
@@ -52,17 +52,17 @@ def _modulation_forward(
     ROWS: tl.constexpr = row_blocks.rows_of(MOST_ROWS, C)
     sample = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    starts, here = (sample * N + tokens)[:, None] * C, (tokens < N)[:, None]
-    values = row_blocks.load(x, starts, here, C)
+    starts, mask = (sample * N + tokens)[:, None] * C, (tokens < N)[:, None]
+    values = row_blocks.load(x, starts, mask, C)
     if branch is not None:
-        added = row_blocks.load(branch, starts, here, C)
+        added = row_blocks.load(branch, starts, mask, C)
         if gate is not None:
             added = row_blocks.multiply(
                 added, row_blocks.load_for_all(gate + sample * strides[0], ROWS, C)
             )
-        # Rounded: y is what the LayerNorm sees, here and in the backward.
+        # Rounded: y is what the LayerNorm sees, mask and in the backward.
         values = row_blocks.rounded(row_blocks.add(values, added), y.dtype.element_ty)
-        row_blocks.store(y, starts, here, values, C)
+        row_blocks.store(y, starts, mask, values, C)
     if out is not None:
         normed, _ = row_blocks.layer_norm(values, eps, C)
         offset = row_blocks.load_for_all(shift + sample * strides[1], ROWS, C)
@@ -70,7 +70,7 @@ def _modulation_forward(
         modulated = row_blocks.add(
             row_blocks.add(normed, row_blocks.multiply(normed, factor)), offset
         )
-        row_blocks.store(out, starts, here, modulated, C)
+        row_blocks.store(out, starts, mask, modulated, C)
 
 
 def forward(
@@ -150,12 +150,12 @@ def _modulation_backward(
     dshift, dscale, dgate = none, none, none
     for start in tl.range(first, last, ROWS, num_stages=STAGES):
         tokens = start + tl.arange(0, ROWS)
-        starts, here = (sample * N + tokens)[:, None] * C, (tokens < last)[:, None]
+        starts, mask = (sample * N + tokens)[:, None] * C, (tokens < last)[:, None]
         if grad_out is None:
-            grads = row_blocks.load(grad_y, starts, here, C)
+            grads = row_blocks.load(grad_y, starts, mask, C)
         else:
-            normed, deviation = row_blocks.layer_norm(row_blocks.load(y, starts, here, C), eps, C)
-            grads = row_blocks.load(grad_out, starts, here, C)
+            normed, deviation = row_blocks.layer_norm(row_blocks.load(y, starts, mask, C), eps, C)
+            grads = row_blocks.load(grad_out, starts, mask, C)
             dshift = row_blocks.add(dshift, grads)
             dscale = row_blocks.add(dscale, row_blocks.multiply(grads, normed))
             # Loaded again for each row: over the loop it would take registers that there are not.
@@ -163,13 +163,13 @@ def _modulation_backward(
             grads = row_blocks.add(grads, row_blocks.multiply(grads, factor))
             grads = row_blocks.layer_norm_backward(grads, normed, deviation, C)
             if grad_y is not None:
-                grads = row_blocks.add(grads, row_blocks.load(grad_y, starts, here, C))
-            row_blocks.store(dx, starts, here, grads, C)
+                grads = row_blocks.add(grads, row_blocks.load(grad_y, starts, mask, C))
+            row_blocks.store(dx, starts, mask, grads, C)
         if gate is not None:
-            added = row_blocks.load(branch, starts, here, C)
+            added = row_blocks.load(branch, starts, mask, C)
             dgate = row_blocks.add(dgate, row_blocks.multiply(grads, added))
             opening = row_blocks.load_for_all(gate + sample * strides[1], ROWS, C)
-            row_blocks.store(dbranch, starts, here, row_blocks.multiply(grads, opening), C)
+            row_blocks.store(dbranch, starts, mask, row_blocks.multiply(grads, opening), C)
     program = (sample * tl.num_programs(0) + tl.program_id(0)) * C
     if grad_out is not None:
         row_blocks.store_sum(shift_sums + program, dshift, C)
@@ -187,7 +187,7 @@ def backward(
     scale: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dbranch and the gradients of the rows (0 to 3, B, C) as in modulation.py."""
+    """dx, dbranch and the gradients of the rows (0 to 3, B, C) as in operator.py."""
     grad = grad_y if grad_out is None else grad_out
     assert grad is not None
     batch, tokens, channels = grad.shape

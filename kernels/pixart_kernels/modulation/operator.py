@@ -4,7 +4,7 @@
     gate_add(x, branch, gate)  = x + gate · branch
     gate_add_modulate(...)     = y, modulate(y, shift, scale)  with y = gate_add(x, branch, gate)
 
-x, branch: (B, N, C); shift, scale, gate: (B, C), in fp32 if the model likes beside 16-bit tokens.
+x, branch: (B, N, C); shift, scale, gate: (B, C), which may be fp32 beside 16-bit tokens.
 Statistics and sums are fp32; what is stored is rounded to the dtype of x. B batch, N tokens,
 C channels.
 """
@@ -19,6 +19,12 @@ from pixart_kernels.dispatch.registration import register_backward, register_ope
 
 
 def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """LayerNorm(x) · (1 + scale) + shift in plain PyTorch, the LayerNorm without weights over C.
+
+    x: (B, N, C); shift, scale: (B, C), of any floating dtype. Returns (B, N, C) in x's dtype. The
+    adaLN of DiT (arXiv:2212.09748), whose rows PixArt-α shares among blocks (arXiv:2310.00426,
+    section 2.3).
+    """
     if x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled():
         return _modulate_each(x, shift, scale, eps)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
@@ -36,6 +42,10 @@ def _modulate_each(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
 
 
 def gate_add_reference(x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
+    """x + gate · branch in plain PyTorch: the end of a residual branch (DiT, arXiv:2212.09748).
+
+    x, branch: (B, N, C); gate: (B, C), or None for 1. Returns (B, N, C) in x's dtype.
+    """
     if gate is None:
         return (x + branch).to(x.dtype)
     return torch.addcmul(x, gate.to(x.dtype).unsqueeze(1), branch).to(x.dtype)
@@ -50,6 +60,11 @@ def gate_add_modulate_reference(
     *,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
+    """y = gate_add_reference(x, branch, gate), and modulate_reference(y, shift, scale).
+
+    x, branch: (B, N, C); gate, shift, scale: (B, C), gate None for 1. Returns two (B, N, C) in x's
+    dtype. y is rounded to it before the LayerNorm sees it.
+    """
     y = gate_add_reference(x, branch, gate)
     return y, modulate_reference(y, shift, scale, eps=eps)
 
@@ -59,7 +74,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def _launch_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return _launch(x, None, None, shift, scale, eps)[1]
+    return _launch_forward(x, None, None, shift, scale, eps)[1]
 
 
 def _save_modulate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,7 +87,7 @@ def _gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _launch_gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return _launch(x, branch, gate, None, None, 0.0)[0]
+    return _launch_forward(x, branch, gate, None, None, 0.0)[0]
 
 
 def _save_gate_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,7 +109,7 @@ def _save_gate_add_modulate(
     _save(ctx, output[0], given, eps)
 
 
-def _launch(
+def _launch_forward(
     x: Tensor,
     branch: Tensor | None,
     gate: Tensor | None,
@@ -194,7 +209,7 @@ _gate_add_operator = register_operator(
 _gate_add_modulate_operator = register_operator(
     "gate_add_modulate",
     _gate_add_modulate,
-    launch=_launch,
+    launch=_launch_forward,
     fake=lambda x, branch, gate, shift, scale, eps: (x.new_empty(x.shape), x.new_empty(x.shape)),
     save=_save_gate_add_modulate,
     backward=lambda ctx, grad_y, grad_out: (*_backward(ctx, grad_y, grad_out), None),
@@ -207,14 +222,20 @@ _modulation_backward = register_backward(
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm without weights over C, then times (1 + scale), plus shift.
 
-    x: (B, N, C); shift, scale: (B, C). Returns (B, N, C) in x's dtype.
+    x: (B, N, C) in fp32, bf16 or fp16; shift, scale: (B, C), which may be fp32 beside 16-bit
+    tokens. Returns (B, N, C) in x's dtype; statistics are fp32. Raises ValueError for other shapes.
+    Differentiable in all three. From DiT and PixArt-α, as modulate_reference says.
     """
     _check_rows(x, shift=shift, scale=scale)
     return _modulate_operator(x, shift, scale, eps)
 
 
 def gate_add(x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
-    """x + gate · branch. x, branch: (B, N, C); gate: (B, C), or None for 1. Returns x's dtype."""
+    """x + gate · branch, the end of a residual branch.
+
+    x, branch: (B, N, C) in fp32, bf16 or fp16; gate: (B, C), or None for 1. Returns (B, N, C) in
+    x's dtype. Raises ValueError for other shapes. Differentiable in all three.
+    """
     _check_branch(x, branch, gate)
     return _gate_add_operator(x, branch, gate)
 
@@ -230,8 +251,9 @@ def gate_add_modulate(
 ) -> tuple[Tensor, Tensor]:
     """End one branch and prepare the next: y = x + gate · branch, and modulate(y, shift, scale).
 
-    x, branch: (B, N, C); gate, shift, scale: (B, C), gate None for 1. Returns two (B, N, C) in x's
-    dtype.
+    x, branch: (B, N, C) in fp32, bf16 or fp16; gate, shift, scale: (B, C), gate None for 1. Returns
+    two (B, N, C) in x's dtype, in one pass over memory. Raises ValueError for other shapes.
+    Differentiable in all five.
     """
     _check_branch(x, branch, gate)
     _check_rows(x, shift=shift, scale=scale)

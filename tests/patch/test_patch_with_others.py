@@ -1,4 +1,4 @@
-"""accelerate() in company: LoRA, checkpointing, torch.compile, offloading hooks, processors."""
+"""accelerate() beside others: LoRA, checkpointing, torch.compile, offloading hooks, processors."""
 
 import copy
 import logging
@@ -40,11 +40,11 @@ def test_low_rank_layers_work_merged_or_not(accelerated_first: bool) -> None:
     model, plain = diffusers_model(), diffusers_model()
     if accelerated_first:
         accelerate(model)
-    for block, twin in zip(model.transformer_blocks, plain.transformer_blocks, strict=True):
+    for block, plain_block in zip(model.transformer_blocks, plain.transformer_blocks, strict=True):
         for name in ("to_q", "to_k", "to_v"):
             layer = LowRank(getattr(block.attn1, name))
             setattr(block.attn1, name, layer)
-            setattr(twin.attn1, name, copy.deepcopy(layer))
+            setattr(plain_block.attn1, name, copy.deepcopy(layer))
     if not accelerated_first:
         accelerate(model)
     expected = run(plain, masks()["prefix"])
@@ -234,10 +234,10 @@ def test_processors_of_others_stay_and_work(
         accelerate(model)
     assert "transformer_blocks.0.attn1.processor stays: Scaled" in caplog.text
     assert model.transformer_blocks[1].attn2.processor is scaled
-    said: list[str] = []
-    monkeypatch.setattr(attention_processor.logger, "warning", said.append)
+    warned: list[str] = []
+    monkeypatch.setattr(attention_processor.logger, "warning", warned.append)
     assert relative_error(run(model, masks()["scattered"], **options), expected) < TOLERANCE
-    assert all("pixart" not in message for message in said)  # nor complain of our arguments
+    assert all("pixart" not in message for message in warned)  # nor complain of our arguments
     restore(model)
     assert model.transformer_blocks[0].attn1.processor is scaled
 

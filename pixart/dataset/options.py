@@ -1,0 +1,95 @@
+"""The options of `python -m pixart.data prepare|caption|filter`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+Output = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Encode a source's pictures and captions into a directory that training reads."""
+
+    source: Source
+    """A folder of x.png and x.txt, a .json or .jsonl index, the official data_info.json or its
+    root, WebDataset shards (a path, URL or name-{000..017}.tar)."""
+    output: Output
+    """The directory to fill. Other resolutions of the same source may share it."""
+    resolution: int
+    """256, 512, 1024, 2048, 4096 ... pixels. Pictures go to the nearest of its buckets."""
+    model: str = "shapes"
+    """The VAE and the text encoder to use: a pipeline directory, a hub id, or "shapes"."""
+    square: bool = False
+    """Crop everything to a square, as for the 256 px stages."""
+    prompt: str | None = None
+    """The prompt of every picture, in the place of its own: "a photo of sks dog"."""
+    captions: tuple[Path, ...] = ()
+    """Files that `caption` wrote: their captions are added."""
+    scores: Path | None = None
+    """A file that `filter` wrote."""
+    min_score: float | None = None
+    """Leave out pictures with a score below this."""
+    max_ratio: float = 4.5
+    """Reject pictures whose long side is more than this times the short one."""
+    max_length: int | None = None
+    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
+    half: bool = False
+    """Store latents in fp16 rather than fp32."""
+    vae_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """The VAE's precision."""
+    text_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """The precision of T5 and of the stored features. Default bf16 if T5 is large, else fp32."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    workers: int = 4
+    """Threads that read and scale pictures."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Write captions with a vision-language model, as lines of a file beside the old ones."""
+
+    source: Source
+    """As in prepare; pictures need no captions."""
+    output: Output
+    """A .jsonl file to append to; give it to prepare with --captions."""
+    model: str
+    """A model of transformers (a directory or hub id), or the endpoint's name for one."""
+    name: str = "long"
+    """The caption's name, by which training weights captions."""
+    count: int = 1
+    """Captions per picture. Several are sampled and called NAME.1, NAME.2 ..."""
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it
+    wants one, is read from the environment variable OPENAI_API_KEY."""
+    prompt: str = "Describe this image in detail."
+    """The question that the model answers."""
+    max_tokens: int = 300
+    """Tokens of a caption at most."""
+    device: str | None = None
+    """The device of a transformers model. Default CUDA when there is one."""
+    workers: int = 8
+    """Requests that the endpoint gets at a time."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Score pictures with a function of yours, as lines of a file."""
+
+    source: Source
+    """As in prepare; pictures need no captions."""
+    output: Output
+    """A .jsonl file to append to; give it to prepare with --scores and --min-score."""
+    scorer: str
+    """MODULE:FUNCTION; called with an RGB Pillow image, it returns a number."""
+
+
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Caption, tyro.conf.subcommand("caption")]
+    | Annotated[Filter, tyro.conf.subcommand("filter")]
+)
