@@ -14,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pictures
@@ -25,7 +27,7 @@ from tiny_checkpoints import official, save_official
 from pixart.config import PixArtConfig
 
 LANGUAGES = {"sh", "python", "yaml", "diff", "text"}
-SLOW = {"pixart/training/README.md", ".github/CONTRIBUTING.md"}
+SLOW = set(GUIDES) - {"README.md", "kernels/README.md"}
 HUB_ID = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
 OFFICIAL = "PixArt-alpha/PixArt-Sigma/PixArt-Sigma-XL-2-2K-MS.pth"
 
@@ -56,7 +58,7 @@ STAND_INS = {
 }
 PROGRAMS = {
     "install.py": """
-import ast, re, sys
+import re, sys
 from pathlib import Path
 assert sys.argv[1] == "install", sys.argv
 for word in sys.argv[2:]:
@@ -108,32 +110,73 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, models: Path) -> Path:
-    """A copy of the working tree, with the models beside it."""
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """The chosen documents, as many at a time as there are cores: each has a copy of its own."""
     if not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout")
+    chosen = [
+        item.callspec.params["document"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.originalname == test_the_examples_run.__name__
+        and not item.get_closest_marker("skip")
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        places = {name: tmp_path_factory.mktemp("guide") for name in chosen}
+        yield {name: pool.submit(_run_all, name, place, models) for name, place in places.items()}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in GUIDES],
+)
+def test_the_examples_run(document: str, runs: dict[str, Future[None]]) -> None:
+    runs[document].result()
+
+
+def _run_all(document: str, place: Path, models: Path) -> None:
+    checkout = _copy(place / "checkout", models)
+    environment = _environment(place, checkout)
+    found = [example for example in examples(document) if example.language != "text"]
+    for example in found:
+        if example.language == "sh":
+            command = ["bash", "-euo", "pipefail", "-c", _smaller(example.text)]
+            _run(command, example, checkout, environment)
+        elif example.language == "diff":
+            _change(checkout, example)
+        elif example.file:
+            _write(checkout, example)
+        else:
+            assert example.language == "python", f"{example.place}: the first line names no file"
+    program = [one for one in found if one.language == "python" and not one.file]
+    if program:
+        (checkout / "examples.py").write_text(_program(document, program), encoding="utf-8")
+        _run([sys.executable, "examples.py"], program[0], checkout, environment)
+
+
+def _copy(checkout: Path, models: Path) -> Path:
+    """The working tree, with the models beside it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    copy = shutil.copytree(models, tmp_path / "checkout")
+    shutil.copytree(models, checkout)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    activate = (
-        copy / ".venv" / "bin" / "activate"
-    )  # as `make demo` leaves it; ours is active already
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, checkout / name)
+    activate = checkout / ".venv" / "bin" / "activate"  # of `make demo`; ours is active already
     activate.parent.mkdir(parents=True)
     activate.touch()
-    return copy
+    return checkout
 
 
-@pytest.fixture
-def environment(tmp_path: Path, checkout: Path) -> dict[str, str]:
+def _environment(place: Path, checkout: Path) -> dict[str, str]:
     """Nothing of the user's: a home of its own, no network, no GPU."""
-    stand_ins = tmp_path / "stand-ins"
+    stand_ins = place / "stand-ins"
     stand_ins.mkdir()
     for name, body in STAND_INS.items():
         (stand_ins / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -143,7 +186,7 @@ def environment(tmp_path: Path, checkout: Path) -> dict[str, str]:
     dropped = ("PYTEST_", "SLURM_", "TRITON_", "XDG_", "HF_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {
-        "HOME": str(tmp_path / "home"),
+        "HOME": str(place / "home"),
         "PATH": os.pathsep.join([str(stand_ins), str(Path(sys.executable).parent), kept["PATH"]]),
         "PYTHON": sys.executable,
         "MAKE": shutil.which("make") or "make",
@@ -155,29 +198,7 @@ def environment(tmp_path: Path, checkout: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "document",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in GUIDES],
-)
-def test_the_examples_run(document: str, checkout: Path, environment: dict[str, str]) -> None:
-    found = [example for example in examples(document) if example.language != "text"]
-    for example in found:
-        if example.language == "sh":
-            _run(["bash", "-euo", "pipefail", "-c", _smaller(example.text)], example, environment)
-        elif example.language == "diff":
-            _change(checkout, example)
-        elif example.file:
-            _write(checkout, example)
-        else:
-            assert example.language == "python", f"{example.place}: the first line names no file"
-    program = [one for one in found if one.language == "python" and not one.file]
-    if program:
-        (checkout / "examples.py").write_text(_program(document, program), encoding="utf-8")
-        _run([sys.executable, "examples.py"], program[0], environment)
-
-
-def _run(command: list[str], example: Example, environment: dict[str, str]) -> None:
-    checkout = environment["PYTHONPATH"].split(os.pathsep)[0]
+def _run(command: list[str], example: Example, checkout: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
     )
