@@ -27,9 +27,9 @@ from bench.workloads import sizes as shapes
 from bench.workloads.comparisons import failed, measured
 from pixart import Pipeline
 from pixart.config import EMBEDDED
-from pixart.generation.jobs import Job
 from pixart.generation.pictures import write_picture
-from pixart.pipeline.text_to_image import Drawn
+from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
+from pixart.pipeline.request import Drawn, Request
 from pixart.sampler.loop import Progress
 from pixart.sampler.schedulers import default_steps, make_scheduler
 
@@ -84,32 +84,15 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Pipeline, Dra
         if progress.step == progress.total:
             stages.end("denoiser")
 
-    drawn = pipe.draw(PROMPT, callback=step)
+    drawn = pipe.draw(Request(PROMPT), callback=step)
     stages.end("VAE")
-    write_picture(drawn.image, _job(path, pipe))
+    opened = dict.fromkeys(MODEL_OPTIONS) | {"model": pipe.source}
+    write_picture(drawn.image, path, Metadata.of(drawn, pipe, Request(PROMPT), opened))
     stages.end("write")
     stages.seconds["whole"] = sum(stages.seconds.values())
     with Image.open(path) as written:
         assert written.tobytes() == drawn.image.tobytes()
     return pipe, drawn
-
-
-def _job(path: Path, pipe: Pipeline) -> Job:
-    return Job(
-        index=0,
-        prompt=PROMPT,
-        negative="",
-        seed=0,
-        steps=None,
-        guidance=None,
-        guidance_interval=(0.0, 1.0),
-        scheduler=None,
-        size=None,
-        aspect=None,
-        resolution=None,
-        model={"model": pipe.source},
-        path=path,
-    )
 
 
 @contextmanager
@@ -146,7 +129,7 @@ def _time_stages(model: str, source: str | Path, context: Context) -> None:
             pipe, drawn = _draw(counted, source, path)  # untimed: the first one loads libraries
         what = _describe(model, pipe, drawn)
         work = {"text encoder": (counted.flops["text encoder"], 0), "denoiser": (_flops(pipe), 0)}
-        if not drawn.tile:  # tiles overlap: what they compute twice is no useful work
+        if not drawn.request.tile:  # tiles overlap: what they compute twice is no useful work
             work["VAE"] = (counted.flops["VAE"], 0)
         dtype = pipe.transformer.dtype
         del pipe  # the next ones are alone in the memory
@@ -174,8 +157,8 @@ def _describe(model: str, pipe: Pipeline, drawn: Drawn) -> dict[str, Any]:
         "prompt": PROMPT,
         "height": pipe.native,
         "width": pipe.native,
-        "batched": drawn.batched,
-        "tile": drawn.tile,
+        "batched": drawn.request.batched,
+        "tile": drawn.request.tile,
     }
 
 

@@ -136,6 +136,8 @@ def _reason(box: str) -> str:
             parts.append([])
         else:
             parts[-1].append(row)
+    if not any(row.startswith("╭") for row in rows):  # drawn in ASCII: the title is a part
+        parts = parts[1:] or parts
     what = " ".join(" ".join(parts[0]).split())
     for pattern, sentence in _SENTENCES:
         if match := re.match(pattern, what):

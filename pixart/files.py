@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,16 @@ def fingerprint(directory: Path) -> str:
     Files up to 2 MiB are read whole, a 10 GB shard every 20 MB, and T5-XXL's matrices are larger:
     other weights give another digest, copies and downloads of the same weights the same.
     """
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return fingerprint_files({path.relative_to(directory).as_posix(): path for path in files})
+
+
+def fingerprint_files(files: Mapping[str, Path]) -> str:
+    """The digest that `fingerprint` makes, of files under names of the caller's choice."""
     found = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    for name, path in files.items():
         size = path.stat().st_size
-        found.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
+        found.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:
             for place in range(0, size, max(4096, -(-size // 512))):
                 file.seek(place)

@@ -4,64 +4,57 @@ Every picture carries the request that made it, so `--from-image` draws it again
 prompts can be taken up where it stopped. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
-# Nothing slow is imported here, where Ctrl-C would still end in a traceback.
 import sys
+
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import main as command
+
+    sys.exit(command(["generate", *sys.argv[1:]]))
+
+import json
 from typing import TYPE_CHECKING
+
+from pixart.command import BAD_INPUT, CANCELLED, DONE, exit_code, parse, run_command
 
 if TYPE_CHECKING:
     from pixart.generation.drawing import Report
     from pixart.generation.options import Options
 
-BAD_INPUT, FAILURE, CANCELLED = 2, 1, 130
+NAME, KEPT = "generate", "cancelled; finished pictures are kept"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    try:
-        import tyro
+    return run_command(NAME, lambda: _run(arguments), KEPT)
 
-        from pixart.generation.options import Options
 
-        return run(tyro.cli(Options, prog="python -m pixart.generate", args=arguments))
-    except KeyboardInterrupt:
-        return _complain("cancelled; finished pictures are kept", CANCELLED)
+def _run(arguments: list[str] | None) -> int:
+    from pixart.generation.options import Options
+
+    return run(parse(Options, NAME, arguments))
 
 
 def run(options: "Options") -> int:
-    from pixart.generation.drawing import Report
+    """Draw; with --json report what is finished, also where something failed on the way."""
+    from pixart.generation.drawing import Report, generate
 
     report = Report()
-    code, message = _attempt(options, report)
-    if options.json and code != BAD_INPUT:
-        import json
-
-        said = report.to_dict() | ({"error": message} if message else {})
-        print(json.dumps(said, indent=2))
-    return _complain(message, code) if message else code
-
-
-def _attempt(options: "Options", report: "Report") -> tuple[int, str]:
-    """(exit code, what went wrong)."""
     try:
-        from pixart.files import CheckpointWriteError
-        from pixart.generation.drawing import generate
-
         generate(options, report)
-    except KeyboardInterrupt:
-        return CANCELLED, "cancelled; finished pictures are kept"
-    except (CheckpointWriteError, MemoryError) as error:
-        return FAILURE, str(error) or "out of memory"
-    except (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError) as error:
-        return BAD_INPUT, str(error)
-    except (OSError, RuntimeError) as error:
-        return FAILURE, str(error)
-    return 0, ""
+    except BaseException as error:
+        if options.json:
+            _report_failure(report, error)
+        raise
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    return DONE
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"pixart.generate: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _report_failure(report: "Report", error: BaseException) -> None:
+    """Imports nothing: memory may be at its end, and Ctrl-C may have come in the middle of an import."""
+    is_cancelled = isinstance(error, KeyboardInterrupt)
+    code = CANCELLED if is_cancelled else exit_code(error)
+    if code not in (None, BAD_INPUT):
+        unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+        message = KEPT if is_cancelled else str(error) or unnamed
+        print(json.dumps({**report.to_dict(), "error": message}, indent=2))

@@ -1,20 +1,42 @@
-"""The published checkpoints: where they are, and what their files do not say."""
+"""The published checkpoints: their short names, where they are, and what their files do not say."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from pixart.config import MAX_LENGTH, PixArtConfig
+from pixart.config import MAX_LENGTH, Family, PixArtConfig
+
+_HUB = "PixArt-alpha/"
+_SIGMA_PIPELINE = _HUB + "PixArt-Sigma-XL-2-1024-MS"
+_ALPHA_PIPELINE = _HUB + "PixArt-XL-2-512x512"
 
 
 @dataclass(frozen=True)
 class Release:
-    """A published XL/2 checkpoint. pixels: native side; file: its .pth, if that is all there is."""
+    """A published XL/2 checkpoint.
+
+    pixels: native side. file: its .pth, if that is all there is. pipeline: whose T5, VAE and scheduler
+    it draws with, if its own repository has a transformer alone. scheduler: what it must be drawn
+    with, if nothing in its files says so.
+    """
 
     hub_id: str
-    family: str
+    family: Family
     pixels: int
     pe_interpolation: float
     micro_condition: bool = False
     file: str | None = None
+    pipeline: str | None = None
+    scheduler: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the hub id, or the file's stem."""
+        return (self.file or self.hub_id).rpartition("/")[2].removesuffix(".pth")
+
+    @property
+    def place(self) -> str:
+        """The hub id, with the file if there is one."""
+        return f"{self.hub_id}/{self.file}" if self.file else self.hub_id
 
     @property
     def model_max_length(self) -> int:
@@ -30,27 +52,68 @@ class Release:
         )
 
 
-def _released() -> tuple[Release, ...]:
-    hub = "PixArt-alpha/"
-    # α-256 was trained with a coordinate step of 1, Σ-256 with a step of 2.
-    # The 2K model attends to every key, although its official config file is called "kvcompress".
-    return (
-        Release(hub + "PixArt-Sigma-XL-2-256x256", "sigma", 256, 0.5),
-        Release(hub + "PixArt-Sigma-XL-2-512-MS", "sigma", 512, 1.0),
-        Release(hub + "PixArt-Sigma-XL-2-1024-MS", "sigma", 1024, 2.0),
-        Release(hub + "PixArt-Sigma-XL-2-2K-MS", "sigma", 2048, 4.0),
-        Release(hub + "PixArt-alpha", "alpha", 256, 1.0, file="PixArt-XL-2-SAM-256x256.pth"),
-        Release(hub + "PixArt-alpha", "alpha", 256, 1.0, file="PixArt-XL-2-256x256.pth"),
-        Release(hub + "PixArt-XL-2-512x512", "alpha", 512, 1.0),
-        Release(hub + "PixArt-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
-        Release(hub + "PixArt-LCM-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True),
-        # Draws in one step from timestep 400, which nothing in its files says: --scheduler dmd.
-        Release(hub + "PixArt-Alpha-DMD-XL-2-512x512", "alpha", 512, 1.0),
-    )
+# By the short name that stands for a hub id wherever one is taken.
+# α-256 was trained with a coordinate step of 1, Σ-256 with a step of 2.
+# The 2K model attends to every key, although its official config file is called "kvcompress".
+RELEASES: dict[str, Release] = {
+    "sigma-256": Release(
+        _HUB + "PixArt-Sigma-XL-2-256x256", "sigma", 256, 0.5, pipeline=_SIGMA_PIPELINE
+    ),
+    "sigma-512": Release(
+        _HUB + "PixArt-Sigma-XL-2-512-MS", "sigma", 512, 1.0, pipeline=_SIGMA_PIPELINE
+    ),
+    "sigma-1024": Release(_SIGMA_PIPELINE, "sigma", 1024, 2.0),
+    "sigma-2k": Release(
+        _HUB + "PixArt-Sigma-XL-2-2K-MS", "sigma", 2048, 4.0, pipeline=_SIGMA_PIPELINE
+    ),
+    "alpha-sam-256": Release(
+        _HUB + "PixArt-alpha", "alpha", 256, 1.0,
+        file="PixArt-XL-2-SAM-256x256.pth", pipeline=_ALPHA_PIPELINE,
+    ),
+    "alpha-256": Release(
+        _HUB + "PixArt-alpha", "alpha", 256, 1.0,
+        file="PixArt-XL-2-256x256.pth", pipeline=_ALPHA_PIPELINE,
+    ),
+    "alpha-512": Release(_ALPHA_PIPELINE, "alpha", 512, 1.0),
+    "alpha-1024": Release(
+        _HUB + "PixArt-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True
+    ),
+    "lcm-1024": Release(
+        _HUB + "PixArt-LCM-XL-2-1024-MS", "alpha", 1024, 2.0, micro_condition=True
+    ),
+    # Draws in one step from timestep 400.
+    "dmd-512": Release(
+        _HUB + "PixArt-Alpha-DMD-XL-2-512x512", "alpha", 512, 1.0,
+        pipeline=_ALPHA_PIPELINE, scheduler="dmd",
+    ),
+}  # fmt: skip
+
+RELEASED: dict[str, Release] = {release.name: release for release in RELEASES.values()}
 
 
-# By the name users know: the last part of the hub id, or the file's stem.
-RELEASED: dict[str, Release] = {
-    (release.file or release.hub_id).rpartition("/")[2].removesuffix(".pth"): release
-    for release in _released()
-}
+def hub_id(name: str) -> str | None:
+    """Where the checkpoint of a short name is on the hub; None if the name is none.
+
+    As with "shapes", the name comes before a file or folder of that name, which is ./NAME.
+    """
+    return RELEASES[name].place if name in RELEASES else None
+
+
+def release_named(source: str) -> Release | None:
+    """The release of a short name or of a place on the hub, unless that is a path that is here."""
+    if source in RELEASES:
+        return RELEASES[source]
+    found = (release for release in RELEASES.values() if release.place == source)
+    return None if Path(source).exists() else next(found, None)
+
+
+def release_of(path: str | Path) -> Release | None:
+    """The release that a path is named after: by its stem, or by a folder above it, such as that of
+    the hub's cache. What it holds may be another model all the same: compare its tensors."""
+    for part in reversed(Path(path).parts):
+        name = part.rpartition("--")[2]
+        for suffix in (".pth", ".safetensors"):
+            name = name.removesuffix(suffix)
+        if name in RELEASED:
+            return RELEASED[name]
+    return None

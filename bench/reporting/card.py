@@ -41,7 +41,7 @@ def main(
     model: tyro.conf.Positional[Path],
 ) -> None:
     """Write MODEL/README.md and MODEL/log from the runs of `shapes` and of `shapes-kv`, and from
-    what pixart.evaluation.caption_accuracy wrote to MODEL/accuracy.json and accuracy-shapes-kv.json."""
+    what pixart.evaluate wrote to MODEL/accuracy.json and accuracy-shapes-kv.json."""
     stages = copy_logs("shapes", run, model / "log")
     (conversion,) = copy_logs("shapes-kv", converted, model / "log")
     settings, before = read_report(model / "accuracy.json")
@@ -54,7 +54,7 @@ def main(
     parts = {
         "@STAGES@": "\n".join(["| stage | steps | last loss |", "|---|---|---|", *rows]),
         "@TABLE@": table(before),
-        "@COMMAND@": f"python -m pixart.evaluation.caption_accuracy --count {count} {options}",
+        "@COMMAND@": f"python -m pixart.evaluate --count {count} {options}",
         "@CONVERSION@": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
         "@CONVERTED@": table(after),
     }

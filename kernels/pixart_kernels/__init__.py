@@ -11,7 +11,9 @@ from pixart_kernels.modulation.operator import (
     modulate_reference,
 )
 
-__version__ = "0.1.0"  # read by kernels/pyproject.toml; that of pixart is the same, and a test holds it so
+__version__ = (
+    "0.1.0"  # read by kernels/pyproject.toml; that of pixart is the same, and a test holds it so
+)
 
 __all__ = [
     "compress_kv",

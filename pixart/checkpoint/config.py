@@ -38,11 +38,12 @@ class Surroundings:
     """What is known from a pipeline about a transformer that is opened for it.
 
     model_max_length: of the pipeline's family. config: of the pipeline's own transformer; believed
-    about a checkpoint of the same width and depth.
+    about a checkpoint of the same width and depth. source: whose it is, in words.
     """
 
     model_max_length: int | None = None
     config: PixArtConfig | None = None
+    source: str = "the pipeline's own transformer"
 
     def config_if_like(self, hidden_size: int, depth: int) -> PixArtConfig | None:
         """The configuration of the pipeline's transformer if it has this width and depth."""
@@ -159,7 +160,7 @@ def infer_config(
         input_size, pe_interpolation = known.input_size, known.pe_interpolation
         notes.append(
             f"{POSITIONS} is absent: input_size {input_size} and pe_interpolation "
-            f"{pe_interpolation} are those of the pipeline's own transformer"
+            f"{pe_interpolation} are those of {around.source}"
         )
     else:
         input_size, pe_interpolation = _infer_positions(
@@ -238,7 +239,7 @@ def _infer_max_length(
 def caption_length(micro_condition: bool, around: Surroundings) -> tuple[int, bool]:
     """How long a transformer's captions are that does not say it, and whether that is a guess."""
     if micro_condition:  # only α-1024 has it
-        return MAX_LENGTH["alpha"], True
+        return MAX_LENGTH["alpha"], around.model_max_length != MAX_LENGTH["alpha"]
     if around.model_max_length is not None:
         return around.model_max_length, False
     return MAX_LENGTH["sigma"], True

@@ -34,6 +34,7 @@ from pixart.checkpoint.read import Contents, read_checkpoint
 from pixart.config import KVCompression, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.model.transformer import PixArt
+from pixart.releases import release_of
 from pixart.weights import WEIGHTS
 
 # What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
@@ -131,7 +132,7 @@ def open_transformer(
     path = Path(path)
     with _naming(path):
         contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
-        config = config or _configuration(contents, kv_compression, around)
+        config = config or _configuration(contents, kv_compression, _known(path, contents, around))
         config, notes = open_compression(config, kv_compression, contents.tensors)
         contents.notes += notes
         tensors = dict(contents.tensors)
@@ -164,6 +165,22 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         raise CheckpointError(" ".join(f"{path}: {error}".split())) from error
+
+
+def _known(path: Path, contents: Contents, around: Surroundings) -> Surroundings:
+    """A file that is named after a release, and as large, is taken for it where it says nothing itself."""
+    release = release_of(path)
+    if release is None:
+        return around
+    last = f"blocks.{release.config.depth - 1}.attn.qkv.weight"
+    after = f"blocks.{release.config.depth}.attn.qkv.weight"
+    weight = contents.tensors.get(last)
+    width = release.config.hidden_size
+    if weight is None or weight.shape[1:] != (width,) or after in contents.tensors:
+        return around
+    return Surroundings(
+        release.model_max_length, release.config, f"the release {release.name}, whose name it has"
+    )
 
 
 def _configuration(

@@ -1,30 +1,26 @@
-"""How well a model of the embedded world follows captions: `python -m pixart.evaluation.caption_accuracy`.
+"""How well a model of the embedded world follows captions.
 
-Every figure in the model card is printed by this command. Captions are drawn from their own seed;
-each picture is read by the exact checker.
+Every figure in the model card is measured by this, with `python -m pixart.evaluate`. Captions are drawn
+from their own seed; each picture is read by the exact checker.
 """
 
 import json
 import random
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-import tyro
-from tqdm import tqdm
-
-from pixart.pipeline.text_to_image import Pipeline
-from pixart.sampler.loop import Captions, initial_noise, sample, seed_generators
-from pixart.sampler.schedulers import make_scheduler
-from pixart.shapes.caption import KINDS, Statement, describe, parse
+from pixart.files import write_json
+from pixart.pipeline.request import Request
+from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
-from pixart.shapes.scene import HELD_OUT, sample_scene
-from pixart.text.encoder import PromptEmbeddings
-from pixart.vae.autoencoder import to_images
+from pixart.shapes.scene import sample_scene
+
+if TYPE_CHECKING:
+    from pixart.pipeline.text_to_image import Pipeline
+
+BATCH = 25  # pictures denoised in one pass
 
 
 @dataclass(frozen=True)
@@ -66,66 +62,36 @@ def captions(task: Task, seed: int) -> list[str]:
     return texts
 
 
-def draw_captions(
-    pipe: Pipeline,
-    texts: list[str],
-    size: int,
-    *,
-    seed: int,
-    steps: int,
-    guidance: float,
-    batch: int,
-) -> Iterator[torch.Tensor]:
-    """Pictures (height, width, 3) uint8 of the captions, several at a time."""
-    pipe.transformer.to(pipe.device)
-    null = pipe.text_encoder.encode([""])
-    for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
-        given = pipe.text_encoder.encode(part)
-        unconditional = null[[0] * len(part)]
-        embeddings = {
-            "conditional": given,
-            "unconditional": unconditional,
-            "both": PromptEmbeddings.concatenate([unconditional, given]),
-        }
-
-        def denoise(
-            latents: torch.Tensor,
-            timesteps: torch.Tensor,
-            which: Captions,
-            /,
-            given: dict = embeddings,
-        ) -> torch.Tensor:
-            return pipe.transformer(latents, timesteps, given[which].features, given[which].mask)
-
-        generators = seed_generators(range(seed + start, seed + start + len(part)))
-        side = size // pipe.vae.downsample
-        noise = initial_noise(
-            (pipe.transformer.config.in_channels, side, side), generators, pipe.device
-        )
-        scheduler = make_scheduler(None, pipe.scheduler_config)
-        latents = sample(denoise, noise, scheduler, steps, guidance=guidance, generators=generators)
-        yield from pipe.vae.decode(latents, tile=False)
+def requests(task: Task, *, seed: int, steps: int, guidance: float) -> list[Request]:
+    """What to draw for a task: its captions, picture k from the seed `seed` + k."""
+    like = Request(
+        "",
+        height=task.size,
+        width=task.size,
+        steps=steps,
+        guidance=guidance,
+        batched=True,
+        tile=False,
+    )
+    texts = captions(task, seed)
+    return [replace(like, prompt=text, seed=seed + k) for k, text in enumerate(texts)]
 
 
 def measure(
-    pipe: Pipeline, task: Task, *, seed: int, steps: int, guidance: float, batch: int = 25
+    pipe: "Pipeline", task: Task, *, seed: int, steps: int, guidance: float, batch: int = BATCH
 ) -> Accuracy:
     """Draw a task's captions and check every statement."""
     import numpy as np
+    from tqdm import tqdm
 
     result = Accuracy(task)
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
-    texts = captions(task, seed)
-    drawn = draw_captions(
-        pipe, texts, task.size, seed=seed, steps=steps, guidance=guidance, batch=batch
-    )
-    for text, picture in tqdm(
-        zip(texts, drawn, strict=True), total=len(texts), desc=task.name, leave=False
-    ):
-        statements: list[Statement] = parse(text)
-        holds = check(np.asarray(to_images(picture[None])[0]), statements)
+    asked = requests(task, seed=seed, steps=steps, guidance=guidance)
+    pictures = pipe.draw_many(asked, batch=batch)
+    for drawn in tqdm(pictures, total=len(asked), desc=task.name, leave=False):
+        statements = parse(drawn.request.prompt)
+        holds = check(np.asarray(drawn.image), statements)
         holds = holds or [False] * len(statements)
         result.right += all(holds)
         result.of += 1
@@ -166,34 +132,14 @@ def table(results: list[Accuracy]) -> str:
     return "\n".join(lines)
 
 
-def main(
-    model: str = "shapes",
-    count: int = 300,
-    seed: int = 1_000_000,
-    steps: int = 20,
-    guidance: float = 4.5,
-    sizes: tuple[int, ...] = (),
-    dtype: Literal["fp32", "bf16"] = "fp32",
-    json_file: Path | None = None,
-) -> None:
-    """Measure caption accuracy of the embedded model or of another of its kind.
-
-    sizes: sides in pixels of further one-object tasks; default the card's table.
-    """
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    pipe = Pipeline.from_pretrained(model, dtype=precision, cache_dir=None)
-    chosen = [Task("one", size, count=count) for size in sizes] or tasks(pipe.native, count)
-    results = [measure(pipe, t, seed=seed, steps=steps, guidance=guidance) for t in chosen]
-    print(table(results))
-    print(f"unseen combinations: {', '.join(f'{c} {s}' for s, c in sorted(HELD_OUT))}")
-    if json_file is not None:
-        settings = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype}
-        report = {**settings, "results": [asdict(result) for result in results]}
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+def write_report(file: Path, settings: dict[str, Any], results: list[Accuracy]) -> None:
+    """The settings and the results, for `read_report`."""
+    report = {**settings, "results": [asdict(result) for result in results]}
+    write_json(file, report, indent=2)
 
 
 def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
-    """The settings and the results that `--json-file` wrote."""
+    """The settings and the results that `write_report` wrote."""
     report = json.loads(file.read_text())
     results = [
         Accuracy(
@@ -205,7 +151,3 @@ def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
         for r in report.pop("results")
     ]
     return report, results
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m pixart.evaluation.caption_accuracy"))

@@ -8,85 +8,78 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Voice:
+class Console:
     """Remarks and progress bars on standard error; silent when quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
 
-    def __call__(self, text: str) -> None:
+    def remark(self, text: str) -> None:
         if not self.quiet:
             from tqdm import tqdm
 
             tqdm.write(" ".join(text.split()), file=sys.stderr)  # above a bar, not into it
 
-    def bar(self, stage: str, total: int | None = None) -> "Bar":
-        return Bar(stage, total, self.quiet)
+    def bar(self, stage: str, total: int) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=stage, disable=self.quiet, leave=False, file=sys.stderr)
+
+    @contextmanager
+    def with_libraries(self) -> Iterator[None]:
+        """Let warnings and the log of our own modules come as remarks, a line each."""
+
+        def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+            if category is UserWarning:  # others are for programmers
+                self.remark(f"warning: {message}")
+
+        logger, handler = logging.getLogger("pixart"), _Remarks(self)
+        before = logger.level, logger.propagate
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = show  # type: ignore[assignment]
+            try:
+                yield
+            finally:
+                logger.removeHandler(handler)
+                logger.setLevel(before[0])
+                logger.propagate = before[1]
 
 
 class _Remarks(logging.Handler):
-    def __init__(self, say: Voice) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__()
-        self.say = say
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.say(record.getMessage())
+        self.console.remark(record.getMessage())
 
 
-@contextmanager
-def voiced(say: Voice) -> Iterator[None]:
-    """Let warnings and the notes of our own modules speak with one voice, a line each."""
+class StageBar:
+    """The bar of the stage that runs, one at a time on one line; the one before ends with it."""
 
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        if category is UserWarning:  # others are for programmers
-            say(f"warning: {message}")
-
-    logger, handler = logging.getLogger("pixart"), _Remarks(say)
-    before = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = show  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before[0])
-            logger.propagate = before[1]
-
-
-class Bar:
-    """The progress of one stage. total: None until the first `reach` says it."""
-
-    def __init__(self, stage: str, total: int | None, quiet: bool) -> None:
-        self._stage, self._quiet = stage, quiet
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage = ""
         self._bar: Any = None
-        if total is not None:
-            self._start(total)
 
-    def _start(self, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total, desc=self._stage, disable=self._quiet, leave=False, file=sys.stderr
-        )
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def advance(self, _: object = None) -> None:
-        self._bar.update()
-
-    def reach(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._start(total)
+    def reach(self, stage: str, done: int, total: int) -> None:
+        """The stage has done so much of its total."""
+        if stage != self._stage:
+            self.close()
+            self._stage, self._bar = stage, self._console.bar(stage, total)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        self._stage, self._bar = "", None
+
+    def __enter__(self) -> "StageBar":
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

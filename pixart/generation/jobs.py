@@ -2,26 +2,19 @@
 
 import hashlib
 import json
-import math
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pixart.config import EMBEDDED, KVCompression
-from pixart.generation.pictures import (
-    CHOICES,
-    EXIF_LIMIT,
-    MODEL_OPTIONS,
-    SUFFIXES,
-    carried,
-    read_request,
-)
-
-if TYPE_CHECKING:
-    from pixart.generation.options import Options
-    from pixart.pipeline.text_to_image import Pipeline
+from pixart.generation.options import SAMPLING, Options
+from pixart.generation.pictures import SUFFIXES, check_room, read_metadata
+from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
+from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request, check_keys
+from pixart.releases import RELEASES
 
 _OTHER_PICTURES = (
     ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe",
@@ -31,44 +24,15 @@ _OTHER_PICTURES = (
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw. height and width are 0 until `sized`; batched and tile are None until the
-    picture is drawn, unless it is drawn again."""
+    """One picture to draw, as it was asked for. model: the options that open the pipeline."""
 
     index: int
-    prompt: str
-    negative: str
-    seed: int
-    steps: int | None
-    guidance: float | None
-    guidance_interval: tuple[float, float]
-    scheduler: str | None
-    size: str | None
-    aspect: str | None
-    resolution: str | None
-    model: dict[str, str | bool | list[str] | None]
-    path: Path
-    batched: bool | None = None
-    tile: int | bool | None = None
-    height: int = 0
-    width: int = 0
-    note: str = ""
-
-    def sized(self, pipe: "Pipeline") -> "Job":
-        """With the size in pixels that the pipeline's model will draw."""
-        from pixart.resolution import resolve_size
-
-        size = resolve_size(
-            self.size, self.aspect, self.resolution, native=pipe.native, multiple=pipe.multiple
-        )
-        return replace(self, height=size.height, width=size.width, note=size.note)
-
-    def request(self) -> dict[str, Any]:
-        """What draws this picture again."""
-        left_out = {"index", "path", "note", "height", "width"}
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
+    request: Request
+    model: Mapping[str, Any]
+    path: Path = Path()
 
 
-def plan(options: "Options") -> "tuple[list[Job], Options]":
+def plan(options: Options) -> tuple[list[Job], Options]:
     """All jobs, checked as far as they can be without a model. A picture given by --from-image
     supplies every option that was not given anew."""
     sources = sum(
@@ -77,34 +41,54 @@ def plan(options: "Options") -> "tuple[list[Job], Options]":
     if sources != 1:
         given = "none of them" if sources == 0 else "several"
         raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
-    if options.num_images < 1:
-        raise ValueError(f"--num-images must be at least 1, got {options.num_images}")
-    choices: dict[str, Any] = {}
-    if options.from_image is not None:
-        options, choices = _as_drawn(options, options.from_image)
-    _check_early(options)
+    for name in ("num_images", "batch"):
+        if (count := getattr(options, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
     lines: list[dict[str, Any]] = [{"prompt": text} for text in options.prompt]
-    if options.prompts is not None:
+    if options.from_image is not None:
+        options, line = _as_drawn(options, read_metadata(options.from_image))
+        lines = [line]
+    elif options.prompts is not None:
         lines = read_prompts(options.prompts)
-    jobs = [_job(options, line, k) for line in lines for k in range(options.num_images)]
-    jobs = [replace(job, index=index, **choices) for index, job in enumerate(jobs)]
-    for job in jobs:
-        _check_job(job)
+    settings = _given_settings(options)
+    model = {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
+    requests = [one for line in lines for one in _requests(settings, line, options.num_images)]
+    _check_early(options, requests)
+    jobs = [Job(index, request, model) for index, request in enumerate(requests)]
     jobs = _with_paths(jobs, lines, options)
     for job in jobs:
         _check_file(job, options.from_image)
     return jobs, options
 
 
-def _check_early(options: "Options") -> None:
+def _given_settings(options: Options) -> dict[str, Any]:
+    settings = {name: getattr(options, name, None) for name in SETTINGS if name != "prompt"}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> list[Request]:
+    """What a line names, and the options for the rest; seeds count upwards."""
+    own = {name: value for name, value in line.items() if name != "name"}
+    asked = {name for name in own if own[name] is not None}
+    if asked & {*EXACT_SIZE}:
+        idle: tuple[str, ...] = (*EXACT_SIZE, *BUCKET)
+    else:
+        idle = EXACT_SIZE if asked & {*BUCKET} else ()
+    rest = {name: value for name, value in settings.items() if name not in idle}
+    first = Request.from_dict({**rest, **own})
+    if not first.prompt.strip():
+        raise ValueError("prompt must not be empty; name what to draw")
+    return [replace(first, seed=first.seed + k) for k in range(count)]
+
+
+def _check_early(options: Options, requests: list[Request]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
     from pixart.device import check_cuda_graph, choose_device
     from pixart.sampler.schedulers import SCHEDULERS
 
-    if options.scheduler is not None and options.scheduler not in SCHEDULERS:
-        raise ValueError(
-            f"scheduler must be one of {', '.join(SCHEDULERS)}, got {options.scheduler!r}"
-        )
+    for name in dict.fromkeys(request.scheduler for request in requests):
+        if name is not None and name not in SCHEDULERS:
+            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     if options.kv_compress:
         KVCompression.parse(options.kv_compress)
     check_cuda_graph(options.cuda_graph, choose_device(options.device))
@@ -112,49 +96,10 @@ def _check_early(options: "Options") -> None:
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
 
 
-def _check_job(job: Job) -> None:
-    from pixart.text.tokenizer import check_text
-
-    check_text("prompt", job.prompt)
-    check_text("negative", job.negative)
-    if not job.prompt.strip():
-        raise ValueError("prompt must not be empty; name what to draw")
-    if job.steps is not None and job.steps < 1:
-        raise ValueError(f"steps must be an integer from 1 up, got {job.steps}")
-    if job.guidance is not None and not 0 <= job.guidance < math.inf:
-        raise ValueError(f"guidance must be a finite number from 0 up, got {job.guidance}")
-    if not 0 <= job.seed < 2**64:
-        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {job.seed}")
-
-
 def _check_file(job: Job, source: Path | None) -> None:
     if source is not None and job.path.resolve() == source.resolve():
         raise ValueError(f"--output must not be the picture to draw again, got {job.path}")
-    size = len(carried(job).encode())
-    if job.path.suffix.lower() != ".png" and size > EXIF_LIMIT:
-        raise ValueError(
-            f"prompt must fit into {EXIF_LIMIT} bytes of a {job.path.suffix} file, got {size}; "
-            "use --format png"
-        )
-
-
-def _job(options: "Options", line: dict[str, Any], k: int) -> Job:
-    first = options.seed or 0
-    return Job(
-        index=0,
-        prompt=line["prompt"],
-        negative=line.get("negative", options.negative or ""),
-        seed=int(line.get("seed", first)) + k,
-        steps=line.get("steps", options.steps),
-        guidance=line.get("guidance", options.guidance),
-        guidance_interval=options.guidance_interval or (0.0, 1.0),
-        scheduler=options.scheduler,
-        size=line.get("size", options.size),
-        aspect=None if "size" in line else options.aspect,
-        resolution=None if "size" in line else options.resolution,
-        model={name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS},
-        path=Path(),
-    )
+    check_room(job.path, Metadata(job.request, job.model, job.request, job.model))
 
 
 def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
@@ -176,7 +121,9 @@ def _lasting_lora(text: str) -> str:
 
 
 def _absolute(place: str | Path) -> str:
-    """A path that is there, from the root; anything else is a hub id."""
+    """A path that is there, from the root; anything else is a release or a hub id."""
+    if place in RELEASES:
+        return str(place)
     path = Path(place).expanduser()
     return os.path.abspath(path) if path.exists() else str(place)
 
@@ -200,28 +147,24 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     return [{"prompt": line} for _, line in numbered]
 
 
-_LINE_TYPES: dict[str, tuple[type, ...]] = {
-    "prompt": (str,), "negative": (str,), "name": (str,), "size": (str, int), "seed": (int,),
-    "steps": (int,), "guidance": (int, float),
-}  # fmt: skip
-
-
 def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: is not JSON ({error})") from error
     if not isinstance(values, dict) or not values.get("prompt"):
         raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
-    for key, value in values.items():
-        if key not in _LINE_TYPES:
-            raise ValueError(f"{path}, line {number}: knows {', '.join(_LINE_TYPES)}, got {key!r}")
-        if not isinstance(value, _LINE_TYPES[key]) or isinstance(value, bool):
-            raise ValueError(f"{path}, line {number}: {key} has the wrong type, got {value!r}")
+    try:
+        check_keys(values, ("name", *SETTINGS))
+        if not isinstance(values.get("name", ""), str):
+            raise ValueError(f"name must be text, got {values['name']!r}")
+        Request.from_dict({name: value for name, value in values.items() if name != "name"})
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
     return values
 
 
-def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options") -> list[Job]:
+def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
     """Give every job its file. Names are unique within a run and the same in the next one."""
     template = _template(options, len(jobs))
     placed: list[Job] = []
@@ -236,7 +179,7 @@ def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: "Options"
     return placed
 
 
-def _template(options: "Options", count: int) -> str:
+def _template(options: Options, count: int) -> str:
     output = options.output or Path("outputs")
     suffix = output.suffix.lower()
     if suffix in _OTHER_PICTURES and not output.is_dir():
@@ -265,9 +208,9 @@ def _check_template(template: str) -> None:
 
 
 def _fill(template: str, job: Job, name: str | None) -> Path:
-    slug = safe_name(job.prompt)
-    name = safe_name(name) if name else f"{slug}-{job.seed}"
-    values = {"name": name, "prompt": slug, "seed": job.seed, "index": f"{job.index:04d}"}
+    slug, seed = safe_name(job.request.prompt), job.request.seed
+    name = safe_name(name) if name else f"{slug}-{seed}"
+    values = {"name": name, "prompt": slug, "seed": seed, "index": f"{job.index:04d}"}
     for key, value in values.items():
         template = template.replace("{" + key + "}", str(value))
     return Path(template)
@@ -285,29 +228,37 @@ def safe_name(text: str, length: int = 60) -> str:
     return slug
 
 
-def _as_drawn(options: "Options", path: Path) -> "tuple[Options, dict[str, Any]]":
-    """The options under which a picture was drawn, overridden by those given now, and the choices
-    that were made from free memory, unless what is given now could ask for others."""
-    request = read_request(path)
-    settings = {**request, **request["model"], "prompt": (request["prompt"],)}
-    settings["config"] = settings["config"] and Path(settings["config"])
-    defaults = type(options)()
+def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any]]:
+    """The options under which a picture was drawn, overridden by those given now, and its settings.
+
+    A choice that was left open and that depends on what is given now is left open again.
+    """
+    defaults, source = type(options)(), options.from_image
+    assert source is not None
     given = {
         f.name for f in fields(options) if getattr(options, f.name) != getattr(defaults, f.name)
     }
-    sizes = {"size", "aspect", "resolution"}
-    if given & sizes:
-        settings |= dict.fromkeys(sizes)
-    if "device" in given:  # which may record no graphs
-        del settings["cuda_graph"]
-    if "output" not in given:
-        kind = f".{options.format}" if options.format else path.suffix
-        settings["output"] = path.with_name(f"{path.stem}-again{kind}")
+    is_other_model = bool(given & {*MODEL_OPTIONS})
+    settings = (drawn.asked if is_other_model else drawn.request).to_dict()
+    if given & {"size", *BUCKET}:
+        settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
+        settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
+    if "scheduler" in given:
+        settings |= {name: getattr(drawn.asked, name) for name in ("steps", "guidance")}
+    settings |= {name: value for name, value in _given_settings(options).items() if name in given}
+    model = dict(drawn.asked_model if is_other_model else drawn.model)
+    model["device"] = drawn.asked_model["device"]  # another machine may have others
+    if "device" in given:
+        del model["cuda_graph"]  # which it may not record
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in settings.items()
-        if name in {f.name for f in fields(options)} and name not in given
+        for name, value in model.items()
+        if name not in given
     }
-    chosen_anew = given & (sizes | set(MODEL_OPTIONS))
-    choices = {} if chosen_anew else {name: request[name] for name in CHOICES}
-    return replace(options, **taken), choices
+    if taken.get("config"):
+        taken["config"] = Path(taken["config"])
+    if "output" not in given:
+        kind = f".{options.format}" if options.format else source.suffix
+        taken["output"] = source.with_name(f"{source.stem}-again{kind}")
+    idle: dict[str, Any] = dict.fromkeys(SAMPLING)  # settings have what was given
+    return replace(options, **idle, **taken), settings

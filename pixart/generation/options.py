@@ -1,25 +1,45 @@
 """What the command line of `pixart.generate` takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from pixart.pipeline.request import SETTINGS, Request
+
+# A size is one option; prompts have three ways in.
+SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "width"))
+# The settings of a Request, None until they are given.
+_Sampling: Any = make_dataclass(
+    "_Sampling",
+    [
+        (
+            one.name,
+            Annotated[one.type | None, tyro.conf.arg(help=one.metadata["help"])],  # type: ignore[operator]
+            None,
+        )
+        for one in fields(Request)
+        if one.name in SAMPLING
+    ],
+    frozen=True,
+)
+
 
 @dataclass(frozen=True)
-class Options:
+class Options(_Sampling):
     """Draw pictures from text with PixArt-Σ or -α."""
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """What to draw; several prompts give several pictures."""
     prompts: Path | None = None
-    """A file of prompts: .txt, one a line, or .jsonl with prompt, negative, seed, size, steps,
-    guidance, name. Pictures that are already there are not drawn again."""
+    """A file of prompts: .txt, one a line, or .jsonl with a prompt, a name for the
+    file, and any of seed, size, steps ... Pictures that are already there are not drawn again."""
     from_image: Path | None = None
     """Draw a picture again from what its file says; other options change single settings."""
     model: str | None = None
-    """A pipeline directory, a hub id, or the embedded model "shapes", which is the default."""
+    """A pipeline directory, a hub id, a release (sigma-1024, alpha-512, dmd-512 ...), or the embedded
+    model "shapes", which is the default."""
     transformer: str | None = None
     """A transformer to use in the pipeline: official .pth, .safetensors or diffusers directory."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -38,24 +58,9 @@ class Options:
     """File format; by default that of --output, or png."""
     num_images: int = 1
     """Pictures per prompt, with seeds from --seed upwards."""
-    seed: int | None = None
-    """Seed of the first picture. Default 0."""
-    size: str | None = None
-    """Exact size in pixels, WIDTHxHEIGHT or one number for a square."""
-    aspect: str | None = None
-    """Aspect ratio WIDTH:HEIGHT; the nearest bucket of --resolution is taken."""
-    resolution: str | None = None
-    """256, 512, 1k, 2k, 2880, 4k or pixels of the square of the same area."""
-    negative: str | None = None
-    """What not to draw."""
-    steps: int | None = None
-    """Denoising steps. Default 20 (sa-solver 25, lcm 4, dmd 1)."""
-    guidance: float | None = None
-    """Classifier-free guidance scale. Default 4.5 (lcm and dmd 1, none)."""
-    guidance_interval: tuple[float, float] | None = None
-    """Part of the trajectory that is guided, from 0 (noise) to 1 (image). Default 0 1."""
-    scheduler: str | None = None
-    """dpm-solver++, sa-solver, ddim, euler, unipc, lcm or dmd. Default: the pipeline's own."""
+    batch: int = 1
+    """Pictures to denoise in one pass, where they agree in everything but prompts and seed. Above 1
+    their bits may differ by rounding from those of a picture drawn alone."""
     kv_compress: str | None = None
     """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
     null_caption: Literal["own-mask", "prompt-mask"] | None = None

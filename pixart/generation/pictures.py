@@ -1,66 +1,60 @@
-"""Pictures as files: written whole or not at all, each with the request that draws it again."""
+"""Pictures as files: written whole or not at all, each with the metadata that draws it again."""
 
-import contextlib
 import errno
-import json
 import os
-from dataclasses import replace
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pixart.files import written_aside
+from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
+from pixart.pipeline.request import SETTINGS, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.generation.jobs import Job
-
-VERSION = 3  # of a request: other keys, another number
 KEY = "pixart"  # of the PNG text chunk; JPEG and WebP carry the same text as an EXIF description
+GALLERY_KEY = "parameters"  # in JPEG and WebP the EXIF comment of whoever took the picture
 EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-_EXIF_DESCRIPTION = 0x010E
-# Options that decide a picture's bits beside the job itself, and are written into its file.
-MODEL_OPTIONS = (
-    "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
-    "text_encoder_dtype", "device", "cuda_graph",
-)  # fmt: skip
-CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
+_EXIF_DESCRIPTION, _EXIF_SUB_DIRECTORY, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
 
 
-def write_picture(image: "Image", job: "Job") -> None:
-    """Write a picture beside its final name and rename it, with the request that made it."""
+def write_picture(image: "Image", path: Path, metadata: Metadata) -> None:
+    """Write a picture with what drew it: JSON, and the line that gallery tools read."""
     from PIL import Image as PILImage
     from PIL.PngImagePlugin import PngInfo
 
-    text = carried(job)
-    kind = SUFFIXES[job.path.suffix.lower()]
-    aside = _aside(job.path.parent)
+    kind = SUFFIXES[path.suffix.lower()]
     try:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        with written_aside(path) as aside, aside.open("wb") as file:
             if kind == "png":
                 info = PngInfo()
-                info.add_itxt(KEY, text)
+                info.add_itxt(KEY, metadata.to_text())
+                info.add_text(GALLERY_KEY, metadata.to_parameters())
                 image.save(file, "PNG", pnginfo=info)
             else:
                 exif = PILImage.Exif()
-                exif[_EXIF_DESCRIPTION] = text
+                exif[_EXIF_DESCRIPTION] = metadata.to_text()
+                exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
                 image.save(file, "JPEG" if kind == "jpg" else "WEBP", quality=95, exif=exif)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, job.path)
     except OSError as error:
-        raise _write_error(job.path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
 
 
-def carried(job: "Job") -> str:
-    return json.dumps({"version": VERSION, **job.request()})
+def check_room(path: Path, metadata: Metadata) -> None:
+    """Raise ValueError if a prompt is too long for what a file of that kind carries."""
+    size = len(metadata.to_text()) + len(_comment(metadata))
+    if path.suffix.lower() != ".png" and size > EXIF_LIMIT:
+        raise ValueError(
+            f"prompt must fit into {EXIF_LIMIT} bytes of a {path.suffix} file, got {size}; "
+            "use --format png"
+        )
 
 
-def _aside(folder: Path) -> Path:
-    return folder / f".pixart-{os.getpid()}.tmp"
+def _comment(metadata: Metadata) -> bytes:
+    return b"UNICODE\0" + metadata.to_parameters().encode("utf-16-be")
 
 
 def _write_error(path: Path, error: OSError) -> Exception:
@@ -80,15 +74,16 @@ def check_writable(paths: list[Path]) -> None:
             raise _write_error(path, error) from error
     for folder in dict.fromkeys(path.parent for path in paths):
         try:
-            probe = _aside(next(place for place in (folder, *folder.parents) if place.exists()))
-            probe.touch()
+            above = next(place for place in (folder, *folder.parents) if place.exists())
+            probe = above / f".pixart-{secrets.token_hex(8)}"
+            probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
             raise _write_error(folder, error) from error
 
 
-def read_request(path: Path) -> dict[str, Any]:
-    """The request that a picture of ours carries."""
+def read_metadata(path: Path) -> Metadata:
+    """What a picture of ours carries, of any version so far. ValueError says why there is none."""
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
@@ -102,69 +97,30 @@ def read_request(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: cannot be read ({reason})") from error
     try:
-        request = _renewed(json.loads(text)) if isinstance(text, str) else None
-    except ValueError:
-        request = None
-    if not isinstance(request, dict) or not _is_request(request):
-        raise ValueError(f"{path}: carries no request of pixart.generate; it was not drawn by it")
-    return request
+        return Metadata.from_text(text if isinstance(text, str) else "")
+    except NewerVersionError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: carries no request of pixart.generate; it was not drawn by it"
+        ) from error
 
 
-_REQUEST_TYPES: dict[str, Any] = {
-    "version": int, "prompt": str, "negative": str, "seed": int, "steps": int | None,
-    "guidance": int | float | None, "guidance_interval": list, "scheduler": str | None,
-    "size": str | int | None, "aspect": str | None, "resolution": str | None, "model": dict,
-    "batched": bool, "tile": int,
-}  # fmt: skip
-_MODEL_TYPES: dict[str, Any] = {
-    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
-    "cuda_graph": bool,
-}  # fmt: skip
-
-
-def _renewed(values: Any) -> Any:
-    """Pictures of version 2 were drawn before there was --lora."""
-    model = values.get("model") if isinstance(values, dict) else None
-    if isinstance(model, dict) and values.get("version") == 2:
-        return values | {"version": 3, "model": {"lora": []} | model}
-    return values
-
-
-def _is_request(values: dict[str, Any]) -> bool:
-    """Pictures come from anywhere: what is not of the kind that we write is not ours."""
-    if not _are(values, _REQUEST_TYPES) or values["version"] != VERSION:
-        return False
-    interval = values["guidance_interval"]
-    return (
-        _are(values["model"], _MODEL_TYPES)
-        and len(interval) == 2
-        and all(isinstance(end, int | float) for end in interval)
-        and all(isinstance(one, str) for one in values["model"]["lora"])
-    )
-
-
-def _are(values: dict[str, Any], kinds: dict[str, Any]) -> bool:
-    return values.keys() == kinds.keys() and all(
-        isinstance(values[key], kind) for key, kind in kinds.items()
-    )
-
-
-def find_drawn(job: "Job") -> "Job | None":
-    """The job with the size of its picture, if its file is there and made by this very request."""
+def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the picture, if its file is there and made by this very request."""
     try:
-        request = read_request(job.path)
+        found = read_metadata(path)
     except ValueError:
         return None
-    wanted = json.loads(carried(job))
-    if any(
-        request[key] != wanted[key]
-        for key in wanted
-        if wanted[key] is not None or key not in CHOICES
-    ):
+    if dict(found.asked_model) != dict(model):
         return None
+    for name in SETTINGS:
+        wanted = getattr(asked, name)
+        is_choice = name in CHOICES
+        there = getattr(found.request if is_choice else found.asked, name)
+        if wanted != there and not (is_choice and wanted is None):
+            return None
     from PIL import Image as PILImage
 
-    with PILImage.open(job.path) as image:
-        width, height = image.size
-    note = f"{width}x{height}, there already"
-    return replace(job, width=width, height=height, note=note)
+    with PILImage.open(path) as image:
+        return image.size

@@ -67,13 +67,18 @@ class _Settings:
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
+def find_adapter(source: str | Path) -> Path:
+    """The weights of a folder, a file or a hub id. CheckpointError if there are none."""
+    path = resolve(source, allow_patterns=(WEIGHTS, CONFIG, _SINGLE))
+    return _find(path) if path.is_dir() else path
+
+
 def read_adapter(source: str | Path, shapes: Mapping[str, Size]) -> Adapter:
     """Open a folder, a file or a hub id. shapes: of the weights that can be adapted, by layer.
 
     Raises CheckpointError in one line for what is missing, no plain LoRA, or made for another model.
     """
-    path = resolve(source, allow_patterns=(WEIGHTS, CONFIG, _SINGLE))
-    file = _find(path) if path.is_dir() else path
+    file = find_adapter(source)
     if container(file) != "safetensors":
         raise CheckpointError(f"{file}: must be a safetensors file, got a pickle")
     tensors, metadata = read_safetensors(file)

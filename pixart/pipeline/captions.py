@@ -57,7 +57,7 @@ class CaptionStore:
 
     def null(self, prompt: PromptEmbeddings) -> PromptEmbeddings:
         """The empty caption as this family's guidance sees it (see Pipeline.from_pretrained)."""
-        if self._mask == "own-mask":
+        if self.mask == "own-mask":
             return self.features("")
         if self._shows_padded_null:
             whole = self.features("", padded=True)
@@ -71,13 +71,14 @@ class CaptionStore:
         return self.family == "alpha" and self.opened.null_caption_stored
 
     @property
-    def _mask(self) -> NullCaption:
+    def mask(self) -> NullCaption:
+        """Which mask the null caption is seen through."""
         return self.null_caption or ("prompt-mask" if self._has_table else "own-mask")
 
     @property
     def _shows_padded_null(self) -> bool:
         """Whether the prompt's mask decides what is seen of T5's empty caption at full length."""
-        return self._mask == "prompt-mask" and not self._has_table
+        return self.mask == "prompt-mask" and not self._has_table
 
     def _ensure(self, text: str, padded: bool) -> None:
         if (text, padded) in self.held or self.encoder.is_cached(text, keep_padding=padded):

@@ -18,14 +18,9 @@ from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
 
-_PIPELINE_FILES = (
-    "*.json",
-    "*/*.json",
-    "*/*.safetensors",
-    "*/*.bin",
-    "*/*.model",
-    *TRANSFORMER_FILES,
-)
+_PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
+_FILES = ("*.safetensors", "*.bin", "*.model")
+_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in _PARTS for kind in _FILES))
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
@@ -35,8 +30,9 @@ logger = logging.getLogger("pixart")
 def open_directory(source: str | Path, with_transformer: bool) -> Path:
     if str(source) == EMBEDDED:  # a directory of that name is ./shapes
         return Path(__file__).parent.parent / "assets" / EMBEDDED
-    directory = resolve(source, allow_patterns=_PIPELINE_FILES)
-    needed = ["tokenizer", "text_encoder", "vae", "scheduler"] + ["transformer"] * with_transformer
+    wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
+    directory = resolve(source, allow_patterns=wanted)
+    needed = [*_PARTS, *["transformer"] * with_transformer]
     if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:

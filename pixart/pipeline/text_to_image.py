@@ -1,53 +1,48 @@
-"""From prompts to pictures: what the command line, training previews and other people's code share.
+"""From requests to pictures: what the command line, previews, evaluation and other people's code share.
 
 The stages run one after the other and hold memory one after the other: T5 encodes every prompt and
-is released, the transformer denoises one image at a time, the VAE decodes. Image k of a call is
-drawn alone, so it has the same bits whatever else was asked for. The transformer's names and shapes
+is released, the transformer denoises, the VAE decodes. A picture is drawn alone unless a larger batch
+is asked for, so it has the same bits whatever else was asked for. The transformer's names and shapes
 are checked at once, its weights are read when T5 is done.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pixart.checkpoint.config import NO_PIPELINE
-from pixart.checkpoint.load import OpenedTransformer, empty_model, open_transformer
+from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, choose_device, free_memory, return_cached
-from pixart.lora.adapters import load_lora, merge_lora
+from pixart.device import check_cuda_graph, free_memory, return_cached
+from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
+from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.directory import (
-    check_fit,
     choose_family,
-    choose_variants,
     family_of,
-    open_directory,
     read_scheduler,
-    reading,
-    surroundings,
-    text_dtype,
 )
+from pixart.pipeline.request import Drawn, Request, passes
+from pixart.resolution import Resolved
 from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.denoiser import PictureDenoiser
 from pixart.sampler.loop import (
     Cancelled,
     Captions,
     Progress,
-    check_sampling,
     initial_noise,
     sample,
     seed_generators,
 )
-from pixart.sampler.schedulers import make_scheduler
+from pixart.sampler.schedulers import Scheduler, make_scheduler
 from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE, Tiled, to_images
-from pixart.weights import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,21 +51,22 @@ OPENING = 3  # parts that from_pretrained opens: the checkpoint, the VAE, the sc
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One finished picture. seconds: by stage ("text", "load", "denoise", "decode"). batched, tile:
-    what was chosen; given to `draw` again, they make the same bits whatever memory is free then."""
+class _Hooks:
+    """What is called while pictures are drawn: see `Pipeline.draw_many`."""
 
-    image: "Image"
-    prompt: str
-    seed: int
-    seconds: dict[str, float]
-    batched: bool
-    tile: int | bool
+    callback: Callable[[Progress], object] | None
+    cancel: Callable[[], bool] | None
+    encoding: Callable[[str], object] | None
+    decoding: Tiled | None
 
 
 @dataclass
 class Pipeline:
-    """A text encoder, a transformer, a VAE and a scheduler; see `from_pretrained`."""
+    """A text encoder, a transformer, a VAE and a scheduler; see `from_pretrained`.
+
+    scheduler: the name of the one to draw with by default, None for that of scheduler_config.
+    weight_files: what the parts were read from, for `weights`.
+    """
 
     opened: OpenedTransformer
     text_encoder: TextEncoder
@@ -81,6 +77,8 @@ class Pipeline:
     family: Family
     null_caption: NullCaption | None = None
     cuda_graph: bool = False
+    scheduler: str | None = None
+    weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     _captions: CaptionStore = field(init=False, repr=False)
     _graphs: CudaGraphs | None = field(default=None, init=False, repr=False)
 
@@ -110,82 +108,47 @@ class Pipeline:
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
     ) -> "Pipeline":
-        """Open a pipeline directory, a hub id or the embedded model ("shapes").
+        """Open a pipeline directory, a hub id, a release ("sigma-1024") or the embedded model ("shapes").
 
-        transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory.
-        What it does not say about itself (an official .pth: heads, positions) is taken from the
-        pipeline's own transformer, if width and depth agree. Or a model, which keeps its dtype and
-        mode and takes none of the options of checkpoints. config: replaces what one says. ema: its
-        averaged weights. lora: adapters (path or hub id, weight) to merge into the weights.
-        device: None takes CUDA when there is one. dtype: None is bf16 on CUDA, fp32 on a CPU.
-        text_encoder_dtype: None is bf16 for an encoder of 2 GiB or more, else dtype; "8bit" and
-        "4bit" need CUDA. kv_compression: opens a dense transformer as a compressed one. variant: "fp16"
-        or another of the weights, in the folders that have it.
-        null_caption: how guidance sees the empty caption: through its own mask ("own-mask", as
-        diffusers does), or as the reference code does through the prompt's mask ("prompt-mask").
-        None takes the latter only for an α checkpoint that carries its null caption.
-        cuda_graph: record a denoising step once per size and replay it, which spares small pictures
-        the launches of its kernels; CUDA only.
-        cache_dir: of prompt embeddings; None keeps none. progress: called OPENING times.
-        Raises CheckpointError for what cannot be opened, ValueError for what cannot be honoured.
+        transformer: another checkpoint in its place: an official .pth, ours, a diffusers directory; what
+        it leaves out (heads, positions) is that of the release it is named after or of the pipeline's
+        own transformer, if width and depth agree. Or a model, which keeps its dtype and mode and takes
+        no option of checkpoints. config: replaces what one says. ema: its averaged weights. lora:
+        adapters (path or hub id, weight) to merge. variant: "fp16" or another, where a folder has it.
+        kv_compression: opens a dense transformer as a compressed one. device: None takes CUDA when there is
+        one. dtype: None is bf16 on CUDA, fp32 on a CPU. text_encoder_dtype: None is bf16 for an encoder of
+        2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. null_caption: how guidance sees the empty
+        caption: through its own mask ("own-mask", as diffusers does) or the prompt's ("prompt-mask", as the
+        reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
+        recorded steps, quicker for small pictures; CUDA only. cache_dir: of prompt embeddings. progress:
+        called OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
         """
-        if null_caption not in (None, *get_args(NullCaption)):
-            raise ValueError(f"null_caption must be own-mask or prompt-mask, got {null_caption!r}")
-        device = choose_device(device)
+        load.check_null_caption(null_caption)
+        device, dtype = load.choose_numbers(device, dtype)
         check_cuda_graph(cuda_graph, device)
-        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         advance = progress or (lambda: None)
-        directory = open_directory(source, with_transformer=transformer is None)
-        variants = choose_variants(directory, variant, with_transformer=transformer is None)
-        is_guest = isinstance(transformer, str | Path)
-        path = resolve(transformer) if isinstance(transformer, str | Path) else directory
-        if isinstance(transformer, PixArt):
-            read = {"config": config, "kv_compression": kv_compression, "ema": ema, "lora": lora}
-            if idle := [name for name, value in read.items() if value]:
-                raise ValueError(
-                    f"{idle[0]} must be left out beside a model, got {read[idle[0]]!r}; change the "
-                    "model itself"
-                )
-            opened, path = OpenedTransformer.of(transformer), Path("the model")
-        else:
-            opened = open_transformer(
-                path,
-                config=config,
-                kv_compression=kv_compression,
-                dtype=dtype,
-                ema=ema,
-                variant=variant if is_guest and path.is_dir() else variants.get("transformer"),
-                around=surroundings(directory) if is_guest else NO_PIPELINE,
-            )
-        if lora:
-            load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run
-            opened.changes.append(lambda model: merge_lora(load_lora(model, lora)))
-        advance()
-        encoder_dtype, quantization = text_dtype(
-            directory, text_encoder_dtype, dtype, variants["text_encoder"]
+        found = load.find_source(source, transformer, variant)
+        opened = load.open_denoiser(
+            found,
+            transformer,
+            dtype,
+            config=config,
+            kv_compression=kv_compression,
+            ema=ema,
+            lora=lora,
         )
-        encoder = TextEncoder.from_pretrained(
-            directory,
-            dtype=encoder_dtype,
-            device=device,
-            max_length=opened.config.model_max_length,
-            quantization=quantization,
-            cache_dir=cache_dir,
-            variant=variants["text_encoder"],
-        )
-        check_fit(opened.config, path, directory)
-        with reading(directory / "vae"):
-            vae = VAE.from_pretrained(
-                directory, dtype=dtype, device=device, variant=variants["vae"]
-            )
         advance()
-        scheduler_config = read_scheduler(directory)
+        numbers = text_encoder_dtype, dtype, device
+        encoder = load.open_text_encoder(found, opened.config, *numbers, cache_dir=cache_dir)
+        vae = load.open_vae(found, dtype, device)
         advance()
-        name = f"{source} with {transformer}" if is_guest else str(source)
-        family = choose_family(opened.config, family_of(directory), is_guest=is_guest)
+        scheduler_config = read_scheduler(found.directory)
+        advance()
+        family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
         return cls(
-            opened, encoder, vae, scheduler_config, device, name, family, null_caption, cuda_graph
-        )
+            opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
+            cuda_graph, found.scheduler, load.weight_files(found, lora),
+        )  # fmt: skip
 
     @property
     def transformer(self) -> PixArt:
@@ -195,6 +158,9 @@ class Pipeline:
     @transformer.setter
     def transformer(self, model: PixArt) -> None:
         self.opened.replace(model)
+        kept = self.weight_files.items()
+        self.weight_files = {part: files for part, files in kept if part in ("text_encoder", "vae")}
+        self.__dict__.pop("weights", None)
 
     @property
     def multiple(self) -> int:
@@ -233,33 +199,35 @@ class Pipeline:
         returns True, pixart.sampler.Cancelled is raised.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        self._check_size(height, width)
-        check_sampling(
-            make_scheduler(scheduler, self.scheduler_config), steps, guidance, guidance_interval
-        )
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.prepare([*prompts, negative], cancel=cancel)
-        drawn = (
-            self.draw(
-                text,
-                negative=negative,
-                height=height,
-                width=width,
-                steps=steps,
-                guidance=guidance,
-                seed=seed + k,
-                scheduler=scheduler,
-                guidance_interval=guidance_interval,
-                batched=batched,
-                tile=tile,
-                callback=callback,
-                cancel=cancel,
-            )
+        first = Request(
+            "", negative, seed, height=height, width=width, steps=steps, guidance=guidance,
+            guidance_interval=guidance_interval, scheduler=scheduler, batched=batched, tile=tile,
+        )  # fmt: skip
+        requests = (
+            replace(first, prompt=text, seed=seed + k)
             for text in prompts
             for k in range(num_images)
         )
+        drawn = self.draw_many(requests, callback=callback, cancel=cancel)
         return [one.image for one in drawn]
+
+    def size_of(self, request: Request) -> Resolved:
+        """The size in pixels that a request asks for here, with a note for people. ValueError if the
+        tokens do not tile it."""
+        return defaults.size_of(request, native=self.native, multiple=self.multiple)
+
+    def resolve(self, request: Request) -> Request:
+        """The request with what this model takes where it leaves something open: size in pixels,
+        scheduler, steps, guidance. ValueError for what this model cannot draw.
+
+        batched and tile stay open until free memory decides. A scheduler of the pipeline's own that
+        has no name here stays None.
+        """
+        name = request.scheduler or self.scheduler or self._own_scheduler
+        solver = self._solver(request.scheduler)
+        return defaults.with_defaults(request, self.size_of(request), solver, name)
 
     def prepare(
         self,
@@ -283,53 +251,109 @@ class Pipeline:
 
     def draw(
         self,
-        prompt: str,
+        request: Request,
         *,
-        negative: str = "",
-        height: int | None = None,
-        width: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        scheduler: str | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        batched: bool | None = None,
-        tile: bool | int | None = None,
         callback: Callable[[Progress], object] | None = None,
         cancel: Callable[[], bool] | None = None,
         decoding: Tiled | None = None,
     ) -> Drawn:
-        """One picture; the arguments are those of a call. decoding: called with the VAE's tiles
-        done and in all."""
-        height, width = self._check_size(height, width)
-        solver = make_scheduler(scheduler, self.scheduler_config)
-        generators = seed_generators([seed])
+        """One picture; callback, cancel and decoding are those of `draw_many`."""
+        [drawn] = self.draw_many([request], callback=callback, cancel=cancel, decoding=decoding)
+        return drawn
+
+    def draw_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        batch: int = 1,
+        callback: Callable[[Progress], object] | None = None,
+        cancel: Callable[[], bool] | None = None,
+        encoding: Callable[[str], object] | None = None,
+        decoding: Tiled | None = None,
+    ) -> Iterator[Drawn]:
+        """The pictures in the order of the requests, each as soon as it is drawn.
+
+        All requests are checked before anything runs, and all prompts encoded before the first
+        picture. batch: so many pictures at most are denoised in one pass, if they follow each other
+        and agree in everything but prompts and seed. Their bits may then differ by rounding from
+        those of the picture drawn alone, which is what the default draws.
+
+        callback: called after every step of a pass. cancel: asked before each prompt, pass and step;
+        when it returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt
+        when it is encoded. decoding: called with the VAE's tiles done and in all.
+        """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        resolved = [self.resolve(request) for request in requests]
+        return self._draw_all(resolved, batch, _Hooks(callback, cancel, encoding, decoding))
+
+    def _draw_all(self, requests: list[Request], batch: int, hooks: _Hooks) -> Iterator[Drawn]:
+        before: dict[str, float] = {}
+        with _timed(before, "text"):
+            texts = [text for request in requests for text in (request.prompt, request.negative)]
+            self.prepare(texts, hooks.encoding, hooks.cancel)
+        for group in passes(requests, batch):
+            if hooks.cancel is not None and hooks.cancel():
+                raise Cancelled("cancelled before a picture")
+            with _timed(before, "load"):
+                self.transformer.to(self.device)
+            for drawn in self._draw_pass(group, hooks):
+                yield replace(drawn, seconds=before | drawn.seconds)
+                before = dict.fromkeys(before, 0.0)
+
+    def _draw_pass(self, group: list[Request], hooks: _Hooks) -> Iterator[Drawn]:
+        """The pictures of requests that agree in size and sampling."""
+        like, side = group[0], self.vae.downsample
+        assert like.height and like.width
+        batched = like.batched
+        if batched is None:
+            batched = self._fits_batched(like.height, like.width, len(group))
+        generators = seed_generators(request.seed for request in group)
+        shape = (self.opened.config.in_channels, like.height // side, like.width // side)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "text"):
-            self.prepare([prompt, negative], cancel=cancel)
-        with _timed(seconds, "load"):
-            self.transformer.to(self.device)
-        batched = self._fits_batched(height, width) if batched is None else batched
         with _timed(seconds, "denoise"):
-            side = self.vae.downsample
-            shape = (self.opened.config.in_channels, height // side, width // side)
             latents = sample(
-                self._denoiser(prompt, negative, height, width),
+                self._denoiser(group),
                 initial_noise(shape, generators, self.device),
-                solver,
-                steps,
-                guidance=guidance,
-                guidance_interval=guidance_interval,
+                self._solver(like.scheduler),
+                like.steps,
+                guidance=like.guidance,
+                guidance_interval=like.guidance_interval,
                 batched=batched,
                 generators=generators,
-                callback=callback,
-                cancel=cancel,
+                callback=hooks.callback,
+                cancel=hooks.cancel,
             )
-        with _timed(seconds, "decode"):
-            self.vae.to(self.device)
-            tile = self.vae.choose_tile(height, width, tile)
-            image = to_images(self.vae.decode(latents, tile=tile, progress=decoding))[0]
-        return Drawn(image, prompt, seed, seconds, batched, tile)
+        seconds["denoise"] /= len(group)
+        for request, latent in zip(group, latents.split(1), strict=True):
+            with _timed(seconds, "decode"):
+                self.vae.to(self.device)
+                tile = self.vae.choose_tile(like.height, like.width, request.tile)
+                image = to_images(self.vae.decode(latent, tile=tile, progress=hooks.decoding))[0]
+            settings = replace(request, batched=batched, tile=tile)
+            yield Drawn(image, settings, dict(seconds), len(group))
+
+    def _solver(self, name: str | None) -> Scheduler:
+        return make_scheduler(name or self.scheduler, self.scheduler_config)
+
+    @property
+    def shown_null_caption(self) -> NullCaption:
+        """How guidance sees the empty caption, where `null_caption` is None too."""
+        return self._captions.mask
+
+    @cached_property
+    def _own_scheduler(self) -> str | None:
+        return defaults.name_of_scheduler(self._solver(None), self.scheduler_config)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """A sha256 of the weight files of each part ("transformer", "text_encoder", "vae", "lora"), as
+        `files.fingerprint` reads them: files over 2 MiB at 512 places. Names do not count. A model of
+        the caller's has none."""
+        return {
+            part: fingerprint_files({str(number): file for number, file in enumerate(files)})
+            for part, files in sorted(self.weight_files.items())
+        }
 
     def _make_room(self) -> None:
         """T5 and the transformer need not fit together: on a GPU, the others wait on the host."""
@@ -342,29 +366,23 @@ class Pipeline:
             self._graphs = CudaGraphs()
         return_cached(self.device)
 
-    def _denoiser(self, prompt: str, negative: str, height: int, width: int) -> PictureDenoiser:
-        conditional, unconditional = self._captions.pair(prompt, negative)
-        both = PromptEmbeddings.concatenate([unconditional, conditional])
+    def _denoiser(self, group: list[Request]) -> PictureDenoiser:
+        pairs = [self._captions.pair(request.prompt, request.negative) for request in group]
+        conditional, unconditional = map(list, zip(*pairs, strict=True))
         prompts: dict[Captions, PromptEmbeddings] = {
-            "conditional": conditional,
-            "unconditional": unconditional,
-            "both": both,
+            "conditional": PromptEmbeddings.concatenate(conditional),
+            "unconditional": PromptEmbeddings.concatenate(unconditional),
+            "both": PromptEmbeddings.concatenate([*unconditional, *conditional]),
         }
+        height, width = group[0].height, group[0].width
+        assert height and width
         return PictureDenoiser(self.transformer, prompts, height, width, self.device, self._graphs)
 
-    def _check_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        height = self.native if height is None else height
-        width = self.native if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            if side % self.multiple or side < self.multiple:
-                raise ValueError(f"{name} must be a multiple of {self.multiple} pixels, got {side}")
-        return height, width
-
-    def _fits_batched(self, height: int, width: int) -> bool:
+    def _fits_batched(self, height: int, width: int, count: int) -> bool:
         """Whether both halves of guidance fit into free memory at once: a block holds about 16
         tensors of its width per token (qkv, the MLP's hidden layer, fp32 temporaries)."""
         config = self.opened.config
-        tokens = height * width // self.multiple**2
+        tokens = count * height * width // self.multiple**2
         size = self.transformer.dtype.itemsize
         return 2 * tokens * config.hidden_size * 16 * size < free_memory(self.device) / 2
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pixart.distributed import rank
+from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.stage import Stage
 
@@ -10,16 +11,19 @@ from pixart.training.stage import Stage
 def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
     """The stage's validation prompts, each from noise of its own that is the same every time."""
     validation, side = stage.validation, stage.resolution
-    for number, prompt in enumerate(validation.prompts):
-        drawn = pipe.draw(
+    requests = [
+        Request(
             prompt,
+            seed=number,
             height=side,
             width=side,
-            seed=number,
             steps=validation.sampling_steps,
             guidance=validation.guidance,
             batched=False,  # not as each process's free memory allows: a cut model runs in all
         )
+        for number, prompt in enumerate(validation.prompts)
+    ]
+    for number, drawn in enumerate(pipe.draw_many(requests)):
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             drawn.image.save(folder / f"{number:02d}.png")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 
 SMALL = {"height": 128, "width": 128, "steps": 3}
@@ -16,7 +17,9 @@ def open_pipeline(source: Path, **options: Any) -> Pipeline:
 
 
 def drawn(pipe: Pipeline, prompt: str, **options: Any) -> np.ndarray:
-    return np.asarray(pipe.draw(prompt, **SMALL | options).image).astype(int)
+    hooks = {name: options.pop(name) for name in ("callback", "cancel") if name in options}
+    request = Request(prompt, **SMALL | options)
+    return np.asarray(pipe.draw(request, **hooks).image).astype(int)
 
 
 def levels_apart(a: Any, b: Any) -> int:

@@ -18,7 +18,7 @@ from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
 from pixart.generate import main
-from pixart.generation.pictures import read_request
+from pixart.generation.pictures import read_metadata
 from pixart.model.transformer import PixArt
 from pixart.pipeline.text_to_image import Pipeline
 
@@ -143,7 +143,7 @@ def test_a_picture_of_any_format_is_drawn_again_from_itself(sigma: Path, kind: s
     assert main([*again, "--output", f"again.{kind}"]) == 0
     assert np.array_equal(pixels(f"again.{kind}"), pixels(f"outputs/a-cat-5.{kind}"))
     assert main([*again, "--output", f"other.{kind}", "--steps", "3"]) == 0
-    assert read_request(Path(f"other.{kind}"))["steps"] == 3
+    assert read_metadata(Path(f"other.{kind}")).request.steps == 3
     assert not np.array_equal(pixels(f"other.{kind}"), pixels(f"again.{kind}"))
 
 
@@ -180,15 +180,15 @@ def test_a_list_that_is_done_opens_no_model_and_another_request_draws_anew(
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert draw(sigma, "--prompts", "p.jsonl", "--json") == 0
     assert report(capsys)["drawn"] == 1
-    assert read_request(Path("outputs/two.png"))["guidance"] == 2
+    assert read_metadata(Path("outputs/two.png")).request.guidance == 2
 
 
 def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     sigma: Path, capsys: Any
 ) -> None:
     assert draw(sigma, "a cat", "--json") == 0
-    said = capsys.readouterr()
-    result = json.loads(said.out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
     assert result["images"] == [
         {
             "file": "outputs/a-cat-0.png",
@@ -202,9 +202,9 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     assert set(result["seconds"]) == {"load", "text", "denoise", "decode", "write"}
     assert all(spent > 0 for spent in result["seconds"].values())
     assert result["peak_memory_bytes"] > 10**8
-    assert "128x128" in said.err and "outputs/a-cat-0.png" in said.err
+    assert "128x128" in printed.err and "outputs/a-cat-0.png" in printed.err
     for stage in ("load", "text", "denoise 1", "decode 1", "write 1"):
-        assert f"{stage}: " in said.err, "every stage has its bar"
+        assert f"{stage}: " in printed.err, "every stage has its bar"
 
 
 def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None
     assert draw(sigma, *prompts, "--output", "a/b", "--quiet", steps=1) == 0
     assert len(files(tmp_path / "a/b")) == 4
     assert files(tmp_path) == ["a"] and files(tmp_path.parent) == before
-    assert read_request(next(Path("a/b").glob("etc-passwd*")))["prompt"] == prompts[0]
+    assert read_metadata(next(Path("a/b").glob("etc-passwd*"))).request.prompt == prompts[0]
 
 
 def test_tiles_and_batches_that_memory_chose_are_chosen_again_when_it_is_drawn_again(
@@ -223,13 +223,13 @@ def test_tiles_and_batches_that_memory_chose_are_chosen_again_when_it_is_drawn_a
         patch.setattr("pixart.vae.autoencoder.free_memory", lambda _: 0)
         patch.setattr("pixart.pipeline.text_to_image.free_memory", lambda _: 0)
         assert draw(sigma, "a cat", "--size", "256", "--output", "x.png") == 0
-    request = read_request(Path("x.png"))
-    assert (request["tile"], request["batched"]) == (128, False)
+    request = read_metadata(Path("x.png")).request
+    assert (request.tile, request.batched) == (128, False)
     assert draw(sigma, "a cat", "--size", "256", "--output", "roomy.png") == 0
-    assert read_request(Path("roomy.png"))["tile"] is False
+    assert read_metadata(Path("roomy.png")).request.tile is False
     assert main(["--from-image", "x.png", "--no-cache"]) == 0
-    again = read_request(Path("x-again.png"))
-    assert (again["tile"], again["batched"]) == (128, False)
+    again = read_metadata(Path("x-again.png")).request
+    assert (again.tile, again.batched) == (128, False)
     assert np.array_equal(pixels("x-again.png"), pixels("x.png"))
 
 
@@ -281,7 +281,7 @@ def test_the_averaged_weights_of_a_pth_are_drawn_with_when_asked_for(
     assert draw(bare, "a cat", "--transformer", str(pth), "--output", "a.png") == 0
     assert draw(bare, "a cat", "--transformer", str(pth), "--ema", "--output", "b.png") == 0
     assert not np.array_equal(pixels("a.png"), pixels("b.png"))
-    assert read_request(Path("b.png"))["model"]["ema"] is True
+    assert read_metadata(Path("b.png")).model["ema"] is True
 
 
 def lines_of(text: str) -> list[str]:
@@ -291,8 +291,8 @@ def lines_of(text: str) -> list[str]:
 def test_a_prompt_that_is_cut_is_drawn_with_a_warning_of_one_line(sigma: Path, capsys: Any) -> None:
     words = " ".join(f"cat{n}" for n in range(2000))
     assert draw(sigma, words, steps=1) == 0
-    said = lines_of(capsys.readouterr().err)
-    [warning] = [line for line in said if "warning" in line.lower()]
+    printed = lines_of(capsys.readouterr().err)
+    [warning] = [line for line in printed if "warning" in line.lower()]
     assert warning.startswith("warning: the prompt is longer than 300 tokens; cut off: ")
     assert warning.endswith("cat1999'") and "cat0 " not in warning
     assert draw(sigma, words, "--quiet", steps=1) == 0
@@ -312,15 +312,15 @@ def test_ctrl_c_keeps_finished_pictures_and_leaves_nothing_half_written(
     flush, flushed = os.fsync, []
 
     def interrupted(descriptor: int) -> None:
-        if flushed:
+        if len(flushed) == 2:  # the first picture and its folder
             raise KeyboardInterrupt
         flushed.append(flush(descriptor))
 
     monkeypatch.setattr(os, "fsync", interrupted)
     assert draw(sigma, "a cat", "a dog", "--json") == 130
-    out, said = capsys.readouterr()
-    assert "pixart.generate: cancelled; finished pictures are kept" in said
-    assert "Traceback" not in said
+    out, printed = capsys.readouterr()
+    assert "pixart.generate: cancelled; finished pictures are kept" in printed
+    assert "Traceback" not in printed
     result = json.loads(out)
     assert [one["file"] for one in result["images"]] == ["outputs/a-cat-0.png"]
     assert result["drawn"] == 1 and result["error"].startswith("cancelled")
@@ -352,8 +352,8 @@ runpy.run_module("pixart.generate", run_name="__main__")
     for module in ("tyro", "torch", "pixart.pipeline", "diffusers"):
         command = [sys.executable, "-c", code, module, "--device", "cpu"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        said = "pixart.generate: cancelled; finished pictures are kept"
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (130, said), done.stderr
+        printed = "pixart.generate: cancelled; finished pictures are kept"
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (130, printed), done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -11,10 +11,16 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pixart.config import KVCompression
 from pixart.generation.jobs import Job, plan, read_prompts, safe_name
 from pixart.generation.options import Options
-from pixart.generation.pictures import KEY, check_writable, find_drawn, read_request, write_picture
+from pixart.generation.pictures import (
+    KEY,
+    check_writable,
+    find_drawn,
+    read_metadata,
+    write_picture,
+)
+from pixart.pipeline.metadata import Metadata
 
 HOSTILE = {
     "climbing": "../../etc/passwd",
@@ -37,9 +43,24 @@ def names(*prompts: str, **options: Any) -> list[str]:
 
 
 def job(path: Path, **changes: Any) -> Job:
-    """A picture as it is when it is written: drawn untiled, both halves of guidance at once."""
+    """A picture to draw. changes: settings of its request, or `model`."""
     [planned], _ = plan(Options(prompt=("a cat",), output=path))
-    return replace(planned, batched=True, tile=False, **changes)
+    model = changes.pop("model", planned.model)
+    return replace(planned, model=model, request=replace(planned.request, **changes))
+
+
+def metadata(one: Job, **drawn: Any) -> Metadata:
+    """As it is when it is written: drawn untiled, both halves of guidance at once."""
+    chosen = {"batched": True, "tile": False, **drawn}
+    return Metadata(replace(one.request, **chosen), one.model, one.request, one.model)
+
+
+def write(image: Image.Image, one: Job, **drawn: Any) -> None:
+    write_picture(image, one.path, metadata(one, **drawn))
+
+
+def found(one: Job) -> tuple[int, int] | None:
+    return find_drawn(one.path, one.request, one.model)
 
 
 def picture(color: str = "red") -> Image.Image:
@@ -137,11 +158,12 @@ def test_a_jsonl_file_sets_what_it_names_and_options_set_the_rest(tmp_path: Path
     file.write_text(json.dumps(line, ensure_ascii=False) + '\n{"prompt": "a dog"}\n', "utf-8")
     options = Options(prompts=file, steps=5, aspect="16:9", negative="fog", num_images=2)
     jobs, _ = plan(options)
-    assert [job.prompt for job in jobs] == ["a\u2028cat"] * 2 + ["a dog"] * 2
-    assert [job.seed for job in jobs] == [9, 10, 0, 1]
-    assert [job.guidance for job in jobs] == [2, 2, None, None]
-    assert [(job.size, job.aspect) for job in jobs[1:3]] == [("64x32", None), (None, "16:9")]
-    assert {(job.steps, job.negative) for job in jobs} == {(5, "fog")}
+    asked = [job.request for job in jobs]
+    assert [one.prompt for one in asked] == ["a\u2028cat"] * 2 + ["a dog"] * 2
+    assert [one.seed for one in asked] == [9, 10, 0, 1]
+    assert [one.guidance for one in asked] == [2, 2, None, None]
+    assert [(one.size, one.aspect) for one in asked[1:3]] == [("64x32", None), (None, "16:9")]
+    assert {(one.steps, one.negative) for one in asked} == {(5, "fog")}
     assert jobs[0].path == Path("outputs/first.png")
 
 
@@ -155,13 +177,19 @@ def test_a_jsonl_file_sets_what_it_names_and_options_set_the_rest(tmp_path: Path
         ("p.jsonl", b'["a"]', 'line 1: must be an object with a "prompt"'),
         ("p.jsonl", b'{"prompt": ""}', 'must be an object with a "prompt"'),
         ("p.jsonl", b'{"prompt": " "}', "prompt must not be empty"),
-        ("p.jsonl", b'{"prompt": 5}', "prompt has the wrong type, got 5"),
-        ("p.jsonl", b'{"prompt": "a", "sed": 1}', "seed, steps, guidance, got 'sed'"),
-        ("p.jsonl", b'{"prompt": "a", "seed": true}', "seed has the wrong type, got True"),
+        ("p.jsonl", b'{"prompt": 5}', "line 1: prompt must be text, got 5"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a", "sed": 1}',
+            "line 1: unknown setting 'sed'; did you mean 'seed'",
+        ),
+        ("p.jsonl", b'{"prompt": "a", "seed": true}', "line 1: seed must be an integer, got True"),
         ("p.jsonl", b'{"prompt": "a\\ud800"}', "prompt must be UTF-8 text, got 'a.ud800'"),
         ("p.jsonl", b'{"prompt": "a", "seed": -1}', "seed must be an integer from 0"),
         ("p.jsonl", b'{"prompt": "a", "steps": 0}', "steps must be an integer from 1 up, got 0"),
         ("p.jsonl", b'{"prompt": "a", "guidance": NaN}', "guidance must be a finite number"),
+        ("p.jsonl", b'{"prompt": "a", "name": 5}', "line 1: name must be text, got 5"),
+        ("p.jsonl", b'{"prompt": "a", "scheduler": "ddpm"}', "scheduler must be one of dpm-solver"),
         ("absent.txt", None, "cannot be read"),
     ],
 )
@@ -174,65 +202,28 @@ def test_a_bad_file_of_prompts_is_refused_with_its_line(
         plan(Options(prompts=tmp_path / name))
 
 
-def test_compression_is_layers_ratio_and_sampling() -> None:
-    assert KVCompression.parse("14-16:2") == KVCompression([14, 15, 16], 2)
-    assert KVCompression.parse("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
-
-
-@pytest.mark.parametrize(
-    "text, rule",
-    [
-        ("", "must be LAYERS:RATIO"),
-        ("14-27", "must be LAYERS:RATIO"),
-        ("a:2", "must be LAYERS:RATIO"),
-        ("-5:2", "layers must be like 14-27 or 3,5, got '-5'"),
-        ("5-:2", "got '5-'"),
-        ("1-2-3:2", "got '1-2-3'"),
-        ("3,,4:2", "got ''"),
-        ("5-3:2", "got '5-3'"),
-        ("0-9999999999:2", "got '0-9999999999'"),  # not a list of ten billion numbers
-        ("3:9", "ratio must be 1, 2, 3 or 4, got 9"),
-        ("3:2:max", "sampling must be one of"),
-    ],
-)
-def test_a_compression_that_cannot_be_meant_is_refused(text: str, rule: str) -> None:
-    with pytest.raises(ValueError, match=rule):
-        KVCompression.parse(text)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_a_picture_carries_its_request(tmp_path: Path, suffix: str) -> None:
-    one = job(tmp_path / "new" / f"x.{suffix}", prompt='a "cat" 🐈\n', guidance=2.5, size="64x32")
-    write_picture(picture(), one)
-    assert Image.open(one.path).format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
-    assert {**one.request(), "version": 3, "guidance_interval": [0, 1]} == read_request(one.path)
-    assert os.listdir(one.path.parent) == [one.path.name]
-
-
 def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:
     image = Image.effect_noise((64, 32), 80).convert("RGB")
-    write_picture(image, job(tmp_path / "x.png"))
+    write(image, job(tmp_path / "x.png"))
     assert Image.open(tmp_path / "x.png").tobytes() == image.tobytes()
 
 
 def test_a_picture_is_drawn_when_its_file_was_made_by_this_very_request(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
-    assert find_drawn(one) is None
-    write_picture(picture(), one)
-    assert find_drawn(one)
-    again = find_drawn(replace(one, height=64, width=64, note="as asked", index=3))
-    assert again is not None and (again.width, again.note) == (16, "16x16, there already")
-    assert find_drawn(replace(one, batched=None, tile=None)), "nobody asks for these"
-    assert find_drawn(replace(one, tile=256)) is None
+    assert found(one) is None
+    write(picture(), one)
+    assert found(replace(one, index=3)) == (16, 16)
+    assert found(job(one.path, tile=False, batched=True)) == (16, 16), "so it was drawn"
+    assert found(job(one.path, tile=256)) is None
     for change in ({"seed": 1}, {"steps": 4}, {"model": {**one.model, "dtype": "bf16"}}):
-        assert find_drawn(replace(one, **change)) is None
+        assert found(job(one.path, **change)) is None
 
 
 def test_half_a_picture_is_not_drawn(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
-    write_picture(Image.effect_noise((64, 64), 80).convert("RGB"), one)
+    write(Image.effect_noise((64, 64), 80).convert("RGB"), one)
     one.path.write_bytes(one.path.read_bytes()[:-500])
-    assert find_drawn(one) is None
+    assert found(one) is None
 
 
 def save_with(path: Path, text: Any) -> None:
@@ -243,37 +234,38 @@ def save_with(path: Path, text: Any) -> None:
 
 def test_a_foreign_picture_carries_no_request(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    write_picture(picture(), job(path))
-    ours = read_request(path)
-    foreign = ["", "no JSON", [], {"prompt": "a"}, {**ours, "model": 5}, {**ours, "steps": "4"}]
-    foreign += [{**ours, "version": 1}, {**ours, "model": {}}, {**ours, "guidance_interval": [0]}]
-    foreign += [{**ours, "model": {**ours["model"], "model": None}}, {**ours, "tile": None}]
-    foreign += [{**ours, "model": {**ours["model"], "ema": "yes"}}]
-    foreign += [{**ours, "model": {**ours["model"], "lora": [1]}}, {"version": 2, "model": 5}]
+    ours = json.loads(metadata(job(path)).to_text())
+    request, model = ours["request"], ours["model"]
+    foreign = ["", "no JSON", "[" * 10**5, [], 5, {"prompt": "a"}, {**ours, "model": 5}]
+    foreign += [{**ours, "version": version} for version in (0, 1, 3, None, "4", True)]
+    foreign += [{**ours, "model": {}}, {**ours, "asked": {"tyle": 1}}, {**ours, "batch": "4"}]
+    for change in ({"steps": "4"}, {"guidance_interval": [0]}, {"tile": "no"}, {"prompt": None}):
+        foreign.append({**ours, "request": {**request, **change}})
+    for change in ({"model": None}, {"ema": "yes"}, {"lora": [1]}, {"more": 1}):
+        foreign.append({**ours, "model": {**model, **change}})
+    foreign += [{**ours, "weights": {"vae": 5}}, {"version": 2, "model": 5}]
     for text in foreign:
         save_with(path, text)
         with pytest.raises(ValueError, match="carries no request of pixart.generate"):
-            read_request(path)
+            read_metadata(path)
 
 
 @pytest.mark.parametrize(
     "content, rule",
     [(b"text", "is not a picture"), (None, "cannot be read"), (b"", "is not a picture")],
 )
-def test_what_is_no_picture_is_said_to_be_none(
-    tmp_path: Path, content: bytes | None, rule: str
-) -> None:
+def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes | None, rule: str) -> None:
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=rule):
-        read_request(tmp_path / "x.png")
+        read_metadata(tmp_path / "x.png")
 
 
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    write_picture(picture(), job(tmp_path / "x.png"))
+    write(picture(), job(tmp_path / "x.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_request(tmp_path / "x.png")
+        read_metadata(tmp_path / "x.png")
 
 
 def test_the_request_of_a_picture_gives_what_was_not_given_anew(tmp_path: Path) -> None:
@@ -283,19 +275,21 @@ def test_the_request_of_a_picture_gives_what_was_not_given_anew(tmp_path: Path) 
             aspect="16:9", guidance_interval=(0.2, 0.8), dtype="bf16",
         )
     )  # fmt: skip
-    write_picture(picture(), replace(drawn[0], batched=False, tile=256))
+    write(picture(), drawn[0], batched=False, tile=256)
     once_more = tmp_path / "again.png"
     again, options = plan(Options(from_image=tmp_path / "x.png", output=once_more))
-    assert again[0].request() == drawn[0].request() | {"batched": False, "tile": 256}
+    assert again[0].request == replace(drawn[0].request, batched=False, tile=256)
+    assert again[0].model == drawn[0].model
     assert options.model == "there"
     [other], _ = plan(Options(from_image=tmp_path / "x.png", steps=3, size="64"))
-    assert (other.batched, other.tile) == (None, None), "chosen for another size"
-    assert (other.steps, other.size, other.aspect, other.seed) == (3, "64", None, 7)
+    asked = other.request
+    assert (asked.batched, asked.tile) == (None, None), "chosen for another size"
+    assert (asked.steps, asked.size, asked.aspect, asked.seed) == (3, "64", None, 7)
 
 
 def test_a_picture_is_never_drawn_over_the_one_it_is_drawn_from(tmp_path: Path) -> None:
     [drawn], _ = plan(Options(prompt=("a cat",), output=tmp_path))
-    write_picture(picture(), replace(drawn, batched=True, tile=False))
+    write(picture(), drawn)
     with pytest.raises(ValueError, match="must not be the picture to draw again"):
         plan(Options(from_image=drawn.path, output=tmp_path, steps=3))
 
@@ -305,15 +299,15 @@ def test_a_prompt_too_long_for_a_files_exif_is_refused_before_it_find_drawn(tmp_
         with pytest.raises(ValueError, match="use --format png"):
             plan(Options(prompt=("a" * 70_000,), output=tmp_path / f"x.{suffix}"))
     [job], _ = plan(Options(prompt=("a" * 70_000,), output=tmp_path / "x.png"))
-    write_picture(picture(), replace(job, batched=True, tile=False))
-    assert read_request(job.path)["prompt"] == job.prompt
+    write(picture(), job)
+    assert read_metadata(job.path).request.prompt == job.request.prompt
 
 
 def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     one = job(tmp_path / "x.png")
-    write_picture(picture("red"), one)
+    write(picture("red"), one)
     before = one.path.read_bytes()
 
     def interrupt(descriptor: int) -> None:
@@ -321,7 +315,7 @@ def test_an_interrupted_write_leaves_the_old_picture_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_picture(picture("blue"), one)
+        write(picture("blue"), one)
     assert one.path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
 
 
@@ -331,7 +325,7 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RuntimeError, match="x.png: cannot be written .No space left on device"):
-        write_picture(picture(), job(tmp_path / "x.png"))
+        write(picture(), job(tmp_path / "x.png"))
     assert os.listdir(tmp_path) == []
 
 
@@ -343,7 +337,7 @@ def test_checking_a_place_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path) -> None:
     one = job(tmp_path / ("n" * 251 + ".png"))
     check_writable([one.path])
-    write_picture(picture(), one)
+    write(picture(), one)
     assert os.listdir(tmp_path) == [one.path.name]
 
 
@@ -358,9 +352,9 @@ def test_a_place_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, pl
         check_writable([tmp_path / place])
 
 
-def test_a_picture_is_drawn_again_beside_itself_unless_told_where(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_again_beside_itself_unless_given_an_output(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
-    write_picture(picture(), one)
+    write(picture(), one)
     [again], _ = plan(Options(from_image=one.path))
     assert again.path == tmp_path / "x-again.png"
     [jpg], _ = plan(Options(from_image=one.path, format="jpg"))
@@ -388,13 +382,13 @@ def test_every_model_option_given_anew_counts_and_the_others_are_carried(
 ) -> None:
     one = job(tmp_path / "x.png")
     model = {**one.model, "model": "elsewhere", "cuda_graph": True, "ema": True, "variant": "fp16"}
-    write_picture(picture(), replace(one, model=model))
+    write(picture(), replace(one, model=model))
     monkeypatch.setattr("pixart.device.check_cuda_graph", lambda *_: None)
     _, options = plan(Options(from_image=one.path))
     assert (options.model, options.cuda_graph, options.ema) == ("elsewhere", True, True)
     assert options.variant == "fp16"
     [shapes], options = plan(Options(from_image=one.path, model="shapes"))
     assert options.model == "shapes" == shapes.model["model"]
-    assert shapes.tile is None, "another model needs another memory"
+    assert shapes.request.tile is None, "another model needs another memory"
     _, options = plan(Options(from_image=one.path, device="cpu"))
     assert not options.cuda_graph, "graphs belong to the device"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pictures import png, write
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from published import build_sigma
 from safetensors.torch import load_file
 
@@ -22,7 +21,7 @@ from pixart.dataset.annotations import with_prompt
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.sources import open_source
 from pixart.generate import main as generate
-from pixart.generation.pictures import read_request
+from pixart.generation.pictures import read_metadata
 from pixart.lora.adapters import load_lora, merge_lora
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
@@ -279,7 +278,7 @@ def test_the_embedded_model_draws_with_adapters_and_again_from_the_picture(
     drawn = draw(out, "--lora", "lora:0.5", "--lora", "lora")
     assert not np.array_equal(drawn, plain)
     assert np.array_equal(draw(str(tmp_path / "0.png"), "--lora", "lora:0"), plain)
-    kept = read_request(Path(out))["model"]["lora"]
+    kept = read_metadata(Path(out)).model["lora"]
     assert kept == [f"{embedded_lora}:0.5", f"{embedded_lora}:1.0"]
     monkeypatch.chdir(tmp_path)
     assert generate(["--from-image", "a.png", "--no-cache", "--quiet"]) == 0
@@ -289,16 +288,6 @@ def test_the_embedded_model_draws_with_adapters_and_again_from_the_picture(
     )
     (image,) = pipe("a red star", height=64, width=64, steps=2)
     assert np.array_equal(np.asarray(image), drawn)
-
-
-def test_a_picture_from_before_there_were_adapters_is_drawn_without(tmp_path: Path) -> None:
-    draw(str(tmp_path / "new.png"))
-    request = read_request(tmp_path / "new.png")
-    assert request["model"].pop("lora") == []
-    older, info = Image.open(tmp_path / "new.png"), PngInfo()
-    info.add_itxt("pixart", json.dumps({**request, "version": 2}))
-    older.save(tmp_path / "old.png", pnginfo=info)
-    assert read_request(tmp_path / "old.png") == read_request(tmp_path / "new.png")
 
 
 def test_merged_into_a_checkpoint_it_draws_the_same(tmp_path: Path, embedded_lora: Path) -> None:

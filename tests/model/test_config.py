@@ -185,3 +185,29 @@ def test_only_alphas_1024_models_are_micro_conditioned_and_none_is_compressed() 
 def test_heads_may_have_any_size_up_to_that_of_the_kernels() -> None:
     assert PixArtConfig(hidden_size=144, num_heads=4).head_dim == 36
     assert PixArtConfig(hidden_size=192, num_heads=16).head_dim == 12
+
+
+def test_compression_is_layers_ratio_and_sampling() -> None:
+    assert KVCompression.parse("14-16:2") == KVCompression([14, 15, 16], 2)
+    assert KVCompression.parse("3,5,7-8:4:average") == KVCompression([3, 5, 7, 8], 4, "average")
+
+
+@pytest.mark.parametrize(
+    "text, rule",
+    [
+        ("", "must be LAYERS:RATIO"),
+        ("14-27", "must be LAYERS:RATIO"),
+        ("a:2", "must be LAYERS:RATIO"),
+        ("-5:2", "layers must be like 14-27 or 3,5, got '-5'"),
+        ("5-:2", "got '5-'"),
+        ("1-2-3:2", "got '1-2-3'"),
+        ("3,,4:2", "got ''"),
+        ("5-3:2", "got '5-3'"),
+        ("0-9999999999:2", "got '0-9999999999'"),  # not a list of ten billion numbers
+        ("3:9", "ratio must be 1, 2, 3 or 4, got 9"),
+        ("3:2:max", "sampling must be one of"),
+    ],
+)
+def test_a_compression_that_cannot_be_meant_is_refused(text: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        KVCompression.parse(text)

@@ -1,7 +1,7 @@
 """From prompts to pictures, on small random pipelines in the published layouts.
 
 sample_size 16 with an f8 VAE makes a Σ of 128 px; α keeps its published 128, from which follows that
-it is told sizes, and is drawn small.
+it is conditioned on sizes, and is drawn small.
 """
 
 import shutil
@@ -21,6 +21,7 @@ from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
 from pixart.device import choose_device
 from pixart.files import CheckpointError
+from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled, Progress, initial_noise, seed_generators
 
@@ -99,7 +100,7 @@ def test_a_picture_is_that_of_diffusers_to_one_level(
         use_resolution_binning=False,
     ).images[0]
     image = pipe.draw(
-        "a small cactus", height=128, width=192, steps=4, seed=7, batched=batched
+        Request("a small cactus", height=128, width=192, steps=4, seed=7, batched=batched)
     ).image
     assert image.size == (192, 128)
     assert np.asarray(expected).std() > 10  # a picture, not a plane
@@ -128,7 +129,7 @@ def test_one_prompt_may_be_a_string(sigma: Pipeline) -> None:
 
 def test_the_native_size_is_the_default(sigma: Pipeline, alpha: Pipeline) -> None:
     assert (sigma.native, alpha.native, sigma.multiple) == (128, 1024, 16)
-    assert sigma.draw("a cat", steps=1).image.size == (128, 128)
+    assert sigma.draw(Request("a cat", steps=1)).image.size == (128, 128)
 
 
 def test_guidance_of_both_halves_in_turn_is_that_of_both_at_once(sigma: Pipeline) -> None:
@@ -160,7 +161,7 @@ def test_sigma_reads_capitals_and_alpha_does_not(sigma: Pipeline, alpha: Pipelin
     assert levels_apart(drawn(alpha, "a CAT"), drawn(alpha, "a cat")) == 0
 
 
-def test_alpha_is_told_the_size_in_pixels(alpha: Pipeline, monkeypatch: Any) -> None:
+def test_alpha_is_conditioned_on_the_size_in_pixels(alpha: Pipeline, monkeypatch: Any) -> None:
     given = []
     forward = alpha.transformer.forward
     monkeypatch.setattr(
@@ -196,8 +197,8 @@ def test_a_stochastic_scheduler_draws_the_same_picture_twice(sigma: Pipeline) ->
 
 
 def test_a_picture_says_where_its_time_went(sigma: Pipeline) -> None:
-    one = sigma.draw("a cat", seed=3, **SMALL)
-    assert (one.prompt, one.seed, set(one.seconds)) == (
+    one = sigma.draw(Request("a cat", seed=3, **SMALL))
+    assert (one.request.prompt, one.request.seed, set(one.seconds)) == (
         "a cat",
         3,
         {"text", "load", "denoise", "decode"},

@@ -129,8 +129,8 @@ def test_a_pipeline_of_variants_opens_whether_named_or_not(
     for path, variant in ((whole, None), (whole, "fp16"), (mixed, None), (mixed, "fp16")):
         pipe = open_pipeline(path, variant=variant)
         assert levels_apart(drawn(pipe, "a cat"), drawn(sigma, "a cat")) == 0
-    said = capfd.readouterr().err
-    assert "Defaulting to unsafe" not in said and "Error no file" not in said
+    printed = capfd.readouterr().err
+    assert "Defaulting to unsafe" not in printed and "Error no file" not in printed
     with pytest.raises(CheckpointError, match="has no variant 'bf16'; its variants: fp16"):
         open_pipeline(whole, variant="bf16")
 

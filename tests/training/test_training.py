@@ -7,18 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pixart.config import KVCompression
-from pixart.evaluation import caption_accuracy
-from pixart.evaluation.caption_accuracy import Accuracy, Task, captions, table
 from pixart.generate import main as generate
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.shapes.caption import WORDS, describe, parse
-from pixart.shapes.scene import draw, sample_scene
+from pixart.shapes.caption import WORDS, describe
+from pixart.shapes.scene import sample_scene
 from pixart.train import main as train
 from pixart.training.batch import stack
 from pixart.training.recipe import load_recipe
@@ -78,41 +75,6 @@ def test_a_tenth_of_the_captions_are_left_empty_for_guidance() -> None:
     batch = stack(samples)
     assert batch.latents.shape == (200, 4, 8, 8) and batch.features.shape[:2] == batch.mask.shape
     assert not batch.features[~batch.mask].any()
-
-
-def _fake_drawing(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
-    def draw_captions(pipe: object, texts: list[str], size: int, **_: object) -> object:
-        task = Task("one", size, count=len(texts))
-        rng = random.Random(f"3/{task.kind}/{task.held_out}")
-        for _text in texts:
-            scene = sample_scene(rng, "one")
-            describe(scene, rng, omit=0.0)
-            picture = np.full((size, size, 3), 128) if wrong else draw(scene, size)
-            yield torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1
-
-    monkeypatch.setattr(caption_accuracy, "draw_captions", draw_captions)
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_perfect_model_is_measured_as_such_and_a_blank_one_is_not(
-    monkeypatch: pytest.MonkeyPatch, wrong: bool
-) -> None:
-    _fake_drawing(monkeypatch, wrong)
-    result = caption_accuracy.measure(None, Task("one", 128, count=10), seed=3, steps=1, guidance=1)  # type: ignore[arg-type]
-    assert result.of == 10 and result.right == (0 if wrong else 10)
-    assert ("**0.0 %**" if wrong else "**100.0 %**") in table([result])
-
-
-def test_captions_of_a_task_are_full_and_the_same_every_time() -> None:
-    task = Task("pair", 128, count=20)
-    texts = captions(task, seed=1)
-    assert texts == captions(task, seed=1) != captions(task, seed=2)
-    assert all({"relation", "background", "size"} <= {s.kind for s in parse(t)} for t in texts)
-
-
-def test_the_table_has_a_row_a_task() -> None:
-    result = Accuracy(Task("one", 64), right=3, of=4, by_kind={"shape": (3, 4)})
-    assert table([result]).splitlines()[-1] == "| 4 × one, 64 px | **75.0 %** | 75.0 |"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torch import Tensor
 from pixart.config import EMBEDDED, KVCompression
 from pixart.diffusion import training_loss
 from pixart.evaluation.caption_accuracy import Task as Captions
-from pixart.evaluation.caption_accuracy import captions, draw_captions, measure
+from pixart.evaluation.caption_accuracy import measure, requests
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
@@ -32,7 +32,6 @@ from pixart.training.tasks.autoencoder import load_vae
 from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair
 from pixart.training.trainer import Trainer
 from pixart.training.transitions import add_kv_compression, interpolate_positions
-from pixart.vae.autoencoder import to_images
 
 CPU = torch.device("cpu")
 LEARNING_RATE = 3e-4
@@ -189,10 +188,8 @@ class Study:
 
     def _pictures(self, kind: str) -> list[Image.Image]:
         asked = Captions(kind, self.stage.resolution, count=self.scale.shown)
-        drawn = draw_captions(
-            self.pipe, captions(asked, 2), asked.size, seed=2, steps=20, guidance=4.5, batch=4
-        )
-        return [to_images(picture[None])[0] for picture in drawn]
+        drawn = self.pipe.draw_many(requests(asked, seed=2, steps=20, guidance=4.5), batch=4)
+        return [one.image for one in drawn]
 
 
 def recover(file: Path, scale: Scale) -> None:

@@ -1,0 +1,204 @@
+"""The parts of a pipeline, each opened by a function of its own: see `Pipeline.from_pretrained`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pixart.checkpoint.config import NO_PIPELINE
+from pixart.checkpoint.load import (
+    TRANSFORMER_FILES,
+    OpenedTransformer,
+    empty_model,
+    open_transformer,
+)
+from pixart.config import KVCompression, PixArtConfig
+from pixart.device import choose_device
+from pixart.lora.adapters import load_lora, merge_lora
+from pixart.lora.files import find_adapter
+from pixart.model.transformer import PixArt
+from pixart.pipeline.captions import NullCaption
+from pixart.pipeline.directory import (
+    check_fit,
+    choose_variants,
+    open_directory,
+    reading,
+    surroundings,
+    text_dtype,
+)
+from pixart.releases import release_named, release_of
+from pixart.text.encoder import Quantization, TextEncoder
+from pixart.vae.autoencoder import VAE
+from pixart.weights import T5_WEIGHTS, find_weights, resolve
+
+Adapters = Sequence[tuple[str | Path, float]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the parts of a pipeline are.
+
+    transformer: a file or a folder, None for a model of the caller's. is_guest: whether it was named
+    beside the directory, whose own it replaces. variants: of the weights, by folder. name: for
+    people. scheduler: what the release must be drawn with, if it is one that must.
+    """
+
+    directory: Path
+    transformer: Path | None
+    is_guest: bool
+    variant: str | None
+    variants: Mapping[str, str | None]
+    name: str
+    scheduler: str | None
+
+
+def find_source(
+    source: str | Path, transformer: str | Path | PixArt | None, variant: str | None
+) -> Source:
+    """Locate the directory and the transformer, on disk or on the hub. CheckpointError if one of them
+    is not there.
+
+    A release whose repository has a transformer alone is drawn in the pipeline that it belongs to.
+    """
+    name, release = str(source), release_named(str(source))
+    if release is not None and release.pipeline is not None:
+        source = release.pipeline
+        transformer = release.place if transformer is None else transformer
+    directory = open_directory(source, with_transformer=transformer is None)
+    variants = choose_variants(directory, variant, with_transformer=transformer is None)
+    if isinstance(transformer, str | Path):
+        path = resolve(transformer, allow_patterns=TRANSFORMER_FILES)
+        if release is None or transformer != release.place:
+            name = f"{name} with {transformer}"
+            release = release_named(str(transformer)) or release_of(path)
+        scheduler = release.scheduler if release else None
+        return Source(directory, path, True, variant, variants, name, scheduler)
+    release = release or release_of(directory)
+    own = directory if transformer is None else None
+    scheduler = release.scheduler if release else None
+    return Source(directory, own, False, variant, variants, name, scheduler)
+
+
+def choose_numbers(
+    device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where to compute, and in which numbers: bf16 on a GPU, fp32 on a CPU."""
+    place = choose_device(device)
+    return place, dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+
+
+def check_null_caption(null_caption: str | None) -> None:
+    if null_caption not in (None, *get_args(NullCaption)):
+        raise ValueError(f"null_caption must be own-mask or prompt-mask, got {null_caption!r}")
+
+
+def open_denoiser(
+    source: Source, transformer: str | Path | PixArt | None, dtype: torch.dtype, **options: Any
+) -> OpenedTransformer:
+    """The checkpoint that was found, or a model of the caller's. options: config, kv_compression, ema
+    and lora of checkpoints."""
+    if isinstance(transformer, PixArt):
+        opened = _take_model(transformer, options)
+    else:
+        opened = _open_checkpoint(source, dtype=dtype, **options)
+    check_fit(opened.config, source.transformer or Path("the model"), source.directory)
+    return opened
+
+
+def _take_model(model: PixArt, idle: Mapping[str, Any]) -> OpenedTransformer:
+    """idle: what would do nothing beside a model."""
+    if given := [name for name, value in idle.items() if value]:
+        raise ValueError(
+            f"{given[0]} must be left out beside a model, got {idle[given[0]]!r}; change the "
+            "model itself"
+        )
+    return OpenedTransformer.of(model)
+
+
+def _open_checkpoint(
+    source: Source,
+    *,
+    config: PixArtConfig | None,
+    kv_compression: KVCompression | None,
+    dtype: torch.dtype,
+    ema: bool,
+    lora: Adapters,
+) -> OpenedTransformer:
+    """The transformer, its names and shapes checked; its weights, and those of the adapters that are
+    to be merged, are read when it is loaded."""
+    assert source.transformer is not None
+    opened = open_transformer(
+        source.transformer,
+        config=config,
+        kv_compression=kv_compression,
+        dtype=dtype,
+        ema=ema,
+        variant=_transformer_variant(source),
+        around=surroundings(source.directory) if source.is_guest else NO_PIPELINE,
+    )
+    if lora:
+        load_lora(empty_model(opened.config), lora)  # refused now, not when T5 has run
+        opened.changes.append(lambda model: merge_lora(load_lora(model, lora)))
+    return opened
+
+
+def open_text_encoder(
+    source: Source,
+    config: PixArtConfig,
+    wanted: torch.dtype | Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cache_dir: str | Path | None,
+) -> TextEncoder:
+    """wanted: None is bf16 for a large encoder, else `dtype`."""
+    variant = source.variants["text_encoder"]
+    encoder_dtype, quantization = text_dtype(source.directory, wanted, dtype, variant)
+    return TextEncoder.from_pretrained(
+        source.directory,
+        dtype=encoder_dtype,
+        device=device,
+        max_length=config.model_max_length,
+        quantization=quantization,
+        cache_dir=cache_dir,
+        variant=variant,
+    )
+
+
+def open_vae(source: Source, dtype: torch.dtype, device: torch.device) -> VAE:
+    with reading(source.directory / "vae"):
+        return VAE.from_pretrained(
+            source.directory, dtype=dtype, device=device, variant=source.variants["vae"]
+        )
+
+
+def weight_files(source: Source, lora: Adapters) -> dict[str, list[Path]]:
+    """The files that decide a picture, by part: "transformer", "text_encoder", "vae" and "lora"."""
+    variants, directory = source.variants, source.directory
+    encoder, _ = find_weights(
+        directory / "text_encoder", variants["text_encoder"], stems=T5_WEIGHTS
+    )
+    vae, _ = find_weights(directory / "vae", variants["vae"])
+    files = {"text_encoder": encoder, "vae": vae}
+    if source.transformer is not None:
+        files["transformer"] = _transformer_files(source)
+    if lora:
+        files["lora"] = [find_adapter(path) for path, _ in lora]
+    return files
+
+
+def _transformer_variant(source: Source) -> str | None:
+    if source.is_guest and source.transformer is not None and source.transformer.is_dir():
+        return source.variant
+    return source.variants.get("transformer")
+
+
+def _transformer_files(source: Source) -> list[Path]:
+    path = source.transformer
+    assert path is not None
+    if path.is_file():
+        return [path]
+    folder = path / "transformer" if (path / "model_index.json").is_file() else path
+    return find_weights(folder, _transformer_variant(source))[0]

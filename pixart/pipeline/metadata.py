@@ -1,0 +1,216 @@
+"""How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
+
+Version 4 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
+asked for but chosen, what was asked for. Versions 1 to 3 held what was asked for alone.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixart import __version__
+from pixart.pipeline.request import VERSION, Drawn, Request, check_keys
+
+if TYPE_CHECKING:
+    from pixart.pipeline.text_to_image import Pipeline
+
+# Options of the command line that decide a picture's bits beside the request itself.
+MODEL_OPTIONS = (
+    "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
+    "text_encoder_dtype", "device", "cuda_graph",
+)  # fmt: skip
+_MODEL_TYPES: dict[str, Any] = {
+    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
+    "cuda_graph": bool,
+}  # fmt: skip
+CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
+_SAMPLERS = {  # as gallery tools call them
+    "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
+    "unipc": "UniPC", "lcm": "LCM", "dmd": "DMD",
+}  # fmt: skip
+
+
+class NewerVersionError(ValueError):
+    """Written by a later version of the library."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """request, model: as drawn; model has MODEL_OPTIONS. asked, asked_model: as they were asked for,
+    None where the choice was left open. weights: `Pipeline.weights`. sampler: the scheduler, for people.
+    batch: pictures denoised in one pass. version: of the text it was read from."""
+
+    request: Request
+    model: Mapping[str, Any]
+    asked: Request
+    asked_model: Mapping[str, Any]
+    weights: Mapping[str, str] = field(default_factory=dict)
+    sampler: str = ""
+    batch: int = 1
+    library: str = f"pixart {__version__}"
+    version: int = VERSION
+
+    @classmethod
+    def of(
+        cls, drawn: Drawn, pipe: "Pipeline", asked: Request, asked_model: Mapping[str, Any]
+    ) -> "Metadata":
+        """Of a picture that `pipe` drew. asked_model: the options that it was opened with."""
+        own = str(pipe.scheduler_config.get("_class_name", ""))
+        return cls(
+            drawn.request,
+            {**asked_model, **opened_with(pipe)},
+            asked,
+            asked_model,
+            pipe.weights,
+            _SAMPLERS.get(drawn.request.scheduler or "", own),
+            drawn.batch,
+        )
+
+    def to_text(self) -> str:
+        request, model = self.request.to_dict(), dict(self.model)
+        del request["version"]
+        asked = {**self.asked.to_dict(), **self.asked_model}
+        used = {**request, **model}
+        left_open = {name: asked[name] for name, value in used.items() if asked[name] != value}
+        return json.dumps(
+            {
+                "version": VERSION, "library": self.library, "request": request, "model": model,
+                "asked": left_open, "weights": dict(self.weights), "sampler": self.sampler,
+                "batch": self.batch,
+            }
+        )  # fmt: skip
+
+    @classmethod
+    def from_text(cls, text: str) -> "Metadata":
+        """Of any version. ValueError for what is not ours, NewerVersionError for what is not known yet."""
+        values = json.loads(text)
+        version = values.get("version") if isinstance(values, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ValueError("has no version")
+        if version > VERSION:
+            raise NewerVersionError(
+                f"was drawn by a newer pixart (version {version} of its metadata, this one reads 1 to "
+                f"{VERSION}); update pixart"
+            )
+        return _read(values) if version == VERSION else _read_older(version, values)
+
+    def to_parameters(self) -> str:
+        """The prompts and settings as web interfaces for diffusion models write them.
+
+        A prompt is one line there, whatever it is; the JSON has it as it was given.
+        """
+        request = self.request
+        settings = {
+            "Steps": request.steps,
+            "Sampler": self.sampler,
+            "CFG scale": None if request.guidance is None else f"{request.guidance:g}",
+            "Seed": request.seed,
+            "Size": f"{request.width}x{request.height}",
+            "Model hash": self.weights.get("transformer", "")[:10],
+            "Model": _model_name(str(self.model["transformer"] or self.model["model"])),
+            "Version": self.library,
+        }
+        known = {name: value for name, value in settings.items() if value not in (None, "")}
+        lines = [_one_line(request.prompt)]
+        if negative := _one_line(request.negative):
+            lines.append(f"Negative prompt: {negative}")
+        lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items()))
+        text = "\n".join(lines)
+        return text.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
+
+
+def opened_with(pipe: "Pipeline") -> dict[str, str]:
+    """What `Pipeline.from_pretrained` takes for the options that are left to it."""
+    encoder = pipe.text_encoder
+    return {
+        "dtype": _short(pipe.transformer.dtype),
+        "text_encoder_dtype": encoder.quantization or _short(encoder.dtype),
+        "null_caption": pipe.shown_null_caption,
+        "device": pipe.device.type,
+    }
+
+
+def _short(dtype: object) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(name, name)
+
+
+def _model_name(source: str) -> str:
+    name = Path(source).name
+    return Path(name).stem if name.endswith((".pth", ".pt", ".safetensors")) else name
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
+
+
+def _read(values: dict[str, Any]) -> Metadata:
+    kinds = {
+        "version": int, "library": str, "request": dict, "model": dict, "asked": dict,
+        "weights": dict, "sampler": str, "batch": int,
+    }  # fmt: skip
+    _check(values, kinds)
+    request, model, asked = values["request"], values["model"], values["asked"]
+    check_keys(asked, (*request, *model))
+    weights = values["weights"]
+    if not all(isinstance(one, str) for one in weights.values()):
+        raise ValueError("weights must be digests")
+    return Metadata(
+        Request.from_dict(request),
+        _checked_model(model),
+        Request.from_dict({name: asked.get(name, value) for name, value in request.items()}),
+        _checked_model({name: asked.get(name, value) for name, value in model.items()}),
+        weights, values["sampler"], values["batch"], values["library"],
+    )  # fmt: skip
+
+
+_OLD_SETTINGS = (
+    "prompt", "negative", "seed", "steps", "guidance", "guidance_interval", "scheduler", "size",
+    "aspect", "resolution",
+)  # fmt: skip
+# What the versions before did not know, as they drew.
+_ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
+    2: {"config": None, "variant": None, "ema": False, "cuda_graph": False},
+    3: {"lora": []},
+}
+
+
+def _read_older(version: int, values: dict[str, Any]) -> Metadata:
+    """Version 1 did not say how free memory had decided; version 2 knew no adapters."""
+    choices = CHOICES if version > 1 else ()
+    _check(values, {**dict.fromkeys(("version", *_OLD_SETTINGS, *choices), object), "model": dict})
+    if any(values[name] is None for name in choices):
+        raise ValueError("batched and tile must be known")
+    asked = Request.from_dict({name: values[name] for name in _OLD_SETTINGS})
+    model = values["model"]
+    for later, added in _ADDED_TO_MODEL.items():
+        if version < later:
+            if added.keys() & model.keys():
+                raise ValueError(f"version {version} has no {', '.join(added)}")
+            model = model | added
+    model = _checked_model(model)
+    request = replace(asked, **{name: values[name] for name in choices})
+    return Metadata(request, model, asked, model, library="", version=version)
+
+
+def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
+    _check(model, _MODEL_TYPES)
+    if not all(isinstance(one, str) for one in model["lora"]):
+        raise ValueError("lora must be a list of texts")
+    return model
+
+
+def _check(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Pictures come from anywhere: what is not of the kind that we write is not ours."""
+    if values.keys() != kinds.keys():
+        raise ValueError(f"must have {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise ValueError(f"{name} must be another kind of value, got {values[name]!r}")

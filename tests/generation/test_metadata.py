@@ -1,0 +1,218 @@
+"""What pictures carry: to be drawn again, whatever version drew them, and for gallery tools."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pixart import __version__
+from pixart.generate import main
+from pixart.generation.jobs import plan
+from pixart.generation.options import Options
+from pixart.generation.pictures import KEY, find_drawn, read_metadata, write_picture
+from pixart.pipeline.metadata import MODEL_OPTIONS, VERSION, Metadata
+from pixart.pipeline.request import Request
+
+OLD = Path(__file__).parent.parent / "golden" / "pictures"
+MODEL = dict.fromkeys(MODEL_OPTIONS) | {
+    "model": "shapes", "lora": [], "ema": False, "cuda_graph": False,
+}  # fmt: skip
+OPENED = {
+    "dtype": "fp32",
+    "text_encoder_dtype": "fp32",
+    "null_caption": "own-mask",
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def drawn(prompt: str = "a cat", **changes: Any) -> Metadata:
+    asked = Request(prompt, size="512", **changes)
+    request = replace(
+        asked, size=None, height=512, width=512, steps=20, guidance=4.5, scheduler="dpm-solver++",
+        batched=True, tile=False,
+    )  # fmt: skip
+    weights = {"transformer": "0123456789abcdef" * 4, "vae": "f" * 64}
+    return Metadata(request, {**MODEL, **OPENED}, asked, MODEL, weights, "DPM++ 2M", 3)
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def parameters_of(path: Path) -> str:
+    image = Image.open(path)
+    if path.suffix == ".png":
+        return image.info["parameters"]
+    comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment[:8] == b"UNICODE\0"
+    return comment[8:].decode("utf-16-be")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("prompt", ["a cat", "a 🐈,\n\x00\x1b[31m 'cat': \"猫\"", "Steps: 5"])
+def test_what_drew_a_picture_is_read_as_it_was_written(
+    tmp_path: Path, kind: str, prompt: str
+) -> None:
+    path, one = tmp_path / "new" / f"x.{kind}", drawn(prompt, negative="fog\r\nrain")
+    write_picture(Image.new("RGB", (64, 64)), path, one)
+    assert read_metadata(path) == one
+    assert Image.open(path).format == {"jpg": "JPEG"}.get(kind, kind.upper())
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+    prompt_line, negative, settings = parameters_of(path).split("\n")
+    assert prompt_line == " ".join(re.split(r"[\s\x00\x1b]+", prompt))
+    assert negative == "Negative prompt: fog rain"
+    assert settings == (
+        "Steps: 20, Sampler: DPM++ 2M, CFG scale: 4.5, Seed: 0, Size: 512x512, "
+        f"Model hash: 0123456789, Model: shapes, Version: pixart {__version__}"
+    )
+
+
+def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it() -> None:
+    one = drawn()
+    assert one.to_parameters().splitlines()[0] == "a cat", "no negative prompt, no line"
+    for transformer, name in (
+        ("/models/PixArt-Sigma-XL-2-2K-MS.pth", "PixArt-Sigma-XL-2-2K-MS"),
+        ("PixArt-alpha/PixArt-XL-2-512x512", "PixArt-XL-2-512x512"),
+        ("/models/my, best: model", '"my, best: model"'),
+    ):
+        other = replace(one, model={**one.model, "transformer": transformer})
+        assert f"Model: {name}, Version" in other.to_parameters()
+
+
+def test_nothing_is_left_open_and_what_was_is_listed() -> None:
+    values = json.loads(drawn().to_text())
+    assert values["version"] == VERSION == 4
+    assert values["library"] == f"pixart {__version__}"
+    left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
+                 "scheduler": None, "batched": None, "tile": None}  # fmt: skip
+    assert values["asked"] == {**left_open, **dict.fromkeys(OPENED)}
+    request = values["request"]
+    kept_open = ("size", "aspect", "resolution")  # height and width say it
+    assert all(value is not None for name, value in request.items() if name not in kept_open)
+
+
+def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
+    values = json.loads(drawn().to_text())
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps({**values, "version": 5, "more": "than we know"}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    assert main(["--from-image", "x.png"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "pixart.generate: x.png: was drawn by a newer pixart (version 5 of its metadata, this one reads "
+        "1 to 4); update pixart"
+    ]
+
+
+def old_pictures() -> list[Path]:
+    return sorted(OLD.iterdir())
+
+
+@pytest.mark.parametrize("path", old_pictures(), ids=lambda path: path.name)
+def test_a_picture_of_every_version_is_read(path: Path) -> None:
+    version = int(path.name[1])
+    one = read_metadata(path)
+    assert one.version == version
+    text = json.loads(Image.open(path).info.get(KEY) or Image.open(path).getexif()[0x010E])
+    for name in ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "aspect"):
+        assert getattr(one.asked, name) == text[name]
+    assert one.asked.size == (None if text["size"] is None else str(text["size"]))
+    assert {**one.asked_model, **text["model"]} == one.asked_model
+    assert (one.request.batched, one.request.tile) == (text.get("batched"), text.get("tile"))
+    assert one.asked_model["lora"] == [] and one.weights == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in old_pictures() if "plain" in path.name or path.name == "v1-settings.png"],
+    ids=lambda path: path.name,
+)
+def test_a_picture_of_every_version_is_drawn_again(path: Path) -> None:
+    """Two levels: another CPU may round otherwise than the one that drew them."""
+    assert main(["--from-image", str(path), "--output", "again.png", "--no-cache", "--quiet"]) == 0
+    apart = np.abs(pixels(path).astype(int) - pixels("again.png").astype(int)).max()
+    assert apart <= 2
+    again = read_metadata(Path("again.png"))
+    old = read_metadata(path)
+    assert again.version == 4 and again.request.seed == old.request.seed
+    assert (again.request.width, again.request.height) == Image.open(path).size
+
+
+def test_a_list_that_an_older_version_drew_is_not_drawn_again() -> None:
+    for path in (OLD / "v2-plain.png", OLD / "v3-plain.png"):
+        [job], _ = plan(Options(prompt=(read_metadata(path).asked.prompt,), size="64", steps=4))
+        assert find_drawn(path, job.request, job.model) == (64, 64)
+        assert find_drawn(path, replace(job.request, seed=1), job.model) is None
+
+
+def save(path: Path, one: Metadata) -> None:
+    write_picture(Image.new("RGB", (16, 16)), path, one)
+
+
+def test_what_was_left_open_stays_as_drawn_unless_it_depends_on_what_is_given_anew(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "x.png", drawn())
+
+    def planned(**options: Any) -> tuple[Request, Options]:
+        [job], opened = plan(Options(from_image=tmp_path / "x.png", **options))
+        return job.request, opened
+
+    request, options = planned(seed=3)
+    assert request == replace(drawn().request, seed=3)
+    assert (options.dtype, options.null_caption, options.device) == ("fp32", "own-mask", None)
+    request, options = planned(scheduler="lcm")
+    assert (request.scheduler, request.steps, request.guidance) == ("lcm", None, None)
+    assert (request.width, options.dtype) == (512, "fp32")
+    request, _ = planned(aspect="2:1")
+    assert (request.width, request.size, request.aspect, request.steps) == (None, None, "2:1", 20)
+    assert (request.batched, request.tile) == (None, None)
+    request, options = planned(model="elsewhere")
+    assert request == drawn().asked
+    assert (options.dtype, options.null_caption) == (None, None)
+    request, options = planned(seed=0, negative="", guidance_interval=(0.0, 1.0))
+    assert request == drawn().request, "given, though it is the default"
+
+
+def again(path: Path, capsys: Any) -> str:
+    assert main(["--from-image", str(path), "--no-cache"]) == 0
+    return capsys.readouterr().err
+
+
+def test_other_weights_are_remarked_on_when_a_picture_is_drawn_again(capsys: Any) -> None:
+    assert main(["a red circle", "--size", "64", "--steps", "1", "--output", "x.png"]) == 0
+    capsys.readouterr()
+    path, one = Path("x.png"), read_metadata(Path("x.png"))
+    assert "other weights" not in again(path, capsys)
+    assert np.array_equal(pixels("x-again.png"), pixels("x.png"))
+    save(path, replace(one, weights={**one.weights, "vae": "0" * 64}))
+    printed = again(path, capsys)
+    assert "x.png was drawn with other weights of vae: this is another picture" in printed
+    save(path, replace(one, batch=4))
+    assert "drawn in a pass of 4 pictures, this one of 1: bits may differ" in again(path, capsys)
+
+
+def test_a_pass_of_several_writes_each_picture_and_says_so(capsys: Any) -> None:
+    arguments = ["a red circle", "--size", "64", "--steps", "2", "--no-cache", "--num-images", "3"]
+    assert main([*arguments, "--output", "alone"]) == 0
+    assert main([*arguments, "--output", "together", "--batch", "2", "--quiet"]) == 0
+    names = sorted(path.name for path in Path("together").iterdir())
+    assert names == sorted(path.name for path in Path("alone").iterdir()) and len(names) == 3
+    batches = [read_metadata(Path("together") / name).batch for name in names]
+    assert batches == [2, 2, 1]
+    for name in names:
+        apart = pixels(Path("together") / name).astype(int) - pixels(Path("alone") / name)
+        assert np.abs(apart).max() <= 1
+    assert main([*arguments, "--batch", "0"]) == 2
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Every sampling setting, spelt once: values, kinds, and what is refused in one line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from pixart.generation.options import SAMPLING, Options
+from pixart.pipeline.request import SETTINGS, VERSION, Request, passes
+
+FULL = Request(
+    "a cat", "fog", 7, steps=9, guidance=2, guidance_interval=(0.2, 0.8), scheduler="euler",
+    height=64, width=128, batched=False, tile=256,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", [Request("a cat"), FULL, Request("猫\0\n", size="64x32")])
+def test_a_request_survives_json(request_: Request) -> None:
+    text = json.dumps(request_.to_dict())
+    assert Request.from_dict(json.loads(text)) == request_
+    assert request_.to_dict()["version"] == VERSION
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert Request.from_dict({"prompt": "a cat"}) == Request("a cat")
+
+
+def test_a_size_may_be_a_number_and_an_interval_a_list() -> None:
+    one = Request.from_dict({"prompt": "a", "size": 64, "guidance_interval": [0, 1]})
+    assert (one.size, one.guidance_interval) == ("64", (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"sede": 1}, "unknown setting 'sede'; did you mean 'seed'?"),
+        ({"xyzzy": 1}, "unknown setting 'xyzzy'; known are prompt, negative, seed"),
+        ({"version": 5}, "version must be 4, got 5"),
+        ({"seed": True}, "seed must be an integer, got True"),
+        ({"seed": 1.0}, "seed must be an integer, got 1.0"),
+        ({"seed": -1}, "seed must be an integer from 0 to 2\\*\\*64 - 1, got -1"),
+        ({"seed": 2**64}, "seed must be an integer from 0"),
+        ({"prompt": 5}, "prompt must be text, got 5"),
+        ({"prompt": "\ud800"}, "prompt must be UTF-8 text"),
+        ({"negative": "\udcff"}, "negative must be UTF-8 text"),
+        ({"negative": None}, "negative must be text, got None"),
+        ({"steps": 0}, "steps must be an integer from 1 up, got 0"),
+        ({"steps": "4"}, "steps must be an integer or none, got '4'"),
+        ({"guidance": float("nan")}, "guidance must be a finite number from 0 up, got nan"),
+        ({"guidance": -1}, "guidance must be a finite number from 0 up, got -1"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval must be 0 <= start <= end <= 1"),
+        ({"guidance_interval": [0]}, "guidance_interval must be two numbers, got \\(0,\\)"),
+        ({"guidance_interval": "01"}, "guidance_interval must be two numbers, got '01'"),
+        ({"tile": 8}, "tile must be True, False, None or at least 16 pixels, got 8"),
+        ({"tile": "no"}, "tile must be an integer or true or false or none, got 'no'"),
+        ({"batched": 1}, "batched must be true or false or none, got 1"),
+        ({"height": 64, "size": "64"}, "size must be given without height, got both"),
+        ({"width": 64, "aspect": "1:1"}, "aspect must be given without width, got both"),
+    ],
+)
+def test_what_no_model_can_draw_is_refused_in_one_line(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        Request.from_dict({"prompt": "a cat", **values})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_must_be_given() -> None:
+    with pytest.raises(ValueError, match="prompt must be given"):
+        Request.from_dict({"seed": 1})
+
+
+def test_the_command_line_has_every_setting_and_none_has_a_value_unless_given() -> None:
+    assert {*SETTINGS} - {*SAMPLING} == {"prompt", "height", "width"}
+    named = {one.name for one in fields(Options)}
+    assert named >= {*SAMPLING}
+    assert all(getattr(Options(), name) is None for name in SAMPLING)
+
+
+def test_a_pass_takes_neighbours_that_differ_in_prompts_and_seed_alone() -> None:
+    a, b = Request("a", seed=1), Request("b", "fog", seed=2)
+    other = replace(a, steps=3)
+    assert list(passes([a, b, a, other, a], 2)) == [[a, b], [a], [other], [a]]
+    assert list(passes([a, b], 1)) == [[a], [b]]
+    assert list(passes([], 4)) == []
+
+
+def test_requests_are_read_without_torch() -> None:
+    code = "import sys, pixart.pipeline.request, pixart.pipeline.metadata; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pixart.pipeline.request" in done.stdout.split()
+    assert not {"torch", "tyro", "PIL"} & {*done.stdout.split()}
