@@ -1,7 +1,7 @@
-"""`python -m pixart.evaluate --model FOLDER`: how well a model of the embedded world follows captions.
+"""`python -m pixart.evaluate --model FOLDER`: how good a model is, by one of pixart.evaluation.METRICS.
 
-Every statement of every caption is checked in the picture. Exit codes: 0 done, 2 bad input, 1
-failure, 130 cancelled.
+The first of them is how well a model of the embedded world follows captions: every statement of every
+caption is checked in the picture. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
 import sys
@@ -17,24 +17,19 @@ from typing import Literal
 
 from pixart.command import DONE, parse, run_command
 from pixart.config import EMBEDDED
+from pixart.evaluation import METRICS, Settings
 
 NAME = "evaluate"
 
 
 @dataclass(frozen=True)
-class Options:
-    """Measure the caption accuracy of the embedded model or of another of its kind."""
+class Options(Settings):
+    """Measure how good a model is; by default the caption accuracy of the embedded one."""
 
     model: str = EMBEDDED
     """A pipeline directory, or the embedded model "shapes"."""
-    count: int = 300
-    """Captions of each task."""
-    seed: int = 1_000_000
-    """Of the captions and of the first picture."""
-    steps: int = 20
-    guidance: float = 4.5
-    sizes: tuple[int, ...] = ()
-    """Sides in pixels of tasks of one object, instead of those of the model card."""
+    metric: str = "caption-accuracy"
+    """What is measured: a name in pixart.evaluation.METRICS."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of transformer and VAE."""
     device: str | None = None
@@ -49,26 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: Options) -> int:
-    """Measure, print the table, and write the report if one is asked for."""
+    """Measure, print what was found, and write it if a file is named."""
+    from importlib import import_module
+
     import torch
 
-    from pixart.evaluation.caption_accuracy import Task, measure, table, tasks, write_report
+    from pixart.files import write_json
     from pixart.pipeline.text_to_image import Pipeline
-    from pixart.shapes.scene import HELD_OUT
 
+    if options.metric not in METRICS:
+        raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {options.metric!r}")
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(
         options.model, dtype=dtype, device=options.device, cache_dir=None
     )
-    chosen = [Task("one", size, count=options.count) for size in options.sizes]
-    settings = {name: getattr(options, name) for name in ("seed", "steps", "guidance")}
-    results = [
-        measure(pipe, task, **settings) for task in chosen or tasks(pipe.native, options.count)
-    ]
-    print(table(results))
-    print(f"unseen combinations: {', '.join(f'{c} {s}' for s, c in sorted(HELD_OUT))}")
+    text, values = import_module(METRICS[options.metric]).evaluate(pipe, options)
+    print(text)
     if options.json_file is not None:
-        write_report(options.json_file, {**settings, "dtype": options.dtype}, results)
+        settings = {name: getattr(options, name) for name in ("seed", "steps", "guidance", "dtype")}
+        write_json(options.json_file, {**settings, **values}, indent=2)
     return DONE

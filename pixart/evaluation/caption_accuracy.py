@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.files import write_json
+from pixart.evaluation import Settings
 from pixart.pipeline.request import Request
 from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
-from pixart.shapes.scene import sample_scene
+from pixart.shapes.scene import HELD_OUT, sample_scene
 
 if TYPE_CHECKING:
     from pixart.pipeline.text_to_image import Pipeline
@@ -132,14 +132,20 @@ def table(results: list[Accuracy]) -> str:
     return "\n".join(lines)
 
 
-def write_report(file: Path, settings: dict[str, Any], results: list[Accuracy]) -> None:
-    """The settings and the results, for `read_report`."""
-    report = {**settings, "results": [asdict(result) for result in results]}
-    write_json(file, report, indent=2)
+def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The metric of `pixart evaluate`: the table, and the results for `read_report`."""
+    chosen = [Task("one", size, count=settings.count) for size in settings.sizes]
+    results = [
+        measure(pipe, task, seed=settings.seed, steps=settings.steps, guidance=settings.guidance)
+        for task in chosen or tasks(pipe.native, settings.count)
+    ]
+    unseen = ", ".join(f"{colour} {shape}" for shape, colour in sorted(HELD_OUT))
+    text = f"{table(results)}\nunseen combinations: {unseen}"
+    return text, {"results": [asdict(result) for result in results]}
 
 
 def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
-    """The settings and the results that `write_report` wrote."""
+    """The settings and the results that `pixart evaluate --json-file` wrote."""
     report = json.loads(file.read_text())
     results = [
         Accuracy(

@@ -88,6 +88,7 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
     ("arguments", "reason"),
     [
         (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--metric", "beauty"], "--metric must be one of caption-accuracy, got 'beauty'"),
         (["--model", "absent"], "absent: no such file or directory"),
         (["--steps", "many"], "--steps must be a whole number"),
     ],

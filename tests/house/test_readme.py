@@ -1,28 +1,70 @@
-"""README: what it points at is in the repository."""
+"""The guides: what they point at is in the repository, and the options that they name exist."""
 
+import functools
+import os.path
 import re
 import subprocess
-from pathlib import Path
+import sys
 
 import pytest
+from documents import GUIDES, OTHERS, ROOT, anchors, links, prose
 
-ROOT = Path(__file__).parent.parent.parent
-LINKS = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+from pixart.command import COMMANDS
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+COMMAND_LINES = (
+    *((name,) for name in COMMANDS if name != "data"),
+    *(("data", what) for what in ("prepare", "caption", "filter")),
+)
+OF_OTHERS = {"--nproc-per-node"}  # torchrun's
 
 
-@pytest.mark.parametrize("link", sorted(set(LINKS)))
-def test_a_link_of_the_readme_leads_to_a_file_that_is_committed(link: str) -> None:
-    if not (ROOT / ".git").exists():
-        pytest.skip("needs a git checkout")
+@needs_git
+@pytest.mark.parametrize("document", GUIDES + OTHERS)
+def test_links_lead_to_committed_files_and_to_headings_that_are_there(document: str) -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "--", link], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert listed.stdout.split() == [link]
+    files = set(listed.stdout.split("\0"))
+    places = files | {parent for file in files for parent in _above(file)}
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        path = os.path.normpath(f"{os.path.dirname(document)}/{path}".lstrip("/"))
+        path = path if link.partition("#")[0] else document
+        assert path in places, f"{document} links to {link}"
+        if anchor:
+            assert anchor in anchors(path), f"{document} links to {link}"
 
 
+def _above(file: str) -> set[str]:
+    parts = file.split("/")
+    return {"/".join(parts[:count]) for count in range(1, len(parts))}
+
+
+@functools.cache
+def _known_options() -> str:
+    """What --help of all commands prints."""
+    texts = []
+    for names in COMMAND_LINES:
+        done = subprocess.run(
+            [sys.executable, "-m", "pixart", *names, "--help"],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+        )  # fmt: skip
+        texts.append(done.stdout)
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("document", ["pixart/README.md", "pixart/training/README.md"])
+def test_options_that_a_guide_names_exist(document: str) -> None:
+    code = " ".join(re.findall(r"`([^`]+)`", prose(document)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code)) - OF_OTHERS
+    assert len(named) > 10
+    missing = {name for name in named if not re.search(rf"{re.escape(name)}\b", _known_options())}
+    assert not missing
+
+
+@needs_git
 def test_only_the_picture_of_make_demo_in_the_root_is_ignored() -> None:
-    if not (ROOT / ".git").exists():
-        pytest.skip("needs a git checkout")
     for path, ignored in (("demo.png", True), ("pixart/assets/shapes/demo.png", False)):
         check = ["git", "check-ignore", "--no-index", "--quiet", path]
         assert (subprocess.run(check, cwd=ROOT).returncode == 0) == ignored, path
