@@ -11,7 +11,7 @@ from pixart_kernels.modulation.operator import (
     modulate_reference,
 )
 
-__version__ = "0.1.0"  # kernels/pyproject.toml and setup.py read it here
+__version__ = "0.1.0"  # the same as pixart.__version__; kernels/pyproject.toml reads it
 
 __all__ = [
     "compress_kv",
