@@ -11,9 +11,7 @@ from pixart_kernels.modulation.operator import (
     modulate_reference,
 )
 
-__version__ = (
-    "0.1.0"  # read by kernels/pyproject.toml; that of pixart is the same, and a test holds it so
-)
+__version__ = "0.1.0"  # the same as pixart.__version__; kernels/pyproject.toml reads it
 
 __all__ = [
     "compress_kv",
