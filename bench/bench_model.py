@@ -4,11 +4,12 @@ model of diffusers with the same weights, eager and compiled; and what compressi
 from collections.abc import Callable
 
 from bench import saving, suite
-from bench.measure.worker import Case
+from bench.measure.case import Case
+from bench.measure.results import Row
 from bench.workloads import models, sizes
 
 SIZES = sizes.MODEL_SIZES[suite.device().type]
-Report = Callable[[suite.Row], None]
+Report = Callable[[Row], None]
 
 
 def _denoise(size: str) -> list[Case]:
@@ -16,16 +17,16 @@ def _denoise(size: str) -> list[Case]:
     return [models.denoise(size, graphs=suite.device().type == "cuda" and size != "4k")]
 
 
-@suite.at_each(SIZES, _denoise)
-def bench_denoising(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
-    report(rows[variant])
+@suite.at_each("steps", SIZES, _denoise)
+def bench_denoising(row: Row, report: Report) -> None:
+    report(row)
 
 
-@suite.at_each(SIZES, lambda size: [models.train(size)])
-def bench_training_step(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
-    report(rows[variant])
+@suite.at_each("steps", SIZES, lambda size: [models.train(size)])
+def bench_training_step(row: Row, report: Report) -> None:
+    report(row)
 
 
-@suite.at_each(SIZES, lambda size: [saving.case(size)])
-def bench_kv_compression_saving(rows: dict[str, suite.Row], variant: str, report: Report) -> None:
-    report(rows[variant])
+@suite.at_each("saving", SIZES, lambda size: [saving.case(size)])
+def bench_kv_compression_saving(row: Row, report: Report) -> None:
+    report(row)

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from bench import suite
+from bench.measure.results import Row
 from bench.workloads import models, sizes
 
+SIZES = sizes.MODEL_SIZES[suite.device().type]
 
-@suite.at_each(sizes.MODEL_SIZES[suite.device().type], lambda size: [models.train_both_ways(size)])
-def bench_training(
-    rows: dict[str, suite.Row], variant: str, report: Callable[[suite.Row], None]
-) -> None:
-    report(rows[variant])
+
+@suite.at_each("steps", SIZES, lambda size: [models.train_both_ways(size)])
+def bench_training(row: Row, report: Callable[[Row], None]) -> None:
+    report(row)

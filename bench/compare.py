@@ -54,8 +54,9 @@ class Ratio(NamedTuple):
 
     @property
     def measures(self) -> str:
-        """The function that has this bench among its cases."""
-        return self.bench.split("[")[0]
+        """What else is of the same operator, or step: "bench_operators[modulate"."""
+        function, _, case = self.bench.partition("[")
+        return f"{function}[{case.split('/')[0]}"
 
     @property
     def change(self) -> float:

@@ -1,9 +1,10 @@
 """Everything that only a GPU can tell, in one run: `python -m bench.gpu --out DIR [--minutes 8]`.
 
-Correctness of every operator against fp64, the machine's peaks, every operator against its peers,
-whole denoising and training steps, and what tuning chose. Writes DIR/gpu.json, complete at every
-moment for what is done so far, and DIR/gpu.log; prints a table last. Needs torch and triton; peers
-that are not installed are told as such. A failing or hanging part is told, and the rest goes on.
+Correctness of every operator against fp64, each configuration of their kernels, every operator against
+its peers, whole steps, and pictures: the cases of `pytest bench`, in a process that is started again
+when it dies, and kept as they end. Writes DIR/gpu.json, complete at every moment for what is done so
+far, and DIR/gpu.log; prints a page last. Needs torch and triton; peers that are not installed are told
+as such. A failing or hanging case is told, and the rest goes on.
 `--device cpu` runs the same at tiny shapes without a GPU, to try the script out.
 """
 
@@ -14,21 +15,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.reporting import summary
+from bench.measure import results
+from bench.reporting import pages
+from bench.workloads import sizes
 
-SCHEMA = 1
-# Of the time, in this order.
-SHARES = {"correctness": 0.22, "operators": 0.39, "steps": 0.27, "backends": 0.02, "tuning": 0.1}
+# Of the time, in this order. Last what may leave something behind: a profiler.
+SHARES = {
+    "correctness": 0.22,
+    "configurations": 0.1,
+    "operators": 0.35,
+    "steps": 0.26,
+    "pictures": 0.05,
+    "backends": 0.02,
+}
 STALL_SECONDS = 90  # without an event: a kernel hangs
 GRACE_SECONDS = 20  # after the deadline, for the case that is running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     if options.worker:
         return _work(options)
@@ -40,26 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.time()
     deadline = began + 60 * options.minutes
 
-    def save(complete: bool = False) -> dict[str, Any]:
-        result = assemble(read_events(events), began, sys.argv[1:], complete)
-        write(options.out / "gpu.json", result)
-        return result
+    def save() -> results.Content | None:
+        run = assemble(results.read_events(events), began, arguments)
+        return None if run is None else results.save(options.out / "gpu.json", "gpu", run)
 
-    command = [sys.executable, "-m", "bench.gpu", "--worker", "--device", options.device]
+    command = [sys.executable, "-m", "bench.gpu", "--worker", *arguments]
     command += ["--out", str(options.out), "--deadline", str(deadline)]
-    command += ["--only", *options.only] if options.only else []
     supervise(command, events, log, deadline, save)
-    result = save(complete=True)
+    content = save()
     events.unlink(missing_ok=True)
-    print(summary.render(result))
-    if not result["machine"]:
+    if content is None:
         print(log.read_text(encoding="utf-8")[-2000:])
         return 2
+    print(pages.page(content, "gpu.json"))
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench.gpu", description=__doc__.split("\n")[0])
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.log")
     parser.add_argument("--minutes", type=float, default=8, help="when to stop (8)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
@@ -71,19 +79,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _work(options: argparse.Namespace) -> int:
     from bench.measure import worker
-    from bench.workloads import comparisons, models
 
-    makers = {
-        "correctness": comparisons.correctness,
-        "operators": comparisons.operators,
-        "steps": models.steps,
-        "backends": comparisons.backends,
-        "tuning": comparisons.tuned,
-    }
+    made = parts(tiny=options.device == "cpu")
     names = [name for name in SHARES if name in (options.only or SHARES)]
-    chosen = [worker.Part(name, SHARES[name], makers[name]) for name in names]
+    chosen = [worker.Part(name, SHARES[name], made[name]) for name in names]
     worker.main(chosen, options.device, options.out / "gpu.jsonl", options.deadline)
     return 0
+
+
+def parts(tiny: bool) -> dict[str, Callable[[], list[Any]]]:
+    """The cases of each part, by its name. tiny: all at the tiny size, and few of them."""
+    from bench.workloads import comparisons, models, pictures
+
+    at = (sizes.TINY,) if tiny else sizes.GPU_SIZES
+    denoised, trained = (at, at) if tiny else (("4k", "1k", "512", "2k"), ("1k", "512", "2k", "4k"))
+    drawn = ("embedded",) if tiny else ("embedded", "1k")
+    tuned = at if tiny else ("4k", "1k", "2k")
+    return {
+        "correctness": lambda: comparisons.correctness(at),
+        "configurations": lambda: comparisons.configurations(tuned),
+        "operators": lambda: comparisons.operators(at) + ([] if tiny else comparisons.further()),
+        "steps": lambda: models.steps(denoised, trained),
+        "pictures": lambda: [pictures.picture(model) for model in drawn],
+        "backends": lambda: comparisons.backends(sizes.TINY if tiny else "1k"),
+    }
 
 
 def supervise(
@@ -100,7 +119,7 @@ def supervise(
     is not started again.
     """
     while True:
-        known = len(read_events(events))
+        known = len(results.read_events(events))
         with open(log, "a", encoding="utf-8") as output:
             worker = subprocess.Popen(
                 list(command), stdout=output, stderr=output, start_new_session=True
@@ -109,7 +128,7 @@ def supervise(
             reason = _watch(worker, events, deadline, save, stall_seconds)
         finally:
             _end(worker)
-        seen = read_events(events)
+        seen = results.read_events(events)
         if any(event["event"] == "finish" for event in seen):
             return
         _tell_crash(events, seen, reason, log)
@@ -158,70 +177,38 @@ def _tell_crash(events: Path, seen: list[dict[str, Any]], reason: str, log: Path
         if event["event"] == "variant":
             running["variant"] = event["variant"]
         elif event["event"] in ("case", "done", "failure", "crash"):
-            active = event["event"] == "case"
-            running = {
-                "part": event["part"],
-                "case": event["case"] if active else "",
-                "variant": "",
-            }
+            case = event["case"] if event["event"] == "case" else ""
+            running = {"part": event["part"], "case": case, "variant": ""}
     line = {"event": "crash", "reason": reason, "log": log.read_text("utf-8")[-2000:], **running}
     text = events.read_bytes() if events.exists() else b""
     with open(events, "a", encoding="utf-8") as file:
         file.write(("\n" if text and not text.endswith(b"\n") else "") + json.dumps(line) + "\n")
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """A worker may have died in the middle of a line."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-
 def assemble(
-    events: Sequence[dict[str, Any]], began: float, arguments: Sequence[str], complete: bool
-) -> dict[str, Any]:
-    """What bench.report reads. A case that was started again keeps its last rows only."""
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": " ".join(["python -m bench.gpu", *arguments]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "seconds": round(time.time() - began, 1),
-        "complete": complete,  # came to its end, whatever failed on the way
-        "machine": {},
-        "peaks": [],
-        "parts": {},
-    }
-    rows: dict[str, list[dict[str, Any]]] = {}
-    problems: dict[str, list[dict[str, Any]]] = {"failure": [], "crash": [], "skipped": []}
+    events: Iterable[dict[str, Any]], began: float, arguments: Sequence[str]
+) -> dict[str, Any] | None:
+    """The run of results; None if no worker came to measure anything. A case that was started again
+    keeps its last rows only."""
+    run: dict[str, Any] | None = None
+    rows: dict[tuple[str, str], list[results.Row]] = {}
     for event in events:
-        kind, case = event["event"], event.get("case", "")
-        values = {key: value for key, value in event.items() if key != "event"}
-        if kind == "machine":
-            result["machine"] = {key: values[key] for key in values if key not in ("part", "case")}
-        elif kind == "peaks":
-            result["peaks"].append(values["peaks"] | {"clocks": values["clocks"]})
+        kind, place = event["event"], (event["part"], event["case"])
+        if kind == "start":
+            run = run or event["run"]
         elif kind == "case":
-            rows[case] = []
+            rows[place] = []
         elif kind == "row":
-            rows[case].append(values | {"peaks": len(result["peaks"]) - 1})
-        elif kind == "part":
-            part = result["parts"].setdefault(event["part"], {"seconds": 0.0})
-            part["seconds"] = round(part["seconds"] + event["seconds"], 1)
-        elif kind in problems:
-            problems[kind].append(values)
-    result["dry_run"] = result["machine"].get("device") == "cpu"
-    result["rows"] = [row for case in rows.values() for row in case]
-    return result | {
-        "failures": problems["failure"],
-        "crashes": problems["crash"],
-        "skipped": problems["skipped"],
-    }
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Aside, then renamed: a file is whole or is not there."""
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+            rows[place].append(event["row"])
+        elif run is not None and kind == "finish":
+            run["complete"] = True
+        elif run is not None and kind in ("failure", "crash", "skipped"):
+            run["unfinished"].append({"variant": "", **event})
+    if run is not None:
+        run["command"] = results.command("gpu", arguments)
+        run["date"] = time.strftime(results.DATE, time.gmtime(began))
+        run["rows"] = [row for case in rows.values() for row in case]
+    return run
 
 
 if __name__ == "__main__":

@@ -7,105 +7,48 @@ long the work takes at least at the peaks that this machine reached in the same 
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 
-from bench.measure import memory, results, timing, worker
-from bench.reporting import sections
-from bench.workloads import blocks
-from bench.workloads import sizes as shapes
+from bench.command import Command
+from bench.measure.case import Case, Context
+from bench.workloads import blocks, sizes
+from bench.workloads.models import OURS, THEIRS
 
-VARIANTS = ("dense", "compressed", "diffusers")
-# Inputs and outputs of a block's matrix products, in widths: qkv and its output, query and output of
-# the cross-attention, the two layers of the MLP.
-PRODUCTS = ((1, 3), (1, 1), (1, 1), (1, 1), (1, 4), (4, 1))
+MERGED = sizes.Compression()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    sizes = ("256", "512", "1k", "2k", "4k")
-    parser = results.parser("growth", __doc__, sizes, ("2880", shapes.TINY))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
-    options = parser.parse_args(arguments)
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    run = results.Run("growth", arguments, device, tiny=shapes.TINY in options.sizes)
-    patience = {"seconds": options.seconds, "least_rounds": options.rounds}
-    with worker.readied(device):
-        for size in options.sizes:
-            rows = measure(size, options.variants, device, dtype, **patience)
-            run.add({f"{size}/{options.dtype}/{row['variant']}": row for row in rows})
-            run.save(options.json)
-    size = shapes.PREDICTED
-    known = {name: describe(size, shapes.grid(size), name, dtype) for name in options.variants}
-    run.add({f"{size}/{options.dtype}/{name}": row for name, row in known.items()})
-    print(sections.growth(run.save(options.json)))
-    return 0
-
-
-def measure(
-    size: str,
-    variants: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-    **patience: Any,
-) -> list[dict[str, Any]]:
-    """A row for each variant. patience: of timing.measure_all."""
-    makers = {
-        "dense": lambda: blocks.ours(size, 1, device, dtype),
-        "compressed": lambda: blocks.ours(size, shapes.RATIO, device, dtype),
-        "diffusers": lambda: blocks.theirs(size, device, dtype),
-    }
-    calls = {name: makers[name]() for name in variants}
-    used = {name: memory.of_next(call, device)[1] for name, call in calls.items()}
-    times = timing.measure_all(calls, device, **patience)
-    return [
-        {
-            **describe(size, shapes.grid(size), name, dtype),
-            **times[name].summary(),
-            "peak_bytes": used[name],  # beyond the weights and the inputs
-        }
-        for name in variants
+    command = Command("growth", __doc__, ("256", "512", "1k", "2k", "4k"), ("2880", sizes.TINY))
+    command.parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    options = command.parse(arguments)
+    dtype = getattr(torch, options.dtype)
+    cases = [
+        Case(f"{size}/{options.dtype}", partial(_measure, size, dtype)) for size in options.sizes
     ]
+    predicted = Case(f"{sizes.PREDICTED}/{options.dtype}", partial(_predict, dtype))
+    return command.run([*cases, predicted])
 
 
-def describe(size: str, grid: tuple[int, int], variant: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The part of a row that is known without measuring."""
-    return {
-        "size": size,
-        "tokens": grid[0] * grid[1],
-        "dtype": str(dtype).removeprefix("torch."),
-        "variant": variant,
-        # Of 16 bits: fp32 has other bytes, and another peak.
-        "floors": floors(shapes.model(size), grid, variant) if dtype == torch.bfloat16 else None,
-    }
+def _measure(size: str, dtype: torch.dtype, context: Context) -> None:
+    for name, row in blocks.rows(size, [MERGED], context, dtype).items():
+        context.row(name, **row, floors=_floors(size, name, dtype))
 
 
-def floors(sizes: shapes.Model, grid: tuple[int, int], variant: str) -> list[tuple[int, int]]:
-    """FLOPs and bytes, in 16 bits, of each operation of a block of ours."""
-    ratio = shapes.RATIO if variant == "compressed" else 1
-    width, count = sizes.hidden_size, grid[0] * grid[1]
-    keys = -(-grid[0] // ratio) * -(-grid[1] // ratio)
-    work = [
-        (
-            2 * count * before * after * width**2,
-            2 * width * (count * (before + after) + before * after * width),
-        )
-        for before, after in PRODUCTS
-    ]
-    for m in (keys, sizes.text_tokens):
-        work.append(
-            (
-                shapes.attention_flops(1, count, m, width, backward=False),
-                shapes.attention_bytes(1, count, m, width, 2, backward=False),
-            )
-        )
-    for name in ("gate_add", "add_modulate", "gate_add_modulate"):
-        work.append((0, shapes.elementwise_bytes(name, 1, count, width, 2, backward=False)))
-    if ratio > 1:
-        work.append((0, shapes.compress_bytes(1, grid, ratio, width, 2, backward=False)))
-    return work
+def _predict(dtype: torch.dtype, context: Context) -> None:
+    size = sizes.PREDICTED
+    for name in (OURS, MERGED.variant, THEIRS):
+        reason = "not measured: no machine here runs this size"
+        floors = _floors(size, name, dtype)
+        context.row(name, reason, **blocks.describe(size, dtype), floors=floors)
+
+
+def _floors(size: str, variant: str, dtype: torch.dtype) -> list[tuple[int, int]] | None:
+    """Of 16 bits: fp32 has other bytes, and another peak. diffusers' dense block has the work of ours."""
+    if dtype != torch.bfloat16:
+        return None
+    return blocks.floors(size, MERGED if variant == MERGED.variant else None)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ binary: calls that compile to the same code share it.
 """
 
 import argparse
-import json
 import math
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +21,11 @@ import triton
 
 from bench.compiled import ahead_of_time, sass
 from bench.compiled.ahead_of_time import Case, Launch
-from bench.measure.machine import revision, source_hash
+from bench.measure import results
+from bench.measure.results import Row
 from pixart_kernels.dispatch.registration import INTERPRETED
 
-Row = dict[str, Any]
+COMPILED = "compiled"  # the status of a row
 
 LEAST_USEFUL = 0.90  # of the tensor cores' work: 72 of 80 columns
 MOST_WAITS = {"forward": 4, "backward": 6}  # for wgmma, per iteration
@@ -86,9 +85,9 @@ def report(
             if key not in rows:
                 config = f"{case.name}-{case.resolution}-{launch.config}"
                 names[launch.kernel, config] += 1
-                twin = names[launch.kernel, config]  # the same kernel for other arguments
+                number = names[launch.kernel, config]  # of binaries, for other arguments
                 rows[key] = _row(
-                    architecture, case, launch, f"{config}-{twin}" if twin > 1 else config
+                    architecture, case, launch, f"{config}-{number}" if number > 1 else config
                 )
                 if dump is not None and launch.compiled:
                     _dump(dump, rows[key], launch)
@@ -100,13 +99,16 @@ def report(
 
 def _row(architecture: str, case: Case, launch: Launch, config: str) -> Row:
     row: Row = {
-        "kernel": launch.kernel,
-        "config": config,
+        "id": f"resources/{architecture}/{launch.kernel}/{config}",
+        "part": "resources",
+        "what": launch.kernel,
+        "variant": config,
+        "shape": {},
+        "dtype": case.dtype,
+        "status": f"does not compile: {launch.error}" if launch.error else COMPILED,
         "architecture": architecture,
         "default": launch.is_default,
         "head_dim": case.head_dim,
-        "dtype": case.dtype,
-        "error": launch.error,
         "floor_bytes": {},
     }
     if launch.compiled is None:
@@ -191,8 +193,8 @@ def loop_products(ttir: str) -> list[tuple[int, int, int]]:
 
 def defects(row: Row) -> list[str]:
     """What a configuration must not do, in words; empty if it does nothing of that."""
-    if row["error"]:
-        return [f"does not compile: {row['error']}"]
+    if row["status"] != COMPILED:
+        return [row["status"]]
     found: list[str] = []
     if row["spill_bytes"]:
         found.append(f"spills {row['spill_bytes']} bytes")
@@ -202,7 +204,7 @@ def defects(row: Row) -> list[str]:
         found.append(f"takes {row['tensor_memory']} of {TENSOR_MEMORY} columns of tensor memory")
     if row["resident_warps"] == 0:
         found.append("does not fit into an SM")
-    if row["head_dim"] and row["dtype"] != "fp32":
+    if row["head_dim"] and row["dtype"] != "float32":
         found += _attention_defects(row)
     return found
 
@@ -216,7 +218,7 @@ def _attention_defects(row: Row) -> Iterator[str]:
     if round(useful, 3) < LEAST_USEFUL:
         yield f"{useful:.3f} of the tensor cores' work is useful"
     if row["architecture"] == "sm_90":
-        most = MOST_WAITS["backward" if "backward" in row["kernel"] else "forward"]
+        most = MOST_WAITS["backward" if "backward" in row["what"] else "forward"]
         if not row["wgmma"]:
             yield "does not use wgmma"
         if row["serialised"] or row["waits"] > most:
@@ -224,7 +226,7 @@ def _attention_defects(row: Row) -> Iterator[str]:
 
 
 def _dump(directory: Path, row: Row, launch: Launch) -> None:
-    stem = f"{row['kernel']}.{row['config']}.{row['architecture']}"
+    stem = f"{row['what']}.{row['variant']}.{row['architecture']}"
     machine_code = sass.disassemble(launch.compiled)
     if "amdgcn" in launch.compiled.asm:
         (directory / f"{stem}.amdgcn").write_text(machine_code)
@@ -244,13 +246,13 @@ def table(rows: Sequence[Row]) -> str:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         text.append("  ".join(cells).rstrip())
     for row in rows:
-        text += [f"! {row['kernel']} {row['config']} {defect}" for defect in defects(row)]
+        text += [f"! {row['what']} {row['variant']} {defect}" for defect in defects(row)]
     return "\n".join(text)
 
 
 def _cells(row: Row) -> list[str]:
-    name = [row["kernel"] + " *" * row["default"], row["config"]]
-    if row["error"]:
+    name = [row["what"] + " *" * row["default"], row["variant"]]
+    if row["status"] != COMPILED:
         return name + ["-"] * 15
     cycles, useful = row["cycles"], row["useful_share"]
     floors = {where: size for by in row["floor_bytes"].values() for where, size in by.items()}
@@ -307,17 +309,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table(rows), end="\n\n", flush=True)
             every += rows
     if options.json:
-        every_defect = [dict(row, defects=defects(row)) for row in every]
-        result = {
-            "kind": "resources",
-            "command": " ".join(["python -m bench.resources", *(arguments or sys.argv[1:])]),
-            "triton": triton.__version__,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **revision(),
-            "kernels_sha256": source_hash(("kernels",)),
-            "rows": every_defect,
-        }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
+        run |= {"complete": True, "triton": triton.__version__}
+        run["rows"] = [{**row, "defects": defects(row)} for row in every]
+        results.save(options.json, "resources", run, beside=False)
 
 
 if __name__ == "__main__":

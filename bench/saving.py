@@ -15,120 +15,111 @@ from typing import Any
 
 import torch
 
-from bench.measure import results, timing, worker
-from bench.reporting import sections
-from bench.workloads import blocks, comparisons, models
-from bench.workloads import sizes as shapes
+from bench.command import Command
+from bench.measure import timing
+from bench.measure.case import Case, Context, measured
+from bench.measure.results import Row
+from bench.workloads import blocks, models, sizes
+from bench.workloads.models import OURS, THEIRS, Recipe
+from bench.workloads.sizes import Compression
 
 # Seconds to draw an image, 58 to 38 at 2K and 91 to 60 at 4K: PixArt-Σ, table 3 (d).
 PAPER = {"2k": 0.34, "4k": 0.34}
-WHOLE_ON_CPU = (shapes.TINY, "256", "512", "1k", "2k", *shapes.MODEL_SIZES["cpu"])
+WHOLE_ON_CPU = (sizes.TINY, "256", "512", "1k", "2k", *sizes.MODEL_SIZES["cpu"])
 DTYPE = torch.bfloat16
-THEIRS = "diffusers"
-VARIANTS = {"ours R = 2": 2, "ours R = 4": 4}  # of `pytest bench`, by the ratio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = results.parser(
-        "saving", __doc__, ("512", "1k", "2k", "4k"), ("256", "2880", shapes.TINY)
-    )
-    parser.add_argument("--ratios", nargs="+", type=int, default=[2, 4], choices=(2, 3, 4))
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    run = results.Run("saving", arguments, device, tiny=shapes.TINY in options.sizes)
-    with worker.readied(device):
-        for size in options.sizes:
-            found = measure(size, options.ratios, device, options.seconds, options.rounds)
-            run.add({f"{size}/R{row['ratio']}": row for row, _ in found})
-            run.save(options.json)
-    print(sections.saving(run.save(options.json)))
-    return 0
+    command = Command("saving", __doc__, ("512", "1k", "2k", "4k"), ("256", "2880", sizes.TINY))
+    command.parser.add_argument("--ratios", nargs="+", type=int, default=[2, 4], choices=(2, 3, 4))
+    options = command.parse(arguments)
+    return command.run([case(size, options.ratios) for size in options.sizes])
 
 
-def case(size: str) -> worker.Case:
-    """Of `pytest bench`: a compressed model is a variant, and its row tells the saving."""
-    return worker.Case(f"saving/{size}", partial(_tell, size), tuple(VARIANTS))
+def case(size: str, ratios: Sequence[int] = (2, 4)) -> Case:
+    merged = [Compression(ratio) for ratio in ratios]
+    names = (OURS, *(one.variant for one in merged), THEIRS)
+    return Case(size, partial(_measure, size, merged), names)
 
 
-def _tell(size: str, context: worker.Context) -> None:
-    chosen = context.choose(VARIANTS)
-    found = measure(size, list(chosen.values()), context.device, context.seconds, rounds=3)
-    for (name, ratio), (row, compressed) in zip(chosen.items(), found, strict=True):
-        flops = shapes.step_flops(size, 1, True, shapes.Compression(ratio))
-        rates = comparisons.measured(compressed, context, flops, 0, DTYPE)
-        # What these models compute is compared where their steps are timed.
-        context.row(step="denoise", resolution=size, variant=name, agrees=None, **row, **rates)
-
-
-def measure(
-    size: str, ratios: Sequence[int], device: torch.device, seconds: float, rounds: int
-) -> list[tuple[dict[str, Any], timing.Timing]]:
-    """For each ratio a row, and the times of the compressed model. Times the models for about
-    `seconds`, and at least `rounds` times each."""
-    whole = device.type == "cuda" or size in WHOLE_ON_CPU
-    single = {str(ratio): blocks.ours(size, ratio, device, DTYPE) for ratio in (1, *ratios)}
-    if whole:
-        calls = {name: _model(size, int(name), device) for name in single}
-        calls[THEIRS] = models.make_denoiser(models.RECIPES[THEIRS], size, device)
-    else:
-        calls = single | {THEIRS: blocks.theirs(size, device, DTYPE)}
-    times = timing.measure_all(calls, device, seconds=seconds, least_rounds=rounds)
-    del calls  # the models
-    passes = blocks.operations(single, size, device, rounds)
-    return [_result(size, ratio, whole, times, passes) for ratio in ratios]
-
-
-def _model(size: str, ratio: int, device: torch.device) -> timing.Call:
-    compression = shapes.Compression(ratio) if ratio > 1 else None
-    return models.make_denoiser(models.Recipe("ours", compression), size, device)
-
-
-def _result(
-    size: str,
-    ratio: int,
-    whole: bool,
-    times: Mapping[str, timing.Timing],
-    passes: Mapping[str, Sequence[Mapping[str, float]]],
-) -> tuple[dict[str, Any], timing.Timing]:
-    """times: of models, or of blocks where not `whole`. passes: of blocks, by family of operations."""
-    sizes, names = shapes.model(size), ("1", str(ratio), THEIRS)
-    rounds = list(zip(*(times[name].samples for name in names), strict=True))
-    if not whole:
-        rounds = [
-            (*compose(sizes, dense, compressed), sizes.depth * theirs)
-            for dense, compressed, theirs in rounds
-        ]
-    dense, compressed, theirs = (
-        timing.summarize(list(samples), times["1"].method) for samples in zip(*rounds, strict=True)
-    )
-    # Of a round's pair, for the machine's own changes then touch both.
-    shares = timing.summarize([1 - after / before for before, after, _ in rounds], "").summary()
-    work = [blocks.flops(size, one) for one in (1, ratio)]
-    before, after = compose(sizes, *(sum(families.values()) for families in work))
-    pairs = zip(passes["1"], passes[str(ratio)], strict=True)
-    row = {
-        "size": size,
-        "tokens": shapes.tokens(size),
-        "ratio": ratio,
-        "dtype": str(DTYPE).removeprefix("torch."),
-        "scope": "whole" if whole else "block",  # what was timed
-        "depth": sizes.depth,
-        "dense": dense.summary(),
-        "compressed": compressed.summary(),
-        "diffusers": theirs.summary(),
-        "time_saved": shares["median"],
-        "time_saved_p20": shares["p20"],
-        "time_saved_p80": shares["p80"],
-        "flops_saved": 1 - after / before,
-        "paper": PAPER.get(size) if ratio == shapes.RATIO else None,
-        "operations": {
-            "dense": medians(passes["1"]),
-            "compressed": medians(passes[str(ratio)]),
-        },
-        "eaten": medians([eaten(sizes, *pair, *work) for pair in pairs]),
+def _measure(size: str, merged: Sequence[Compression], context: Context) -> None:
+    whole = context.device.type == "cuda" or size in WHOLE_ON_CPU
+    if context.chosen is not None:
+        context.chosen |= {OURS}  # what all others are compared with
+    found = _models(size, merged, context) if whole else _composed(size, merged, context)
+    single = {
+        name: blocks.ours(size, one, context.device, DTYPE)
+        for name, one in [(OURS, None), *((one.variant, one) for one in merged)]
+        if name in found
     }
-    return row, compressed
+    passes = blocks.operations(single, size, context.device, context.least_rounds or 3)
+    for name, row in found.items():
+        own = next((one for one in merged if one.variant == name), None)
+        if own is not None and "samples" in row and "samples" in found[OURS]:
+            row["ratio"] = own.ratio
+            row["saving"] = saving(size, own, found[OURS], row, passes)
+        context.row(name, **row, scope="whole" if whole else "block")
+
+
+def _models(size: str, merged: Sequence[Compression], context: Context) -> dict[str, Row]:
+    recipes = {OURS: Recipe(), **{one.variant: Recipe(compression=one) for one in merged}}
+    recipes[THEIRS] = Recipe(THEIRS)
+    return models.rows("denoise", "denoising step", size, recipes, context)
+
+
+def _composed(size: str, merged: Sequence[Compression], context: Context) -> dict[str, Row]:
+    """Of models, from the times of their blocks in each round."""
+    found = blocks.rows(size, merged, context, DTYPE)
+    depth = sizes.config(size).depth
+    composed: dict[str, Row] = {}
+    for name, row in found.items():
+        composed[name] = {**row, "what": "denoising step", "depth": depth}
+        if "samples" not in row or "samples" not in found[OURS]:
+            continue
+        kind = next((one for one in merged if one.variant == name), None)
+        rounds = zip(found[OURS]["samples"], row["samples"], strict=True)
+        samples = [
+            depth * own if kind is None else compose(size, dense, own) for dense, own in rounds
+        ]
+        whole = timing.summarize(samples, row["seconds"]["method"])
+        recipe = Recipe(THEIRS if name == THEIRS else OURS, kind)
+        flops = models.step_flops("denoise", size, recipe)
+        composed[name] |= measured(context, whole, flops, 0, DTYPE)
+    return composed
+
+
+def compose(size: str, dense: float, compressed: float) -> float:
+    """Of all the blocks of a compressed model, from those of a block of either kind: seconds or FLOPs."""
+    config = sizes.config(size, Compression())
+    assert config.kv_compression is not None
+    merged = len(config.kv_compression.layers)
+    return (config.depth - merged) * dense + merged * compressed
+
+
+def saving(
+    size: str,
+    merged: Compression,
+    dense: Row,
+    compressed: Row,
+    passes: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, Any]:
+    """Of a round's pair, for the machine's own changes then touch both; and where it is lost."""
+    pairs = zip(dense["samples"], compressed["samples"], strict=True)
+    shares = timing.summarize([1 - after / before for before, after in pairs], "").summary()
+    work = [blocks.flops(size, one) for one in (None, merged)]
+    before, after = (sum(families.values()) for families in work)
+    rounds = zip(passes[OURS], passes[merged.variant], strict=True)
+    depth = sizes.config(size).depth
+    return {
+        "time": {name: shares[name] for name in ("median", "p20", "p80")},
+        "flops": 1 - compose(size, before, after) / (depth * before),
+        "paper": PAPER.get(size) if merged.ratio == sizes.RATIO else None,
+        "operations": {
+            OURS: medians(passes[OURS]),
+            merged.variant: medians(passes[merged.variant]),
+        },
+        "lost": medians([lost(size, *pair, *work) for pair in rounds]),
+    }
 
 
 def medians(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -140,30 +131,23 @@ def medians(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: median(values) for name, values in found.items()}
 
 
-def compose(sizes: shapes.Model, dense: float, compressed: float) -> tuple[float, float]:
-    """Of all the blocks of a dense and of a compressed model, from those of a block of either kind:
-    seconds, or FLOPs."""
-    merged = len(sizes.compressed_layers)
-    return sizes.depth * dense, (sizes.depth - merged) * dense + merged * compressed
-
-
-def eaten(
-    sizes: shapes.Model,
+def lost(
+    size: str,
     dense: Mapping[str, float],
     compressed: Mapping[str, float],
     dense_flops: Mapping[str, int],
     compressed_flops: Mapping[str, int],
 ) -> dict[str, float]:
-    """How much of the saving each family of operations eats: a share of the dense model's time;
+    """How much of the saving is lost in each family of operations: a share of the dense model's time;
     negative where time fell by more than FLOPs. All together are what is missing where the models take
     as long as these blocks do.
 
     dense, compressed: seconds of a block of either kind, by family; so the FLOPs.
     """
     seconds, work = sum(dense.values()), sum(dense_flops.values())
-    merged = len(sizes.compressed_layers) / sizes.depth
+    share = compose(size, 0, 1) / sizes.config(size).depth
     return {
-        family: merged
+        family: share
         * (
             (compressed[family] - dense[family]) / seconds
             + (dense_flops[family] - compressed_flops[family]) / work

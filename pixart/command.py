@@ -127,7 +127,9 @@ def _reason(box: str) -> str:
     import re
 
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip("│|").rstrip().removeprefix(" ") for row in plain.splitlines()]
+    # Where stdout is not UTF-8 there is no box, but a title, a rule, and spaces for the edges.
+    rows = plain.splitlines() if plain.startswith(("╭", "+")) else plain.splitlines()[2:]
+    rows = [row[:1].strip("│| ") + row[1:].rstrip(" │|").removeprefix(" ") for row in rows]
     parts: list[list[str]] = [[]]
     for row in rows:
         if row.startswith(("╭", "╰", "+")):
@@ -136,8 +138,6 @@ def _reason(box: str) -> str:
             parts.append([])
         else:
             parts[-1].append(row)
-    if not any(row.startswith("╭") for row in rows):  # drawn in ASCII: the title is a part
-        parts = parts[1:] or parts
     what = " ".join(" ".join(parts[0]).split())
     for pattern, sentence in _SENTENCES:
         if match := re.match(pattern, what):

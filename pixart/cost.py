@@ -52,7 +52,7 @@ def block_flops(
         # Queries, keys, values and output of the image; query and output of the caption.
         "projections": (3 + 1 + 2) * product,
         "MLP": 2 * 2 * count * width * config.mlp_hidden_size,
-        "merging": merging,
+        "merging keys and values": merging,
     }
 
 

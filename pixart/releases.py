@@ -108,12 +108,10 @@ def release_named(source: str) -> Release | None:
 
 
 def release_of(path: str | Path) -> Release | None:
-    """The release that a path is named after: by its stem, or by a folder above it, such as that of
-    the hub's cache. What it holds may be another model all the same: compare its tensors."""
-    for part in reversed(Path(path).parts):
-        name = part.rpartition("--")[2]
-        for suffix in (".pth", ".safetensors"):
-            name = name.removesuffix(suffix)
-        if name in RELEASED:
-            return RELEASED[name]
-    return None
+    """The release that a file or folder is named after, or the repository that the hub's cache has it
+    from. What it holds may be another model all the same: compare its tensors."""
+    path = Path(path)
+    names = [path.parent.name if path.name == "transformer" else path.name]
+    names += [part.rpartition("--")[2] for part in path.parts if part.startswith("models--")]
+    stems = (name.removesuffix(".pth").removesuffix(".safetensors") for name in names)
+    return next((RELEASED[stem] for stem in stems if stem in RELEASED), None)

@@ -21,18 +21,13 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bench.workloads import sizes as shapes
-from pixart.resolution import RESOLUTIONS
-from pixart_kernels import compress_kv, flash_attention, gate_add, gate_add_modulate, modulate
+from bench.workloads.operators import OPERATORS, Workload
 from pixart_kernels.dispatch import launch
 from pixart_kernels.dispatch.registration import NAMESPACE
 
-BATCH = 2  # guidance: with and without the caption
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 class Launch(NamedTuple):
-    kernel: str  # "attention_forward.forward": its file and its name there
+    kernel: str
     config: str
     is_default: bool  # first of the list that is tuned over
     compiled: Any  # CompiledKernel, or None
@@ -108,9 +103,8 @@ def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[L
         except (TritonError, RuntimeError) as failure:
             error = _cause(failure)
         label = _label(kwargs, tuned["names"])
-        kernel = f"{self.module.rpartition('.')[2]}.{self.fn.__name__.lstrip('_')}"
         floor = _floor_bytes((args, tuple(kwargs.values())))
-        launches.append(Launch(kernel, label, tuned["default"], compiled, error, floor))
+        launches.append(Launch(kernel_name(self), label, tuned["default"], compiled, error, floor))
 
     def tune(self: Any, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -132,6 +126,12 @@ def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[L
         _Launchers(),
     ):
         yield launches
+
+
+def kernel_name(kernel: Any) -> str:
+    """ "attention_forward.forward": its module and its name there."""
+    module = kernel.module.removeprefix("pixart_kernels.").replace(".", "_")
+    return f"{module}.{kernel.fn.__name__.lstrip('_')}"
 
 
 def _cause(failure: BaseException) -> str:
@@ -172,64 +172,11 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
 
 def cases() -> Iterator[Case]:
     """Every call that the model makes, and the other dtypes, head sizes and ratios that users have."""
-    for resolution in RESOLUTIONS:
-        for kind in ("self", "compressed", "cross", "masked"):
-            yield attention("bf16", 72, kind, resolution)
-        yield compression("bf16", 2, resolution)
-        yield from modulation("bf16", resolution)
-    for dtype, head_dim in (("bf16", 64), ("bf16", 96), ("fp16", 72), ("fp32", 72)):
-        yield attention(dtype, head_dim, "self", "1k")
-    for dtype, ratio in (("bf16", 3), ("bf16", 4), ("fp16", 2), ("fp32", 2)):
-        yield compression(dtype, ratio, "1k")
-    for dtype in ("fp16", "fp32"):
-        yield from modulation(dtype, "1k")
+    for operator in OPERATORS.values():
+        yield from map(case, operator.compiled(operator))
 
 
-def attention(dtype: str, head_dim: int, kind: str, resolution: str) -> Case:
-    """kind: what the keys are, as in shapes.keys. q, k and v are views of what makes them."""
-    head = (shapes.XL2.hidden_size // head_dim, head_dim)
-    queries, keys = shapes.tokens(resolution), shapes.keys(kind, resolution)
-    if kind in ("self", "compressed"):
-        q, k, v = _empty(queries, 3, *head, dtype=dtype).unbind(2)
-    else:
-        q = _empty(queries, *head, dtype=dtype)
-        k, v = _empty(keys, 2, *head, dtype=dtype).unbind(2)
-    if kind == "compressed":
-        k, v = (_empty(keys, *head, dtype=dtype) for _ in range(2))
-    lengths = torch.empty(BATCH, dtype=torch.int32, device="meta") if kind == "masked" else None
-    run = partial(flash_attention, q, k, v, kv_lengths=lengths)
-    return Case(f"{kind}-{dtype}-{head_dim}", resolution, dtype, head_dim, run)
-
-
-def compression(dtype: str, ratio: int, resolution: str) -> Case:
-    channels = shapes.XL2.hidden_size
-    k, v = _empty(shapes.tokens(resolution), 3, channels, dtype=dtype).unbind(2)[1:]
-    weight = _parameter(channels, 1, ratio, ratio, dtype=dtype)
-    rows = [_parameter(channels, dtype=dtype) for _ in range(3)]
-    grid = shapes.grid(resolution)
-    run = partial(compress_kv, k, v, weight, *rows, grid=grid, ratio=ratio)
-    return Case(f"compress{ratio}-{dtype}", resolution, dtype, 0, run)
-
-
-def modulation(dtype: str, resolution: str) -> Iterator[Case]:
-    channels = shapes.XL2.hidden_size
-    x, branch = (_empty(shapes.tokens(resolution), channels, dtype=dtype) for _ in range(2))
-    # The model keeps these in fp32, six of them side by side.
-    gate, shift, scale = _empty(6, channels, dtype="fp32").unbind(1)[:3]
-    calls: dict[str, Callable[[], object]] = {
-        "modulate": partial(modulate, x, shift, scale),
-        "gate_add": partial(gate_add, x, branch, gate),
-        "add": partial(gate_add, x, branch),
-        "gate_add_modulate": partial(gate_add_modulate, x, branch, gate, shift, scale),
-        "add_modulate": partial(gate_add_modulate, x, branch, None, shift, scale),
-    }
-    for name, run in calls.items():
-        yield Case(f"{name}-{dtype}", resolution, dtype, 0, run)
-
-
-def _empty(*shape: int, dtype: str) -> Tensor:
-    return _parameter(BATCH, *shape, dtype=dtype)
-
-
-def _parameter(*shape: int, dtype: str) -> Tensor:
-    return torch.empty(shape, dtype=DTYPES[dtype], device="meta", requires_grad=True)
+def case(work: Workload) -> Case:
+    head_dim = work.operator.shape(work).get("head_dim", 0)
+    call = partial(work.operator.ours, **work.inputs(torch.device("meta")))
+    return Case(work.operator.label(work), work.size, work.dtype_name, head_dim, call)

@@ -1,4 +1,4 @@
-"""What a number was measured on: the machine's identity, its clocks meanwhile, its peaks."""
+"""What a number was measured on: the machine, its peaks, and what else it did meanwhile."""
 
 import hashlib
 import os
@@ -22,21 +22,33 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("kernels", "pixart", "bench")
 LIBRARIES = ("torch", "triton", "numpy", "diffusers", "transformers", "flash-attn", "flash-attn-4")
 PRODUCTS = {torch.bfloat16: "matmul", torch.float32: "matmul_fp32"}  # names of peaks
+PROCESSOR_TIMES = Path("/proc/stat")
+IDLE = (3, 4)  # columns of its first line: idle, and waiting for a disk
+TICKS = 100  # per second: what Linux reports in, whatever its own clock (proc(5), USER_HZ)
 READINGS = {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}
 READINGS["celsius"] = "temperature.gpu"
 
 
 def identity(device: torch.device) -> dict[str, Any]:
+    """Of the machine alone: two commits on one machine have the same."""
     values: dict[str, Any] = {
         "device": device.type,
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        **revision(),
     }
     return values | (_gpu(device) if device.type == "cuda" else {})
+
+
+def name(machine: dict[str, Any] | None) -> str:
+    """Of an identity: its GPU, or its CPU with what was used of it."""
+    if machine is None:
+        return "no machine"
+    if machine.get("gpu"):
+        return machine["gpu"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -48,7 +60,7 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """That this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -63,12 +75,13 @@ def version(library: str) -> str | None:
 
 
 def revision() -> dict[str, Any]:
-    """The commit, whether the sources are others than its, and their hash."""
+    """The commit, whether the sources are others than its, and the hashes of all and of the kernels'."""
     sources = [f"{folder}/*.py" for folder in SOURCES]
     return {
         "commit": _git("rev-parse", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=all", "--", *sources)),
         "source_sha256": source_hash(),
+        "kernels_sha256": source_hash(("kernels",)),
     }
 
 
@@ -118,6 +131,38 @@ def _smi(*fields: str) -> list[str] | None:
     return [value.strip() for value in done.stdout.split(",")] if done.returncode == 0 else None
 
 
+class Moment:
+    """Seconds of CPU time up to now: of this process and its children, and of the whole machine."""
+
+    def __init__(self) -> None:
+        self.wall = time.time()
+        self.own = sum(os.times()[:4])
+        self.all = _busy_seconds()
+
+    def elsewhere(self, before: "Moment") -> float | None:
+        """The share of all cores that others took since `before`; None where nobody tells, and where
+        it was too short a time ago for the system's ticks to tell."""
+        wall = self.wall - before.wall
+        if self.all is None or before.all is None or wall < 100 / TICKS:
+            return None
+        others = (self.all - before.all) - (self.own - before.own)
+        return max(others, 0.0) / (wall * (os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float | None:
+    """Stolen time counts: another virtual machine had the core."""
+    if not PROCESSOR_TIMES.exists():
+        return None
+    columns = PROCESSOR_TIMES.read_text(encoding="ascii").splitlines()[0].split()[1:9]
+    busy = sum(int(ticks) for index, ticks in enumerate(columns) if index not in IDLE)
+    return busy / TICKS
+
+
+def load() -> float | None:
+    """Processes that wanted a core, in the last minute's mean."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 class ClockLog:
     """Clocks, power and temperature in the background, about twice a second."""
 
@@ -161,14 +206,15 @@ def peaks(device: torch.device, *, tiny: bool) -> dict[str, dict[str, Any]]:
     (result,) = timing.measure(copy, device, seconds=0.5, least_rounds=20).values()
     if isinstance(result, Exception):
         raise result
-    found = {"copy": {"per_second": 2 * size / min(result.samples), **result.summary()}}
-    seconds = 0.02 if tiny else 1.0
-    for dtype, name in PRODUCTS.items():
-        found[name] = {"per_second": measure_peak(device, dtype, seconds)}
+    rate = 2 * size / min(result.samples)
+    found: dict[str, dict[str, Any]] = {"copy": {"per_second": rate, "seconds": result.summary()}}
+    for dtype, product in PRODUCTS.items():
+        rate = measure_peak(device, dtype, seconds=0.02 if tiny else 1.0)
+        found[product] = {"per_second": rate}
     return found
 
 
 def product_rate(peaks: dict[str, dict[str, Any]], dtype: torch.dtype) -> float:
     """FLOP/s of the peak that products of a dtype are judged by: fp16's is that of bf16."""
-    name = PRODUCTS[torch.bfloat16 if dtype == torch.float16 else dtype]
-    return peaks[name]["per_second"]
+    product = PRODUCTS[torch.bfloat16 if dtype == torch.float16 else dtype]
+    return peaks[product]["per_second"]

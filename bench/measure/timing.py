@@ -32,8 +32,9 @@ class Timing(NamedTuple):
     samples: tuple[float, ...]  # in the order in which they were taken
 
     def summary(self) -> dict[str, Any]:
-        """For a row of results: everything but the samples."""
-        return {key: value for key, value in self._asdict().items() if key != "samples"}
+        """For a row of results, which keeps no samples."""
+        quantiles = {"median": self.median, "p20": self.p20, "p80": self.p80}
+        return quantiles | {"count": self.reps, "method": self.method}
 
 
 class DeviceLost(RuntimeError):
@@ -68,26 +69,6 @@ def measure(
     for name, sampler in samplers.items():
         results[name] = summarize(samples[name], sampler.method)
     return {name: results[name] for name in variants}
-
-
-def measure_all(
-    variants: Mapping[str, Call], device: torch.device, *, seconds: float, least_rounds: int
-) -> dict[str, Timing]:
-    """The same for calls that must all work: what one of them raises is raised. The host's time
-    counts."""
-    results = measure(
-        {name: [call] for name, call in variants.items()},
-        device,
-        seconds=seconds,
-        least_rounds=least_rounds,
-        with_host=True,
-    )
-    found: dict[str, Timing] = {}
-    for name, result in results.items():
-        if isinstance(result, Exception):
-            raise result
-        found[name] = result
-    return found
 
 
 def survive(error: Exception, device: torch.device) -> Exception:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import tyro
 
-from pixart.evaluation.caption_accuracy import read_report, table
+from bench.reporting.text import TEMPLATES, fill, table
+from pixart.evaluation import caption_accuracy
 from pixart.training.recipe import load_recipe
 
-TEMPLATE = Path(__file__).with_name("card.md")
+TEMPLATE = TEMPLATES / "card.md"
 
 
 class Ended(NamedTuple):
@@ -44,24 +45,21 @@ def main(
     what pixart.evaluate wrote to MODEL/accuracy.json and accuracy-shapes-kv.json."""
     stages = copy_logs("shapes", run, model / "log")
     (conversion,) = copy_logs("shapes-kv", converted, model / "log")
-    settings, before = read_report(model / "accuracy.json")
-    settings_after, after = read_report(model / "accuracy-shapes-kv.json")
+    settings, before = caption_accuracy.read_report(model / "accuracy.json")
+    settings_after, after = caption_accuracy.read_report(model / "accuracy-shapes-kv.json")
     if settings != settings_after:
         sys.exit(f"both must be measured alike, got {settings} and {settings_after}")
     options = " ".join(f"--{key} {settings[key]}" for key in ("seed", "steps", "guidance", "dtype"))
     count = max(result.of for result in before)
-    rows = [f"| {one.stage} | {one.steps} | {one.loss:.4f} |" for one in stages]
+    rows = [[one.stage, str(one.steps), f"{one.loss:.4f}"] for one in stages]
     parts = {
-        "@STAGES@": "\n".join(["| stage | steps | last loss |", "|---|---|---|", *rows]),
-        "@TABLE@": table(before),
-        "@COMMAND@": f"python -m pixart.evaluate --count {count} {options}",
-        "@CONVERSION@": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
-        "@CONVERTED@": table(after),
+        "STAGES": table(("stage", "steps", "last loss"), rows),
+        "TABLE": caption_accuracy.table(before),
+        "COMMAND": f"python -m pixart.evaluate --count {count} {options}",
+        "CONVERSION": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
+        "CONVERTED": caption_accuracy.table(after),
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        text = text.replace(name, part)
-    (model / "README.md").write_text(text, encoding="utf-8")
+    (model / "README.md").write_text(fill(TEMPLATE, parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

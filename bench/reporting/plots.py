@@ -9,22 +9,22 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bench.reporting import provenance, sections
+from bench.measure import machine
+from bench.measure.results import Content, Row
+from bench.reporting import comparisons, scaling
 from bench.workloads import sizes
 
-Result = dict[str, Any]
-Named = tuple[str, Result]
+Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
 Points = dict[str, list[tuple[float, float]]]  # of each curve, by its name
 Panels = dict[str, Points]  # by machine
 Point = tuple[str, float, float]  # a curve's name, x and y
 HASH = "Curves"  # of the PNG's texts: the SHA-256 of what is drawn and how
-NAMES = {"dense": "ours, dense", "compressed": "ours, R = 2", "diffusers": "diffusers"}
-ROOFLINE, COMPOSED = "roofline", ", composed of single blocks"  # in the names of curves
+NAMES = {"ours": "ours, dense", "ours compressed": "ours, R = 2", "diffusers": "diffusers"}
+ROOFLINE, COMPOSED = "roofline of ", ", composed of single blocks"  # in the names of curves
 # Of commands that measured the same: bench.gpu times ours and the peers in turn.
-PREFERRED = ("gpu", "saving", "cpu", "growth", "suite")
-STEPS = {"ours": "dense", "ours compressed": "compressed", "diffusers": "diffusers"}
+PREFERRED = ("gpu", "saving", "cpu", "growth", "suite", "resources")
 
 
 class Plot(NamedTuple):
@@ -34,22 +34,20 @@ class Plot(NamedTuple):
     title: str
     x: str
     y: str
-    points: Callable[[Result, Result], Iterator[Point]]
+    points: Callable[[Content, Row], Iterator[Point]]
 
     def curves(self, results: Sequence[Named]) -> Panels:
         """A curve is of one file, for it would zigzag between two that measured the same sizes."""
         panels: Panels = {}
-        sources: dict[tuple[str, str], int] = {}
-        for index, result in sorted(
-            enumerate(result for _, result in results),
-            key=lambda one: PREFERRED.index(one[1]["kind"]),
-        ):
+        sources: dict[tuple[str, str], str] = {}
+        for file, result in sorted(results, key=lambda one: PREFERRED.index(one[1]["kind"])):
             for run in result["runs"]:
-                machine = provenance.machine_name(run["machine"])
-                found = (point for row in run["rows"] for point in self.points(result, row))
-                for curve, x, y in found:
-                    if sources.setdefault((machine, curve), index) == index:
-                        own = panels.setdefault(machine, {})
+                name = machine.name(run["machine"])
+                for curve, x, y in (
+                    point for row in run["rows"] for point in self.points(result, row)
+                ):
+                    if sources.setdefault((name, curve), file) == file:
+                        own = panels.setdefault(name, {})
                         own[curve] = sorted([*own.get(curve, []), (x, y)])
         return panels
 
@@ -59,46 +57,44 @@ def drawable(results: Sequence[Named]) -> list[Plot]:
     return [plot for plot in PLOTS if plot.curves(results)]
 
 
-def _steps(result: Result, row: Result) -> Iterator[Point]:
-    """Seconds of a denoising step in bf16 against the side of the image in pixels; only of commands
-    that time all three in turn, and of models of full depth."""
-    if result["kind"] == "saving" and row["ratio"] == 2:
-        suffix = "" if row["scope"] == "whole" else COMPOSED
-        for name in (name for name in NAMES if name in row):  # older files have no diffusers
-            yield NAMES[name] + suffix, _side(row["tokens"]), row[name]["median"]
-    is_step = row.get("step") == "denoise" and row["variant"] in STEPS and "median" in row
-    if is_step and not row["resolution"].endswith(sizes.SHALLOW):
-        yield NAMES[STEPS[row["variant"]]], _side(row["shape"]["tokens"]), row["median"]
+def _steps(result: Content, row: Row) -> Iterator[Point]:
+    """Seconds of a denoising step in bf16 against the side of the image in pixels, of models of full
+    depth."""
+    is_step = row["what"] == "denoising step" and row["variant"] in NAMES and row.get("seconds")
+    if is_step and not row["shape"]["size"].endswith(sizes.SHALLOW):
+        suffix = COMPOSED if row.get("scope") == "block" else ""
+        side = sizes.PATCH_PIXELS * round(comparisons.tokens(row) ** 0.5)
+        yield NAMES[row["variant"]] + suffix, side, scaling.seconds(row)
 
 
-def _attention(result: Result, row: Result) -> Iterator[Point]:
+def _attention(result: Content, row: Row) -> Iterator[Point]:
     """TFLOP/s of self-attention, forward, against tokens, by implementation."""
-    names = tuple(row.get(name) for name in ("operator", "kind", "direction"))
-    is_timed = "median" in row and "flops_per_second" in row  # what tuning tried has no rate
-    if is_timed and names == ("flash_attention", "self", "forward"):
-        yield row["variant"], row["shape"]["tokens"], row["flops_per_second"] / 1e12
+    is_timed = row["part"] == "operators" and row.get("seconds")
+    if is_timed and row["what"] == "flash_attention self forward" and row["dtype"] == "bfloat16":
+        yield row["variant"], comparisons.tokens(row), row["flops"] / scaling.seconds(row) / 1e12
 
 
-def _growth_memory(result: Result, row: Result) -> Iterator[Point]:
-    if result["kind"] == "growth" and row.get("peak_bytes"):
-        yield _growth_name(row), row["tokens"], row["peak_bytes"] / 2**20
+def _growth_memory(result: Content, row: Row) -> Iterator[Point]:
+    if result["kind"] == "growth" and scaling.peak_bytes(row):
+        yield _growth_name(row), comparisons.tokens(row), scaling.peak_bytes(row) / 2**20
 
 
-def _growth_time(result: Result, row: Result) -> Iterator[Point]:
+def _growth_time(result: Content, row: Row) -> Iterator[Point]:
     """Measured, and at least: diffusers' dense block has the work of ours."""
     if result["kind"] != "growth":
         return
-    if "median" in row:
-        yield _growth_name(row), row["tokens"], row["median"]
-    floor = sections.roofline(row, sections.ceiling(result))
+    if row.get("seconds"):
+        yield _growth_name(row), comparisons.tokens(row), scaling.seconds(row)
+    floor = scaling.roofline(row, scaling.ceiling(result))
     if row["variant"] != "diffusers" and floor is not None:
-        yield f"{ROOFLINE} of {NAMES[row['variant']]}", row["tokens"], floor
+        yield ROOFLINE + _growth_name(row), comparisons.tokens(row), floor
 
 
-def _growth_name(row: Result) -> str:
+def _growth_name(row: Row) -> str:
     return f"{NAMES[row['variant']]}, {row['dtype']}"
 
 
+_TOKENS = "image tokens"
 PLOTS = (
     Plot(
         "steps.png",
@@ -107,24 +103,12 @@ PLOTS = (
         "seconds",
         _steps,
     ),
-    Plot(
-        "attention.png",
-        "Self-attention of XL/2, forward, bf16",
-        "image tokens",
-        "TFLOP/s",
-        _attention,
-    ),
-    Plot(
-        "growth-time.png",
-        "Time of a block against tokens",
-        "image tokens",
-        "seconds",
-        _growth_time,
-    ),
+    Plot("attention.png", "Self-attention of XL/2, forward, bf16", _TOKENS, "TFLOP/s", _attention),
+    Plot("growth-time.png", "Time of a block against tokens", _TOKENS, "seconds", _growth_time),
     Plot(
         "growth-memory.png",
         "Memory of a block at its peak against tokens",
-        "image tokens",
+        _TOKENS,
         "MiB beyond weights and inputs",
         _growth_memory,
     ),
@@ -132,25 +116,22 @@ PLOTS = (
 
 
 def draw(results: Sequence[Named], folder: Path) -> None:
-    """Write the pictures; one without results is removed. Raises ValueError without matplotlib."""
-    for plot in PLOTS:
-        panels = plot.curves(results)
-        path = folder / plot.file
-        if not panels:
-            path.unlink(missing_ok=True)
-        elif _shown(path) != _hash(plot, panels):
+    """Write the pictures that are stale, remove those that nothing stands for. Raises ValueError
+    without matplotlib."""
+    plots = {folder / plot.file: plot for plot in drawable(results)}
+    for path in stale(results, folder):
+        if path in plots:
             folder.mkdir(exist_ok=True)
-            _draw(plot, panels, path)
+            _draw(plots[path], plots[path].curves(results), path)
+        else:
+            path.unlink()
 
 
-def stale(results: Sequence[Named], folder: Path) -> list[str]:
-    """The names of pictures that show something else than the results."""
-    found = []
-    for plot in PLOTS:
-        panels = plot.curves(results)
-        if _shown(folder / plot.file) != (_hash(plot, panels) if panels else None):
-            found.append(plot.file)
-    return found
+def stale(results: Sequence[Named], folder: Path) -> list[Path]:
+    """The pictures that show something else than the results, or should not be there."""
+    wanted = {folder / plot.file: _hash(plot, plot.curves(results)) for plot in drawable(results)}
+    wrong = [path for path, shown in wanted.items() if _shown(path) != shown]
+    return wrong + [path for path in folder.glob("*.png") if path not in wanted]
 
 
 def _hash(plot: Plot, panels: Panels) -> str:
@@ -180,16 +161,16 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
     figure, rows = pyplot.subplots(
         1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout="constrained"
     )
-    for axes, (machine, curves) in zip(rows[0], panels.items(), strict=True):
+    for axes, (name, curves) in zip(rows[0], panels.items(), strict=True):
         colors: dict[str, str] = {}
-        for name, points in curves.items():
-            line = "--" if name.startswith(ROOFLINE) else "x" if name.endswith(COMPOSED) else "o-"
-            color = colors.get(measured := name.removesuffix(COMPOSED))
+        for curve, points in sorted(curves.items(), key=lambda item: item[0].startswith(ROOFLINE)):
+            line = "--" if curve.startswith(ROOFLINE) else "x" if curve.endswith(COMPOSED) else "o-"
+            whole = curve.removesuffix(COMPOSED).removeprefix(ROOFLINE)
             (drawn,) = axes.plot(
-                *zip(*points, strict=True), line, color=color, label=name, markersize=5
+                *zip(*points, strict=True), line, color=colors.get(whole), label=curve, markersize=5
             )
-            colors[measured] = drawn.get_color()
-        axes.set(xlabel=plot.x, ylabel=plot.y, xscale="log", yscale="log", title=machine)
+            colors[whole] = drawn.get_color()
+        axes.set(xlabel=plot.x, ylabel=plot.y, xscale="log", yscale="log", title=name)
         ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=8)
         axes.minorticks_off()
@@ -201,7 +182,3 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
     figure.suptitle(plot.title)
     figure.savefig(path, dpi=110, facecolor="white", metadata={HASH: _hash(plot, panels)})
     pyplot.close(figure)
-
-
-def _side(tokens: int) -> int:
-    return 16 * round(tokens**0.5)  # a token is 16 pixels wide

@@ -13,61 +13,71 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from bench.measure import timing
-from bench.workloads import models
-from bench.workloads import sizes as shapes
-from pixart.checkpoint.config import config_to_diffusers
+from bench.measure import memory, timing
+from bench.measure.case import Context, Ready, Unavailable, time_variants
+from bench.measure.results import Row
+from bench.workloads import sizes
+from bench.workloads.models import OURS, THEIRS
+from bench.workloads.operators.modulation import elementwise_bytes
+from bench.workloads.sizes import Compression
+from pixart import cost
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model.blocks import Block
 
-SELF, CROSS = "self-attention", "cross-attention"
-PROJECTIONS, MLP = "projections", "MLP"
-MERGING, ELEMENTWISE = "merging keys and values", "element-wise"
+SELF, CROSS, PROJECTIONS, MLP, MERGING = cost.block_flops(PixArtConfig(), 0, 1)
+ELEMENTWISE = "element-wise"
 FAMILIES = (SELF, CROSS, PROJECTIONS, MLP, MERGING, ELEMENTWISE)
 _PRODUCTS = ("aten::linear", "aten::_addmm_activation", "mkldnn::_linear_pointwise")
-_OURS = ("pixart::modulate", "pixart::gate_add", "pixart::gate_add_modulate")
 
 
-def config(resolution: str, ratio: int) -> PixArtConfig:
-    """Of a model of this one block. ratio: 1 for a dense block."""
-    compression = KVCompression((0,), ratio) if ratio > 1 else None
-    return replace(models.model_config(resolution, None), depth=1, kv_compression=compression)
+def config(size: str, compression: Compression | None) -> PixArtConfig:
+    """Of a model of this one block."""
+    merged = None if compression is None else KVCompression((0,), compression.ratio)
+    return replace(sizes.config(size), depth=1, kv_compression=merged)
 
 
 @torch.no_grad()
 def ours(
-    resolution: str, ratio: int, device: torch.device, dtype: torch.dtype, text: int | None = None
+    size: str,
+    compression: Compression | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    text: int | None = None,
 ) -> timing.Call:
     """A block's forward pass over random tokens, the caption's keys and values being made.
 
-    ratio: 1 for a dense block. text: how many tokens of the caption count, None for all.
+    text: how many tokens of the caption count, None for all.
     """
-    own = config(resolution, ratio)
+    own = config(size, compression)
     with device:
         block = Block(own, 0)
     random = _randomise(block, device)
     block = block.to(dtype).eval()
-    width, count = own.hidden_size, shapes.tokens(resolution)
+    width, count = own.hidden_size, sizes.tokens(size)
     x, modulated = (random(1, count, width).to(dtype) for _ in range(2))
     rows, following = ([random(1, width) for _ in range(n)] for n in (4, 2))
     caption = block.cross_attn.keys_values(random(1, own.model_max_length, width).to(dtype))
     lengths = None if text is None else torch.tensor([text], dtype=torch.int32, device=device)
     inputs = (x, modulated, tuple(rows), tuple(following), caption, lengths)
-    return torch.no_grad()(partial(block, *inputs, shapes.grid(resolution)))
+    return torch.no_grad()(partial(block, *inputs, sizes.grid(size)))
 
 
 @torch.no_grad()
-def theirs(resolution: str, device: torch.device, dtype: torch.dtype) -> timing.Call:
+def theirs(size: str, device: torch.device, dtype: torch.dtype) -> timing.Call:
     """The same of diffusers' model, which makes the caption's keys and values at every step."""
-    from diffusers import PixArtTransformer2DModel
+    try:
+        from diffusers import PixArtTransformer2DModel
+    except ImportError as error:
+        raise Unavailable(f"not installed: {error}") from None
+    from pixart.checkpoint.config import config_to_diffusers
 
-    own = config(resolution, 1)
+    own = config(size, None)
     with device:
         model: Any = PixArtTransformer2DModel.from_config(config_to_diffusers(own))
     block = model.transformer_blocks[0]
     random = _randomise(block, device)
     block = block.to(dtype).eval()
-    x = random(1, shapes.tokens(resolution), own.hidden_size).to(dtype)
+    x = random(1, sizes.tokens(size), own.hidden_size).to(dtype)
     call = partial(
         block,
         x,
@@ -84,23 +94,77 @@ def _randomise(block: torch.nn.Module, device: torch.device) -> Callable[..., Te
     return partial(torch.randn, generator=generator, device=device)
 
 
-def flops(resolution: str, ratio: int) -> dict[str, int]:
-    """Useful work of a block, by family; merging and element-wise work count nothing."""
-    sizes, count = shapes.model(resolution), shapes.tokens(resolution)
-    width, one = sizes.hidden_size, 2 * count * sizes.hidden_size**2
-    attend = partial(shapes.attention_flops, 1, count, channels=width, backward=False)
-    return {
-        SELF: attend(keys=shapes.tokens(resolution, ratio)),
-        CROSS: attend(keys=sizes.text_tokens),
-        PROJECTIONS: one * (3 + 1 + 2),
-        MLP: one * 8,
-        MERGING: 0,
-        ELEMENTWISE: 0,
+def rows(
+    size: str,
+    compressions: Iterable[Compression],
+    context: Context,
+    dtype: torch.dtype,
+) -> dict[str, Row]:
+    """Of a dense block of ours, of compressed ones and of diffusers'."""
+    device = context.device
+    makers: dict[str, Callable[[], timing.Call]] = {
+        OURS: lambda: ours(size, None, device, dtype),
+        **{one.variant: partial(ours, size, one, device, dtype) for one in compressions},
+        THEIRS: lambda: theirs(size, device, dtype),
     }
+    merged = {one.variant: one for one in compressions}
+
+    def build(name: str, make: Callable[[], timing.Call]) -> Ready:
+        call = make()
+        _, peak = memory.of_next(call, device)  # beyond the weights and the inputs
+        return Ready(
+            [call], sum(flops(size, merged.get(name)).values()), 0, None, {"peak_bytes": peak}
+        )
+
+    builders = {name: partial(build, name, make) for name, make in makers.items()}
+    found = time_variants(context, builders, dtype=dtype, with_host=True, least_rounds=3)
+    return {name: describe(size, dtype) | row for name, row in found.items()}
+
+
+def describe(size: str, dtype: torch.dtype) -> Row:
+    shape = {"size": size, "batch": 1, "tokens": sizes.tokens(size)}
+    return {"what": "block", "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def flops(size: str, compression: Compression | None) -> dict[str, int]:
+    """Useful work of a block of ours, by family; element-wise work counts nothing."""
+    work = cost.block_flops(config(size, compression), 0, sizes.grid(size))
+    return work | {ELEMENTWISE: 0}
+
+
+def floors(size: str, compression: Compression | None) -> list[tuple[int, int]]:
+    """FLOPs and bytes, in 16 bits, of each operation of a block of ours."""
+    own, grid = config(size, compression), sizes.grid(size)
+    width, count, text = own.hidden_size, grid[0] * grid[1], own.model_max_length
+    # Inputs and outputs of products, in widths: qkv, its output, query and output of the
+    # cross-attention, the two layers of the MLP.
+    work = [
+        (
+            2 * count * before * after * width**2,
+            cost.product_bytes(count, before * width, after * width, 2),
+        )
+        for before, after in ((1, 3), (1, 1), (1, 1), (1, 1), (1, 4), (4, 1))
+    ]
+    merged = own.kv_compression
+    keys = count if merged is None else cost.merged_keys(merged, grid)
+    for m in (keys, text):
+        work.append(
+            (cost.attention_flops(count, m, width), cost.attention_bytes(count, m, width, 2))
+        )
+    for kernel in (
+        ("gate_add", ""),
+        ("gate_add_modulate", "plain"),
+        ("gate_add_modulate", "gated"),
+    ):
+        work.append((0, elementwise_bytes(*kernel, count, width, 2, backward=False)))
+    if merged is not None:
+        merging = cost.merging_flops(merged, keys, width)
+        work.append((merging, cost.merging_bytes(grid, merged.ratio, width, 2)))
+    return work
 
 
 def operations(
-    calls: Mapping[str, timing.Call], resolution: str, device: torch.device, rounds: int
+    calls: Mapping[str, timing.Call], size: str, device: torch.device, rounds: int
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds of each family of operations in each block of ours, in `rounds` passes in turn.
 
@@ -113,7 +177,7 @@ def operations(
     order = list(calls)
     for _ in range(rounds):
         for name in order:
-            found[name].append(_profile(calls[name], shapes.model(resolution).hidden_size, device))
+            found[name].append(_profile(calls[name], sizes.config(size).hidden_size, device))
         order.reverse()  # nobody always comes after the same neighbour
     return found
 
@@ -150,7 +214,7 @@ def _families(events: Iterable[Any], width: int) -> Iterable[str]:
             yield SELF if attentions == 1 else CROSS
         elif event.name in _PRODUCTS:
             yield MLP if _is_mlp(event.input_shapes, width) else PROJECTIONS
-        elif event.name in _OURS:
+        elif event.name.startswith("pixart::") and event.name != "pixart::compress_kv":
             yield ELEMENTWISE
         else:  # before attention to the image, copies and norms are what compression needs
             yield ELEMENTWISE if attentions else MERGING

@@ -1,14 +1,15 @@
-"""The whole model: one denoising and one training step, in bench.gpu and in `pytest bench`.
+"""The whole model: one denoising and one training step of ours and of diffusers', with the same weights.
 
-Ours and diffusers' have the same random weights; one sample, a caption of full length. A denoising
-step is what each library's pipeline runs per step: ours has made the caption's keys and values once
-per prompt before. "compiled" means every block by itself, as diffusers advises; "graph" a CUDA
-graph; "checkpointed" keeps no activations inside of blocks for the backward pass.
+Random weights, one sample, a caption of full length. A denoising step is what each library's pipeline
+runs per step: ours has made the caption's keys and values once per prompt before; "caption inside"
+makes them in the step, as diffusers does. "compiled" means every block by itself, as diffusers
+advises; "graph" a CUDA graph; "checkpointed" keeps no activations inside of blocks for the backward
+pass.
 """
 
-import time
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
@@ -16,22 +17,18 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-import pixart.model.blocks
-import pixart.model.transformer
-import pixart_kernels
 from bench.measure import memory, timing
-from bench.measure.worker import Case, Context
-from bench.workloads import sizes as shapes
-from bench.workloads.comparisons import failed, measured
-from bench.workloads.peers import Unavailable, compile_options
-from pixart.checkpoint.config import config_to_diffusers
-from pixart.checkpoint.names import to_diffusers
-from pixart.config import KVCompression, PixArtConfig
+from bench.measure.case import Case, Context, Ready, Unavailable, Verdict, time_variants
+from bench.measure.results import Row
+from bench.workloads import sizes
+from bench.workloads.operators import OPERATORS
+from bench.workloads.operators.workload import compile_options
+from bench.workloads.sizes import Compression
+from pixart import cost
 from pixart.diffusion import training_loss
+from pixart.model.blocks import SelfAttention
 from pixart.model.transformer import PixArt
-from pixart.sampler.cuda_graphs import CudaGraphs
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # latents, timesteps: the model's output
 CHECKPOINTED = ("2k", "2880", "4k")  # training there does not fit with all activations kept
 # Relative, between models of the same weights: three times what another order of rounding makes
 # in 28 blocks (0.015 and 9e-7; in two blocks 0.007 and 5e-7, of the gradients 0.008), where the first
@@ -40,36 +37,12 @@ SAME = {torch.bfloat16: 0.05, torch.float32: 3e-6}
 # Bytes per parameter that a step moves at least: a denoising step reads it once; a training step
 # reads and writes it in fp32 with its two averages in AdamW.
 MOVED = {"denoise": 2, "train": 2 * 3 * 4}
-
-
-def steps(tiny: bool) -> list[Case]:
-    """One denoising step and one training step per resolution, against diffusers' model."""
-    denoising = (shapes.TINY,) if tiny else ("4k", "1k", "512", "2k")
-    training = (shapes.TINY,) if tiny else ("1k", "512", "2k", "4k")
-    cases = [denoise(size, IN_ONE_RUN, graphs=not tiny and size != "4k") for size in denoising]
-    return cases + [train(size, TRAINED_IN_ONE_RUN) for size in training]
-
-
-def model_config(resolution: str, compression: shapes.Compression | None) -> PixArtConfig:
-    sizes, pixels = shapes.model(resolution), shapes.PIXELS[resolution]
-    return PixArtConfig(
-        input_size=pixels // 8,
-        hidden_size=sizes.hidden_size,
-        depth=sizes.depth,
-        num_heads=sizes.heads,
-        caption_channels=sizes.caption_channels,
-        model_max_length=sizes.text_tokens,
-        pe_interpolation=pixels / 512,
-        class_dropout_prob=0.0,  # all train with the same captions
-        kv_compression=KVCompression(tuple(compression.layers(sizes)), compression.ratio)
-        if compression
-        else None,
-    )
+OURS, THEIRS = "ours", "diffusers"
 
 
 @torch.no_grad()
 def build_ours(
-    resolution: str, device: torch.device, compression: shapes.Compression | None
+    resolution: str, device: torch.device, compression: Compression | None = None
 ) -> PixArt:
     """Random weights everywhere, the same at every call: a new model returns zeros.
 
@@ -77,7 +50,7 @@ def build_ours(
     nearly closed gates nobody would see what a branch computes.
     """
     with device:
-        model = PixArt(model_config(resolution, compression))
+        model = PixArt(sizes.config(resolution, compression))
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         inputs = 1 if name.endswith("scale_shift_table") else parameter[0].numel()
@@ -90,10 +63,13 @@ def build_theirs(resolution: str, device: torch.device) -> nn.Module:
         from diffusers import PixArtTransformer2DModel
     except ImportError as error:
         raise Unavailable(f"not installed: {error}") from None
-    config = config_to_diffusers(model_config(resolution, None))
+    from pixart.checkpoint.config import config_to_diffusers
+    from pixart.checkpoint.names import to_diffusers
+
     with device:
+        config: Any = config_to_diffusers(sizes.config(resolution))
         model = PixArtTransformer2DModel.from_config(config)
-    weights = to_diffusers(build_ours(resolution, device, None).state_dict())
+    weights = to_diffusers(build_ours(resolution, device).state_dict())
     missing = set(model.state_dict()) - set(weights) - {"pos_embed.pos_embed"}
     if missing:
         raise RuntimeError(f"weights for diffusers' model are missing: {sorted(missing)[:4]}")
@@ -102,15 +78,15 @@ def build_theirs(resolution: str, device: torch.device) -> nn.Module:
 
 
 def random_caption(resolution: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    sizes = shapes.model(resolution)
+    config = sizes.config(resolution)
     generator = torch.Generator(device).manual_seed(1)
-    size = (1, sizes.text_tokens, sizes.caption_channels)
+    size = (1, config.model_max_length, config.caption_channels)
     return torch.randn(size, generator=generator, device=device).to(dtype)
 
 
 def random_latents(resolution: str, device: torch.device, seed: int = 2) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
-    side = shapes.PIXELS[resolution] // 8
+    side = sizes.PIXELS[resolution] // 8
     return torch.randn(1, 4, side, side, generator=generator, device=device)
 
 
@@ -118,13 +94,12 @@ def _call_ours(model: nn.Module, caption: Any, latents: Tensor, timesteps: Tenso
     return model(latents, timesteps, caption)
 
 
-def call_theirs(model: nn.Module, caption: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
-    unused = {"resolution": None, "aspect_ratio": None}
+def _call_theirs(model: nn.Module, caption: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
     return model(
         latents.to(caption.dtype),
         encoder_hidden_states=caption,
         timestep=timesteps,
-        added_cond_kwargs=unused,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         return_dict=False,
     )[0]
 
@@ -161,90 +136,176 @@ def _nothing(model: nn.Module, resolution: str) -> None:
 
 
 class Recipe(NamedTuple):
-    """Whose model, which of its keys are compressed, what is done to it, how its steps run."""
+    """Whose model, which of its keys are compressed, what is done to it, how its steps run. encoded:
+    whether the caption's keys and values are made before a denoising step."""
 
-    whose: str
-    compression: shapes.Compression | None = None
+    whose: str = OURS
+    compression: Compression | None = None
     change: Callable[[nn.Module, str], None] = _nothing
     graph: bool = False
     checkpointed: bool = False
+    encoded: bool = True
 
 
-PUBLISHED = shapes.PUBLISHED
+COMPRESSIONS = (Compression(), Compression(ratio=4), Compression(everywhere=True))
+MERGED = {one.variant: Recipe(compression=one) for one in COMPRESSIONS}
 RECIPES: dict[str, Recipe] = {
-    "ours": Recipe("ours"),
-    "ours compressed": Recipe("ours", PUBLISHED),
-    "ours compressed r4": Recipe("ours", shapes.Compression(ratio=4)),
-    "ours compressed everywhere": Recipe("ours", shapes.Compression(everywhere=True)),
-    "diffusers": Recipe("diffusers"),
-    "diffusers compiled": Recipe("diffusers", change=_compile_blocks),
-    "diffusers accelerated": Recipe("diffusers", change=_accelerate),
-    "ours compiled": Recipe("ours", change=_compile_blocks),
+    OURS: Recipe(),
+    **MERGED,
+    THEIRS: Recipe(THEIRS),
+    "diffusers compiled": Recipe(THEIRS, change=_compile_blocks),
+    "diffusers accelerated": Recipe(THEIRS, change=_accelerate),
+    "ours compiled": Recipe(change=_compile_blocks),
 }
 GRAPHS = {
-    f"{name} graph": RECIPES[name]._replace(graph=True) for name in ("ours", "ours compressed")
+    f"{name} graph": RECIPES[name]._replace(graph=True) for name in (OURS, Compression().variant)
 }
 BOTH_WAYS = {
     name + suffix: RECIPES[name]._replace(checkpointed=bool(suffix))
-    for name in ("ours", "ours compressed", "diffusers")
+    for name in (OURS, Compression().variant, THEIRS)
     for suffix in ("", " checkpointed")
 }
+FORWARD = {
+    "ours, caption encoded": Recipe(),
+    "ours": Recipe(encoded=False),
+    THEIRS: Recipe(THEIRS),
+}
 # bench.gpu has minutes for everything.
-IN_ONE_RUN = [
-    name for name in RECIPES if name not in ("ours compressed r4", "ours compressed everywhere")
-]
-TRAINED = [name for name in RECIPES if name != "ours compiled"]
-TRAINED_IN_ONE_RUN = [name for name in TRAINED if name in IN_ONE_RUN]
+IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in COMPRESSIONS[1:]]]
+
+
+def steps(denoised: Iterable[str], trained: Iterable[str]) -> list[Case]:
+    """One denoising step and one training step per size, against diffusers' model: of bench.gpu, the
+    most important first."""
+    without_compiled = [name for name in IN_ONE_RUN if name != "ours compiled"]
+    cases = [denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY)) for size in denoised]
+    return cases + [train(size, without_compiled) for size in trained]
 
 
 def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:
     """One denoising step of the recipes."""
     recipes = {name: RECIPES[name] for name in names} | (GRAPHS if graphs else {})
-    return _case("denoise", resolution, recipes)
+    return case(f"denoise/{resolution}", "denoise", "denoising step", resolution, recipes)
 
 
-def train(resolution: str, names: Iterable[str] = TRAINED) -> Case:
+def train(resolution: str, names: Iterable[str] = ()) -> Case:
     """One training step of the recipes, checkpointed where the size calls for it."""
-    checkpointed = resolution in CHECKPOINTED
-    recipes = {name: RECIPES[name]._replace(checkpointed=checkpointed) for name in names}
-    return _case("train", resolution, recipes)
+    names = names or [name for name in RECIPES if name != "ours compiled"]
+    kept = resolution not in CHECKPOINTED
+    what = "training step" if kept else "training step, checkpointed"
+    recipes = {name: RECIPES[name]._replace(checkpointed=not kept) for name in names}
+    return case(f"train/{resolution}", "train", what, resolution, recipes)
 
 
 def train_both_ways(resolution: str) -> Case:
     """One training step with all activations kept, and with checkpoints."""
-    return _case("train", resolution, BOTH_WAYS)._replace(name=f"checkpointing/{resolution}")
+    what = "training step with and without checkpoints"
+    return case(f"checkpointing/{resolution}", "train", what, resolution, BOTH_WAYS)
 
 
-def _case(step: str, resolution: str, recipes: Mapping[str, Recipe]) -> Case:
-    run = partial(_time_steps, step, resolution, recipes)
-    return Case(f"{step}/{resolution}", run, tuple(recipes))
+def case(name: str, step: str, what: str, resolution: str, recipes: Mapping[str, Recipe]) -> Case:
+    def run(context: Context) -> None:
+        for variant, row in rows(step, what, resolution, recipes, context).items():
+            context.row(variant, **row)
+
+    return Case(name, run, tuple(recipes))
+
+
+def rows(
+    step: str,
+    what: str,
+    resolution: str,
+    recipes: Mapping[str, Recipe],
+    context: Context,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Row]:
+    """Of each variant that was asked for. step: "denoise" or "train". A model in fp32 takes its steps
+    in fp32; training in bf16 is autocast."""
+    device = context.device
+    makers = {
+        name: partial(MAKERS[step], recipe, resolution, device, dtype)
+        for name, recipe in recipes.items()
+    }
+
+    def build(name: str, make: Callable[[], Callable[[], Iterable[Tensor]]]) -> Ready:
+        call, result, held = _first_step(make, device)
+        work = step_flops(step, resolution, recipes[name])
+        moved = MOVED[step] * dtype.itemsize // 2 * _parameters(resolution)
+        return Ready([call], work, moved, result, held)
+
+    def judge(ready: Mapping[str, Ready]) -> dict[str, Verdict]:
+        return _compare(ready, recipes, partial(_eager, step, resolution, device, dtype), dtype)
+
+    builders = {name: partial(build, name, make) for name, make in makers.items()}
+    found = time_variants(context, builders, judge, dtype=dtype, with_host=True, least_rounds=3)
+    shape = {"size": resolution, "batch": 1, "tokens": sizes.tokens(resolution)}
+    shared = {"what": what, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
+    for row in found.values():
+        if step == "train" and "seconds" in row:
+            row["images_per_second"] = 1 / row["seconds"]["median"]
+    return {name: shared | row for name, row in found.items()}
+
+
+def step_flops(step: str, resolution: str, recipe: Recipe) -> int:
+    encoded = step == "denoise" and recipe.whose == OURS and recipe.encoded
+    config = sizes.config(resolution, recipe.compression)
+    once = cost.forward_flops(config, sizes.grid(resolution), encoded=encoded)
+    return once * (3 if step == "train" else 1)
+
+
+def _compare(
+    ready: Mapping[str, Ready],
+    recipes: Mapping[str, Recipe],
+    eager: Callable[[Recipe], Tensor | None],
+    dtype: torch.dtype,
+) -> dict[str, Verdict]:
+    """Dense models with diffusers'; nobody else's has compressed keys and values: those with what
+    they compute without our kernels."""
+    expected: dict[Compression | None, Tensor | None] = {
+        None: ready[THEIRS].result if THEIRS in ready else None
+    }
+    verdicts = {}
+    for name, one in ready.items():
+        compression = recipes[name].compression
+        if compression not in expected:
+            expected[compression] = eager(recipes[name])
+        truth = expected[compression]
+        if truth is not None:
+            error = float((one.result.double() - truth.double()).norm() / truth.double().norm())
+            against = "diffusers" if compression is None else "eager operators"
+            verdicts[name] = Verdict({"out0": error}, against, error <= SAME[dtype])
+    return verdicts
 
 
 def _build(recipe: Recipe, resolution: str, device: torch.device) -> tuple[nn.Module, Any]:
     """A model in fp32, and how it is called."""
-    if recipe.whose == "ours":
+    if recipe.whose == OURS:
         model: nn.Module = build_ours(resolution, device, recipe.compression)
     else:
         model = build_theirs(resolution, device)
     recipe.change(model, resolution)
-    return model, _call_ours if recipe.whose == "ours" else call_theirs
+    return model, _call_ours if recipe.whose == OURS else _call_theirs
 
 
 @torch.no_grad()
-def make_denoiser(recipe: Recipe, resolution: str, device: torch.device) -> Callable[[], Tensor]:
+def make_denoiser(
+    recipe: Recipe, resolution: str, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], Tensor]:
     model, call = _build(recipe, resolution, device)
-    model = model.bfloat16().eval()
-    caption: Any = random_caption(resolution, device, torch.bfloat16)
+    model = model.to(dtype).eval()
+    caption: Any = random_caption(resolution, device, dtype)
     latents, timesteps = random_latents(resolution, device), torch.tensor([500], device=device)
-    if isinstance(model, PixArt):
+    if isinstance(model, PixArt) and recipe.encoded:
         caption = model.encode_caption(caption)
         if recipe.graph:
+            from pixart.sampler.cuda_graphs import CudaGraphs
+
             return partial(CudaGraphs(), model, latents, timesteps, caption, ())
     return torch.no_grad()(partial(call, model, caption, latents, timesteps))
 
 
 def make_trainer(
-    recipe: Recipe, resolution: str, device: torch.device
+    recipe: Recipe, resolution: str, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Callable[[], list[Tensor]]:
     """fp32 weights under bf16 autocast, the training loss, AdamW.
 
@@ -258,7 +319,7 @@ def make_trainer(
     elif recipe.checkpointed:
         model.enable_gradient_checkpointing()  # type: ignore[operator]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
-    predict = partial(call, model, random_caption(resolution, device, torch.bfloat16))
+    predict = partial(call, model, random_caption(resolution, device, dtype))
     latents, noise = random_latents(resolution, device), random_latents(resolution, device, seed=3)
     timesteps = torch.tensor([500], device=device)
     telling = [
@@ -268,7 +329,7 @@ def make_trainer(
     ]
 
     def step() -> list[Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, dtype):
             loss = training_loss(predict, latents, timesteps, noise).loss.mean()
         loss.backward()
         gradients = [cast(Tensor, parameter.grad) for parameter in telling]
@@ -279,99 +340,39 @@ def make_trainer(
     return step
 
 
-Make = Callable[[Recipe, str, torch.device], Callable[[], Iterable[Tensor]]]
-MAKERS: dict[str, Make] = {"denoise": make_denoiser, "train": make_trainer}
-
-
-def _time_steps(
-    step: str, resolution: str, recipes: Mapping[str, Recipe], context: Context
-) -> None:
-    begin = time.time()
-    calls: dict[str, list[timing.Call]] = {}
-    statuses: dict[str, str | None] = {}
-    seen: dict[str, dict[str, Any]] = {}
-    outputs: dict[str, Tensor] = {}
-    expected: dict[shapes.Compression | None, Tensor | None] = {}
-    recipes = context.choose(recipes)
-    for name, recipe in recipes.items():
-        statuses[name] = context.crashed(name)
-        if statuses[name]:
-            continue
-        context.announce(name)
-        try:
-            make = partial(MAKERS[step], recipe, resolution, context.device)
-            call, outputs[name], seen[name] = _first_step(make, context.device)
-            calls[name] = [call]
-            if recipe.compression not in (None, *expected):
-                expected[recipe.compression] = _eager(step, recipe, resolution, context.device)
-        except Unavailable as reason:
-            statuses[name] = str(reason)
-        except Exception as error:  # a peer may fail in any way
-            statuses[name] = failed(error)
-            timing.survive(error, context.device)
-    times = timing.measure(
-        calls,
-        context.device,
-        seconds=context.seconds,
-        least_rounds=3,
-        with_host=True,
-        announce=context.announce,
-    )
-    expected[None] = outputs.get("diffusers")
-    clocks = context.clocks.since(begin)
-    for name, status in statuses.items():
-        compression, checkpointed = recipes[name].compression, recipes[name].checkpointed
-        flops = shapes.step_flops(
-            resolution,
-            1,
-            compression is not None,
-            compression or PUBLISHED,
-            # Ours has encoded the caption before it denoises.
-            captions=step == "train" or recipes[name].whose == "diffusers",
-        )
-        flops *= 3 if step == "train" else 1
-        moved = MOVED[step] * _parameters(resolution)
-        row: dict[str, Any] = {"step": step, "resolution": resolution, "variant": name}
-        row |= {"shape": {"batch": 1, "tokens": shapes.tokens(resolution)}, "dtype": "bfloat16"}
-        same = _difference(outputs.get(name), expected.get(compression))
-        row |= {f"difference_from_{'eager' if compression else 'diffusers'}": same}
-        row |= {"agrees": same is None or same < SAME[torch.bfloat16], **seen.get(name, {})}
-        row |= {"checkpointing": checkpointed}
-        rates = measured(status or times[name], context, flops, moved, clocks=clocks)
-        if step == "train" and rates["status"] == "measured":
-            rates["images_per_second"] = 1 / rates["median"]
-        context.row(**row, **rates)
+MAKERS: dict[str, Callable[..., Callable[[], Iterable[Tensor]]]] = {
+    "denoise": make_denoiser,
+    "train": make_trainer,
+}
 
 
 def _first_step(
     make: Callable[[], Callable[[], Iterable[Tensor]]], device: torch.device
-) -> tuple[timing.Call, Tensor, dict[str, Any]]:
+) -> tuple[timing.Call, Tensor, Row]:
     """The second call tells its peak memory, when compiling and tuning are over, and its results,
     as one vector."""
     meter = memory.Meter(device)
     call = make()
     call()
-    resident = meter.held()
+    held = meter.held()
     out, extra = memory.of(lambda: torch.cat([one.flatten() for one in call()]), device)
-    if resident is None or extra is None:
-        return call, out, {}
-    return call, out, {"resident_bytes": resident, "peak_bytes": resident + extra}
+    return call, out, {} if extra is None else {"held_bytes": held, "peak_bytes": extra}
 
 
 @cache
 def _parameters(resolution: str) -> int:
     """Of the dense model; compression adds a ten-thousandth."""
     with torch.device("meta"):
-        model = PixArt(model_config(resolution, None))
+        model = PixArt(sizes.config(resolution))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _eager(step: str, recipe: Recipe, resolution: str, device: torch.device) -> Tensor | None:
-    """What the recipe's model computes without our kernels; None where the memory does not suffice.
-
-    Nobody else's model has compressed keys and values to compare ours with.
-    """
-    make = partial(MAKERS[step], recipe._replace(graph=False), resolution, device)
+def _eager(
+    step: str, resolution: str, device: torch.device, dtype: torch.dtype, recipe: Recipe
+) -> Tensor | None:
+    """What the recipe's model computes without our kernels; None where the memory does not suffice."""
+    plain = Recipe(OURS, recipe.compression, checkpointed=recipe.checkpointed)
+    make = partial(MAKERS[step], plain, resolution, device, dtype)
     try:
         with eager_operators():
             return _first_step(make, device)[1]
@@ -383,18 +384,11 @@ def _eager(step: str, recipe: Recipe, resolution: str, device: torch.device) -> 
 @contextmanager
 def eager_operators() -> Iterator[None]:
     """Models of ours take each operator's reference, and project before they compress."""
-    names = ("compress_kv", "flash_attention", "gate_add", "gate_add_modulate")
-    references = {name: getattr(pixart_kernels, f"{name}_reference") for name in names}
-    with (
-        patch.multiple(pixart.model.blocks, **references),
-        patch.object(pixart.model.transformer, "modulate", pixart_kernels.modulate_reference),
-        patch.object(pixart.model.blocks.SelfAttention, "_folds", return_value=False),
-    ):
+    models = [module for name, module in sys.modules.items() if name.startswith("pixart.model")]
+    with ExitStack() as stack:
+        for operator in OPERATORS.values():
+            for module in models:
+                if getattr(module, operator.name, None) is operator.ours:
+                    stack.enter_context(patch.object(module, operator.name, operator.reference))
+        stack.enter_context(patch.object(SelfAttention, "_folds", return_value=False))
         yield
-
-
-def _difference(found: Tensor | None, expected: Tensor | None) -> float | None:
-    """Relative, of the norm."""
-    if found is None or expected is None:
-        return None
-    return float((found.double() - expected.double()).norm() / expected.double().norm())

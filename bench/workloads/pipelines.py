@@ -14,35 +14,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.workloads import models
-from bench.workloads import sizes as shapes
-from pixart.config import EMBEDDED
-from pixart.pipeline.directory import open_directory
-from pixart.pipeline.export import export_pipeline
+from bench.workloads import models, sizes
+from pixart.config import EMBEDDED, PixArtConfig
 
-TEXT: dict[shapes.Model, dict[str, Any]] = {
-    shapes.XL2: {"vocab_size": 32128, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
-    shapes.TINY_MODEL: {"vocab_size": 512, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 2},
+# By the width of the transformer: the published one's, the tiny one's.
+TEXT: dict[int, dict[str, Any]] = {
+    1152: {"vocab_size": 32128, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
+    144: {"vocab_size": 512, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 2},
 }
-VAE: dict[shapes.Model, dict[str, Any]] = {
-    shapes.XL2: {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
-    shapes.TINY_MODEL: {"block_out_channels": (32,) * 4, "layers_per_block": 1},
+VAE: dict[int, dict[str, Any]] = {
+    1152: {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+    144: {"block_out_channels": (32,) * 4, "layers_per_block": 1},
 }
 
 
-def text_encoder(sizes: shapes.Model) -> nn.Module:
+def text_encoder(config: PixArtConfig) -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
     rest: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    return T5EncoderModel(T5Config(d_model=sizes.caption_channels, **TEXT[sizes], **rest))
+    return T5EncoderModel(
+        T5Config(d_model=config.caption_channels, **TEXT[config.hidden_size], **rest)
+    )
 
 
-def vae(sizes: shapes.Model) -> nn.Module:
+def vae(config: PixArtConfig) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    levels = len(VAE[sizes]["block_out_channels"])
+    own = VAE[config.hidden_size]
+    levels = len(own["block_out_channels"])
     model: Any = AutoencoderKL(
-        **VAE[sizes],
+        **own,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=32,
@@ -53,13 +54,16 @@ def vae(sizes: shapes.Model) -> nn.Module:
 
 
 def write(
-    folder: Path, resolution: str, compression: shapes.Compression | None, device: torch.device
+    folder: Path, resolution: str, compression: sizes.Compression | None, device: torch.device
 ) -> None:
     """A pipeline directory, its weights made on the device and written in fp16; 11 GB at the published
     sizes, most of them T5's."""
-    sizes = shapes.model(resolution)
+    from pixart.pipeline.directory import open_directory
+    from pixart.pipeline.export import export_pipeline
+
+    config = sizes.config(resolution)
     with device, half_precision():
-        texts, pictures = text_encoder(sizes), vae(sizes)
+        texts, pictures = text_encoder(config), vae(config)
     export_pipeline(
         folder,
         transformer=models.build_ours(resolution, device, compression),

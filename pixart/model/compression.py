@@ -91,10 +91,11 @@ def add_merging(
     """Add `sr` and `norm` to a self-attention, ours or diffusers', at their initial values. Draws no
     random numbers, so that what is drawn afterwards is what it was."""
     place: dict[str, Any] = {"device": device, "dtype": dtype}
-    if compression.sampling == "conv":
+    added = initial_values(compression, width)
+    if "sr.weight" in added:
         shape: dict[str, Any] = {"kernel_size": compression.ratio, "stride": compression.ratio}
         attention.sr = skip_init(nn.Conv2d, width, width, **shape, groups=width, **place)
-    if compression.norm == "layer":
+    if "norm.weight" in added:
         attention.norm = nn.LayerNorm(width, **place)
     initialise(attention, compression, width)
 

@@ -14,6 +14,7 @@ from pixart.checkpoint.load import TRANSFORMER_FILES
 from pixart.checkpoint.names import CONFIG
 from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
+from pixart.releases import release_named
 from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
@@ -28,8 +29,16 @@ logger = logging.getLogger("pixart")
 
 
 def open_directory(source: str | Path, with_transformer: bool) -> Path:
+    """A pipeline on disk, of the hub or of a release. CheckpointError if parts of it are missing.
+
+    Where another transformer takes the place of its own, a release whose repository has a transformer
+    alone stands for the pipeline that it belongs to.
+    """
     if str(source) == EMBEDDED:  # a directory of that name is ./shapes
         return Path(__file__).parent.parent / "assets" / EMBEDDED
+    release = release_named(str(source))
+    if release is not None and release.pipeline is not None and not with_transformer:
+        source = release.pipeline
     wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
     directory = resolve(source, allow_patterns=wanted)
     needed = [*_PARTS, *["transformer"] * with_transformer]

@@ -63,9 +63,8 @@ def find_source(
     A release whose repository has a transformer alone is drawn in the pipeline that it belongs to.
     """
     name, release = str(source), release_named(str(source))
-    if release is not None and release.pipeline is not None:
-        source = release.pipeline
-        transformer = release.place if transformer is None else transformer
+    if release is not None and release.pipeline is not None and transformer is None:
+        transformer = release.place
     directory = open_directory(source, with_transformer=transformer is None)
     variants = choose_variants(directory, variant, with_transformer=transformer is None)
     if isinstance(transformer, str | Path):

@@ -53,9 +53,9 @@ def test_a_ratio_is_of_medians_round_by_round_with_its_spread() -> None:
     assert [one.verdict(0.05) for one in changes] == ["", "slower"]  # one percent is noise
 
 
-OURS = "bench/bench_kernels.py::bench_modulate[modulate-ours]"
-PEER = "bench/bench_kernels.py::bench_modulate[modulate-official]"
-EAGER = "bench/bench_kernels.py::bench_modulate[modulate-eager]"
+OURS = "bench/bench_kernels.py::bench_operators[modulate/256-ours]"
+PEER = "bench/bench_kernels.py::bench_operators[modulate/256-official]"
+EAGER = "bench/bench_kernels.py::bench_operators[modulate/256-eager]"
 
 
 def test_ours_are_told_from_peers_and_from_an_empty_python() -> None:

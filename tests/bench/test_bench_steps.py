@@ -1,56 +1,49 @@
-"""Whole steps: what the models compute, who agrees with whom, and what a machine may lack."""
+"""Whole steps and pictures: what the models compute, who agrees with whom, and what a machine may lack."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from bench_context import quick, rows
 from small_model import SMALL
 from torch import nn
 
-from bench import bench_pipeline
 from bench.measure import timing
-from bench.measure.worker import Case, Context
-from bench.workloads import comparisons, models, pipelines
-from bench.workloads import sizes as shapes
-from pixart.config import EMBEDDED, KVCompression, PixArtConfig
+from bench.measure.case import Case, measured
+from bench.workloads import models, pictures, pipelines, sizes
+from bench.workloads.models import OURS, THEIRS
+from pixart import cost
+from pixart.config import KVCompression, PixArtConfig
+from pixart.model import compression
 from pixart.model.folding import FoldedProjection
 from pixart.model.transformer import PixArt
 
-CPU = torch.device("cpu")
-COMPRESSED = "ours compressed everywhere"
-
-
-def _rows(case: Case, *names: str) -> dict[str, dict[str, Any]]:
-    context = Context(CPU)
-    context.seconds, context.chosen = 0, frozenset(names)
-    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
-    context.run(case)
-    return {row["variant"]: row for row in context.rows}
-
-
-CASES = [models.denoise(shapes.TINY), models.train(shapes.TINY)]
+MERGED = sizes.Compression(everywhere=True).variant
+CASES = [models.denoise(sizes.TINY), models.train(sizes.TINY)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_models_agree_with_diffusers_and_compressed_ones_with_eager_operators(case: Case) -> None:
-    rows = _rows(case, "ours", COMPRESSED, "diffusers")
-    assert all(row["agrees"] for row in rows.values())
-    assert 0 < rows["ours"]["difference_from_diffusers"] < 0.02
-    assert rows[COMPRESSED]["difference_from_eager"] < 0.02
+    found = rows(case, OURS, MERGED, THEIRS)
+    assert all(row["status"] == "measured" for row in found.values())
+    assert found[OURS]["errors_from"] == "diffusers" and 0 < found[OURS]["errors"]["out0"] < 0.02
+    assert found[MERGED]["errors_from"] == "eager operators"
+    assert found[MERGED]["errors"]["out0"] < 0.02
+    assert found[THEIRS]["errors"] == {"out0": 0}
 
 
 @pytest.mark.parametrize("branch", ["attn.proj", "cross_attn.proj", "mlp.fc2"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_branch_that_computes_nothing_is_found(case: Case, branch: str) -> None:
+@pytest.mark.parametrize("step", ["denoise", "train"])
+def test_a_branch_that_computes_nothing_is_found_and_not_timed(step: str, branch: str) -> None:
     def empty_branch(model: nn.Module, resolution: str) -> None:
         assert isinstance(model, PixArt)
         nn.init.zeros_(model.blocks[-1].get_parameter(f"{branch}.weight"))
 
-    broken = models.RECIPES["ours"]._replace(change=empty_branch)
-    case = models._case(case.name.split("/")[0], shapes.TINY, {**models.RECIPES, "ours": broken})
-    rows = _rows(case, "ours", "diffusers")
-    assert rows["ours"]["agrees"] is False and rows["diffusers"]["agrees"] is True
+    recipes = {OURS: models.Recipe(change=empty_branch), THEIRS: models.Recipe(THEIRS)}
+    found = rows(models.case("case", step, "step", sizes.TINY, recipes))
+    assert found[OURS]["status"].startswith("computes something else: out0 is 0.")
+    assert "seconds" not in found[OURS] and found[THEIRS]["status"] == "measured"
 
 
 def test_compression_that_is_not_what_its_formula_says_is_found(
@@ -64,7 +57,19 @@ def test_compression_that_is_not_what_its_formula_says_is_found(
 
     monkeypatch.setattr(FoldedProjection, "weights", mirrored)
     monkeypatch.setattr("pixart.model.folding.FOLDED_TOKENS", 1)
-    assert _rows(CASES[0], COMPRESSED)[COMPRESSED]["agrees"] is False
+    assert rows(CASES[0], MERGED)[MERGED]["status"].startswith("computes something else")
+
+
+def test_eager_operators_are_the_references_in_every_module_of_the_model() -> None:
+    import pixart_kernels
+    from pixart.model import blocks, transformer
+
+    with models.eager_operators():
+        assert blocks.flash_attention is pixart_kernels.flash_attention_reference
+        assert blocks.gate_add_modulate is pixart_kernels.gate_add_modulate_reference
+        assert compression.compress_kv is pixart_kernels.compress_kv_reference
+        assert transformer.modulate is pixart_kernels.modulate_reference
+    assert blocks.flash_attention is pixart_kernels.flash_attention
 
 
 def test_without_a_compiler_compiled_models_are_unavailable(
@@ -75,58 +80,65 @@ def test_without_a_compiler_compiled_models_are_unavailable(
     options = {"backend": "inductor", "dynamic": False}
     monkeypatch.setattr(models, "compile_options", lambda resolution: options)
     with config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
-        rows = _rows(CASES[0], "ours", "ours compiled", "diffusers compiled")
-    for name in ("ours compiled", "diffusers compiled"):
-        assert rows[name]["status"].startswith("no C++ compiler, which inductor needs on a CPU")
-    assert rows["ours"]["status"] == "measured"
+        found = rows(CASES[0], OURS, "ours compiled")
+    assert found["ours compiled"]["status"].startswith("no C++ compiler, which inductor needs")
+    assert found[OURS]["status"] == "measured"
 
 
-def test_the_flops_of_a_row_are_a_share_of_the_peak_of_its_dtype() -> None:
-    context = Context(CPU)
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(torch.bfloat16, 1 / 8), (torch.float16, 1 / 8), (torch.float32, 1 / 2)]
+)
+def test_flops_are_a_share_of_the_peak_of_their_dtype(dtype: torch.dtype, share: float) -> None:
+    context = quick()
     context.peaks = {"matmul": {"per_second": 8.0}, "matmul_fp32": {"per_second": 2.0}}
-    took = timing.summarize([1.0], "wall")
-    shares = {
-        dtype: comparisons.measured(took, context, 1, 0, dtype)["share_of_matmul"]
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    }
-    assert shares == {torch.bfloat16: 1 / 8, torch.float16: 1 / 8, torch.float32: 1 / 2}
+    row = measured(context, timing.summarize([1.0], "wall"), 1, 0, dtype)
+    assert row["share_of_matmul"] == share
+
+
+def test_steps_count_the_captions_that_they_make_and_training_three_passes() -> None:
+    for name, captions in ((OURS, 0), (THEIRS, 1)):
+        config = sizes.config(sizes.TINY)
+        made = cost.forward_flops(config, (6, 6), encoded=not captions)
+        recipe = models.RECIPES[name]
+        assert models.step_flops("denoise", sizes.TINY, recipe) == made
+        whole = cost.forward_flops(config, (6, 6))
+        assert models.step_flops("train", sizes.TINY, recipe) == 3 * whole
+
+
+def test_training_both_ways_times_one_model_with_and_without_checkpoints() -> None:
+    found = rows(models.train_both_ways(sizes.TINY), OURS, f"{OURS} checkpointed")
+    for row in found.values():
+        assert row["images_per_second"] == 1 / row["seconds"]["median"]
+        assert row["what"] == "training step with and without checkpoints"
 
 
 def test_stages_of_a_picture_state_their_flops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_pipeline, "LEAST_PICTURES", 1)
-    context = Context(CPU)
-    context.seconds = 0
-    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "copy")}
+    monkeypatch.setattr(pictures, "LEAST_PICTURES", 1)
+    context = quick()
     context.peaks["matmul_fp32"] = {"per_second": 1e11}
-    bench_pipeline._draw_often(EMBEDDED, context)
-    rows = {row["variant"]: row for row in context.rows}
-    counted = {name for name, row in rows.items() if "flops" in row}
-    assert counted == {"text encoder", "denoiser", "VAE"}
-    assert 0 < rows["text encoder"]["flops"] < rows["VAE"]["flops"] < rows["denoiser"]["flops"]
-    vae = rows["VAE"]
-    assert vae["dtype"] == "torch.float32" and vae["resolution"] == str(vae["height"])
-    assert vae["share_of_matmul"] == pytest.approx(vae["flops_per_second"] / 1e11)
+    context.run("pictures", pictures.picture("embedded"))
+    found = {row["variant"]: row for row in context.rows}
+    assert {n for n, row in found.items() if "flops" in row} == {"text encoder", "denoiser", "VAE"}
+    assert 0 < found["text encoder"]["flops"] < found["VAE"]["flops"] < found["denoiser"]["flops"]
+    vae = found["VAE"]
+    assert vae["dtype"] == "float32" and vae["shape"]["size"] == str(vae["shape"]["height"])
+    speed = vae["flops"] / vae["seconds"]["median"]
+    assert vae["share_of_matmul"] == pytest.approx(speed / 1e11)
 
 
 def test_a_picture_is_drawn_with_a_pipeline_of_random_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bench_pipeline, "LEAST_PICTURES", 1)
-    monkeypatch.setattr(bench_pipeline, "MERGED", (shapes.TINY,))
-    context = Context(CPU)
-    context.seconds = 0
-    context.peaks = {name: {"per_second": 1e12} for name in ("matmul", "matmul_fp32", "copy")}
-    bench_pipeline._draw_often(shapes.TINY, context)
-    rows = {row["variant"]: row for row in context.rows}
-    assert set(rows) == set(bench_pipeline.STAGES)
-    assert {row["height"] for row in rows.values()} == {shapes.PIXELS[shapes.TINY]}
-    assert all(row["weights"] == "random" and row["tile"] is False for row in rows.values())
-    sizes, tokens = shapes.TINY_MODEL, shapes.tokens(shapes.TINY)
-    once = [
-        shapes.forward_flops(sizes._replace(text_tokens=text), tokens, tokens // 4, 1)
-        for text in (12, 1)  # pieces of the prompt, and of the empty one
-    ]
-    assert rows["denoiser"]["flops"] == 20 * sum(once)
+    monkeypatch.setattr(pictures, "LEAST_PICTURES", 1)
+    monkeypatch.setattr(pictures, "MERGED", (sizes.TINY,))
+    found = rows(pictures.picture(sizes.TINY))
+    assert set(found) == set(pictures.STAGES)
+    assert {row["shape"]["height"] for row in found.values()} == {sizes.PIXELS[sizes.TINY]}
+    assert all(row["weights"] == "random" and row["tile"] is False for row in found.values())
+    config = sizes.config(sizes.TINY, sizes.Compression())
+    texts = (12, 1)  # pieces of the prompt, and of the empty one
+    once = [cost.forward_flops(config, (6, 6), text, encoded=True) for text in texts]
+    assert found["denoiser"]["flops"] == 20 * sum(once)
 
 
 def test_sizes_that_do_not_fit_are_skipped_and_not_tried_again(
@@ -136,34 +148,34 @@ def test_sizes_that_do_not_fit_are_skipped_and_not_tried_again(
         raise torch.OutOfMemoryError("GPU is full")
 
     monkeypatch.setattr(pipelines, "write", write)
-    context = Context(CPU)
-    bench_pipeline._draw_often("4k", context)
-    assert [row["variant"] for row in context.rows] == list(bench_pipeline.STAGES)
-    assert all("OutOfMemoryError: GPU is full" in row["status"] for row in context.rows)
+    found = rows(pictures.picture("4k"))
+    assert list(found) == list(pictures.STAGES)
+    assert all("OutOfMemoryError: GPU is full" in row["status"] for row in found.values())
 
 
 def test_pipelines_have_the_published_sizes() -> None:
     with torch.device("meta"), pipelines.half_precision():
-        text, vae = pipelines.text_encoder(shapes.XL2), pipelines.vae(shapes.XL2)
+        text, vae = pipelines.text_encoder(sizes.config("1k")), pipelines.vae(sizes.config("1k"))
     assert sum(p.numel() for p in text.parameters()) == 4_762_310_656
     assert sum(p.numel() for p in vae.parameters()) == 83_653_863
     assert next(text.parameters()).dtype == torch.float16
 
 
-def _pipeline(compression: KVCompression | None, kept: tuple[int, int]) -> Any:
-    config = PixArtConfig(**SMALL, kv_compression=compression)
-    masks = [SimpleNamespace(mask=torch.arange(12)[None] < count) for count in kept]
-    return SimpleNamespace(
-        opened=SimpleNamespace(config=config),
-        native=80,
-        multiple=16,  # 5 × 5 tokens
-        scheduler_config={"_class_name": "DPMSolverMultistepScheduler"},
-        _captions=SimpleNamespace(pair=lambda prompt, negative: masks),
-    )
-
-
 def test_the_flops_of_a_picture_are_those_of_kept_tokens_and_merged_keys() -> None:
-    dense = bench_pipeline._flops(_pipeline(None, (7, 1)))
-    assert bench_pipeline._flops(_pipeline(None, (1, 1))) == dense - 20 * 2 * 4 * 25 * 6 * 144
-    merged = bench_pipeline._flops(_pipeline(KVCompression((1,)), (7, 1)))
-    assert merged == dense - 20 * 2 * 4 * 25 * (25 - 9) * 144  # a grid of 5 × 5 becomes 3 × 3
+    def drawn_by(merging: KVCompression | None, kept: tuple[int, int]) -> int:
+        masks = [SimpleNamespace(mask=torch.arange(12)[None] < count) for count in kept]
+        pipe = SimpleNamespace(
+            opened=SimpleNamespace(config=PixArtConfig(**SMALL, kv_compression=merging)),
+            native=80,
+            multiple=16,  # 5 × 5 tokens
+            scheduler_config={"_class_name": "DPMSolverMultistepScheduler"},
+            _captions=SimpleNamespace(pair=lambda prompt, negative: masks),
+        )
+        return pictures._flops(pipe)
+
+    dense = drawn_by(None, (7, 1))
+    assert drawn_by(None, (1, 1)) == dense - 20 * 2 * 4 * 25 * 6 * 144
+    # A grid of 5 × 5 becomes 3 × 3, by a convolution of 2 × 2 of keys and of values.
+    merging = 2 * 2 * 9 * 144 * 4
+    saved = 4 * 25 * (25 - 9) * 144 - merging
+    assert drawn_by(KVCompression((1,)), (7, 1)) == dense - 20 * 2 * saved

@@ -1,16 +1,16 @@
 """The compile-time report, and what kernels must keep to in it. Compiles, so not for the interpreter."""
 
 import importlib
-import json
 import pkgutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import pixart_kernels
+from bench.measure import results
 from bench.workloads import sizes
+from bench.workloads.operators import OPERATORS
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 pytest.importorskip("triton")
@@ -34,16 +34,24 @@ def rows() -> list[Row]:
 
 def _attention() -> list[Case]:
     # Text keys: a length per sample, and a count that 16 does not divide.
-    return [ahead_of_time.attention("bf16", 72, kind, "1k") for kind in ("self", "masked")]
+    return _at_1k("self-bf16-72", "masked-bf16-72")
 
 
-def _elementwise() -> Iterator[Case]:
-    yield ahead_of_time.compression("bf16", 2, "1k")
-    yield from ahead_of_time.modulation("bf16", "1k")
+def _elementwise() -> list[Case]:
+    """Every other operator in bf16, as published."""
+    cases = [case for case in ahead_of_time.cases() if case.dtype == "bfloat16"]
+    names = {case.name for case in cases if not case.head_dim and "compress" not in case.name}
+    return _at_1k("compress2-bf16", *names)
+
+
+def _at_1k(*names: str) -> list[Case]:
+    return [
+        case for case in ahead_of_time.cases() if case.name in names and case.resolution == "1k"
+    ]
 
 
 def _all_defects(rows: list[Row]) -> list[tuple[str, str, list[str]]]:
-    found = [(row["kernel"], row["config"], resources.defects(row)) for row in rows]
+    found = [(row["what"], row["variant"], resources.defects(row)) for row in rows]
     return [defect for defect in found if defect[2]]
 
 
@@ -65,43 +73,49 @@ def test_default_elementwise_kernels_keep_to_other_architectures(architecture):
 
 def test_every_kernel_is_reported(rows):
     found = {}
-    for module in pkgutil.iter_modules(pixart_kernels.__path__):
-        for value in vars(importlib.import_module(f"pixart_kernels.{module.name}")).values():
+    for module in pkgutil.walk_packages(pixart_kernels.__path__, "pixart_kernels."):
+        for value in vars(importlib.import_module(module.name)).values():
             while not isinstance(value, JITFunction) and hasattr(value, "fn"):
                 value = value.fn  # an autotuner around it
             if isinstance(value, JITFunction):
-                found[f"{value.module.rpartition('.')[2]}.{value.fn.__name__.lstrip('_')}"] = (
-                    value.fn
-                )
+                found[ahead_of_time.kernel_name(value)] = value.fn
     called = {name for function in found.values() for name in function.__code__.co_names}
     kernels = {name for name, function in found.items() if function.__name__ not in called}
-    assert kernels == {row["kernel"] for row in rows}
+    assert kernels and kernels == {row["what"] for row in rows}
+
+
+FORWARD = {
+    "self-bf16-72": "attention_forward.forward",
+    "compress2-bf16": "compression_kernels.compress_forward",
+    "modulate-bf16": "modulation_kernels.modulation_forward",
+    "gate_add-bf16": "modulation_kernels.modulation_forward",
+    "gate_add_modulate-bf16": "modulation_kernels.modulation_forward",
+    "add_modulate-bf16": "modulation_kernels.modulation_forward",
+}
 
 
 def _floor(rows: list[Row], kernel: str, case: str) -> int:
     return next(
         row["floor_bytes"][case]["1k"]
         for row in rows
-        if row["kernel"] == kernel and case in row["floor_bytes"]
+        if row["what"] == kernel and case in row["floor_bytes"]
     )
 
 
 def test_floors_are_those_of_the_shapes(rows):
-    batch, tokens, channels = ahead_of_time.BATCH, sizes.tokens("1k"), 1152
-    sums = batch * tokens * 16 * 4  # the log-sum-exp of each query and head
-    exact = {
-        ("attention_forward.forward", "self-bf16-72"): sums
-        + sizes.attention_bytes(batch, tokens, tokens, channels, 2, False),
-        ("compression_kernels.compress_forward", "compress2-bf16"): sizes.compress_bytes(
-            batch, sizes.grid("1k"), 2, channels, 2, False
-        ),
+    batch, tokens = 2, sizes.tokens("1k")
+    sums = {"flash_attention": batch * tokens * 16 * 4}  # the log-sum-exp of each query and head
+    works = {
+        case_name: work
+        for operator in OPERATORS.values()
+        for work in operator.compiled(operator)
+        if work.size == "1k" and (case_name := operator.label(work)) in FORWARD
     }
-    for name in ("modulate", "gate_add", "gate_add_modulate", "add_modulate"):
-        size = sizes.elementwise_bytes(name, batch, tokens, channels, 2, False)
-        exact["modulation_kernels.modulation_forward", f"{name}-bf16"] = size
-    for (kernel, case), size in exact.items():
-        floor = _floor(rows, kernel, case)
-        assert size <= floor < 1.01 * size, case  # weights and rows (B, C) are a little more
+    assert set(works) == set(FORWARD)
+    for name, work in works.items():
+        size = work.bytes(False) + sums.get(work.operator.name, 0)
+        floor = _floor(rows, FORWARD[name], name)
+        assert size <= floor < 1.01 * size, name  # weights and rows (B, C) are a little more
 
 
 def test_attention_without_the_head_stride_hint_is_caught(monkeypatch):
@@ -116,11 +130,11 @@ def test_attention_without_the_head_stride_hint_is_caught(monkeypatch):
 
 
 GOOD = {
-    "kernel": "attention_forward.forward",
+    "what": "attention_forward.forward",
     "architecture": "sm_90",
-    "dtype": "bf16",
+    "dtype": "bfloat16",
     "head_dim": 72,
-    "error": "",
+    "status": "compiled",
     "spill_bytes": 0,
     "shared_bytes": 80_000,
     "shared_limit": 232_448,
@@ -138,7 +152,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"error": "PTXASError: no"}, "does not compile"),
+        ({"status": "does not compile: PTXASError: no"}, "does not compile"),
         ({"spill_bytes": 8}, "spills 8 bytes"),
         ({"shared_bytes": 232_449}, "shared memory"),
         ({"tensor_memory": 513}, "tensor memory"),
@@ -149,7 +163,7 @@ GOOD = {
         ({"loads": {"8": 8}}, "loads"),
         ({"wgmma": 0}, "does not use wgmma"),
         ({"waits": 5}, "waits 5 times"),
-        ({"kernel": "attention_backward.backward_q", "waits": 7}, "waits 7 times"),
+        ({"what": "attention_backward.backward_q", "waits": 7}, "waits 7 times"),
         ({"waits": 3, "serialised": True}, "waits 3 times"),
     ],
 )
@@ -241,15 +255,16 @@ def test_resident_warps_are_bound_by_what_runs_out_first():
 
 
 def test_command_writes_json_and_machine_code(tmp_path, monkeypatch, capsys):
-    one = list(ahead_of_time.modulation("bf16", "512"))[:1]
+    one = _at_1k("modulate-bf16")
     monkeypatch.setattr(ahead_of_time, "cases", lambda: one)
     file, directory = tmp_path / "report.json", tmp_path / "code"
     with torch.no_grad():
         resources.main(["--arch", "sm_90", "--json", str(file), "--dump", str(directory)])
-    rows = json.loads(file.read_text())["rows"]
-    stems = [f"{row['kernel']}.{row['config']}.sm_90" for row in rows]
+    (run,) = results.read(file)["runs"]
+    assert run["triton"] and run["machine"] is None
+    stems = [f"{row['what']}.{row['variant']}.sm_90" for row in run["rows"]]
     assert 1 < len(stems) <= 8  # configurations
     written = {path.name for path in directory.iterdir()}
     assert written == {f"{stem}.{kind}" for stem in stems for kind in ("ptx", "sass")}
     assert ".target sm_90" in (directory / f"{stems[0]}.ptx").read_text()
-    assert rows[0]["config"] in capsys.readouterr().out
+    assert run["rows"][0]["variant"] in capsys.readouterr().out

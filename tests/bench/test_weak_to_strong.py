@@ -18,7 +18,7 @@ from bench.studies.weak_to_strong.experiments import (
     recover,
     run,
 )
-from bench.studies.weak_to_strong.report import _compare, compose, modulation_costs
+from bench.studies.weak_to_strong.report import compare, compose, modulation_costs
 
 FOLDER = Path(bench.studies.weak_to_strong.__file__).parent
 
@@ -58,9 +58,9 @@ def measured(*losses: float) -> dict[str, Any]:
 
 def test_a_claim_is_judged_by_paired_scenes() -> None:
     low, high = measured(1.0, 2.0, 3.0), measured(1.1, 2.2, 3.15)
-    assert _compare(low, high, "claim").startswith("**Agrees**: claim.")
-    assert _compare(high, low, "claim").startswith("**Does not agree**")
-    assert _compare(low, measured(1.1, 1.9, 3.0), "claim").startswith("**Not decided here**")
+    assert compare(low, high, "claim").startswith("**Agrees**: claim.")
+    assert compare(high, low, "claim").startswith("**Does not agree**")
+    assert compare(low, measured(1.1, 1.9, 3.0), "claim").startswith("**Not decided here**")
 
 
 # What the papers have found, by the names of the experiments that stand for it: FID of PixArt-Σ's
@@ -141,8 +141,8 @@ def test_modulation_is_counted_as_published() -> None:
     assert with_shared["parameters"] == whole["parameters"] + per_block
     assert with_shared["parameters"] // 10**6 == 833 and whole["parameters"] // 10**6 == 825
     table = compose(study(PUBLISHED)).split("## (d)")[1]
-    assert "| adaLN | 825.8 M | 13.2 GB | 26.0% |" in table
-    assert "| adaLN, the shared layer left in | 833.8 M | 13.3 GB | 26.7% |" in table
+    assert "| adaLN | 825.8 M | 13.2 GB | 26.0 % |" in table
+    assert "| adaLN, the shared layer left in | 833.8 M | 13.3 GB | 26.7 % |" in table
 
 
 @pytest.mark.skipif(not (FOLDER / "results.json").exists(), reason="the study was not run")

@@ -324,6 +324,25 @@ def test_what_breaks_on_the_way_is_a_failure(
     assert "out of memory" in line or "I/O error" in line
 
 
+class NoMoreImports:
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        raise AssertionError(f"{name} is imported while memory is at its end")
+
+
+@pytest.mark.parametrize("error, code", [(MemoryError(), 1), (KeyboardInterrupt(), 130)])
+def test_a_report_of_what_failed_imports_nothing(
+    sigma: Path, capsys: Any, monkeypatch: Any, error: BaseException, code: int
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr("sys.meta_path", [NoMoreImports])
+        raise error
+
+    monkeypatch.setattr(Pipeline, "draw_many", broken)
+    line = refused(sigma, capsys, ["a"], code)
+    assert "out of memory" in line or "cancelled; finished pictures are kept" in line
+
+
 def test_an_error_is_printed_even_when_quiet(sigma: Path, capsys: Any) -> None:
     assert main(["a", "--quiet", "--size", "1", "--model", str(sigma)]) == 2
     printed = capsys.readouterr().err

@@ -8,10 +8,11 @@ from small_model import SMALL, build, inputs, relative_error
 from torch import Tensor
 
 from pixart.config import KVCompression, PixArtConfig
+from pixart.model.compression import add_merging, initial_values
 from pixart.model.transformer import PixArt
 
 PARITY_TOLERANCE = 1e-5  # of the norm, in fp32
-
+WIDTH = 144  # hidden_size of SMALL
 SAMPLINGS = ["conv", "average", "uniform", "uniform_every"]
 
 
@@ -103,3 +104,24 @@ def test_without_gradients_projection_and_merging_are_one_product(
         assert len(calls) == 4
     assert relative_error(changed, model(latents, timesteps, caption)) < 1e-5
     assert relative_error(changed, expected) > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("ratio", [1, 3])
+def test_every_way_to_compression_starts_from_the_same_values(
+    ratio: int, sampling: str, norm: str
+) -> None:
+    compression = KVCompression((1,), ratio, sampling, norm)
+    new = PixArt(PixArtConfig(**SMALL, kv_compression=compression)).blocks[1].attn
+    dense = PixArt(PixArtConfig(**SMALL)).blocks[1].attn
+    names = set(dense.state_dict())
+    generator = torch.get_rng_state()
+    add_merging(dense, compression, WIDTH, torch.device("cpu"), torch.float32)
+    assert torch.equal(torch.get_rng_state(), generator)
+    values = initial_values(compression, WIDTH)
+    assert set(new.state_dict()) - names == set(dense.state_dict()) - names == set(values)
+    for name, (shape, value) in values.items():
+        expected = torch.full(shape, value)
+        assert torch.equal(new.state_dict()[name], expected)
+        assert torch.equal(dense.state_dict()[name], expected)

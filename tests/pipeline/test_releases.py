@@ -114,6 +114,7 @@ def test_a_release_that_must_be_drawn_otherwise_is(hub: list[str]) -> None:
         ("PixArt-XL-2-512x512/transformer", "PixArt-XL-2-512x512"),
         ("models--PixArt-alpha--PixArt-LCM-XL-2-1024-MS/snapshots/0f", "PixArt-LCM-XL-2-1024-MS"),
         ("my-PixArt-XL-2-512x512.pth", None),
+        ("PixArt-XL-2-512x512/mine.pth", None),
         ("PixArt-XL-2-512x512.txt", None),
     ],
 )

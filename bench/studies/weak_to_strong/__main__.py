@@ -3,7 +3,6 @@
 results.json has every number, README.md and the pictures are made from it and from what was drawn.
 """
 
-import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
@@ -23,6 +22,7 @@ from bench.studies.weak_to_strong.report import (
     modulation_costs,
     write_report,
 )
+from pixart.files import write_json
 
 TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, doubled_captions=2, shown=2)
 
@@ -47,7 +47,7 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
     for one in found:
         contact_sheet(one.pop("pictures")).save(output / f"{file_name(one['name'])}.png")
     results = {
-        "machine": machine.identity(CPU),
+        "machine": machine.identity(CPU) | machine.revision(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": "make weak-to-strong",
         "seconds": round(perf_counter() - began),
@@ -55,7 +55,7 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
         "experiments": found,
         "modulation": modulation_costs(),
     }
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "results.json", results, indent=1)
     write_report(output)
     print(output / "README.md")
     return 0

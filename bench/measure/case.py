@@ -1,0 +1,226 @@
+"""A case of the benches: variants of one computation, checked, then timed in turn.
+
+`pytest bench`, `python -m bench.gpu` and the commands that measure one thing all run cases, each with a
+Context that says how long to take and keeps the rows (see results.py).
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from bench.measure import machine, timing, tuning
+from bench.measure.results import Row
+
+MEASURED = "measured"
+FAULTS = ("failed", "computes something else")  # as the status of what should not be begins
+T = TypeVar("T")
+
+
+class Unavailable(RuntimeError):
+    """Why a variant is not measured."""
+
+
+class Case(NamedTuple):
+    """variants: what it times in turn, a row each; empty if it compares nothing."""
+
+    name: str
+    run: Callable[["Context"], None]
+    variants: tuple[str, ...] = ()
+
+
+class Context:
+    """What a case needs, and where it leaves what it found.
+
+    rows: what the case that runs now, or ran last, found. chosen: the variants to run, None for all.
+    tell: is called with each event as it happens. history: the events of earlier processes.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+        history: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.device = device
+        self.seconds = 1.0  # to time the variants of a case, all together
+        self.least_rounds: int | None = None  # of each, where not as many as the case says
+        self.hurried = False  # whether there are minutes for everything
+        self.peaks: dict[str, dict[str, Any]] = {}
+        self.clocks = machine.ClockLog(device)
+        self.part = self.case = ""
+        self.rows: list[Row] = []
+        self.chosen: frozenset[str] | None = None
+        self.history = history
+        self._tell = tell
+        self._begun = machine.Moment()
+
+    def run(self, part: str, case: Case) -> list[Row]:
+        self.part, self.case = part, case.name
+        self.rows = []
+        self._begun = machine.Moment()
+        case.run(self)
+        return self.rows
+
+    def choose(self, variants: Mapping[str, T]) -> dict[str, T]:
+        """Those that were asked for."""
+        chosen = self.chosen
+        return {name: one for name, one in variants.items() if chosen is None or name in chosen}
+
+    def emit(self, event: str, **values: Any) -> None:
+        self._tell({"event": event, "part": self.part, "case": self.case, **values})
+
+    def announce(self, variant: str) -> None:
+        """What runs next: if this process dies, that did it."""
+        self.emit("variant", variant=variant)
+
+    def row(self, variant: str, status: str = MEASURED, **values: Any) -> None:
+        """Keep a row, with what else the machine did since the case began."""
+        row: Row = {
+            "id": f"{self.part}/{self.case}/{variant}",
+            "part": self.part,
+            "variant": variant,
+        }
+        row |= {"status": status, **values}
+        row |= {
+            "clocks": self.clocks.since(self._begun.wall),
+            "busy_elsewhere": machine.Moment().elsewhere(self._begun),
+        }
+        self.rows.append(row)
+        self.emit("row", row=row)
+
+    def crashed(self, variant: str) -> str | None:
+        """How this variant ended an earlier process in this case, None if it did not."""
+        crash = ("crash", self.part, self.case, variant)
+        for event in self.history:
+            if (event["event"], event["part"], event["case"], event.get("variant")) == crash:
+                return event["reason"]
+        return None
+
+    def survive(self, error: Exception) -> None:
+        """Tell of an error; raises DeviceLost if nothing can go on after it."""
+        text = "".join(traceback.format_exception(error))
+        print(text, flush=True)
+        timing.survive(error, self.device)
+        self.emit("failure", reason=text[-4000:])
+
+
+class Ready(NamedTuple):
+    """A variant that has run once. calls: the same on several inputs, which no cache can hold.
+    flops, bytes: of a call, at least. result: for `judge`. facts: for its row."""
+
+    calls: Sequence[timing.Call]
+    flops: int = 0
+    bytes: int = 0
+    result: Any = None
+    facts: Row = {}
+
+
+class Verdict(NamedTuple):
+    """errors: relative ones, by result, from those of errors_from. agrees: whether it computes the
+    same as the others."""
+
+    errors: dict[str, float]
+    errors_from: str
+    agrees: bool
+
+
+Judge = Callable[[Mapping[str, Ready]], Mapping[str, Verdict]]
+
+
+def time_variants(
+    context: Context,
+    builders: Mapping[str, Callable[[], Ready]],
+    judge: Judge = lambda ready: {},
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    with_host: bool = False,
+    least_rounds: int = 5,
+) -> dict[str, Row]:
+    """By variant, the part of its row that says how it computes and how fast. Builds all, compares
+    their results, and times those that compute the same, in turn.
+
+    Whoever is not there, fails, or computes something else gets that for its status, and leaves the
+    others alone. dtype: of the products that FLOPs count.
+    """
+    ready: dict[str, Ready] = {}
+    found: dict[str, Row] = {}
+    for name, build in context.choose(builders).items():
+        found[name] = {"status": context.crashed(name) or MEASURED}
+        if found[name]["status"] != MEASURED:
+            continue
+        context.announce(name)
+        with warnings.catch_warnings(record=True) as said:  # why a backend of PyTorch is not viable
+            warnings.simplefilter("always")
+            try:
+                ready[name] = build()
+            except Unavailable as reason:
+                found[name]["status"] = str(reason)
+            except Exception as error:  # a peer may fail in any way
+                found[name]["status"] = failed(error, said)
+                timing.survive(error, context.device)
+    for name, verdict in judge(ready).items():
+        found[name] |= {"errors": verdict.errors, "errors_from": verdict.errors_from}
+        if not verdict.agrees:
+            found[name]["status"] = f"computes something else: {worst(verdict)}"
+    same = {name: one for name, one in ready.items() if found[name]["status"] == MEASURED}
+    times = timing.measure(
+        {name: one.calls for name, one in same.items()},
+        context.device,
+        seconds=context.seconds,
+        least_rounds=context.least_rounds or least_rounds,
+        with_host=with_host,
+        announce=context.announce,
+    )
+    for name, one in same.items():
+        found[name] |= {**measured(context, times[name], one.flops, one.bytes, dtype), **one.facts}
+    return found
+
+
+def measured(
+    context: Context,
+    result: timing.Timing | Exception,
+    flops: int = 0,
+    moved: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Row:
+    """The part of a row that says how fast, and how near to what this machine can do at most."""
+    if isinstance(result, Exception):
+        return {"status": failed(result)}
+    row: Row = {
+        "status": MEASURED,
+        "seconds": result.summary(),
+        "samples": result.samples,
+    }
+    if flops:
+        share = flops / result.median / machine.product_rate(context.peaks, dtype)
+        row |= {"flops": flops, "share_of_matmul": share}
+    if moved:
+        share = moved / result.median / context.peaks["copy"]["per_second"]
+        row |= {"bytes": moved, "share_of_copy": share}
+    return row
+
+
+def failed(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
+    reasons = [str(warning.message).split(" (Triggered internally")[0] for warning in said]
+    return "failed: " + "; ".join([f"{type(error).__name__}: {error}", *reasons])[:1000]
+
+
+def worst(verdict: Verdict) -> str:
+    name, error = max(verdict.errors.items(), key=lambda item: item[1])
+    return f"{name} is {error:.2g} from that of {verdict.errors_from}"
+
+
+@contextmanager
+def readied(device: torch.device) -> Iterator[None]:
+    """The process as timing on this device needs it."""
+    if device.type != "cuda":
+        yield
+        return
+    # The default stream cannot be captured, and a backward pass runs where its forward pass did.
+    torch.cuda.set_stream(torch.cuda.Stream())
+    with tuning.parallel_compilation(machine.cores() or 1):
+        yield
