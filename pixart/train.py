@@ -2,22 +2,32 @@
 
 A run is taken up where it stopped: what a step learns from depends on its number alone. Under
 `torchrun` the batches are shared among processes. `python -m pixart.train plot RUN...` draws the
-curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure.
+curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled before
+or after the steps.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import main as command
+
+    sys.exit(command(["train", *sys.argv[1:]]))
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from pixart.command import BAD_INPUT, DONE, complain, parse, run_command
+
 if TYPE_CHECKING:
+    from pixart.training.run import Run
     from pixart.training.stage import Stage
 
-BAD_INPUT, FAILURE = 2, 1
+NAME = "train"
 
 
 @dataclass(frozen=True)
@@ -27,20 +37,21 @@ class Options:
 
     recipe: tyro.conf.Positional[str]
     output: Path | None = None
-    """Where stages, logs and checkpoints go. Default runs/RECIPE."""
+    """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None
     """Train this stage alone; what it starts from must be there. Default: all, in order."""
     resume: str = "auto"
-    """auto: the newest checkpoint. none: refuse an --output that holds a run. Or a checkpoint's
-    folder, for --stage."""
+    """auto: the newest state of a stage. none: refuse an --output that holds a run. Or a state's folder,
+    for --stage."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between saved states."""
     keep: int = 2
-    """Checkpoints of a stage that are kept."""
+    """States of a stage that are kept."""
     stop_after: int | None = None
     """Stop after this many steps of a stage, saved."""
     dry_run: bool = False
-    """Print the plan: parameters, tokens a bucket, memory and time a step; train nothing."""
+    """Print the plan (parameters, tokens a bucket, memory and time a step) and all that is wrong, where
+    something is; train and write nothing."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Report to these as well; log.jsonl is always written."""
     device: str | None = None
@@ -48,7 +59,7 @@ class Options:
     threads: int = 0
     """CPU threads of a process; 0 leaves it to PyTorch."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar, and no notes on what a stage takes from its start and data."""
 
 
 @dataclass(frozen=True)
@@ -61,91 +72,108 @@ class PlotOptions:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. Under torchrun it ends the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from pixart.training.state import CheckpointSaveError
-    from pixart.training.trainer import TrainingFailed
+    code = run_command(NAME, lambda: _command(arguments), "cancelled; what was saved is kept")
+    if "RANK" in os.environ:
+        from pixart.distributed import leave
+
+        leave(code)
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    from pixart.training.problems import Problems
 
     try:
         if arguments[:1] == ["plot"]:
             return _plot(arguments[1:])
-        return _train(*_parse(arguments))
-    except ValueError as error:
-        return _complain(error, BAD_INPUT)
-    except (CheckpointSaveError, TrainingFailed, OSError) as error:
-        return _complain(error, FAILURE)
+        if {"-h", "--help"} & set(arguments):
+            return _help(arguments)
+        return _train(*read_command(arguments))
+    except Problems as problems:
+        return _complain(problems.lines)
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"pixart.train: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def _complain(lines: Sequence[str]) -> int:
+    """One line each."""
+    for line in lines:
+        complain(NAME, line, BAD_INPUT)
+    return BAD_INPUT
 
 
 def _plot(arguments: list[str]) -> int:
     from pixart.training.plot import plot
 
-    options = tyro.cli(PlotOptions, prog="python -m pixart.train plot", args=arguments)
+    options = parse(PlotOptions, f"{NAME} plot", arguments)
     if not options.runs:
         raise ValueError("RUN must name at least one folder, got none")
     plot(options.runs, options.output)
     print(options.output)
-    return 0
+    return DONE
 
 
-def _parse(arguments: list[str]) -> "tuple[Options, list[Stage]]":
-    """The options, and the recipe's stages with what the command line says otherwise."""
+def _help(arguments: list[str]) -> int:
+    """Print the options, with what a recipe's first stage says as their defaults."""
     from pixart.training.recipe import load_recipe
     from pixart.training.stage import Stage
 
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    if arguments and not named and not {"-h", "--help"} & set(arguments):
-        raise ValueError(f"RECIPE must come first, before all options, got {arguments[0]!r}")
-    stages = load_recipe(named[0]) if named else [Stage("STAGE")]
+    stage = load_recipe(named[0])[0] if named else Stage("STAGE")
 
     @dataclass(frozen=True)
     class Command:
         options: Annotated[Options, tyro.conf.arg(name="")]
-        stage: Annotated[Stage, tyro.conf.arg(name="")] = field(default=stages[0])
+        stage: Annotated[Stage, tyro.conf.arg(name="")]
 
-    def parse(stage: Stage) -> Command:
-        default = Command(Options(recipe=named[0] if named else tyro.MISSING), stage)
-        return tyro.cli(Command, default=default, prog="python -m pixart.train", args=arguments)
-
-    names = [stage.name for stage in stages]
-    # Fields for one stage need not make sense in another.
-    told = _value_of("--stage", arguments)
-    options = parse(stages[names.index(told) if told in names else 0]).options
-    if options.stage is not None and options.stage not in names:
-        raise ValueError(f"--stage must be one of {', '.join(names)}, got {options.stage!r}")
-    chosen = {options.stage} if options.stage else set(names)
-    return options, [parse(one).stage if one.name in chosen else one for one in stages]
+    default = Command(Options(recipe=named[0] if named else tyro.MISSING), stage)
+    parse(Command, NAME, ["--help"], default=default)
+    return DONE
 
 
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    """What a flag is given, in the argument after it or in one with it."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    return next((value for before, value in pairwise(words) if before == flag), None)
+def read_command(arguments: list[str]) -> "tuple[Options, list[Stage]]":
+    """The options, and the recipe's stages with what the command line says otherwise. Raises Problems
+    with all that is wrong."""
+    from pixart.training.arguments import read_options
+    from pixart.training.problems import attempt, refuse
+    from pixart.training.recipe import load_recipe, shipped, stage_fields
+
+    if not arguments:
+        known = ", ".join(shipped())
+        raise ValueError(f"RECIPE must be given: one of {known}, or a YAML file")
+    if arguments[0].startswith("-"):
+        raise ValueError(f"RECIPE must come first, before all options, got {arguments[0]!r}")
+    kinds = get_type_hints(Options, include_extras=True)
+    del kinds["recipe"]
+    settable = {name: kind for name, kind in stage_fields().items() if name != "name"}
+    settings, wrong = read_options(arguments[1:], settable | kinds)
+    given: dict[str, Any] = {name: settings.pop(name) for name in kinds if name in settings}
+    stages, more = attempt(lambda: load_recipe(arguments[0], settings, given.get("stage")))
+    refuse([*wrong, *more])
+    assert stages is not None
+    given["track"] = tuple(given.get("track", ()))
+    return Options(arguments[0], **given), stages
 
 
 def _train(options: Options, stages: "Sequence[Stage]") -> int:
+    import logging
+
     import torch
 
     from pixart.device import choose_device
     from pixart.distributed import connect, rank
+    from pixart.training.execute import train
     from pixart.training.run import Run
 
     device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     connect(device)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    silent = options.quiet or rank() > 0
+    logging.getLogger("pixart").setLevel(logging.WARNING if silent else logging.INFO)
     output = options.output or Path("runs") / Path(options.recipe).stem
-    if options.resume == "none" and output.exists() and any(output.iterdir()):
-        raise ValueError(f"--output must be new with --resume none, got {output}")
     start_from = None if options.resume in ("auto", "none") else Path(options.resume)
-    if start_from is not None and options.stage is None:
-        raise ValueError(
-            f"--stage must say which stage goes on from --resume {start_from}, got none"
-        )
     run = Run(
         output,
         stages,
@@ -157,20 +185,37 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         start_from=start_from,
     )
     names = [options.stage] if options.stage else [stage.name for stage in stages]
+    wrong = list(_option_problems(options, output))
     if options.dry_run:
-        if rank() == 0:
-            print("\n\n".join(run.plan(name) for name in names))
-        return 0
+        return _dry_run(run, names, wrong)
+    if wrong:
+        return _complain(wrong)
     for name in names:
-        if not run.train(name, options.stop_after):
+        if not train(run, name, options.stop_after):
             how = "--resume auto" if start_from else "the same command"
             print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
-            return 0
-    return 0
+            return DONE
+    return DONE
 
 
-if __name__ == "__main__":
-    code = main()
-    from pixart.distributed import leave
+def _option_problems(options: Options, output: Path) -> Iterator[str]:
+    if options.resume == "none" and output.exists() and any(output.iterdir()):
+        yield f"--output must be new with --resume none, got {output}"
+    if options.resume not in ("auto", "none") and options.stage is None:
+        yield f"--stage must say which stage goes on from --resume {options.resume}, got none"
+    for name, least in (("threads", 0), ("keep", 1), ("stop_after", 0)):
+        if (value := getattr(options, name)) is not None and value < least:
+            yield f"--{name.replace('_', '-')} must be at least {least}, got {value}"
 
-    leave(code)
+
+def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:
+    from pixart.distributed import rank
+    from pixart.training.execute import dry_run
+
+    plans, more = dry_run(run, names)
+    if rank() == 0 and plans:
+        print(plans)
+    lines = [*wrong, *more]
+    if rank() == 0:
+        _complain(lines)
+    return BAD_INPUT if lines else DONE

@@ -1,6 +1,6 @@
-"""What one place of a batch trains on, shared by the tasks."""
+"""What the tasks share: the samples of a batch, their loss, and rules about where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from pixart.dataset.batches import pad
-from pixart.diffusion import NUM_TIMESTEPS
+from pixart.diffusion import NUM_TIMESTEPS, LossTerms, training_loss
+from pixart.training.stage import DRAWN, Data, ResolvedStage, Stage
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -61,3 +62,62 @@ def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
         return torch.randint(0, NUM_TIMESTEPS, (1,), generator=generator)
     part = torch.sigmoid(torch.randn(1, generator=generator) + mean)
     return (NUM_TIMESTEPS * part).long().clamp(max=NUM_TIMESTEPS - 1)
+
+
+def diffusion_losses(
+    model: nn.Module, part: Sample, stage: ResolvedStage, *conditions: Tensor
+) -> LossTerms:
+    """The terms of each sample's loss, (B,), in the stage's precision. conditions: what the model takes
+    beside noised latents and timesteps; all on the device of the part."""
+
+    def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        with stage.autocast(part.latents.device):
+            return model(x_t, timesteps, *conditions)
+
+    return training_loss(
+        denoise,
+        part.latents,
+        part.timesteps,
+        part.noise,
+        prediction_type=stage.prediction,
+        min_snr=stage.min_snr,
+    )
+
+
+def unread_data(stage: Stage, *unread: str) -> Iterator[str]:
+    """Yield a complaint for each of these fields of `data` that is given: the task does not read it."""
+    for name in unread:
+        if (value := getattr(stage.data, name)) != getattr(Data(), name):
+            yield f"data.{name} is {_read_by(name, stage)} only, got {value}"
+
+
+def _read_by(name: str, stage: Stage) -> str:
+    if stage.data.source != DRAWN:
+        return f'for the source "{DRAWN}"'
+    if name in ("captions", "prior", "prior_weight"):
+        return "for prepared data"
+    readers = {"crop": "an autoencoder", "sizes": "a transformer"}
+    return f"read where trains is {readers.get(name, 'transformer or text_encoder')}"
+
+
+def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
+    """Yield what is wrong with fields about drawn data. reads: the fields of `data` that the task reads."""
+    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop"} - set(reads)
+    yield from unread_data(stage, *sorted(unread))
+    if stage.aspect:
+        yield f'aspect must be false for the source "{DRAWN}", got true'
+    if stage.validation.every and not stage.validation.images:
+        yield "validation.images must be positive for drawn data, got 0"
+    if stage.batch.tokens is not None:
+        yield f"batch.tokens is for prepared data only, got {stage.batch.tokens}"
+
+
+def part_problems(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with a stage that trains a part of the embedded model by itself."""
+    if stage.lora.rank:
+        yield f"trains must be transformer with lora.rank {stage.lora.rank}, got {stage.trains}"
+    if stage.validation.prompts:
+        yield (
+            f"validation.prompts must be empty where trains is {stage.trains}, which draws "
+            "nothing; name another stage with --stage"
+        )

@@ -1,7 +1,7 @@
 """The optimizers of a stage by name, and the learning rate of each step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pixart.distributed import local
 from pixart.training.came import CAME
+from pixart.training.problems import refuse
 
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
 _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
@@ -19,6 +20,8 @@ _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How weights follow gradients. The defaults are those of PixArt-Σ's published recipes."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["came", "adamw", "muon", "adamw-8bit"] = "came"
     """muon: orthogonal steps of large matrices, AdamW for the rest. adamw-8bit needs torchao."""
@@ -41,22 +44,21 @@ class OptimizerSettings:
     """How the rate grows with the batch, from 256 images: the published trainer takes sqrt."""
 
     def __post_init__(self) -> None:
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+                yield f"optimizer.{name} must be positive, got {getattr(self, name)}"
         if not 0 < self.decay_fraction <= 1:
-            raise ValueError(
-                f"optimizer.decay_fraction must be in (0, 1], got {self.decay_fraction}"
-            )
-        if self.betas is not None and len(self.betas) != len(self._published_betas):
-            raise ValueError(
-                f"optimizer.betas must be {len(self._published_betas)} numbers for {self.name}, "
-                f"got {self.betas}"
-            )
+            yield f"optimizer.decay_fraction must be in (0, 1], got {self.decay_fraction}"
+        count = len(self._published_betas)
+        if self.betas is not None and len(self.betas) != count:
+            yield f"optimizer.betas must be {count} numbers for {self.name}, got {self.betas}"
         if self.eps is not None and not self.eps > 0:
-            raise ValueError(f"optimizer.eps must be positive, got {self.eps}")
-        if self.eps is not None and self.name == "came":
-            raise ValueError(
+            yield f"optimizer.eps must be positive, got {self.eps}"
+        elif self.eps is not None and self.name == "came":
+            yield (
                 f"optimizer.eps must be None for came, which has two of its own, got {self.eps}; "
                 "leave it out, or take another optimizer.name"
             )
@@ -172,14 +174,23 @@ def _adamw(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.o
     return torch.optim.AdamW(parameters, fused=fused, **_adam(settings))
 
 
-def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def check_installed(settings: OptimizerSettings) -> None:
+    """Raise ValueError for an optimizer whose library is not there."""
+    if settings.name != "adamw-8bit":
+        return
     try:
-        from torchao.optim import AdamW8bit
+        import torchao.optim  # noqa: F401
     except ImportError as error:
         raise ValueError(
             "optimizer.name must not be adamw-8bit without torchao; "
             "pip install 'pixart-fast[train]', or take adamw"
         ) from error
+
+
+def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    check_installed(settings)
+    from torchao.optim import AdamW8bit
+
     if any(isinstance(p, DTensor) for p in parameters):
         from torch._functorch import config
 

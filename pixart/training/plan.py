@@ -1,14 +1,19 @@
 """What a stage will cost, before it is begun: `--dry-run`. Estimates, and called so."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pixart.config import PixArtConfig
+from pixart.cost import forward_flops
 from pixart.device import measure_peak
+from pixart.distributed import world_size
 from pixart.resolution import aspect_ratios
-from pixart.training.stage import DRAWN, Stage
+from pixart.training.run import Run
+from pixart.training.stage import DRAWN, ResolvedStage
+from pixart.training.starts import add_adapters
 
 EFFICIENCY = 0.4  # of the device's matrix products, that a training step reaches as a whole
 _STATES = {"came": 4, "adamw": 8, "muon": 6, "adamw-8bit": 2}  # bytes per weight
@@ -17,7 +22,8 @@ _BLOCK = 28  # tensors of (N, C) that a block keeps for its backward pass, MLP a
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process. tokens: of an image. images: of a step. memory: bytes. seconds: of a step."""
+    """What a bucket costs one process. tokens: an image has so many. images: a step has so many. memory:
+    bytes. seconds: a step takes so long."""
 
     height: int
     width: int
@@ -27,23 +33,32 @@ class Cost:
     seconds: float
 
 
-def forward_flops(config: PixArtConfig, tokens: int) -> float:
-    """One image through the transformer: linear layers, attention and 300 caption tokens."""
-    width = config.hidden_size
-    flops = 0.0
-    compression = config.kv_compression
-    for layer in range(config.depth):
-        merged = compression is not None and compression.applies_to(layer)
-        keys = -(-tokens // compression.ratio**2) if merged and compression else tokens
-        linear = 4 * width**2 + 2 * width**2 + 2 * width * config.mlp_hidden_size
-        text = 2 * width**2 * config.model_max_length
-        attention = 2 * tokens * (keys + config.model_max_length) * width
-        flops += 2 * (tokens * linear + text + attention)
-    return flops
+def transformer_plan(stage: ResolvedStage, run: Run) -> str:
+    """What training a transformer will cost, in words and a table of its buckets."""
+    model = run.planned(stage)
+    weights = sum(p.numel() for p in model.parameters())
+    add_adapters(stage, model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    costs = list(bucket_costs(stage, model.config, weights, trained, run.device, world_size()))
+    adapters = f" and {trained / 1e6:.1f} M of adapters" if stage.lora.rank else ""
+    hours = stage.steps * max(cost.seconds for cost in costs) / 3600
+    return (
+        f"{stage.name}: {weights / 1e6:.1f} M parameters{adapters}, {stage.steps} steps, "
+        f"about {hours:.1f} h on {world_size()} × {run.device.type} (estimate: "
+        f"{EFFICIENCY:.0%} of this machine's matrix products)\n{table(costs)}"
+    )
 
 
-def plan(
-    stage: Stage,
+def weights_plan(stage: ResolvedStage, build: Callable[[], nn.Module]) -> str:
+    """How many weights a part has whose costs are not counted."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in build().parameters())
+    what = stage.trains.replace("_", " ")
+    return f"{stage.name}: {weights / 1e6:.1f} M parameters of the {what}, {stage.steps} steps"
+
+
+def bucket_costs(
+    stage: ResolvedStage,
     config: PixArtConfig,
     weights: int,
     trained: int,
@@ -66,13 +81,14 @@ def plan(
         local = seen // world // stage.batch.accumulate
         passes = 4 if stage.checkpoint_blocks else 3
         passes -= bool(stage.lora.rank)  # frozen weights have no gradient
-        flops = passes * forward_flops(config, tokens) * seen / world
+        grid = (height // side, width // side)
+        flops = passes * forward_flops(config, grid) * seen / world
         memory = memory_of(stage, config, weights, trained, tokens * local, world)
         yield Cost(height, width, tokens, images, memory, flops / (EFFICIENCY * peak))
 
 
 def memory_of(
-    stage: Stage, config: PixArtConfig, weights: int, trained: int, tokens: int, world: int
+    stage: ResolvedStage, config: PixArtConfig, weights: int, trained: int, tokens: int, world: int
 ) -> int:
     """Bytes of weights, gradients, states and kept activations for so many tokens at once."""
     shards = world if stage.parallel == "fsdp" else 1

@@ -47,8 +47,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         losses = [line["loss"] for line in lines if "loss" in line]
         axes.plot(steps, losses, alpha=0.25, color=(colour := f"C{len(axes.lines) // 3 % 10}"))
         axes.plot(steps, smooth(losses), label=name, color=colour)
-        judged = [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
-        axes.plot(*zip(*judged, strict=True) if judged else ([], []), "o--", color=colour)
+        validated = [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
+        axes.plot(*zip(*validated, strict=True) if validated else ([], []), "o--", color=colour)
     axes.set(xlabel="step", ylabel="loss (○ validation)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

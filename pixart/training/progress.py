@@ -1,7 +1,6 @@
 """What a person sees of a run: a bar, a log of JSON lines, and trackers that are asked for."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from pixart.device import peak_memory
 from pixart.distributed import rank
+from pixart.files import write_bytes
 from pixart.training.trackers import Tracker, _Tracker
 
 LOG = "log.jsonl"
@@ -33,19 +33,19 @@ class Progress:
     ) -> None:
         self.directory, self.stage, self.every, self.quiet = directory, stage, every, quiet
         self.peak = peak
-        self._speaks = rank() == 0
-        self._trackers = [_Tracker(name, directory, stage) for name in trackers if self._speaks]
+        self._is_first = rank() == 0
+        self._trackers = [_Tracker(name, directory, stage) for name in trackers if self._is_first]
         self._since = _Sums()
 
     def start(self, step: int, total: int) -> None:
         """Take up the log at a step: what a killed run wrote beyond it will be written again."""
         self._total, self._step = total, step
-        if self._speaks:
+        if self._is_first:
             self.directory.mkdir(parents=True, exist_ok=True)
             _cut_log(self.directory / LOG, step)
 
     def __enter__(self) -> "Progress":
-        silent = self.quiet or not self._speaks
+        silent = self.quiet or not self._is_first
         self._bar = tqdm(
             total=self._total, initial=self._step, desc=self.stage, mininterval=2, disable=silent
         )
@@ -70,7 +70,7 @@ class Progress:
         the forward pass of all images; the whole step takes three times as many."""
         self._bar.update()
         self._since.add(values, seconds, waited, images, tokens, flops)
-        if step % self.every and step != self._total or not self._speaks:
+        if step % self.every and step != self._total or not self._is_first:
             return
         report = self._since.report(self.peak) | {"memory_bytes": float(peak_memory())}
         self._since = _Sums()
@@ -78,7 +78,7 @@ class Progress:
         self._write({"step": step, **report})
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        if self._speaks and values:
+        if self._is_first and values:
             self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
 
     def _write(self, line: dict[str, float]) -> None:
@@ -151,6 +151,4 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_bytes(path, "".join(kept).encode())

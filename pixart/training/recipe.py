@@ -1,17 +1,32 @@
 """Recipes: a list of stages, shipped with the library or in a YAML file."""
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from pixart.training.problems import Problems, refuse
 from pixart.training.stage import Stage
 
 RECIPES = Path(__file__).parent / "recipes"
+PAIRS = tuple[tuple[str, float], ...]  # a mapping in a recipe
+
+_RULES = {  # what pydantic found: what it must be instead
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text; put it in quotes",
+    "tuple": "a list",
+    "dataclass": "a mapping of fields",
+    "literal": "one of {expected}",
+}
 
 
 def shipped() -> list[str]:
@@ -19,29 +34,201 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str | Path) -> list[Stage]:
+def load_recipe(
+    name: str | Path, settings: Mapping[str, Any] | None = None, only: str | None = None
+) -> list[Stage]:
     """The stages of a shipped recipe or of a YAML file: a list under `stages`, each the fields of a
-    Stage; what stands under `defaults` holds for all. Raises ValueError for what is no recipe."""
-    path = RECIPES / f"{name}.yaml" if str(name) in shipped() else Path(name)
-    values = _read(path, str(name))
-    stages = []
-    for number, fields in enumerate(values["stages"]):
-        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-            raise ValueError(f"{path}: stage {number} must be a mapping with a name")
-        where = f"{path}, stage {fields['name']}"
-        merged = _merge(values.get("defaults") or {}, fields)
-        stages.append(_parse(merged, where))
-    names = [stage.name for stage in stages]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: names of stages must differ, got {names}")
-    return stages
+    Stage; what stands under `defaults` holds for all. settings: what is to hold instead, nested like a
+    stage; only: for this stage alone. Raises Problems, with all that is wrong."""
+    defaults, stages = _read(str(name))
+    names = [stage["name"] for stage in stages]
+    if only is not None and only not in names:
+        raise ValueError(f"--stage must be one of {', '.join(names)}, got {only!r}")
+    found: list[Stage] = []
+    lines: list[str] = []
+    for stage in stages:
+        given = (settings or {}) if only in (None, stage["name"]) else {}
+        try:
+            found.append(
+                build_stage(_merge(_merge(defaults, stage), given, ("captions", "scenes")))
+            )
+        except Problems as problems:
+            lines += _placed(problems.lines, f"{name}: {stage['name']}.", given)
+    refuse(lines)
+    return found
 
 
-def _read(path: Path, name: str) -> dict[str, Any]:
-    import yaml
+def build_stage(values: Mapping[str, Any]) -> Stage:
+    """A stage of nested plain values, as a recipe has them; no value becomes one of another kind. Raises
+    Problems, each line of which begins with the name of a field."""
+    wrong = list(_other_keys(values, ""))
+    values, other = _pairs_as_lists(Stage, values)
+    wrong += other
+    while True:
+        try:
+            stage = _adapter().validate_json(json.dumps(values, default=repr), strict=True)
+        except ValidationError as error:
+            lines = [line for one in error.errors() for line in _complaints(one, values)]
+            wrong += lines
+            # Without the fields that are wrong, for what is wrong beside them.
+            were_there = [_remove(values, field) for field in {_field_of(line) for line in lines}]
+            if all(were_there):
+                continue
+        refuse(wrong)
+        return stage
 
+
+def _field_of(line: str) -> str:
+    """The dotted name that a complaint begins with."""
+    return line.split()[0].rstrip(":")
+
+
+def _remove(values: dict[str, Any], field: str) -> bool:
+    """Take out a field, or what holds it; whether it was there."""
+    *above, last = re.sub(r"\[.*", "", field).split(".")
+    for name in above:
+        if not isinstance(values.get(name), dict):
+            last = name
+            break
+        values = values[name]
+    if last == "name" and not above or last not in values:  # no stage is without a name
+        return False
+    del values[last]
+    return True
+
+
+@cache
+def _adapter() -> TypeAdapter[Stage]:
+    return TypeAdapter(Stage)
+
+
+def _placed(lines: Iterable[str], place: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The lines with the place that they come from, where that is not the command line."""
+    given = {name for name, _ in _flat(settings, "")}
+    for line in lines:
+        field = _field_of(line)
+        from_outside = any(
+            name == field or field.startswith((f"{name}.", f"{name}[")) for name in given
+        )
+        yield line if from_outside else place + line
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in pair_fields():
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# What is wrong with a value.
+
+
+def _complaints(error: Mapping[str, Any], values: Any) -> Iterator[str]:
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Problems):
+        yield from cause.lines
+        return
+    name, kind = _dotted(error["loc"], values), error["type"]
+    rule = next((rule for start, rule in _RULES.items() if kind.startswith(start)), None)
+    if kind == "unexpected_keyword_argument":
+        yield f"{name}: unknown field; {_near(error['loc'])}"
+    elif rule is None:  # one that no field of today can have
+        yield f"{name}: {error['msg']}"
+    else:
+        rule = rule.format(**error.get("ctx", {}))
+        yield f"{name} must be {rule}, got {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) < 60 else text[:60] + "…"
+
+
+def _dotted(place: tuple[Any, ...], values: Any) -> str:
+    """batch.images, optimizer.betas[1], data.scenes.one."""
+    text = ""
+    for part in place:
+        if isinstance(part, str):
+            text += f".{part}"
+        elif text.strip(".") not in pair_fields():
+            text += f"[{part}]"
+        elif isinstance(values, list):
+            text += f".{values[part][0]}"
+            break
+        values = values[part] if isinstance(values, list | dict) else None
+    return text.strip(".")
+
+
+def _near(place: tuple[int | str, ...]) -> str:
+    """What somebody may have meant by the name of a field that there is not."""
+    kind: Any = Stage
+    for part in place[:-1]:
+        kind = get_type_hints(kind)[str(part)]
+    names, wanted = list(get_type_hints(kind)), str(place[-1])
+    if near := get_close_matches(wanted, names, 1):
+        return f"did you mean {near[0]}"
+    if elsewhere := [name for name in stage_fields() if name.split(".")[-1] == wanted]:
+        return f"did you mean {elsewhere[0]}"
+    return f"known are {', '.join(names)}"
+
+
+def _other_keys(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    """JSON would turn other keys into text."""
+    for key, value in values.items():
+        if not isinstance(key, str):
+            yield f"{prefix}{key}: names must be text, got {key!r}; put it in quotes"
+        elif isinstance(value, Mapping):
+            yield from _other_keys(value, f"{prefix}{key}.")
+
+
+@cache
+def pair_fields() -> frozenset[str]:
+    """Dotted names of the fields that are mappings in a recipe: names with weights."""
+    return frozenset(name for name, hint in stage_fields().items() if hint == PAIRS)
+
+
+@cache
+def stage_fields() -> dict[str, Any]:
+    """The type of every field of a stage, by its dotted name."""
+    return dict(_fields_of(Stage, ""))
+
+
+def _fields_of(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _fields_of(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def _pairs_as_lists(
+    kind: Any, values: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """A copy whose mappings of names to weights are lists of pairs; and what of them is none."""
+    hints, changed, wrong = get_type_hints(kind), {}, []
+    for key, value in values.items():
+        if is_dataclass(hints.get(key)) and isinstance(value, Mapping):
+            value, more = _pairs_as_lists(hints[key], value, f"{prefix}{key}.")
+            wrong += more
+        elif hints.get(key) == PAIRS:
+            if not isinstance(value, Mapping):
+                rule = "must be a mapping of names to weights"
+                wrong.append(f"{prefix}{key} {rule}, got {_shown(value)}")
+                continue
+            value = [list(pair) for pair in value.items()]
+        changed[key] = value
+    return changed, wrong
+
+
+# The file.
+
+
+def _read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What holds for all stages, and the stages, each with a name."""
+    path = RECIPES / f"{name}.yaml" if name in shipped() else Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"recipe must be one of {', '.join(shipped())}, or a YAML file, got {name!r} "
@@ -53,50 +240,53 @@ def _read(path: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{path}: must hold a list under `stages`")
     if unknown := sorted(set(values) - {"stages", "defaults"}, key=str):
         raise ValueError(f"{path}: knows `stages` and `defaults`, got {unknown[0]!r}")
-    return values
+    defaults = values.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        raise ValueError(f"{path}: defaults must be a mapping of fields, got {_shown(defaults)}")
+    for number, fields in enumerate(values["stages"]):
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+            raise ValueError(f"{path}: stage {number} must be a mapping with a name")
+    names = [fields["name"] for fields in values["stages"]]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: names of stages must differ, got {names}")
+    return defaults, values["stages"]
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(
+    below: Mapping[str, Any], above: Mapping[str, Any], whole: Sequence[str] = ("captions",)
+) -> dict[str, Any]:
+    """The fields of both, above before below; those in `whole` are not mixed."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both and key != "captions" else value
+        merged[key] = _merge(merged[key], value, whole) if both and key not in whole else value
     return merged
 
 
-def _parse(values: dict[str, Any], where: str) -> Stage:
-    name = values.pop("name")
-    arguments = list(_flags(Stage, values, "", where))
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return tyro.cli(Stage, default=Stage(name), args=arguments)
-    except SystemExit:
-        lines = (line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines())
-        reason = " ".join(line for line in lines if line)
-        raise ValueError(f"{where}: {reason}") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+class _Loader(yaml.SafeLoader):
+    """Plain values as YAML 1.2 has them: 1e-4 is a number, 14:2 and 2026-01-01 are text, and a key
+    stands once. YAML 1.1 takes them for a text, for 842 and for a date."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in names:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-def _flags(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> Iterator[str]:
-    """The command line that says the same."""
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(f"{where}: knows {', '.join(hints)}, got {prefix}{key}")
-        if is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {prefix}{key} must be a mapping, got {value!r}")
-            yield from _flags(hints[key], value, f"{prefix}{key}.", where)  # type: ignore[arg-type]
-            continue
-        flag = f"{prefix}{key}".replace("_", "-")
-        if isinstance(value, bool):
-            *above, last = flag.split(".")
-            yield "--" + ".".join([*above, last if value else f"no-{last}"])
-            continue
-        yield f"--{flag}"
-        if isinstance(value, Mapping):
-            yield from (str(part) for pair in value.items() for part in pair)
-        else:
-            yield from (str(one) for one in (value if isinstance(value, list) else [value]))
+for kind, pattern in (
+    ("int", r"[-+]?(0|[1-9][0-9_]*)$"),
+    ("float", r"[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$"),
+    ("float", r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), "-+0123456789.")

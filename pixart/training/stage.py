@@ -2,31 +2,40 @@
 
 A stage states where its model comes from, what it sees, how it is optimised and when it ends. Every
 field has the same dotted name in a recipe file and on the command line, and one parser reads both.
+Here are the rules that hold whatever a stage trains; each of `tasks` adds those of its own.
 """
 
 import contextlib
 import math
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 
 from pixart.config import MAX_LENGTH, KVCompression
+from pixart.diffusion import NUM_TIMESTEPS
 from pixart.lora.adapters import TARGETS
-from pixart.shapes.scene import SCENES
 from pixart.training.optimizers import OptimizerSettings
+from pixart.training.problems import Problems, problems_of, refuse
 
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
 DRAWN = "shapes"  # data that is drawn as it is needed
 
+OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
+
+Prediction = Literal["epsilon", "v_prediction"]
+
 
 @dataclass(frozen=True)
 class Size:
     """The transformer of a random start; the defaults are XL/2."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     hidden_size: int = 1152
     depth: int = 28
@@ -42,17 +51,27 @@ class Size:
 class LoRA:
     """Adapters that are trained in the place of all weights."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     rank: int = 0
-    """Of the adapters; 0 trains all weights."""
+    """Rank of the adapters; 0 trains all weights."""
     alpha: float | None = None
     """Their sum is scaled by alpha / rank; None takes the rank."""
     targets: tuple[str, ...] = TARGETS
     """Layers that get one, by the ends of their names."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise Problems([f"lora.rank must not be negative, got {self.rank}"])
+        if self.rank == 0 and (self.alpha is not None or self.targets != TARGETS):
+            raise Problems(["lora.rank must be positive beside other settings of lora, got 0"])
+
 
 @dataclass(frozen=True)
 class Data:
     """What is learned from."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     source: str = ""
     """A folder made by `python -m pixart.data prepare`, the official feature layout, or "shapes"."""
@@ -62,18 +81,29 @@ class Data:
     """A second source, of the class that a subject belongs to (DreamBooth's prior preservation)."""
     prior_weight: float = 1.0
     scenes: tuple[tuple[str, float], ...] = (("one", 0.35), ("pair", 0.5), ("group", 0.15))
-    """Of "shapes": kinds of scenes, by weight."""
+    """Kinds of scenes that "shapes" draws, by weight."""
     sizes: tuple[int, ...] = ()
-    """Of "shapes": sides in pixels that take turns; empty takes the resolution."""
+    """Sides in pixels of drawn "shapes" that take turns; empty takes the resolution."""
     crop: int | None = None
-    """Of "shapes", for an autoencoder: side in pixels of the parts that it trains on."""
+    """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on."""
     caption_dropout: float = 0.1
     """Share of captions that are replaced by the null caption, under their own mask."""
+
+    def __post_init__(self) -> None:
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        if not 0 <= self.caption_dropout <= 1:
+            yield f"data.caption_dropout must be from 0 to 1, got {self.caption_dropout}"
+        if not self.prior and self.prior_weight != Data.prior_weight:
+            yield f"data.prior_weight is for data.prior only, got {self.prior_weight}"
 
 
 @dataclass(frozen=True)
 class Batch:
     """The images of one optimiser step, over all processes and accumulated parts."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     images: int = 64
     tokens: int | None = None
@@ -81,15 +111,18 @@ class Batch:
     accumulate: int = 1
     """Parts that a step is computed in, one after the other."""
     multiple: int | None = None
-    """Of `tokens`: images of a step are a multiple of this. None: of the processes × accumulate that
-    a run begins with."""
+    """With `tokens`, the images of a step are a multiple of this. None: a multiple of the processes ×
+    accumulate that a run begins with."""
 
     def __post_init__(self) -> None:
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         for name in ("images", "tokens", "multiple", "accumulate"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"batch.{name} must be at least 1, got {value}")
+                yield f"batch.{name} must be at least 1, got {value}"
         if self.tokens is None and self.multiple is not None:
-            raise ValueError(f"batch.multiple is for batch.tokens only, got {self.multiple}")
+            yield f"batch.multiple is for batch.tokens only, got {self.multiple}"
 
     def unit(self, world: int) -> int:
         """The images that a step can have least. Raises ValueError where processes and accumulated
@@ -116,6 +149,8 @@ class Batch:
 class Validation:
     """What is looked at every so often: a loss on fixed noise and timesteps, and pictures."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     every: int = 0
     """Steps; 0 never."""
     images: int = 64
@@ -126,43 +161,51 @@ class Validation:
     sampling_steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.images < 0:
-            least = "every" if self.every < 0 else "images"
-            raise ValueError(f"validation.{least} must not be negative, got {getattr(self, least)}")
-        if not self.timesteps or not all(0 <= t < 1000 for t in self.timesteps):
-            raise ValueError(f"validation.timesteps must be from 0 to 999, got {self.timesteps}")
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("every", "images"):
+            if (value := getattr(self, name)) < 0:
+                yield f"validation.{name} must not be negative, got {value}"
+        if not self.timesteps or not all(0 <= t < NUM_TIMESTEPS for t in self.timesteps):
+            last = NUM_TIMESTEPS - 1
+            yield f"validation.timesteps must be from 0 to {last}, got {self.timesteps}"
         if self.every and not self.images and not self.prompts:
-            raise ValueError("validation.images must be positive without validation.prompts, got 0")
+            yield "validation.images must be positive without validation.prompts, got 0"
         if self.prompts and not self.every:
-            raise ValueError("validation.every must be positive to draw validation.prompts, got 0")
+            yield "validation.every must be positive to draw validation.prompts, got 0"
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of a recipe."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     name: tyro.conf.Fixed[str]
-    trains: Literal["transformer", "autoencoder", "text_encoder"] = "transformer"
-    """The others are parts of the embedded model. A transformer whose previous stage trained the
-    text encoder starts with that and random weights of its own."""
+    trains: str = "transformer"
+    """transformer, or autoencoder or text_encoder, which are parts of the embedded model. A transformer
+    whose previous stage trained the text encoder starts with that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
     class-conditional DiT with the published names."""
     size: Size = field(default_factory=Size)
-    resolution: int = 1024
-    """Side in pixels of the square with the area of every bucket."""
+    resolution: int | None = None
+    """Side in pixels of the square with the area of every bucket. None: that of the prepared data; of the
+    start where data are drawn; 1024 for a random start."""
     aspect: bool = False
     """Train in the 40 aspect-ratio buckets instead of squares."""
     pe_interpolation: float | None = None
     """Divides the coordinates of the position table. None: resolution / 512 where the start is random,
     and a start of another resolution keeps their range."""
-    max_length: int = MAX_LENGTH["sigma"]
-    """Caption tokens."""
+    max_length: int | None = None
+    """Caption tokens. None: as many as the start takes; 300 for a random start."""
     micro_condition: bool = False
     """Tell the model picture size and aspect ratio, as PixArt-α at 1024 px; new to a start that
     does not know them."""
-    vae_scale: float = 0.13025
-    """The scaling factor of the VAE whose latents the data hold."""
+    vae_scale: float | None = None
+    """The scaling factor of the VAE whose latents the data hold. None: what the data say, or the VAE of
+    the pipeline; 0.13025, PixArt-Σ's, where nothing does."""
     pipeline: str = ""
     """A pipeline folder or hub id: its T5 gives the null caption and reads the validation prompts,
     its VAE draws them. For "shapes": the stage that trained the VAE."""
@@ -181,14 +224,15 @@ class Stage:
     """Wall-clock budget; the stage ends at whichever comes first."""
     ema: float | None = 0.9999
     """Decay of the average of the weights; None keeps none."""
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: Prediction | None = None
+    """What the model predicts. None: what the pipeline says, or the start; epsilon where nothing does."""
     timesteps: str = "uniform"
     """uniform, or logit-normal:MEAN: the logit of timestep / 1000 is normal with standard deviation 1
     (arXiv 2403.03206, section 3.1). 0 has its median at 500."""
     min_snr: float | None = None
     """Clamp of the signal-to-noise ratio that weights the squared error; None: all weigh alike."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of the computation; weights and states are fp32."""
+    """Precision of the computation; weights and states are fp32."""
     checkpoint_blocks: int = 1
     """Recompute each k-th block in the backward pass; 0 keeps every activation."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -196,74 +240,39 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name must be that of a folder, got {self.name!r}")
-        for name, least in (("steps", 1), ("resolution", 16), ("checkpoint_blocks", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
-        for name in ("hours", "min_snr", "pe_interpolation"):
-            if (value := getattr(self, name)) is not None and not value > 0:  # nor NaN
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 <= self.data.caption_dropout <= 1:
-            raise ValueError(
-                f"data.caption_dropout must be from 0 to 1, got {self.data.caption_dropout}"
-            )
-        weights = [weight for _, weight in self.data.captions]
-        if min(weights, default=0) < 0 or sum(weights) == 0:
-            raise ValueError(f"data.captions must be names and weights, got {self.data.captions}")
-        kinds = dict(self.data.scenes)
-        if (
-            set(kinds) - set(SCENES)
-            or min(kinds.values(), default=0) < 0
-            or sum(kinds.values()) == 0
-        ):
-            raise ValueError(
-                f"data.scenes must be weights of {', '.join(SCENES)}, got {self.data.scenes}"
-            )
-        if not self.kv_compress and (self.kv_start != "mean" or self.kv_norm is not None):
-            raise ValueError("kv_compress must name layers beside kv_start and kv_norm, got none")
-        if self.start == RANDOM and self.kv_start != "mean":
-            raise ValueError(f"kv_start must be left out with --start random, got {self.kv_start}")
-        if not self.data.prior and self.data.prior_weight != Data().prior_weight:
-            raise ValueError(
-                f"data.prior_weight is for data.prior only, got {self.data.prior_weight}"
-            )
-        # A DiT knows no captions.
-        of = self.size if self.start.startswith(DIT) else Size()
-        is_new = self.start == RANDOM or self.data.source == DRAWN
-        if not is_new and self.size != Size(caption_channels=of.caption_channels):
-            raise ValueError(f"size must be left out with --start {self.start}, which has its own")
-        self._check_lora()
-        self.compression, self.timestep_mean  # noqa: B018  raise for texts that are none
+        refuse(self._problems())
 
-    def drawn_images(self, side: int, shares: int) -> int:
-        """Images of `side` px in a step of drawn data: as many pixels as batch.images squares of the
-        resolution have, and a multiple of `shares`."""
-        images = self.batch.images * self.resolution**2 // side**2
-        return max(images // shares, 1) * shares
+    def _problems(self) -> Iterator[str]:
+        if not self.name or Path(self.name).name != self.name:
+            yield f"name must be that of a folder, got {self.name!r}"
+        least = {"steps": 1, "resolution": 16, "max_length": 1, "checkpoint_blocks": 0}
+        for name, minimum in least.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                yield f"{name} must be at least {minimum}, got {value}"
+        if self.ema is not None and not 0 < self.ema < 1:
+            yield f"ema must be between 0 and 1, got {self.ema}"
+        for name in ("hours", "min_snr", "pe_interpolation", "vae_scale"):
+            if (value := getattr(self, name)) is not None and not value > 0:  # nor NaN
+                yield f"{name} must be positive, got {value}"
+        yield from self._start_problems()
+        for read in (lambda: self.compression, lambda: self.timestep_mean):
+            yield from problems_of(read)
+
+    def _start_problems(self) -> Iterator[str]:
+        if not self.kv_compress and (self.kv_start != "mean" or self.kv_norm is not None):
+            yield "kv_compress must name layers beside kv_start and kv_norm, got none"
+        if self.start == RANDOM and self.kv_start != "mean":
+            yield f"kv_start must be left out with --start random, got {self.kv_start}"
+        is_new = self.start == RANDOM or self.data.source == DRAWN
+        # A DiT knows no captions.
+        width = self.size.caption_channels if self.start.startswith(DIT) else Size.caption_channels
+        if not is_new and self.size != Size(caption_channels=width):
+            yield f"size must be left out with --start {self.start}, which has its own"
 
     def rngs(self, step: int, images: int) -> list[random.Random]:
         """Sources of chance for a step that draws its images, one each: the same however many
         processes and parts share them."""
         return [random.Random(f"{self.seed}/{self.name}/{step}/{place}") for place in range(images)]
-
-    def _check_lora(self) -> None:
-        if self.lora.rank == 0 and self.lora != LoRA():
-            raise ValueError("lora.rank must be positive beside other settings of lora, got 0")
-        if self.lora.rank == 0:
-            return
-        rules = {
-            "trains": ("transformer", self.trains == "transformer"),
-            "start": ("a trained model", self.start != RANDOM),
-            "data.source": ("prepared data", self.data.source != DRAWN),
-            # What it adds would be frozen as it begins.
-            "kv_compress": ("empty, in a stage of its own,", not self.kv_compress),
-        }
-        for name, (rule, kept) in rules.items():
-            if not kept:
-                raise ValueError(f"{name} must be {rule} with lora.rank {self.lora.rank}")
 
     @property
     def compression(self) -> KVCompression | None:
@@ -273,7 +282,7 @@ class Stage:
 
     @property
     def timestep_mean(self) -> float | None:
-        """Of the logit of timesteps; None for uniform ones."""
+        """Mean of the logit of timesteps; None for uniform ones."""
         kind, _, mean = self.timesteps.partition(":")
         if kind == "logit-normal":
             with contextlib.suppress(ValueError):
@@ -289,6 +298,41 @@ class Stage:
         """The context that `precision` asks for."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    def resolved(
+        self,
+        *,
+        resolution: int = 1024,
+        max_length: int = MAX_LENGTH["sigma"],
+        vae_scale: float = 0.13025,
+        prediction: Prediction = "epsilon",
+    ) -> "ResolvedStage":
+        """The stage with these values where it says none."""
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(Stage)}
+        given = {
+            "resolution": resolution,
+            "max_length": max_length,
+            "vae_scale": vae_scale,
+            "prediction": prediction,
+        }
+        taken = {name: value for name, value in given.items() if values[name] is None}
+        return ResolvedStage(**values | taken)
+
+
+@dataclass(frozen=True)
+class ResolvedStage(Stage):
+    """A stage that leaves nothing open; see `Stage.resolved`."""
+
+    resolution: int = 0
+    max_length: int = 0
+    vae_scale: float = 0.0
+    prediction: Prediction = "epsilon"
+
+    def drawn_images(self, side: int, shares: int) -> int:
+        """Images of `side` px in a step of drawn data: as many pixels as batch.images squares of the
+        resolution have, and a multiple of `shares`."""
+        images = self.batch.images * self.resolution**2 // side**2
+        return max(images // shares, 1) * shares
 
     @property
     def position_scale(self) -> float:

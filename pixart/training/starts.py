@@ -1,44 +1,88 @@
 """Where a stage's transformer comes from, and what is changed about it before it trains."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pixart.checkpoint.config import Surroundings
 from pixart.checkpoint.dit import open_dit
-from pixart.checkpoint.load import (
-    OpenedTransformer,
-    empty_model,
-    load_transformer,
-    open_transformer,
-)
-from pixart.config import EMBEDDED, PixArtConfig
+from pixart.checkpoint.load import empty_model, open_transformer
+from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
 from pixart.model.transformer import PixArt
-from pixart.pipeline.directory import open_directory
+from pixart.pipeline.directory import check_fit, family_of, open_directory, read_scheduler
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.training.stage import DIT, PREVIOUS, RANDOM, Stage
+from pixart.training.problems import attempt, problems_of
+from pixart.training.stage import DIT, RANDOM, ResolvedStage, Stage
 from pixart.training.transitions import (
     add_kv_compression,
     add_micro_condition,
+    check_start,
     interpolate_positions,
     lengthen_captions,
 )
 from pixart.weights import resolve
 
 CALIBRATION_BATCHES = 4
-_LATENT = 8  # pixels a latent is wide, for every VAE of the family
+LATENT = 8  # pixels a latent is wide, for every VAE of the family
 
 
-def transformer_config(stage: Stage) -> PixArtConfig:
+@dataclass(frozen=True)
+class Start:
+    """A trained transformer to start from: what it is, and how to read its weights, in fp32."""
+
+    config: PixArtConfig
+    null_caption_stored: bool
+    load: Callable[[], PixArt]
+
+
+def open_start(stage: Stage, previous: Path | None) -> Start:
+    """What a stage that does not start from random weights starts from. previous: the last stage's
+    state. A checkpoint that does not say how long its captions are has the stage's, or else those of
+    the pipeline's family. Raises ValueError for what cannot be opened."""
+    if stage.start.startswith(DIT):
+        model = open_dit(
+            stage.start.removeprefix(DIT),
+            caption_channels=stage.size.caption_channels,
+            max_length=stage.max_length or MAX_LENGTH["sigma"],
+        )
+        return Start(model.config, False, lambda: model)
+    if previous is not None:
+        drawn = previous / "pipeline" / "transformer"
+        source = drawn if drawn.exists() else previous / "model.safetensors"
+    else:
+        source = open_directory(EMBEDDED, True) if stage.start == EMBEDDED else resolve(stage.start)
+    around = Surroundings(stage.max_length or _family_length(stage))
+    opened = open_transformer(source, dtype=torch.float32, around=around)
+    return Start(opened.config, opened.null_caption_stored, opened.load)
+
+
+def _family_length(stage: Stage) -> int | None:
+    """The caption tokens of the family that the pipeline is of."""
+    if not stage.pipeline:
+        return None
+    family = family_of(open_directory(stage.pipeline, with_transformer=False))
+    return None if family is None else MAX_LENGTH[family]
+
+
+def would_download(source: str) -> bool:
+    """Whether a start or a pipeline is not on this machine, but may be on the hub."""
+    name = re.fullmatch(r"([\w.-]+/[\w.-]+)(/.+)?", source)
+    is_file = name is not None and Path(name[1]).suffix in (".pth", ".pt", ".safetensors")
+    here = Path(source).expanduser()
+    return bool(name) and not (is_file or here.exists() or here.parent.is_dir())
+
+
+def transformer_config(stage: ResolvedStage) -> PixArtConfig:
     """The transformer of a stage that starts from random weights."""
     size = stage.size
     return PixArtConfig(
-        input_size=stage.resolution // _LATENT,
+        input_size=stage.resolution // LATENT,
         hidden_size=size.hidden_size,
         depth=size.depth,
         num_heads=size.num_heads,
@@ -53,39 +97,22 @@ def transformer_config(stage: Stage) -> PixArtConfig:
     )
 
 
-def planned_config(stage: Stage, stages: Sequence[Stage]) -> PixArtConfig:
-    """What a stage's transformer will be, also before what it starts from is there: then a published
-    start is taken to be XL/2 of the stage's resolution."""
-    before = stages[: [one.name for one in stages].index(stage.name)]
-    if stage.start == PREVIOUS and before and before[-1].trains == "transformer":
-        config = planned_config(before[-1], stages)
-    else:
-        config = _known_config(stage) or transformer_config(stage)
-    model = empty_model(config)
-    if stage.start != RANDOM:
-        adapt(model, stage)
-    return replace(model.config, kv_compression=stage.compression or config.kv_compression)
+def weightless_model(stage: ResolvedStage, start: PixArtConfig | None) -> PixArt:
+    """The model that a stage will train, its adapters aside, without memory for its weights: all that
+    changes a start is tried on it. start: None for random weights. Raises ValueError for what cannot
+    be changed."""
+    if start is None:
+        return empty_model(transformer_config(stage))
+    model = adapt(empty_model(start), stage)
+    if stage.compression is not None:
+        check_start(stage.kv_start, stage.compression)
+        add_kv_compression(model, stage.compression)
+    return model
 
 
-def _known_config(stage: Stage) -> PixArtConfig | None:
-    """Of a start that lies on this machine."""
-    if stage.start == EMBEDDED:
-        return _opened(open_directory(EMBEDDED, True), stage).config
-    is_here = stage.start not in (PREVIOUS, RANDOM) and Path(stage.start).exists()
-    return _opened(Path(stage.start), stage).config if is_here else None
-
-
-def start_transformer(stage: Stage, previous: Path | None) -> PixArt:
-    """The model that a stage begins with, in fp32, before its compression is added. previous: the
-    last stage's checkpoint."""
-    if stage.start == RANDOM:
-        return PixArt(transformer_config(stage))
-    return adapt(_open(stage, previous), stage)
-
-
-def adapt(model: PixArt, stage: Stage) -> PixArt:
+def adapt(model: PixArt, stage: ResolvedStage) -> PixArt:
     """Give a model the stage's resolution, caption length and micro-conditioning, in place."""
-    if stage.resolution != model.config.input_size * _LATENT or stage.pe_interpolation is not None:
+    if stage.resolution != model.config.input_size * LATENT or stage.pe_interpolation is not None:
         interpolate_positions(model, stage.resolution, stage.pe_interpolation)
     if stage.max_length < model.config.model_max_length:
         raise ValueError(
@@ -103,23 +130,25 @@ def adapt(model: PixArt, stage: Stage) -> PixArt:
     return model
 
 
-def _open(stage: Stage, previous: Path | None) -> PixArt:
-    if stage.start == PREVIOUS:
-        assert previous is not None
-        return load_transformer(previous / "model.safetensors", dtype=torch.float32)
-    if stage.start.startswith(DIT):
-        path = stage.start.removeprefix(DIT)
-        width = stage.size.caption_channels
-        return open_dit(path, caption_channels=width, max_length=stage.max_length)
-    is_embedded = stage.start == EMBEDDED
-    source = open_directory(EMBEDDED, True) if is_embedded else resolve(stage.start)
-    return _opened(source, stage).load()
+def check_prediction(stage: ResolvedStage, source: str, scheduler: Mapping[str, Any]) -> None:
+    """Refuse to train on another target than a scheduler_config.json names. source: whose it is."""
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if predicts != stage.prediction:
+        raise ValueError(f"prediction must be that of {source}, {predicts}, got {stage.prediction}")
 
 
-def _opened(source: Path, stage: Stage) -> OpenedTransformer:
-    """A checkpoint that does not say how long its captions are has the stage's."""
-    around = Surroundings(stage.max_length)
-    return open_transformer(source, dtype=torch.float32, around=around)
+def pipeline_problems(stage: ResolvedStage, config: PixArtConfig | None) -> Iterator[str]:
+    """Why stage.pipeline cannot read and draw for a stage. config: of its model, where it is known."""
+    folder, lines = attempt(lambda: open_directory(stage.pipeline, with_transformer=False))
+    yield from lines
+    if folder is None:
+        return
+    scheduler, lines = attempt(lambda: read_scheduler(folder))
+    yield from lines
+    if scheduler is not None:
+        yield from problems_of(lambda: check_prediction(stage, stage.pipeline, scheduler))
+    if config is not None:
+        yield from problems_of(lambda: check_fit(config, Path("the model"), folder))
 
 
 def set_null_caption(model: PixArt, pipe: Pipeline) -> None:
@@ -131,9 +160,10 @@ def set_null_caption(model: PixArt, pipe: Pipeline) -> None:
     lengthen_captions(model, max(len(features), model.config.model_max_length), features)
 
 
-def check_null_caption(model: PixArt) -> None:
-    """Refuse to train on dropped captions when nobody knows what stands in their place."""
-    if not getattr(model, "null_caption_stored", False):
+def check_null_caption(stage: Stage, stored: bool) -> None:
+    """Refuse to train on dropped captions when nobody knows what stands in their place. stored: whether
+    the start holds it."""
+    if not (stage.pipeline or stage.start == RANDOM or stored) and stage.data.caption_dropout:
         raise ValueError(
             "data.caption_dropout must be 0 for a checkpoint without its null caption; give "
             "--pipeline, whose T5 makes it, or --data.caption-dropout 0"

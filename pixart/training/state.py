@@ -1,6 +1,6 @@
-"""Training state on disk: a checkpoint is whole or it is not there.
+"""What a run has saved to go on from: a state is whole or it is not there.
 
-    DIRECTORY/latest              the name of the newest whole checkpoint
+    DIRECTORY/latest              the name of the newest whole state
     DIRECTORY/step-00001200/      tensors in the distributed format, progress.json, exports
 
 Everything is written beside its final name, flushed to the disk and renamed, and `latest` comes last:
@@ -10,7 +10,6 @@ distributed format (torch.distributed.checkpoint) opens on any number of process
 
 import contextlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +21,17 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from pixart.distributed import barrier, rank, world_size
+from pixart.files import publish, write_bytes, write_json
 
 _PROGRESS = "progress.json"
 _TENSORS = "state"
 
 
-class CheckpointSaveError(RuntimeError):
+class StateSaveError(RuntimeError):
     """Training state could not be written; what was saved before is still there."""
 
 
-def save_checkpoint(
+def save_state(
     directory: Path,
     step: int,
     tensors: dict[str, dict[str, Any]],
@@ -43,10 +43,11 @@ def save_checkpoint(
 ) -> Path:
     """Write `tensors` (sharded or not, called by all processes) and `progress` (plain values).
 
-    export writes what else belongs to the checkpoint into the folder that it is given; called by
-    all processes as well. Older checkpoints are deleted but for the last `keep` and `spare`. Raises
-    CheckpointSaveError; the checkpoints that were there stay.
+    export writes what else belongs to the state into the folder that it is given; called by all
+    processes as well. Older states are deleted but for the last `keep` and `spare`. Raises
+    StateSaveError; the states that were there stay.
     """
+    # A place whose name all processes know.
     aside, final = directory / f".step-{step:08d}.tmp", directory / f"step-{step:08d}"
     try:
         if rank() == 0:
@@ -59,15 +60,16 @@ def save_checkpoint(
             export(aside)
         barrier()
         if rank() == 0:
-            (aside / _PROGRESS).write_text(json.dumps({**progress, "step": step}, indent=2) + "\n")
-            _publish(aside, final)
+            write_json(aside / _PROGRESS, {**progress, "step": step}, indent=2)
+            publish(aside, final)
+            write_bytes(directory / "latest", f"{final.name}\n".encode())
     except (OSError, dcp.api.CheckpointException) as error:
         with contextlib.suppress(OSError):
             shutil.rmtree(aside, ignore_errors=True)
-        last = latest_checkpoint(directory)
+        last = latest_state(directory)
         kept = f"the last good state is {last}" if last else "there is no earlier state"
         reason = _disk_error(error)
-        raise CheckpointSaveError(f"{final}: cannot be written ({reason}); {kept}") from error
+        raise StateSaveError(f"{final}: cannot be written ({reason}); {kept}") from error
     if rank() == 0:
         _prune(directory, keep, spared=(final, spare))
     return final
@@ -79,74 +81,53 @@ def _disk_error(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _publish(aside: Path, final: Path) -> None:
-    for path in (*aside.rglob("*"), aside):
-        _flush(path)
-    # Of a run that died before `latest` was written, or that went on from before this step.
-    replaced = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(final, replaced)
-    os.rename(aside, final)
-    pointer = final.with_name(".latest.tmp")
-    pointer.write_text(final.name + "\n")
-    _flush(pointer)
-    os.replace(pointer, final.with_name("latest"))
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
     # All processes have written their part of a save that is published: what is left under another
     # step's name is of a run that was killed in its midst.
-    stale = (*directory.glob(".step-*.old"), *directory.glob(".step-*.tmp"))
+    stale = [
+        path
+        for kind in (".step-*.old", ".step-*.tmp", ".latest.*")
+        for path in directory.glob(kind)
+    ]
     kept = [path.resolve() for path in spared if path is not None]
     old = [path for path in sorted(directory.glob("step-*")) if path.resolve() not in kept]
     for path in (*old[: max(len(old) - keep + 1, 0)], *stale):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint of a stage, or None before the first."""
+def latest_state(directory: Path) -> Path | None:
+    """The newest whole state of a stage, or None before the first."""
     try:
         path = directory / (directory / "latest").read_text().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if (path / _PROGRESS).exists():
-        return path
-    # Killed while it was being replaced: both are there, under other names.
-    replaced = path.with_name(f".{path.name}.old")
-    if (replaced / _PROGRESS).exists():
-        return replaced
-    raise ValueError(f"{directory / 'latest'} must name a checkpoint, got {path.name!r}")
+    # Killed while it was being replaced: what it replaces is there, under another name.
+    replaced = sorted(directory.glob(f".{path.name}*.old"))
+    for place in (path, *replaced):
+        if (place / _PROGRESS).exists():
+            return place
+    raise ValueError(f"{directory / 'latest'} must name a saved state, got {path.name!r}")
 
 
-def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What save_checkpoint was given as `progress`, and "step"."""
+def read_progress(state: Path) -> dict[str, Any]:
+    """What save_state was given as `progress`, and "step"."""
     try:
-        return json.loads((checkpoint / _PROGRESS).read_text())
+        return json.loads((state / _PROGRESS).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} must be a checkpoint, got no {_PROGRESS} in it") from error
+        raise ValueError(f"{state} must be a saved state, got no {_PROGRESS} in it") from error
 
 
-def load_average(checkpoint: Path, model: nn.Module) -> None:
-    """Give a model the averaged weights of a checkpoint of the same stage or one like it; those of
-    its last step where no average was kept."""
+def load_average(state: Path, model: nn.Module) -> None:
+    """Give a model the averaged weights of a state of the same stage or one like it; those of its last
+    step where no average was kept."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if not read_progress(checkpoint).get("averaged", True):
+    if not read_progress(state).get("averaged", True):
         tensors = {"model": model.state_dict()}
-        load_tensors(checkpoint, tensors)
+        load_tensors(state, tensors)
         model.load_state_dict(tensors["model"])
         return
     average = {name: torch.empty_like(p) for name, p in numbered(trained)}
-    load_tensors(checkpoint, {"ema": average})
+    load_tensors(state, {"ema": average})
     with torch.no_grad():
         for parameter, value in zip(trained, average.values(), strict=True):
             parameter.copy_(value)
@@ -157,14 +138,14 @@ def numbered(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
     return ((f"{index:05d}", tensor) for index, tensor in enumerate(tensors))
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, dict[str, Any]]) -> None:
-    """Fill `tensors`, which have the shapes and the sharding of this run, from a checkpoint."""
+def load_tensors(state: Path, tensors: dict[str, dict[str, Any]]) -> None:
+    """Fill `tensors`, which have the shapes and the sharding of this run, from a state."""
     try:
         with _alone():
-            dcp.load(tensors, checkpoint_id=checkpoint / _TENSORS, no_dist=world_size() == 1)
+            dcp.load(tensors, checkpoint_id=state / _TENSORS, no_dist=world_size() == 1)
     except dcp.api.CheckpointException as error:
         raise ValueError(
-            f"{checkpoint} must hold what this stage trains ({_disk_error(error)}); give another "
+            f"{state} must hold what this stage trains ({_disk_error(error)}); give another "
             "--output, or the settings that it was made with"
         ) from error
 

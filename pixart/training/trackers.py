@@ -7,6 +7,11 @@ from typing import Any, Literal
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
+def check_installed(name: Tracker) -> None:
+    """Raise ValueError for a tracker whose library is not there."""
+    _import_tensorboard() if name == "tensorboard" else _import(name)
+
+
 class _Tracker:
     """TensorBoard, Weights & Biases or trackio. Raises ValueError when it is not installed."""
 

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,11 +33,11 @@ from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (
-    latest_checkpoint,
+    latest_state,
     load_tensors,
     numbered,
     read_progress,
-    save_checkpoint,
+    save_state,
 )
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
@@ -49,7 +49,7 @@ Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
 
 
 class Task(Protocol):
-    """What a stage trains on and how it is judged."""
+    """What a stage trains on, its losses and its validation."""
 
     model: nn.Module
 
@@ -64,7 +64,7 @@ class Task(Protocol):
     def tokens(self, part: Any) -> int: ...
 
     def flops(self, part: Any) -> float:
-        """Of the forward pass; 0 where they are not counted."""
+        """FLOPs of the forward pass; 0 where they are not counted."""
 
     def export(self, folder: Path) -> None:
         """Write what a user opens. The model holds the averaged weights; called by all processes."""
@@ -94,11 +94,7 @@ class Trainer:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise ValueError(
-                f"--save-every must be at least 1, got {self.save_every}; a number beyond --steps "
-                "saves at the end only"
-            )
+        check_save_every(self.save_every)
         self.model = self.task.model.to(self.device).train()
         self.step, self.accepted, self.mean_norm, self.skipped, self.seconds = 0, 0, 0.0, 0, 0.0
         self.resumed_from: Path | None = None
@@ -118,13 +114,13 @@ class Trainer:
         self, progress: Progress, stop_after: int | None = None, start_from: Path | None = None
     ) -> bool:
         """Advance to the end, for `stop_after` steps, or until SIGTERM or Ctrl-C; saves at the end
-        of each. start_from: a checkpoint to go on from instead of the newest one in `directory`.
+        of each. start_from: a state to go on from instead of the newest one in `directory`.
         Returns whether the stage is finished."""
         self._counted = time.perf_counter()
         self.resume(start_from)
         progress.start(self.step, self.stage.steps)
         last = self.stage.steps if stop_after is None else self.step + stop_after
-        resumed = start_from or latest_checkpoint(self.directory)
+        resumed = start_from or latest_state(self.directory)
         saved = self.step if resumed and resumed.parent == self.directory else -1
         with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
             # One process's clock may be ahead: all leave together, or the others wait for ever.
@@ -156,7 +152,7 @@ class Trainer:
 
     def _count_time(self) -> None:
         """Called once a step: a save counts with the step after it, so that the time by which a stage
-        ends is the time that its last checkpoint tells."""
+        ends is the time that its last state tells."""
         now = time.perf_counter()
         self.seconds += now - self._counted
         self._counted = now
@@ -186,7 +182,7 @@ class Trainer:
             raise TrainingFailed(
                 f"stage {self.stage.name}: gradients of {MAX_SKIPPED} steps in a row were not "
                 f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (norm {norm:g});"
-                f" the last good state is {latest_checkpoint(self.directory)}; try a lower "
+                f" the last good state is {latest_state(self.directory)}; try a lower "
                 "optimizer.learning_rate or --precision bf16"
             )
         return {**losses, "norm": norm, "skipped": float(not accepted)}
@@ -237,7 +233,7 @@ class Trainer:
         return contextlib.nullcontext() if self.ema is None else self.ema.swapped()
 
     def save(self) -> int:
-        """Write a checkpoint of this step, and what a user opens beside it; returns the step."""
+        """Save the state of this step, and what a user opens beside it; returns the step."""
 
         def export(folder: Path) -> None:
             self.model.eval()
@@ -256,7 +252,7 @@ class Trainer:
             "seconds": max_over_processes(self.seconds, self.device),
             "scaler": self.scaler.state_dict(),
         }
-        save_checkpoint(
+        save_state(
             self.directory,
             self.step,
             self._tensors(),
@@ -267,23 +263,16 @@ class Trainer:
         )
         return self.step
 
-    def resume(self, checkpoint: Path | None = None) -> bool:
-        """Take up the newest checkpoint, if there is one, or the one that is named."""
-        self.resumed_from = checkpoint
-        checkpoint = latest_checkpoint(self.directory) if checkpoint is None else checkpoint
-        if checkpoint is None:
+    def resume(self, state: Path | None = None) -> bool:
+        """Take up the newest state, if there is one, or the one that is named."""
+        self.resumed_from = state
+        state = latest_state(self.directory) if state is None else state
+        if state is None:
             return False
-        values = read_progress(checkpoint)
-        trained, wanted = values.get("lora"), json.loads(json.dumps(asdict(self.stage.lora)))
-        if trained is not None and trained != wanted:
-            raise ValueError(f"lora must be as {checkpoint} was trained, {trained}, got {wanted}")
-        if values["stage"] != self.stage.name:
-            raise ValueError(
-                f"--resume must name a checkpoint of stage {self.stage.name}, got one of "
-                f"{values['stage']}, {checkpoint}"
-            )
+        values = read_progress(state)
+        check_state(self.stage, state, values)
         tensors = self._tensors()
-        load_tensors(checkpoint, tensors)
+        load_tensors(state, tensors)
         states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
         states.update(tensors["optimizer"])
         set_state_dict(
@@ -308,6 +297,27 @@ class Trainer:
         states = {name: value for name, value in optimizer.items() if name.startswith("state.")}
         average = {} if self.ema is None else dict(numbered(self.ema.tensors))
         return {"model": model, "optimizer": states, "ema": average}
+
+
+def check_save_every(steps: int) -> None:
+    """Raise ValueError for a number of steps between two saves that is none."""
+    if steps < 1:
+        raise ValueError(
+            f"--save-every must be at least 1, got {steps}; a number beyond --steps saves at the "
+            "end only"
+        )
+
+
+def check_state(stage: Stage, state: Path, progress: Mapping[str, Any]) -> None:
+    """Raise ValueError for a saved state that a stage cannot go on from. progress: what it says."""
+    trained, wanted = progress.get("lora"), json.loads(json.dumps(asdict(stage.lora)))
+    if trained is not None and trained != wanted:
+        raise ValueError(f"lora must be as {state} was trained, {trained}, got {wanted}")
+    if progress["stage"] != stage.name:
+        raise ValueError(
+            f"--resume must name a state of stage {stage.name}, got one of "
+            f"{progress['stage']}, {state}"
+        )
 
 
 def _clip(parameters: Sequence[Tensor], limit: float) -> float:

@@ -114,7 +114,7 @@ def add_kv_compression(
         raise ValueError(f"model must be dense or compressed as in {compression}, got {old}")
     new = [layer for layer in compression.layers if old is None or layer not in old.layers]
     config = replace(model.config, kv_compression=compression)  # raises for layers beyond depth
-    _check_start(start, compression)
+    check_start(start, compression)
     if compression.ratio == 1:
         return _set_config(model, config)
     fitted: dict[int, NormStart] = {}
@@ -136,7 +136,8 @@ def _extends(compression: KVCompression, old: KVCompression) -> bool:
     return same and set(old.layers) <= set(compression.layers)
 
 
-def _check_start(start: str, compression: KVCompression) -> None:
+def check_start(start: str, compression: KVCompression) -> None:
+    """Raise ValueError for a start that a compression cannot have."""
     if start not in ("mean", "calibrated", "random"):
         raise ValueError(f"start must be mean, calibrated or random, got {start!r}")
     learned = compression.sampling == "conv"

@@ -34,7 +34,7 @@ STAGE = Stage(
     batch=Batch(images=4),
     precision="fp32",
     data=Data(caption_dropout=0.0),
-)
+).resolved()
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def validation_loss(output: Path) -> float:
 def test_an_odd_image_held_out_counts_once_on_two_processes(
     tmp_path: Path, pipeline: Path, features: Path, how: str
 ) -> None:
-    judged = {"every": 1, "images": 3, "timesteps": [100, 900]}
-    path = recipe(tmp_path, pipeline, features, steps=1, parallel=how, validation=judged)
+    validation = {"every": 1, "images": 3, "timesteps": [100, 900]}
+    path = recipe(tmp_path, pipeline, features, steps=1, parallel=how, validation=validation)
     arguments = [str(path), "--device", "cpu", "--quiet", "--output"]
     assert train([*arguments, str(tmp_path / "one")]) == 0
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
@@ -156,11 +156,11 @@ def test_one_picture_is_trained_on_and_validation_says_that_it_has_no_loss(
     folder(tmp_path / "raw", 1, height=128, width=128)
     prepare = ["prepare", str(tmp_path / "raw"), str(tmp_path / "one"), "--model", str(pipeline)]
     assert data([*prepare, "--resolution", "128", "--square", "--device", "cpu"]) == 0
-    judged = {"every": 1, "images": 4, "prompts": ["a cat"], "sampling_steps": 1}
-    path = recipe(tmp_path, pipeline, tmp_path / "one", steps=2, validation=judged)
+    validation = {"every": 1, "images": 4, "prompts": ["a cat"], "sampling_steps": 1}
+    path = recipe(tmp_path, pipeline, tmp_path / "one", steps=2, validation=validation)
     assert train([str(path), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]) == 0
-    said = [record.getMessage() for record in caplog.records if record.name == "pixart"]
-    assert said == ["stage tune: validation tells no loss, of one image none can be held out"]
+    printed = [record.getMessage() for record in caplog.records if record.name == "pixart"]
+    assert printed == ["stage tune: validation tells no loss, of one image none can be held out"]
     assert "validation" not in (tmp_path / "run" / "tune" / "log.jsonl").read_text()
     assert (tmp_path / "run" / "tune" / "pictures" / "step-00000002" / "00.png").exists()
 
@@ -177,9 +177,9 @@ def test_data_of_another_vae_are_refused(features: Path, pipeline: Path) -> None
 def test_a_dense_checkpoint_becomes_a_compressed_one_that_draws(
     tmp_path: Path, pipeline: Path, features: Path, how: str
 ) -> None:
-    judged = {"every": 3, "images": 2, "prompts": ["a cat"], "sampling_steps": 2}
+    validation = {"every": 3, "images": 2, "prompts": ["a cat"], "sampling_steps": 2}
     path = recipe(
-        tmp_path, pipeline, features, kv_compress="0-1:2", kv_start=how, validation=judged
+        tmp_path, pipeline, features, kv_compress="0-1:2", kv_start=how, validation=validation
     )
     assert train([str(path), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]) == 0
     checkpoint = tmp_path / "run" / "tune" / "step-00000003"

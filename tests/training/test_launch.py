@@ -36,19 +36,19 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_one_machine_meets_itself(commands: Path) -> None:
-    said = lines(launch(commands))
+    printed = lines(launch(commands))
     expected = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "gpu"]
-    assert said == expected + PIXART
+    assert printed == expected + PIXART
     assert lines(launch(commands, PROCESSES="2"))[5] == "2"
 
 
 def test_under_slurm_all_machines_meet_at_the_first_on_the_jobs_own_port(commands: Path) -> None:
     job = {"SLURM_JOB_NODELIST": "a[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "41234"}
-    said = lines(launch(commands, **job))
-    assert said[0] == "srun --kill-on-bad-exit=1"
+    printed = lines(launch(commands, **job))
+    assert printed[0] == "srun --kill-on-bad-exit=1"
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "a1:21234"]
-    assert said[4:12] == [*meeting, "--rdzv-id", "pixart-41234"]
-    assert said[-6:] == PIXART
+    assert printed[4:12] == [*meeting, "--rdzv-id", "pixart-41234"]
+    assert printed[-6:] == PIXART
 
 
 def test_many_machines_without_a_head_are_refused(commands: Path) -> None:

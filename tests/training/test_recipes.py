@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from dit_model import dit
 from pictures import png, write
 from published import build_alpha, build_sigma
-from test_reparameterise import dit
 from tiny_checkpoints import SIGMA, build
 
 from pixart.checkpoint.load import load_transformer
@@ -17,8 +17,9 @@ from pixart.data import main as data
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.train import main as train
 from pixart.training.recipe import load_recipe
-from pixart.training.starts import planned_config, set_null_caption
-from pixart.training.state import latest_checkpoint
+from pixart.training.run import Run
+from pixart.training.starts import set_null_caption
+from pixart.training.state import latest_state
 
 SMALLER = 8  # sides of pictures are the recipe's over this
 VAE = (8, 8, 8, 8)
@@ -44,7 +45,7 @@ def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
         command += ["--resolution", side, "--data.source", features, "--pipeline", str(pipeline)]
         command += ["--data.captions", "prompt", "1"] + (["--start", *start] if number == 0 else [])
         assert train(command) == 0
-        checkpoint = latest_checkpoint(place / "run" / stage.name)
+        checkpoint = latest_state(place / "run" / stage.name)
         assert checkpoint is not None
         found.append(checkpoint)
     return found
@@ -53,7 +54,9 @@ def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
 @pytest.mark.parametrize("recipe", ["sigma", "alpha"])
 def test_every_stage_plans_the_published_positions(recipe: str) -> None:
     stages = load_recipe(recipe)
-    planned = [planned_config(stage, stages) for stage in stages]
+    run = Run(Path("absent"), stages, torch.device("cpu"), downloads=False)
+    run.to_come = frozenset(stage.name for stage in stages)
+    planned = [run.planned(run.resolved(stage)).config for stage in stages]
     assert [config.pe_interpolation for config in planned] == PUBLISHED[recipe]
     assert [8 * config.input_size for config in planned] == [one.resolution for one in stages]
 

@@ -12,7 +12,7 @@ from pixart.train import main as train
 from pixart.training.run import Run
 from pixart.training.stage import Batch, Data, Stage, Validation
 from pixart.training.starts import adapt
-from pixart.training.state import save_checkpoint
+from pixart.training.state import save_state
 
 
 @pytest.mark.parametrize(
@@ -64,24 +64,25 @@ def test_a_multiple_makes_the_same_batches_for_any_number_of_processes() -> None
 def test_a_run_that_goes_on_keeps_the_batches_with_which_it_began(tmp_path: Path) -> None:
     stage = Stage("a", batch=Batch(tokens=10 * 1024))
     run = Run(tmp_path, [stage], torch.device("cpu"))
-    assert run._with_batches_as_begun(stage) == stage
-    save_checkpoint(tmp_path / "a", 1, {}, {"batch_unit": 4})
-    begun = run._with_batches_as_begun(stage).batch
+    assert run.stage("a") == stage
+    save_state(tmp_path / "a", 1, {}, {"batch_unit": 4})
+    begun = run.stage("a").batch
     assert begun.of(1024, world=2) == 8
     with pytest.raises(ValueError, match="got 4; --batch.multiple 8 makes it one"):
         begun.of(1024, world=8)
-    told = replace(stage, batch=Batch(tokens=10 * 1024, multiple=2))
-    assert run._with_batches_as_begun(told).batch.of(1024, world=2) == 10
+    given = replace(stage, batch=Batch(tokens=10 * 1024, multiple=2))
+    again = Run(tmp_path, [given], torch.device("cpu"))
+    assert again.stage("a").batch.of(1024, world=2) == 10
 
 
 def test_captions_shorter_than_the_starts_are_no_setting() -> None:
-    stage = Stage("a", start="somewhere", resolution=64, max_length=5)
+    stage = Stage("a", start="somewhere", resolution=64, max_length=5).resolved()
     with pytest.raises(ValueError, match="max_length must be at least that of the start, 7, got 5"):
         adapt(build(SIGMA), stage)
 
 
 def test_drawn_pictures_of_another_size_are_as_many_pixels() -> None:
-    stage = Stage("a", resolution=128, batch=Batch(images=64))
+    stage = Stage("a", resolution=128, batch=Batch(images=64)).resolved()
     assert [stage.drawn_images(side, 2) for side in (64, 128, 256, 2048)] == [256, 64, 16, 2]
 
 
@@ -102,5 +103,5 @@ def test_a_command_that_cannot_be_honoured_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train([*arguments, "--device", "cpu"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("pixart.train: ") and message in said and "\n" not in said
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("pixart.train: ") and message in printed and "\n" not in printed

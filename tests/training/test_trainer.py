@@ -20,7 +20,7 @@ from pixart.training import state, trainer
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.progress import Progress
 from pixart.training.stage import Batch, Stage
-from pixart.training.state import CheckpointSaveError, latest_checkpoint, load_average
+from pixart.training.state import StateSaveError, latest_state, load_average
 from pixart.training.trainer import Trainer, TrainingFailed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -115,7 +115,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from test_trainer import CPU, QUICK, Wide, make, run, weights
-from pixart.training.parallel import connect, leave, local, rank
+from pixart.distributed import connect, leave, local, rank
 connect(CPU)
 Wide.export = lambda *_: None
 for name in sys.argv[2:]:
@@ -141,7 +141,7 @@ def resume_cut(folder: Path, *optimizers: str) -> None:
     script.write_text(CUT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", str(script), str(folder), *optimizers]
-    paths = ":".join(str(ROOT / source) for source in (".", "kernels", "tests"))
+    paths = ":".join(str(ROOT / source) for source in (".", "kernels", "tests/training"))
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=env, check=True, timeout=300)
 
@@ -175,7 +175,7 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
 def test_what_is_exported_holds_the_averages(tmp_path: Path) -> None:
     one = make(tmp_path)
     run(one)
-    checkpoint = latest_checkpoint(tmp_path)
+    checkpoint = latest_state(tmp_path)
     assert checkpoint is not None and checkpoint.name == "step-00000006"
     exported = torch.load(checkpoint / "exported.pt")
     assert one.ema is not None
@@ -183,7 +183,7 @@ def test_what_is_exported_holds_the_averages(tmp_path: Path) -> None:
         assert torch.equal(value, average)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_said(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_reported(tmp_path: Path) -> None:
     one = make(tmp_path, task=Toy(poison=(3,)))
     assert run(one)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -218,7 +218,7 @@ def test_a_run_that_only_skips_stops_and_names_the_last_good_state(tmp_path: Pat
     run(make(tmp_path, stage), stop_after=2)
     with pytest.raises(TrainingFailed, match="step-00000002"):
         run(make(tmp_path, stage, Toy(poison=tuple(range(2, 100)))))
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert latest_state(tmp_path) == tmp_path / "step-00000002"
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -248,15 +248,15 @@ def test_a_wall_clock_budget_counts_validation_and_saving(tmp_path: Path, monkey
     monkeypatch.setattr(trainer, "time", clock)
     monkeypatch.setattr(Toy, "validate", work)
     monkeypatch.setattr(Toy, "export", work)
-    judged = replace(QUICK.validation, every=1)
-    stage = replace(QUICK, hours=1.5, validation=judged)  # 5400 seconds
+    validation = replace(QUICK.validation, every=1)
+    stage = replace(QUICK, hours=1.5, validation=validation)  # 5400 seconds
     one = make(tmp_path, stage, save_every=1)
     assert not run(one, stop_after=2)  # validation, export, validation; export
     assert one.seconds == 3000.0
     again = make(tmp_path, stage, save_every=1)
     assert run(again) and again.step == 4 and again.seconds == 6000.0
     assert run(make(tmp_path, stage))
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000004"
+    assert latest_state(tmp_path) == tmp_path / "step-00000004"
 
 
 def test_steps_between_saves_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
     one = make(tmp_path, replace(QUICK, steps=100_000))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert not run(one)
-    checkpoint = latest_checkpoint(tmp_path)
+    checkpoint = latest_state(tmp_path)
     assert checkpoint is not None and checkpoint.name == f"step-{one.step:08d}"
 
 
@@ -289,7 +289,7 @@ def test_what_interrupted_saves_left_goes_with_the_next_one(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize("where", ["save", "_publish"])
+@pytest.mark.parametrize("where", ["save", "publish"])
 def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
     tmp_path: Path, monkeypatch: Any, where: str
 ) -> None:
@@ -299,7 +299,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(state.dcp if where == "save" else state, where, full)
-    with pytest.raises(CheckpointSaveError, match="No space left on device.*step-00000002"):
+    with pytest.raises(StateSaveError, match="No space left on device.*step-00000002"):
         run(make(tmp_path))
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -326,7 +326,7 @@ def test_what_is_not_finite_at_any_scale_ends_a_run_in_fp16_too(tmp_path: Path) 
     poisoned = make(tmp_path, stage, Toy(poison=tuple(range(2, 100))))
     with pytest.raises(TrainingFailed, match="step-00000002"):
         run(poisoned)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert latest_state(tmp_path) == tmp_path / "step-00000002"
     assert poisoned.scaler.get_scale() > 0
 
 
@@ -356,24 +356,24 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_it(tmp_path: Path) ->
     again = make(tmp_path, stage, save_every=1)
     assert again.run(Progress(tmp_path, stage.name, quiet=True), start_from=older)
     assert older.exists() and same(one, again)
-    with pytest.raises(ValueError, match="must be a checkpoint"):
+    with pytest.raises(ValueError, match="must be a saved state"):
         again.resume(tmp_path / "absent")
-    with pytest.raises(ValueError, match="must name a checkpoint of stage other"):
+    with pytest.raises(ValueError, match="must name a state of stage other"):
         make(tmp_path, replace(stage, name="other")).resume(older)
 
 
 def test_a_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
     run(make(tmp_path, QUICK))
-    newest = latest_checkpoint(tmp_path)
+    newest = latest_state(tmp_path)
     assert newest is not None
     aside = newest.rename(tmp_path / f".{newest.name}.old")
-    assert latest_checkpoint(tmp_path) == aside and make(tmp_path, QUICK).resume()
+    assert latest_state(tmp_path) == aside and make(tmp_path, QUICK).resume()
 
 
 def test_without_an_average_the_next_stage_takes_the_last_weights(tmp_path: Path) -> None:
     one = make(tmp_path, replace(QUICK, ema=None))
     run(one)
-    newest, other = latest_checkpoint(tmp_path), make(tmp_path / "next", QUICK)
+    newest, other = latest_state(tmp_path), make(tmp_path / "next", QUICK)
     assert newest is not None
     load_average(newest, other.model)
     trained, taken = one.model.state_dict(), other.model.state_dict()
@@ -386,15 +386,15 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from dataclasses import replace
 from test_trainer import CPU, QUICK, Toy, make
-from pixart.training import checkpoints
+from pixart import files
 from pixart.training.progress import Progress
-flush = checkpoints._flush
+flush = files.flush
 def slow(path):
     if path.parent.suffix == ".tmp":
         print("saving", flush=True)
     time.sleep(0.002)  # most of a save is waiting for a disk
     flush(path)
-checkpoints._flush = slow
+files.flush = slow
 one = make(Path(sys.argv[1]), replace(QUICK, steps=300), save_every=1)
 print("ready", flush=True)
 one.run(Progress(one.directory, "toy", quiet=True, every=1))
@@ -409,7 +409,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     rng, during_save = random.Random(0), 0
-    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "training")]
     command = [sys.executable, str(script), str(tmp_path / "run"), *paths]
 
     def start() -> tuple[subprocess.Popen[str], Any]:
@@ -422,20 +422,20 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
 
     for kill in range(20):
         left_by_others = unfinished()
-        child, said = start()
+        child, printed = start()
         if kill % 2:
             time.sleep(rng.uniform(0.0, 0.4))
         else:  # in a save: after some file of it was written, before or while the next one is
             for _ in range(rng.randrange(1, 40)):
-                assert said.readline() == "saving\n"
+                assert printed.readline() == "saving\n"
             time.sleep(rng.uniform(0.0, 0.002))
         child.kill()
         child.wait()
-        assert "done\n" not in said.read()
+        assert "done\n" not in printed.read()
         during_save += not unfinished() <= left_by_others
     assert during_save >= 10
-    child, said = start()
-    assert said.read().endswith("done\n") and child.wait() == 0
+    child, printed = start()
+    assert printed.read().endswith("done\n") and child.wait() == 0
     stage = replace(QUICK, steps=300)
     whole, survivor = make(tmp_path / "whole", stage), make(tmp_path / "run", stage)
     run(whole)

@@ -15,21 +15,19 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pixart.config import EMBEDDED, KVCompression
-from pixart.diffusion import training_loss
 from pixart.evaluation.caption_accuracy import Task as Captions
 from pixart.evaluation.caption_accuracy import measure, requests
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.training.batch import Sample, stack
+from pixart.training.batch import Sample, diffusion_losses, stack
 from pixart.training.ema import EMA
 from pixart.training.recipe import load_recipe
-from pixart.training.stage import Stage
+from pixart.training.stage import ResolvedStage
 from pixart.training.tasks.autoencoder import load_vae
-from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair
+from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair, token_conditions
 from pixart.training.trainer import Trainer
 from pixart.training.transitions import add_kv_compression, interpolate_positions
 
@@ -92,18 +90,18 @@ class Mark:
     of: int
 
 
-def study_stage(resolution: int, images: int, marks: Sequence[int]) -> Stage:
+def study_stage(resolution: int, images: int, marks: Sequence[int]) -> ResolvedStage:
     """How every experiment trains: as the recipe's `double` does, at a constant rate."""
     double = next(stage for stage in load_recipe("shapes") if stage.name == "double")
-    native = double.resolution
+    native = double.resolved()
     return replace(
-        double,
+        native,
         name="study",
         start=EMBEDDED,
         pipeline=EMBEDDED,
         resolution=resolution,
         data=replace(double.data, sizes=()),
-        batch=replace(double.batch, images=max(1, images * native**2 // resolution**2)),
+        batch=replace(double.batch, images=max(1, images * native.resolution**2 // resolution**2)),
         steps=max(marks),
         ema=EMA_DECAY,
         optimizer=replace(
@@ -125,7 +123,7 @@ def open_dense() -> Pair:
 class Study:
     """A model in training whose text encoder stays as it is, as T5 does for PixArt."""
 
-    def __init__(self, pair: Pair, stage: Stage, folder: Path, scale: Scale) -> None:
+    def __init__(self, pair: Pair, stage: ResolvedStage, folder: Path, scale: Scale) -> None:
         self.stage, self.scale = stage, scale
         pair.text_encoder.requires_grad_(False)
         self.pipe = Pipeline.from_pretrained(EMBEDDED, device=CPU, cache_dir=None)
@@ -166,23 +164,10 @@ class Study:
 
     def _losses(self) -> list[float]:
         values: list[float] = []
-        per_batch = self.stage.batch.images
+        per_batch, exact = self.stage.batch.images, replace(self.stage, precision="fp32")
         for start in range(0, len(self.scenes), per_batch):
             part = stack(self.scenes[start : start + per_batch])
-            model: Any = self.task.model
-            ids = part.features[..., 0].long()
-
-            def denoise(x_t: Tensor, t: Tensor, model: Any = model, ids: Tensor = ids,
-                        mask: Tensor = part.mask) -> Tensor:  # fmt: skip
-                return model(x_t, t, ids, mask)
-
-            terms = training_loss(
-                denoise,
-                part.latents,
-                part.timesteps,
-                part.noise,
-                prediction_type=self.stage.prediction,
-            )
+            terms = diffusion_losses(self.task.model, part, exact, *token_conditions(part))
             values += terms.mse.tolist()
         return values
 

@@ -9,7 +9,7 @@ whole pictures last.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,48 @@ from torch.nn import functional as F
 
 from pixart.distributed import own, rank, share, world_size
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
-from pixart.training.batch import whole_state
-from pixart.training.stage import Stage
+from pixart.training.batch import drawn_data_problems, part_problems, whole_state
+from pixart.training.plan import weights_plan
+from pixart.training.problems import problems_of
+from pixart.training.run import Run
+from pixart.training.stage import PREVIOUS, RANDOM, ResolvedStage, Stage
+from pixart.training.state import load_average
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DOWNSAMPLE = 8
 COLOUR_SCALE, DETAIL_SCALE = 1.5, 8.0  # bring the latents near unit scale
+
+
+def check(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the fields of a stage that trains an autoencoder."""
+    yield from part_problems(stage)
+    yield from drawn_data_problems(stage, "crop")
+    if stage.start not in (PREVIOUS, RANDOM):
+        yield f"start of an autoencoder must be previous or random, got {stage.start!r}"
+    crop, side = stage.data.crop, stage.resolution
+    if crop is not None and (crop < DOWNSAMPLE or crop % DOWNSAMPLE):
+        yield f"data.crop must be a positive multiple of {DOWNSAMPLE}, got {crop}"
+    if crop is not None and side is not None and crop > side:
+        yield f"data.crop must be at most resolution {side}, got {crop}"
+
+
+def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
+    """Yield what a stage needs and is not there."""
+    if stage.start == PREVIOUS:
+        yield from problems_of(lambda: run.expect_previous(stage))
+
+
+def plan(stage: ResolvedStage, run: Run) -> str:
+    """Say in words what a stage will cost."""
+    return weights_plan(stage, build_vae)
+
+
+def build(stage: ResolvedStage, run: Run) -> "AutoencoderTask":
+    """Make the task as the stage begins."""
+    task = AutoencoderTask(build_vae(), stage)
+    if stage.start == PREVIOUS:
+        load_average(run.previous(stage), task.model)
+    return task
 
 
 def anchor_latents(pictures: Tensor) -> Tensor:
@@ -60,7 +96,7 @@ def build_vae() -> Any:
 
 
 def load_vae(folder: Path) -> Any:
-    """What AutoencoderTask exported."""
+    """Open what AutoencoderTask exported."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
@@ -115,8 +151,8 @@ def reconstruction_losses(vae: Any, pictures: Tensor, noise: Tensor) -> dict[str
     return {"loss": loss, "encoding": encoding, "psnr": -10 * torch.log10(mse / 4)}
 
 
-class Halves(nn.Module):
-    """Both halves of an AutoencoderKL in one call: latents of pictures, pictures of latents."""
+class EncoderAndDecoder(nn.Module):
+    """Encoder and decoder of an AutoencoderKL in one call: latents of pictures, pictures of latents."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -130,8 +166,8 @@ class AutoencoderTask:
     """A Task of pixart.training.trainer: the VAE on drawn scenes of stage.resolution pixels, or on
     parts of stage.data.crop pixels of them."""
 
-    def __init__(self, vae: Any, stage: Stage) -> None:
-        self.model: nn.Module = Halves(vae)
+    def __init__(self, vae: Any, stage: ResolvedStage) -> None:
+        self.model: nn.Module = EncoderAndDecoder(vae)
         self.stage = stage
 
     def load(self, step: int, parts: int) -> list[Pictures]:
@@ -165,9 +201,9 @@ class AutoencoderTask:
         """FOLDER/vae in diffusers' layout, fp32."""
         state = whole_state(self.model)
         if rank() == 0:
-            halves = Halves(build_vae())
-            halves.load_state_dict(state)
-            halves.vae.save_pretrained(folder / "vae")
+            whole = EncoderAndDecoder(build_vae())
+            whole.load_state_dict(state)
+            whole.vae.save_pretrained(folder / "vae")
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """The losses on pictures that are the same every time."""

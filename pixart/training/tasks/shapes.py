@@ -13,26 +13,128 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.load import load_transformer, open_transformer
 from pixart.config import PixArtConfig
-from pixart.diffusion import add_noise, training_loss
-from pixart.distributed import own, rank, share, world_size
-from pixart.files import read_json
+from pixart.cost import forward_flops
+from pixart.diffusion import add_noise
+from pixart.distributed import barrier, own, rank, share, world_size
+from pixart.files import read_json, written_aside
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
-from pixart.shapes.scene import Scene, draw, sample_scene
-from pixart.training.batch import Sample, draw_timestep, stack, whole_state
-from pixart.training.plan import forward_flops
+from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, sample_scene
+from pixart.training.batch import (
+    Sample,
+    diffusion_losses,
+    draw_timestep,
+    drawn_data_problems,
+    stack,
+    whole_state,
+)
+from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
-from pixart.training.stage import Data, Stage
-from pixart.training.starts import adapt
-from pixart.training.tasks.autoencoder import anchor_latents
+from pixart.training.problems import problems_of
+from pixart.training.run import Run
+from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
+from pixart.training.starts import adapt, add_compression, check_prediction, transformer_config
+from pixart.training.state import load_average
+from pixart.training.tasks.autoencoder import anchor_latents, load_vae
 
 VOCABULARY = 320
 ANY_SCENE = dict(Data().scenes)
+CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))  # what a noun and its adjectives tell
+
+
+def check(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the fields of a stage that trains the embedded model's transformer."""
+    if stage.lora.rank:
+        yield f"data.source must be prepared data with lora.rank {stage.lora.rank}"
+        return  # what else there is to say would be about that data
+    yield from drawn_data_problems(stage, "scenes", "sizes")
+    yield from scene_problems(stage)
+    if wrong := [side for side in stage.data.sizes if side < 16 or side % 16]:
+        yield f"data.sizes must be positive multiples of 16, got {wrong[0]}"
+    if not stage.pipeline:
+        yield "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
+
+
+def scene_problems(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the weights of the kinds of scenes."""
+    weights = dict(stage.data.scenes)
+    is_odd = set(weights) - set(SCENES) or min(weights.values(), default=0) < 0
+    if is_odd or not sum(weights.values()) > 0:
+        yield f"data.scenes must be weights of {', '.join(SCENES)}, got {stage.data.scenes}"
+
+
+def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
+    """Yield what a stage needs and is not there, or does not fit it."""
+    if stage.start == PREVIOUS:
+        yield from problems_of(lambda: run.expect_previous(stage))
+    elif stage.start != RANDOM and run.is_here(stage.start):
+        yield from problems_of(lambda: _start_folder(stage))
+    yield from problems_of(lambda: run.model(stage))
+    yield from problems_of(lambda: _vae_folder(stage, run))
+
+
+def plan(stage: ResolvedStage, run: Run) -> str:
+    """Say in words and a table what a stage will cost."""
+    return transformer_plan(stage, run)
+
+
+def build(stage: ResolvedStage, run: Run) -> "ShapesTask":
+    """Make the task as the stage begins."""
+    pair, spiece = _begin(stage, run)
+    folder = _vae_folder(stage, run)
+    assert folder is not None  # training comes after what it needs
+    task = ShapesTask(pair, stage, spiece, load_vae(folder))
+    add_compression(stage, task)
+    return task
+
+
+def _begin(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
+    """Transformer and text encoder as a stage begins, and the tokenizer that goes with them."""
+    if stage.start not in (PREVIOUS, RANDOM):
+        return open_pair(stage)
+    after_text = stage.start == PREVIOUS and run.before(stage).trains == "text_encoder"
+    if after_text or stage.start == RANDOM:
+        pair = build_pair(transformer_config(stage))
+        if after_text:
+            load_average(run.previous(stage), TextEncoderWithReadout(pair.text_encoder))
+        return pair, run_tokenizer(run)
+    previous = run.previous(stage)
+    folder = previous / "pipeline"
+    pair = build_pair(open_transformer(folder / "transformer").config)
+    load_average(previous, pair)
+    adapt(pair.transformer, stage)
+    return pair, folder / "tokenizer" / "spiece.model"
+
+
+def _vae_folder(stage: ResolvedStage, run: Run) -> Path | None:
+    """Where the VAE is that the stage's pipeline names; None where it is still to come. Raises
+    ValueError for one with another scale."""
+    if run.has(stage.pipeline):
+        if stage.pipeline in run.to_come:
+            return None
+        folder = run.newest(stage.pipeline) / "vae"
+    elif run.is_here(stage.pipeline):
+        folder = open_directory(stage.pipeline, with_transformer=False) / "vae"
+    else:
+        return None
+    scale = read_json(folder / "config.json").get("scaling_factor")
+    if stage.vae_scale != scale:
+        raise ValueError(f"vae_scale must be that of the VAE, {scale}, got {stage.vae_scale}")
+    return folder
+
+
+def run_tokenizer(run: Run) -> Path:
+    """The run's own, learned from the captions once."""
+    spiece = run.directory / "tokenizer" / "spiece.model"
+    if rank() == 0 and not spiece.exists():
+        train_tokenizer(spiece)
+    barrier()
+    return spiece
 
 
 def train_tokenizer(path: Path, captions: int = 20_000) -> None:
@@ -41,24 +143,22 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
 
     rng = random.Random(0)
     sentences = (draw_scene(rng, ANY_SCENE)[1] for _ in range(captions))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}-tmp")  # its names are made of it: .model and .vocab
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences,
-        model_prefix=str(aside),
-        model_type="bpe",  # merges every word of so small a language into one piece
-        vocab_size=VOCABULARY,
-        hard_vocab_limit=False,
-        required_chars="abcdefghijklmnopqrstuvwxyz0123456789,.'-",
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    aside.with_suffix(".vocab").unlink()
-    aside.with_suffix(".model").rename(path)
+    with written_aside(path) as aside:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_prefix=str(aside),
+            model_type="bpe",  # merges every word of so small a language into one piece
+            vocab_size=VOCABULARY,
+            hard_vocab_limit=False,
+            required_chars="abcdefghijklmnopqrstuvwxyz0123456789,.'-",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+        aside.with_suffix(".model").rename(aside)
 
 
 def build_text_encoder(width: int) -> Any:
@@ -90,16 +190,19 @@ def build_pair(config: PixArtConfig) -> "Pair":
     return Pair(model, build_text_encoder(config.caption_channels))
 
 
-def open_pair(stage: Stage) -> tuple["Pair", Path]:
+def _start_folder(stage: ResolvedStage) -> Path:
+    """The pipeline that stage.start names. Raises ValueError for one that is trained otherwise."""
+    folder = open_directory(stage.start, True)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    check_prediction(stage, stage.start, scheduler)
+    return folder
+
+
+def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
     from transformers import T5EncoderModel
 
-    folder = open_directory(stage.start, True)
-    predicts = read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
-    if predicts != stage.prediction:
-        raise ValueError(
-            f"prediction must be that of {stage.start}, {predicts}, got {stage.prediction}"
-        )
+    folder = _start_folder(stage)
     transformer = load_transformer(folder / "transformer", dtype=torch.float32)
     text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     pair = Pair(adapt(transformer, stage), text_encoder)
@@ -113,7 +216,7 @@ def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, s
     return scene, describe(scene, rng)
 
 
-def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: Stage) -> Sample:
+def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage) -> Sample:
     """A scene of `size` pixels as latents, its caption as token ids in place of features."""
     scene, text = draw_scene(rng, dict(stage.data.scenes))
     picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
@@ -132,6 +235,23 @@ def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: Stage) -> 
     )
 
 
+class TextEncoderWithReadout(nn.Module):
+    """A text encoder, and a layer that predicts from its features what words speak of. The layer is
+    thrown away afterwards."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        # Saved states know the layer by this name.
+        self.told = nn.Linear(text_encoder.config.d_model, sum(map(len, CLASSES)) + 2)
+
+    def forward(self, ids: Tensor, mask: Tensor, words: Tensor) -> tuple[Tensor, ...]:
+        """Scores of shapes, colours and sizes, and places, (W, …) each. words: (W, 2), row and column."""
+        features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        predicted = self.told(features[words[:, 0], words[:, 1]])
+        return predicted.split((*map(len, CLASSES), 2), dim=1)
+
+
 class Pair(nn.Module):
     """The transformer and the text encoder that is trained with it."""
 
@@ -144,6 +264,11 @@ class Pair(nn.Module):
         return self.transformer(x_t, timesteps, features, mask)
 
 
+def token_conditions(part: Sample) -> tuple[Tensor, Tensor]:
+    """The token ids (B, L) and their mask: a Pair takes them beside latents and timesteps."""
+    return part.features[..., 0].long(), part.mask
+
+
 class ShapesTask:
     """A Task of pixart.training.trainer: transformer and text encoder on drawn scenes.
 
@@ -151,7 +276,7 @@ class ShapesTask:
     stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline.
     """
 
-    def __init__(self, model: Pair, stage: Stage, spiece: Path, vae: nn.Module) -> None:
+    def __init__(self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module) -> None:
         from pixart.text.tokenizer import load_tokenizer
 
         self.model: nn.Module = model
@@ -182,21 +307,8 @@ class ShapesTask:
             yield x_t, part.timesteps, features.last_hidden_state, part.mask
 
     def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
-        device = next(model.parameters()).device
-        part = part.to(device)
-
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            with self.stage.autocast(device):
-                return model(x_t, t, part.features[..., 0].long(), part.mask)
-
-        terms = training_loss(
-            denoise,
-            part.latents,
-            part.timesteps,
-            part.noise,
-            prediction_type=self.stage.prediction,
-            min_snr=self.stage.min_snr,
-        )
+        part = part.to(next(model.parameters()).device)
+        terms = diffusion_losses(model, part, self.stage, *token_conditions(part))
         return {"loss": terms.loss.mean()}
 
     def images(self, part: Sample) -> int:
@@ -206,7 +318,7 @@ class ShapesTask:
         return len(part) * part.latents.shape[2] * part.latents.shape[3] // 4
 
     def flops(self, part: Sample) -> float:
-        """Of the transformer; the text encoder's are few beside it."""
+        """Those of the transformer alone; the text encoder has few beside it."""
         return len(part) * forward_flops(self.transformer.config, self.tokens(part) // len(part))
 
     def export(self, folder: Path) -> None:

@@ -7,7 +7,7 @@ once the transformer asks for it: together they stayed near chance for 8,000 ste
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,51 @@ from torch import Tensor, nn
 
 from pixart.dataset.batches import pad
 from pixart.distributed import own, rank, share, world_size
-from pixart.shapes.scene import COLOURS, RADII, SHAPES
-from pixart.training.batch import whole_state
-from pixart.training.stage import Stage
-from pixart.training.state import load_average
-from pixart.training.tasks.shapes import build_text_encoder, draw_scene
+from pixart.shapes.scene import SHAPES
+from pixart.training.batch import drawn_data_problems, part_problems, whole_state
+from pixart.training.plan import weights_plan
+from pixart.training.run import Run
+from pixart.training.stage import RANDOM, ResolvedStage, Stage
+from pixart.training.tasks.shapes import (
+    CLASSES,
+    TextEncoderWithReadout,
+    build_text_encoder,
+    draw_scene,
+    run_tokenizer,
+    scene_problems,
+)
 
-CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))
 PLACE_SCALE = 4.0  # brings places, in sides from the centre, to the order of 1
 PLACE_WEIGHT = 4.0
 _SHAPE = re.compile(rf"\b({'|'.join(SHAPES)})(?:e?s)?\b")
 
 
+def check(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the fields of a stage that trains a text encoder."""
+    yield from part_problems(stage)
+    yield from drawn_data_problems(stage, "scenes")
+    yield from scene_problems(stage)
+    if stage.start != RANDOM:
+        yield f"start of a text_encoder must be random, got {stage.start!r}"
+
+
+def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
+    """Yield nothing: such a stage needs no files."""
+    yield from ()
+
+
+def plan(stage: ResolvedStage, run: Run) -> str:
+    """Say in words what a stage will cost."""
+    return weights_plan(stage, lambda: build_text_encoder(stage.size.caption_channels))
+
+
+def build(stage: ResolvedStage, run: Run) -> "TextEncoderTask":
+    """Make the task as the stage begins."""
+    return TextEncoderTask(stage, run_tokenizer(run))
+
+
 @dataclass(frozen=True)
-class Reading:
+class Captions:
     """B captions and what W of their words speak of.
 
     ids, mask: (B, L). words: (W, 2), row and column. classes: (W, 3), of shape, colour and size.
@@ -45,43 +76,26 @@ class Reading:
     places: Tensor
 
 
-class Reader(nn.Module):
-    """A text encoder and what reads its features, which is thrown away afterwards."""
+class TextEncoderTask:
+    """A Task of pixart.training.trainer: from the words for a thing's shape and colour, its shape,
+    colour, size and place are predicted. spiece: the tokenizer's."""
 
-    def __init__(self, text_encoder: Any) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.told = nn.Linear(text_encoder.config.d_model, sum(map(len, CLASSES)) + 2)
-
-    def forward(self, ids: Tensor, mask: Tensor, words: Tensor) -> tuple[Tensor, ...]:
-        """Scores of shapes, colours and sizes, and places, (W, …) each."""
-        features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        told = self.told(features[words[:, 0], words[:, 1]])
-        return told.split((*map(len, CLASSES), 2), dim=1)
-
-
-def load_text_encoder(checkpoint: Path, text_encoder: nn.Module) -> None:
-    """The averaged weights that ReadingTask reached, into a text encoder of the same form."""
-    load_average(checkpoint, Reader(text_encoder))
-
-
-class ReadingTask:
-    """A Task of pixart.training.trainer: the words for a thing's shape and colour tell its shape,
-    colour, size and place. spiece: the tokenizer's."""
-
-    def __init__(self, stage: Stage, spiece: Path) -> None:
+    def __init__(self, stage: ResolvedStage, spiece: Path) -> None:
         from pixart.text.tokenizer import load_tokenizer
 
         self.width = stage.size.caption_channels
-        self.model: nn.Module = Reader(build_text_encoder(self.width))
+        self.model: nn.Module = self._build()
         self.stage = stage
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
-    def load(self, step: int, parts: int) -> list[Reading]:
-        rngs = own(self.stage.rngs(step, self.stage.batch.of(1, world_size())))
-        return [self._read(share(rngs, part, parts)) for part in range(parts)]
+    def _build(self) -> TextEncoderWithReadout:
+        return TextEncoderWithReadout(build_text_encoder(self.width))
 
-    def _read(self, rngs: Sequence[random.Random]) -> Reading:
+    def load(self, step: int, parts: int) -> list[Captions]:
+        rngs = own(self.stage.rngs(step, self.stage.batch.of(1, world_size())))
+        return [self._captions(share(rngs, part, parts)) for part in range(parts)]
+
+    def _captions(self, rngs: Sequence[random.Random]) -> Captions:
         captions: list[list[int]] = []
         words, classes, places = [], [], []
         for row, rng in enumerate(rngs):
@@ -93,17 +107,14 @@ class ReadingTask:
                 for end in (colour, noun.end()):
                     # The prefix has an end of sentence of its own.
                     words.append((row, len(self.tokenizer.encode(text[:end])) - 2))
-                    of = (thing.shape, thing.colour, thing.size)
-                    classes.append(
-                        [names.index(name) for names, name in zip(CLASSES, of, strict=True)]
-                    )
+                    named = zip(CLASSES, (thing.shape, thing.colour, thing.size), strict=True)
+                    classes.append([names.index(name) for names, name in named])
                     places.append((thing.x, thing.y))
         ids, mask = pad([torch.tensor(caption)[:, None] for caption in captions])
-        return Reading(
-            ids[..., 0], mask, *(torch.tensor(part) for part in (words, classes, places))
-        )
+        parts = (torch.tensor(part) for part in (words, classes, places))
+        return Captions(ids[..., 0], mask, *parts)
 
-    def losses(self, model: nn.Module, part: Reading) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, part: Captions) -> dict[str, Tensor]:
         device = next(model.parameters()).device
         with self.stage.autocast(device):
             *scores, places = model(
@@ -115,25 +126,25 @@ class ReadingTask:
         placed = F.mse_loss(places.float(), wanted)
         return {"loss": named + PLACE_WEIGHT * placed, "place": placed.sqrt() / PLACE_SCALE}
 
-    def images(self, part: Reading) -> int:
+    def images(self, part: Captions) -> int:
         return len(part.ids)
 
-    def tokens(self, part: Reading) -> int:
+    def tokens(self, part: Captions) -> int:
         return int(part.mask.sum())
 
-    def flops(self, part: Reading) -> float:
+    def flops(self, part: Captions) -> float:
         return 0.0  # not counted
 
     def export(self, folder: Path) -> None:
         """FOLDER/text_encoder as transformers has it, fp32."""
         state = whole_state(self.model)
         if rank() == 0:
-            reader = Reader(build_text_encoder(self.width))
-            reader.load_state_dict(state)
-            reader.text_encoder.save_pretrained(folder / "text_encoder")
+            whole = self._build()
+            whole.load_state_dict(state)
+            whole.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """The losses on captions that are the same every time."""
         places = range(self.stage.validation.images)
-        part = self._read([random.Random(f"validation/{place}") for place in places])
+        part = self._captions([random.Random(f"validation/{place}") for place in places])
         return {name: float(value) for name, value in self.losses(self.model, part).items()}

@@ -1,4 +1,4 @@
-"""Training the transformer on prepared features: what a step sees, its loss, and how it is judged.
+"""Training the transformer on prepared features: what a step sees, its loss, and its validation.
 
 All that chance decides about a sample (caption, posterior noise, timestep, noise, dropout) comes
 from a generator of (seed, stage, step, place in the batch), whichever process computes it.
@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,128 @@ from torch import Tensor, nn
 from pixart.checkpoint.load import empty_model
 from pixart.checkpoint.save import save_transformer
 from pixart.config import PixArtConfig
+from pixart.cost import forward_flops
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.buckets import epoch_plan
-from pixart.diffusion import add_noise, training_loss
+from pixart.diffusion import add_noise
 from pixart.distributed import mean_over_processes, own, rank, share, world_size
 from pixart.lora.adapters import add_lora, merge_lora, save_lora
 from pixart.model.transformer import PixArt
-from pixart.training.batch import Sample, draw_timestep, stack, whole_state
-from pixart.training.plan import forward_flops
+from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.batch import (
+    Sample,
+    diffusion_losses,
+    draw_timestep,
+    stack,
+    unread_data,
+    whole_state,
+)
+from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
-from pixart.training.stage import Stage
+from pixart.training.problems import attempt, problems_of, refuse
+from pixart.training.run import Run
+from pixart.training.stage import PREVIOUS, RANDOM, ResolvedStage, Stage
+from pixart.training.starts import (
+    adapt,
+    add_adapters,
+    add_compression,
+    check_null_caption,
+    check_prediction,
+    pipeline_problems,
+    set_null_caption,
+    transformer_config,
+)
 
 logger = logging.getLogger("pixart")
+
+
+def check(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the fields of a stage that trains a transformer on prepared features."""
+    yield from unread_data(stage, "scenes", "sizes", "crop")
+    weights = [weight for _, weight in stage.data.captions]
+    if min(weights, default=0) < 0 or not sum(weights) > 0:
+        yield f"data.captions must be names and weights, got {stage.data.captions}"
+    if not stage.data.source:
+        yield (
+            f"stage {stage.name} must have data, got none; give --data.source FOLDER, made by "
+            "`python -m pixart.data prepare`"
+        )
+    if stage.validation.prompts and not stage.pipeline:
+        yield "pipeline must be named to draw validation.prompts, got none; give --pipeline"
+    if stage.lora.rank and stage.start == RANDOM:
+        yield f"start must be a trained model with lora.rank {stage.lora.rank}"
+    if stage.lora.rank and stage.kv_compress:  # what it adds would be frozen as it begins
+        rule = "kv_compress must be empty, in a stage of its own,"
+        yield f"{rule} with lora.rank {stage.lora.rank}"
+
+
+def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
+    """Yield what is wrong with the start, the pipeline and the data that a stage names."""
+    if stage.start == PREVIOUS:
+        yield from problems_of(lambda: run.expect_previous(stage))
+        before, _ = attempt(lambda: run.before(stage))
+        if before is not None and before.trains != "transformer":
+            yield f"start must be no {before.trains}, which stage {before.name} trains, got previous"
+    model, lines = attempt(lambda: run.model(stage))
+    yield from lines
+    start, _ = attempt(lambda: run.start(stage))  # complained of above
+    if model is not None:
+        yield from problems_of(lambda: add_adapters(stage, model))
+    if start is not None:
+        yield from problems_of(lambda: check_null_caption(stage, start.null_caption_stored))
+    if stage.pipeline and run.is_here(stage.pipeline):
+        yield from pipeline_problems(stage, None if model is None else model.config)
+    yield from _data_problems(stage, run, None if model is None else model.config)
+
+
+def _data_problems(stage: ResolvedStage, run: Run, config: PixArtConfig | None) -> Iterator[str]:
+    if not stage.data.source:
+        return  # a complaint of `check`
+    found: list[FeatureDataset | None] = []
+    for name in ("source", "prior"):
+        folder = getattr(stage.data, name)
+        if folder and not Path(folder).is_dir():
+            way_out = "`python -m pixart.data prepare` makes one"
+            yield f"data.{name} must be a folder of prepared data, {folder} is none; {way_out}"
+        data, lines = (
+            attempt(partial(run.dataset, folder, stage.resolution)) if folder else (None, [])
+        )
+        yield from lines if Path(folder).is_dir() else ()
+        found.append(data)
+    data, prior = found
+    if data is not None:
+        yield from data_problems(stage, data, prior, config)
+
+
+def plan(stage: ResolvedStage, run: Run) -> str:
+    """Say in words and a table what a stage will cost."""
+    return transformer_plan(stage, run)
+
+
+def build(stage: ResolvedStage, run: Run) -> "DenoisingTask":
+    """Make the task as the stage begins. T5 runs here, once."""
+    data = run.dataset(stage.data.source, stage.resolution)
+    prior = run.dataset(stage.data.prior, stage.resolution) if stage.data.prior else None
+    start = run.start(stage)
+    check_null_caption(stage, start is not None and start.null_caption_stored)
+    model = PixArt(transformer_config(stage)) if start is None else adapt(start.load(), stage)
+    pipe = _open_pipeline(stage, model, run.device) if stage.pipeline else None
+    model = model.to(run.device)
+    task = DenoisingTask(model, stage, data, run.device, prior=prior, pipeline=pipe)
+    add_compression(stage, task)
+    add_adapters(stage, model)
+    return task
+
+
+def _open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> Pipeline:
+    """Open the pipeline that reads and draws for a stage, around the model that it trains."""
+    pipe = Pipeline.from_pretrained(
+        stage.pipeline, transformer=model, device=device, dtype=torch.float32
+    )
+    check_prediction(stage, stage.pipeline, pipe.scheduler_config)
+    set_null_caption(model, pipe)
+    pipe.prepare([*stage.validation.prompts, ""])
+    return pipe
 
 
 class DenoisingTask:
@@ -41,7 +151,7 @@ class DenoisingTask:
     def __init__(
         self,
         model: PixArt,
-        stage: Stage,
+        stage: ResolvedStage,
         dataset: FeatureDataset,
         device: torch.device,
         *,
@@ -54,14 +164,8 @@ class DenoisingTask:
         model.gradient_checkpointing = stage.checkpoint_blocks
         # Captions are dropped here, where the draw does not depend on the number of processes.
         model.y_embedder.dropout_prob = 0.0
-        self.scale = _scaling_factor(dataset, stage)
-        _check_buckets(dataset, stage)
-        dataset.check_captions(dict(stage.data.captions))
-        _check_fit(dataset, model)
-        if prior is not None:
-            _scaling_factor(prior, stage)
-            _check_fit(prior, model)
-            _check_prior(prior, dataset)
+        refuse(data_problems(stage, dataset, prior, model.config))
+        self.scale = stage.vae_scale
         held_out = min(stage.validation.images, len(dataset) // 2) if stage.validation.every else 0
         order = random.Random(f"{stage.seed}/held out").sample(range(len(dataset)), len(dataset))
         self.held_out, self.trained = sorted(order[:held_out]), sorted(order[held_out:])
@@ -167,19 +271,7 @@ class DenoisingTask:
     def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
         part = part.to(self.device)
         sizes = (part.size, part.aspect_ratio) if self.config.micro_condition else ()
-
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            with self.stage.autocast(self.device):
-                return model(x_t, t, part.features, part.mask, *sizes)
-
-        terms = training_loss(
-            denoise,
-            part.latents,
-            part.timesteps,
-            part.noise,
-            prediction_type=self.stage.prediction,
-            min_snr=self.stage.min_snr,
-        )
+        terms = diffusion_losses(model, part, self.stage, part.features, part.mask, *sizes)
         loss = (terms.loss * part.weight).mean()
         return {"loss": loss, "mse": terms.mse.mean(), "vb": terms.vb.mean()}
 
@@ -245,39 +337,53 @@ class DenoisingTask:
         return float(mean_over_processes(total) * world / count)
 
 
-def _scaling_factor(dataset: FeatureDataset, stage: Stage) -> float:
-    stored = dataset.scaling_factor
-    if stored is not None and abs(stored - stage.vae_scale) > 1e-6:
-        raise ValueError(
-            f"vae_scale must be that of the VAE that made the data, {stored}, got {stage.vae_scale}"
-        )
-    return stage.vae_scale
-
-
-def _check_buckets(dataset: FeatureDataset, stage: Stage) -> None:
-    shapes = sorted(set(dataset.buckets) - {(stage.resolution, stage.resolution)})
+def data_problems(
+    stage: ResolvedStage,
+    data: FeatureDataset,
+    prior: FeatureDataset | None,
+    config: PixArtConfig | None,
+) -> Iterator[str]:
+    """Why a stage cannot train on such data. config: of the model that is to, where it is known."""
+    yield from _scale_problems(data, stage)
+    shapes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
     if shapes and not stage.aspect:
-        raise ValueError(
+        yield (
             f"aspect must be true for data in buckets, got {shapes[0][0]}×{shapes[0][1]}; give "
             "--aspect, or prepare the data with --square"
         )
-
-
-def _check_prior(prior: FeatureDataset, dataset: FeatureDataset) -> None:
-    if lacking := sorted(set(dataset.buckets) - set(prior.buckets)):
+    yield from problems_of(lambda: data.check_captions(dict(stage.data.captions)))
+    yield from _fit_problems(data, config)
+    if prior is None:
+        return
+    yield from _scale_problems(prior, stage)
+    yield from _fit_problems(prior, config)
+    if lacking := sorted(set(data.buckets) - set(prior.buckets)):
         height, width = lacking[0]
-        raise ValueError(
+        yield (
             f"data.prior must have a picture in every bucket of the data, got none of "
             f"{height}×{width}; prepare both with --square"
         )
 
 
-def _check_fit(dataset: FeatureDataset, model: PixArt) -> None:
-    one = dataset.batch([0], random.Random(0))
+def _scale_problems(data: FeatureDataset, stage: ResolvedStage) -> Iterator[str]:
+    stored = data.scaling_factor
+    if stored is not None and abs(stored - stage.vae_scale) > 1e-6:
+        yield (
+            f"vae_scale must be that of the VAE that made the data, {stored}, got {stage.vae_scale}"
+        )
+
+
+def _fit_problems(data: FeatureDataset, config: PixArtConfig | None) -> Iterator[str]:
+    if config is None:
+        return
+    one, lines = attempt(lambda: data.batch([0], random.Random(0)))
+    yield from lines
+    if one is None:
+        return
     pairs = (
-        ("latent channels", one.mean.shape[1], model.config.in_channels),
-        ("caption channels", one.features.shape[2], model.config.caption_channels),
+        ("latent channels", one.mean.shape[1], config.in_channels),
+        ("caption channels", one.features.shape[2], config.caption_channels),
     )
     for name, given, expected in pairs:
         if given != expected:
-            raise ValueError(f"data must have {expected} {name} for this model, got {given}")
+            yield f"data must have {expected} {name} for this model, got {given}"

@@ -12,15 +12,14 @@ from torch import Tensor
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import sample_scene
 from pixart.training.recipe import load_recipe
-from pixart.training.stage import Stage
+from pixart.training.stage import ResolvedStage
 from pixart.training.tasks import text_encoder
-from pixart.training.tasks.shapes import train_tokenizer
+from pixart.training.tasks.shapes import CLASSES, train_tokenizer
 from pixart.training.tasks.text_encoder import (
-    CLASSES,
     PLACE_SCALE,
     PLACE_WEIGHT,
-    Reading,
-    ReadingTask,
+    Captions,
+    TextEncoderTask,
 )
 
 
@@ -31,12 +30,12 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def read_stage(**changes: Any) -> Stage:
+def read_stage(**changes: Any) -> ResolvedStage:
     stage = next(one for one in load_recipe("shapes") if one.name == "read")
-    return replace(stage, precision="fp32", **changes)
+    return replace(stage, precision="fp32", **changes).resolved()
 
 
-def pieces(spiece: Path, part: Reading) -> list[str]:
+def pieces(spiece: Path, part: Captions) -> list[str]:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
@@ -49,12 +48,12 @@ def test_the_words_for_shape_and_colour_are_asked_for_what_they_speak_of(
     spiece: Path, kind: str
 ) -> None:
     stage = read_stage()
-    task = ReadingTask(replace(stage, data=replace(stage.data, scenes=((kind, 1.0),))), spiece)
+    task = TextEncoderTask(replace(stage, data=replace(stage.data, scenes=((kind, 1.0),))), spiece)
     (part,) = task.load(0, 1)
     shapes, colours, _ = CLASSES
-    said = pieces(spiece, part)
-    assert len(said) == len(part.ids) * (4 if kind == "pair" else 2)
-    for colour, shape, named in zip(said[::2], said[1::2], part.classes[::2], strict=True):
+    words = pieces(spiece, part)
+    assert len(words) == len(part.ids) * (4 if kind == "pair" else 2)
+    for colour, shape, named in zip(words[::2], words[1::2], part.classes[::2], strict=True):
         assert colour == colours[named[1]]
         assert shape in {shapes[named[0]] + ending for ending in ("", "s", "es")}
     assert (part.classes[::2] == part.classes[1::2]).all() and part.mask.any(dim=1).all()
@@ -65,15 +64,15 @@ def test_places_are_those_of_the_things(spiece: Path, monkeypatch: pytest.Monkey
     scenes = [sample_scene(rng, "pair") for _ in range(64)]
     drawn = iter([(scene, describe(scene, rng)) for scene in scenes])
     monkeypatch.setattr(text_encoder, "draw_scene", lambda rng, kinds: next(drawn))
-    (part,) = ReadingTask(read_stage(), spiece).load(0, 1)
+    (part,) = TextEncoderTask(read_stage(), spiece).load(0, 1)
     wanted = [(thing.x, thing.y) for scene in scenes for thing in scene.things for _ in range(2)]
     assert torch.equal(part.places, torch.tensor(wanted))
 
 
 class Knows(torch.nn.Module):
-    """A reader that is sure of every class and `off` of a side away from every place."""
+    """A model that is sure of every class and `off` of a side away from every place."""
 
-    def __init__(self, part: Reading, off: float) -> None:
+    def __init__(self, part: Captions, off: float) -> None:
         super().__init__()
         self.part, self.off = part, torch.nn.Parameter(torch.tensor(off))
 
@@ -86,7 +85,7 @@ class Knows(torch.nn.Module):
 
 
 def test_the_loss_is_of_classes_and_of_places_in_sides(spiece: Path) -> None:
-    task = ReadingTask(read_stage(), spiece)
+    task = TextEncoderTask(read_stage(), spiece)
     (part,) = task.load(0, 1)
     sure = task.losses(Knows(part, 0.0), part)
     assert float(sure["loss"]) == pytest.approx(0.0, abs=1e-6)
