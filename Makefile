@@ -41,7 +41,7 @@ package: $(READY)
 	rm -rf dist build
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*.whl
-	$(BIN)/python -m pytest tests/house/test_packaging.py --wheel dist/*.whl
+	$(BIN)/python -m pytest tests/house/test_packaging.py tests/house/test_kernels_package.py --wheel dist/*.whl
 
 train: $(READY)
 	$(BIN)/python -m pixart.train shapes

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = sorted([*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+SOURCES = sorted(
+    [*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels" / "pixart_kernels").rglob("*.py")]
+)
 LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers", "peft"}
 DOORS = {
     "transformers": {
@@ -74,7 +76,9 @@ def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(pat
         assert library not in _roots(_anywhere(path)) or _name(path) in doors
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=_name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "kernels" / "pixart_kernels").rglob("*.py")), ids=_name
+)
 def test_the_operators_stand_on_torch_and_triton_alone(path: Path) -> None:
     third_party = {"pixart", "numpy", "tqdm", "safetensors", "PIL", *LAZY_ONLY}
     assert not _roots(_anywhere(path)) & third_party
@@ -85,7 +89,11 @@ def _module(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-HOUSE = [path for top in ("pixart", "kernels", "bench") for path in (ROOT / top).rglob("*.py")]
+HOUSE = [
+    path
+    for top in ("pixart", "kernels/pixart_kernels", "bench")
+    for path in (ROOT / top).rglob("*.py")
+]
 MODULES = {_module(path): path for path in HOUSE}
 
 
