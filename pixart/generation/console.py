@@ -27,14 +27,17 @@ class Console:
 
     @contextmanager
     def with_libraries(self) -> Iterator[None]:
-        """Let warnings and the log of our own modules come as remarks, a line each."""
+        """Let warnings and the log of our own modules come as remarks, a line each. Where it is quiet,
+        the log of libraries is off too: some write to standard error as they are imported."""
 
         def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
             if category is UserWarning:  # others are for programmers
                 self.remark(f"warning: {message}")
 
         logger, handler = logging.getLogger("pixart"), _Remarks(self)
-        before = logger.level, logger.propagate
+        before = logger.level, logger.propagate, logging.root.manager.disable
+        if self.quiet:
+            logging.disable(logging.ERROR)  # what stops a command is an exception, which is printed
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.addHandler(handler)
@@ -47,6 +50,7 @@ class Console:
                 logger.removeHandler(handler)
                 logger.setLevel(before[0])
                 logger.propagate = before[1]
+                logging.disable(before[2])
 
 
 class _Remarks(logging.Handler):

@@ -59,12 +59,12 @@ class Report:
 
 def generate(options: "Options", report: Report) -> None:
     """Draw what the options ask for, and keep the report of files, sizes and seconds by stage."""
-    from pixart.device import peak_memory
-
-    report.peak_memory = peak_memory
-    peak_memory()  # what it imports is imported now
     console = Console(options.quiet)
-    with console.with_libraries():
+    with console.with_libraries():  # before anything slow is imported: libraries log as they are
+        from pixart.device import peak_memory
+
+        report.peak_memory = peak_memory
+        peak_memory()  # what it imports is imported now
         _generate(options, report, console)
 
 

@@ -365,6 +365,34 @@ def test_quiet_says_nothing_at_all(sigma: Path) -> None:
     assert Path("x.png").is_file()
 
 
+def test_quiet_silences_what_libraries_log_as_they_are_imported() -> None:
+    code = """
+import logging, sys, warnings
+class Loud:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers"):
+            logging.getLogger(name).warning("%s warns", name)
+            logging.getLogger(f"{name}.ops").error("%s cannot load its extensions", name)
+            own = logging.getLogger("own")
+            own.addHandler(logging.StreamHandler())
+            own.warning("%s has a handler of its own", name)
+            warnings.warn(f"{name} is old")
+sys.meta_path.insert(0, Loud())
+import runpy
+runpy.run_module("pixart.generate", run_name="__main__")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = ["a red circle", "--steps", "1", "--device", "cpu", "--output", "x.png"]
+    command = [sys.executable, "-c", code, *arguments]
+    loud, quiet = (
+        subprocess.run([*command, *more], capture_output=True, text=True, env=environment)
+        for more in ([], ["--quiet"])
+    )
+    for line in ("warns", "cannot load", "has a handler", "is old"):
+        assert f"torch {line}" in loud.stderr and f"diffusers {line}" in loud.stderr
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
 def test_help_names_every_option_and_loads_no_torch(elsewhere: Path) -> None:
     done = run_apart("--help")
     assert done.returncode == 0
