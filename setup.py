@@ -106,5 +106,5 @@ setup(
         "pixart": ["py.typed", "assets/**/*", "training/recipes/*.yaml", "training/launch.sh"],
         "pixart_kernels": ["py.typed"],
     },
-    entry_points={"console_scripts": ["pixart = pixart.command:main"]},
+    entry_points={"console_scripts": ["pixart = pixart.command:start"]},
 )

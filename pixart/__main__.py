@@ -1,5 +1,3 @@
-import sys
+from pixart.command import start
 
-from pixart.command import main
-
-sys.exit(main())
+start()

@@ -2,7 +2,7 @@
 
     pixart generate "a red circle"            python -m pixart.generate "a red circle"
 
-The module of a command hands over to `main` before it imports anything, so that Ctrl-C is answered
+The module of a command hands over to `start` before it imports anything, so that Ctrl-C is answered
 the same way from then on. For the same reason nothing is imported here, `typing` included.
 """
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # type checkers take it for typing's
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from re import Match
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     Parsed = TypeVar("Parsed")
 
@@ -25,6 +25,20 @@ COMMANDS = {
     "train": "train the stages of a recipe, and plot what they did",
     "evaluate": "measure how good a model is",
 }
+
+
+def start(arguments: "Sequence[str] | None" = None) -> "NoReturn":
+    """Run `main` and end the process with its exit code."""
+    code = main(arguments)
+    if code == CANCELLED:
+        # Where Ctrl-C fell into an exec(), which dataclasses and others do while they are imported,
+        # CPython remembers it, though it was caught, and would end the process by SIGINT instead.
+        import os
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:

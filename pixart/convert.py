@@ -7,9 +7,9 @@ along. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
-    from pixart.command import main as command
+    from pixart.command import start
 
-    sys.exit(command(["convert", *sys.argv[1:]]))
+    start(["convert", *sys.argv[1:]])
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,9 +8,9 @@ of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
-    from pixart.command import main as command
+    from pixart.command import start
 
-    sys.exit(command(["data", *sys.argv[1:]]))
+    start(["data", *sys.argv[1:]])
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

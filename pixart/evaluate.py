@@ -7,9 +7,9 @@ caption is checked in the picture. Exit codes: 0 done, 2 bad input, 1 failure, 1
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
-    from pixart.command import main as command
+    from pixart.command import start
 
-    sys.exit(command(["evaluate", *sys.argv[1:]]))
+    start(["evaluate", *sys.argv[1:]])
 
 from dataclasses import dataclass
 from pathlib import Path

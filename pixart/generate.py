@@ -7,9 +7,9 @@ prompts can be taken up where it stopped. Exit codes: 0 done, 2 bad input, 1 fai
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
-    from pixart.command import main as command
+    from pixart.command import start
 
-    sys.exit(command(["generate", *sys.argv[1:]]))
+    start(["generate", *sys.argv[1:]])
 
 import json
 from typing import TYPE_CHECKING

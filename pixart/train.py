@@ -9,9 +9,9 @@ or after the steps.
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
-    from pixart.command import main as command
+    from pixart.command import start
 
-    sys.exit(command(["train", *sys.argv[1:]]))
+    start(["train", *sys.argv[1:]])
 
 import os
 from collections.abc import Iterator, Sequence

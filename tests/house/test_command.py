@@ -71,7 +71,7 @@ class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name == {module!r}:
-            raise KeyboardInterrupt
+            exec("raise KeyboardInterrupt")  # as in a dataclass: CPython takes note of it
 sys.modules.pop({module!r}, None)
 sys.meta_path.insert(0, Finder)
 sys.argv = ["pixart", *{how.split()[1:]!r}[1:], "--help"]
