@@ -1,5 +1,6 @@
 """pixart.command: exit codes and the one line of every command, however it ends."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,27 +61,33 @@ def test_no_command_draws_a_box_around_an_error(
     assert not re.search("[│╭╰]", err)
 
 
-@pytest.mark.parametrize("how", ["-m pixart {}", "-m pixart.{}"])
-@pytest.mark.parametrize("module", ["tyro", "typing"])
-@pytest.mark.parametrize("name", NAMES)
-def test_ctrl_c_while_a_command_is_imported_is_one_line(how: str, module: str, name: str) -> None:
-    """A finder that stands before all others presses the key when `module` is asked for."""
-    program = f"""
-import runpy, sys
+# Asks for `module` as if the key were pressed then, inside an exec() as in a dataclass: CPython
+# remembers that, and would end a process that was started by -m with SIGINT, though it was caught.
+SITECUSTOMIZE = """
+import sys
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name == {module!r}:
-            exec("raise KeyboardInterrupt")  # as in a dataclass: CPython takes note of it
+            exec("raise KeyboardInterrupt")
 sys.modules.pop({module!r}, None)
 sys.meta_path.insert(0, Finder)
-sys.argv = ["pixart", *{how.split()[1:]!r}[1:], "--help"]
-runpy.run_module({how.format(name).split()[1]!r}, run_name="__main__")
 """
-    program = program.replace("'{}'", repr(name))
+
+
+@pytest.mark.parametrize("how", ["pixart {}", "pixart.{}"])
+@pytest.mark.parametrize("module", ["tyro", "typing"])
+@pytest.mark.parametrize("name", NAMES)
+def test_ctrl_c_while_a_command_is_imported_is_one_line(
+    tmp_path: Path, how: str, module: str, name: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE.format(module=module))
+    path = [str(tmp_path), str(ROOT), str(ROOT / "kernels")]
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+        [sys.executable, "-m", *how.format(name).split(), "--help"],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+    )  # fmt: skip
     assert done.returncode == command.CANCELLED, done.stderr
     assert done.stderr.startswith(f"pixart.{name}: cancelled"), done.stderr
     assert done.stderr.count("\n") == 1
