@@ -127,7 +127,7 @@ class Run:
         previous = None
         if stage.start == PREVIOUS:
             before = self.before(stage)
-            if before.trains != "transformer" or before.name in self.to_come:
+            if not before.trains_transformer or before.name in self.to_come:
                 return None
             previous = self.newest(before.name)
         key = stage.start, previous, stage.max_length, stage.pipeline
@@ -162,7 +162,7 @@ class Run:
         if start is not None:
             return start.config
         before = self.before(stage) if stage.start == PREVIOUS else None
-        if before is None or before.trains != "transformer":
+        if before is None or not before.trains_transformer:
             return None
         return self.planned(self.resolved(before)).config
 
@@ -199,7 +199,7 @@ class Run:
             folder, _ = attempt(partial(_find_folder, source))
             if folder is not None:
                 yield from _folder_says(folder, source)
-        if stage.trains == "transformer":
+        if stage.trains_transformer:
             config, _ = attempt(lambda: self._start_config(stage))
             if config is not None:
                 yield "resolution", config.input_size * LATENT, "the start"

@@ -24,6 +24,7 @@ from pixart.training.problems import Problems, problems_of, refuse
 
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
+OTHER_PARTS = ("autoencoder", "text_encoder")
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
@@ -273,6 +274,11 @@ class Stage:
         """Sources of chance for a step that draws its images, one each: the same however many
         processes and parts share them."""
         return [random.Random(f"{self.seed}/{self.name}/{step}/{place}") for place in range(images)]
+
+    @property
+    def trains_transformer(self) -> bool:
+        """Whether a transformer comes of it: of any task but those for the other parts of a pipeline."""
+        return self.trains not in OTHER_PARTS
 
     @property
     def compression(self) -> KVCompression | None:

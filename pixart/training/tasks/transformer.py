@@ -78,7 +78,7 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
         before, _ = attempt(lambda: run.before(stage))
-        if before is not None and before.trains != "transformer":
+        if before is not None and not before.trains_transformer:
             yield f"start must be no {before.trains}, which stage {before.name} trains, got previous"
     model, lines = attempt(lambda: run.model(stage))
     yield from lines
