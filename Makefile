@@ -46,7 +46,7 @@ package: $(READY)
 train: $(READY)
 	$(BIN)/python -m pixart.train shapes
 
-# BENCH_ARGS="-m smoke": what CI runs, without compilers and at the smallest shapes.
+# BENCH_ARGS="-m smoke": what CI runs, without compilers and at the smallest sizes.
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_ARGS)
 

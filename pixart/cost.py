@@ -23,7 +23,7 @@ def forward_flops(
 ) -> int:
     """One image through the whole transformer, forward; a training step is three of them.
 
-    caption_tokens: L, model_max_length unless told. encoded: the caption's keys and values were made
+    caption_tokens: L, model_max_length where left out. encoded: the caption's keys and values were made
     before, as a sampler makes them once for all steps.
     """
     blocks = sum(

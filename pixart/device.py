@@ -109,7 +109,7 @@ def peak_memory() -> int:
 
 @cache
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """FLOP/s of matrix products as linear layers make them, the most that any of several shapes
+    """FLOP/s of matrix products as linear layers make them, the most that any of several sizes
     reached in about so many seconds: what shares of this device's peak are shares of.
 
     Short products among them: on a CPU that others use, one of 20 ms is always interrupted, and a

@@ -158,7 +158,7 @@ def _modulation(dit: Mapping[str, Tensor], config: PixArtConfig, t: Tensor) -> d
 
 
 def _check(dit: Mapping[str, Tensor], model: PixArt) -> None:
-    """Raise ValueError unless dit is, in names and shapes, the DiT of this size."""
+    """Raise ValueError unless dit is, in names and sizes, the DiT of this size."""
     width = model.config.hidden_size
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items() if not _NEW.fullmatch(n)}
     for layer in range(model.config.depth):

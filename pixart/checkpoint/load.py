@@ -45,7 +45,7 @@ logger = logging.getLogger("pixart")
 
 @dataclass(eq=False)
 class OpenedTransformer:
-    """A checkpoint whose names and shapes are those of `config`; its weights wait in the file.
+    """A checkpoint whose names and sizes are those of `config`; its weights wait in the file.
 
     null_caption_stored: whether the checkpoint holds the model's y_embedding. changes: what is done to
     the model, in order, when its weights are read.
@@ -224,7 +224,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def empty_model(config: PixArtConfig) -> PixArt:
-    """A model that has names and shapes, and no memory for its numbers."""
+    """A model that has names and sizes, and no memory for its numbers."""
     with torch.device("meta"), _NoInitialisation():
         return PixArt(config)
 

@@ -115,9 +115,9 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stack(tensors: Mapping[str, Tensor], parts: tuple[str, ...]) -> Tensor:
-    shapes = {tensors[part].shape for part in parts}
-    if len(shapes) > 1:
-        raise ValueError(f"{', '.join(parts)} must have one shape, got {_shapes(shapes)}")
+    sizes = {tensors[part].shape for part in parts}
+    if len(sizes) > 1:
+        raise ValueError(f"{', '.join(parts)} must have one shape, got {_as_text(sizes)}")
     return cat([tensors[part] for part in parts])
 
 
@@ -178,5 +178,5 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shapes(shapes: Iterable[Size]) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)
+def _as_text(sizes: Iterable[Size]) -> str:
+    return ", ".join(str(tuple(size)) for size in sizes)

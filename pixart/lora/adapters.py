@@ -78,12 +78,12 @@ def load_lora(model: PixArt, adapters: Sequence[tuple[str | Path, float]]) -> Pi
     if not adapters:
         return model
     _peft()
-    shapes = {name: layer.weight.shape for name, layer in _layers(model).items()}
+    sizes = {name: layer.weight.shape for name, layer in _layers(model).items()}
     read = []
     for source, weight in adapters:
         if not math.isfinite(weight):
             raise ValueError(f"weight of {source} must be a finite number, got {weight}")
-        read.append((read_adapter(source, shapes), weight))
+        read.append((read_adapter(source, sizes), weight))
     for adapter, weight in read:
         if weight:
             _insert(model, adapter, weight)

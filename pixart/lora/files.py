@@ -73,8 +73,8 @@ def find_adapter(source: str | Path) -> Path:
     return _find(path) if path.is_dir() else path
 
 
-def read_adapter(source: str | Path, shapes: Mapping[str, Size]) -> Adapter:
-    """Open a folder, a file or a hub id. shapes: of the weights that can be adapted, by layer.
+def read_adapter(source: str | Path, sizes: Mapping[str, Size]) -> Adapter:
+    """Open a folder, a file or a hub id. sizes: of the weights that can be adapted, by layer.
 
     Raises CheckpointError in one line for what is missing, no plain LoRA, or made for another model.
     """
@@ -84,7 +84,7 @@ def read_adapter(source: str | Path, shapes: Mapping[str, Size]) -> Adapter:
     tensors, metadata = read_safetensors(file)
     check_plain(file, tensors, torch.float32)
     try:
-        return _collect(tensors, _settings(file, metadata, tensors), shapes)
+        return _collect(tensors, _settings(file, metadata, tensors), sizes)
     except CheckpointError:
         raise
     except (ValueError, re.error) as error:
@@ -128,9 +128,9 @@ def _settings(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
 
 
 def _collect(
-    tensors: Mapping[str, Tensor], settings: _Settings, shapes: Mapping[str, Size]
+    tensors: Mapping[str, Tensor], settings: _Settings, sizes: Mapping[str, Size]
 ) -> Adapter:
-    places = _places(shapes)
+    places = _places(sizes)
     parts: dict[str, dict[_Place, tuple[Tensor, Tensor, float]]] = {}
     found = _by_layer(tensors)
     if strange := [name for name in found if _place(name, places) is None]:
@@ -141,8 +141,8 @@ def _collect(
         others = parts.setdefault(place.layer, {})
         if place in others or any(other.count != place.count for other in others):
             raise ValueError(f"has several adapters for {place.layer}")
-        others[place] = _pair(name, values, shapes[place.layer], place.count, settings)
-    packed = {layer: _pack(some, shapes[layer]) for layer, some in parts.items()}
+        others[place] = _pair(name, values, sizes[place.layer], place.count, settings)
+    packed = {layer: _pack(some, sizes[layer]) for layer, some in parts.items()}
     return Adapter(
         {layer: (a, b) for layer, (a, b, _) in packed.items()},
         {layer: scale for layer, (_, _, scale) in packed.items()},
@@ -164,10 +164,10 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _places(shapes: Mapping[str, Size]) -> dict[str, _Place]:
+def _places(sizes: Mapping[str, Size]) -> dict[str, _Place]:
     """Where a file's layers belong, by their names here and in diffusers, dots as underscores."""
     places = {}
-    for layer in shapes:
+    for layer in sizes:
         places[_flat(layer)] = _Place(layer, 0, 1)
         theirs = [name.removesuffix(".weight") for name in diffusers_names(f"{layer}.weight")]
         for part, name in enumerate(theirs):

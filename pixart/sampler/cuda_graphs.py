@@ -26,7 +26,7 @@ class _Recording:
 
 
 class CudaGraphs:
-    """Denoising steps recorded as CUDA graphs, one for each combination of input shapes.
+    """Denoising steps recorded as CUDA graphs, one for each combination of input sizes.
 
     A step of XL/2 is some 400 launches; up to 512 px a GPU is done with each before the CPU has
     sent the next. Recordings live as long as this object, in one memory pool, the last 8 of them.
@@ -60,8 +60,8 @@ class CudaGraphs:
         moving, steady = [latents, timesteps, *sizes], caption.tensors
         # A model that was moved or replaced has its weights elsewhere.
         weights = transformer.x_embedder.proj.weight.data_ptr()
-        shapes = [(tensor.shape, tensor.dtype) for tensor in (*moving, *steady)]
-        key = (latents.device, id(transformer), weights, caption.lengths is None, *shapes)
+        inputs = [(tensor.shape, tensor.dtype) for tensor in (*moving, *steady)]
+        key = (latents.device, id(transformer), weights, caption.lengths is None, *inputs)
         if key not in self._recordings:
             self._recordings[key] = self._record(transformer, moving, caption)
             if len(self._recordings) > MAX_GRAPHS:

@@ -32,7 +32,7 @@ class Denoiser(Protocol):
 
 
 class Cancelled(Exception):
-    """Sampling stopped because the caller's `cancel` said so."""
+    """Sampling stopped because the caller's `cancel` returned True."""
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,10 @@ def test_both_revisions_run_and_no_worktree_stays(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare.main(["HEAD~1", "--rounds", "2"], repository) == 0
-    said = capsys.readouterr()
-    assert "bench/bench_old.py::bench_old" in said.out
-    assert said.out.endswith("not in BASE: bench/bench_new.py::bench_new\n")
-    rounds = [line.split(": ")[1] for line in said.err.splitlines()]
+    printed = capsys.readouterr()
+    assert "bench/bench_old.py::bench_old" in printed.out
+    assert printed.out.endswith("not in BASE: bench/bench_new.py::bench_new\n")
+    rounds = [line.split(": ")[1] for line in printed.err.splitlines()]
     assert rounds == ["base", "here", "here", "base"]
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     assert compare.main(["HEAD~2", "--rounds", "1", "-k", "new"], repository) == 2

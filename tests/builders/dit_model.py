@@ -17,7 +17,7 @@ def positions(side: int = SIDE) -> Tensor:
 
 def dit() -> dict[str, Tensor]:
     """A class-conditional DiT's state dict under its published names, with random values."""
-    shapes: dict[str, tuple[int, ...]] = {
+    sizes: dict[str, tuple[int, ...]] = {
         "x_embedder.proj.weight": (WIDTH, 4, 2, 2),
         "x_embedder.proj.bias": (WIDTH,),
         "t_embedder.mlp.0.weight": (WIDTH, 256),
@@ -34,8 +34,8 @@ def dit() -> dict[str, Tensor]:
     linears["adaLN_modulation.1"] = (6, 1)
     for layer in range(DEPTH):
         for name, (rows, cols) in linears.items():
-            shapes[f"blocks.{layer}.{name}.weight"] = (rows * WIDTH, cols * WIDTH)
-            shapes[f"blocks.{layer}.{name}.bias"] = (rows * WIDTH,)
+            sizes[f"blocks.{layer}.{name}.weight"] = (rows * WIDTH, cols * WIDTH)
+            sizes[f"blocks.{layer}.{name}.bias"] = (rows * WIDTH,)
     generator = torch.Generator().manual_seed(0)
-    state = {n: torch.randn(shape, generator=generator) * 0.1 for n, shape in shapes.items()}
+    state = {n: torch.randn(shape, generator=generator) * 0.1 for n, shape in sizes.items()}
     return state | {"pos_embed": positions()}

@@ -152,7 +152,7 @@ BAD = {
         ),
         "pos_embed must be a table of a square grid, got 15 tokens",
     ),
-    "stacked shapes": (
+    "stacked sizes": (
         lambda path: save_official(
             path / "m.pth",
             names.to_diffusers(official()) | {"transformer_blocks.0.attn1.to_q.bias": ZERO},

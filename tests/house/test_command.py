@@ -36,8 +36,8 @@ def test_an_exception_is_one_line_and_an_exit_code(
 
     assert command.run_command("x", work, "cancelled; nothing") == code
     out, err = capsys.readouterr()
-    said = {130: "cancelled; nothing"}.get(code, str(error) or "out of memory")
-    assert out == "" and err == f"pixart.x: {said}\n"
+    expected = {130: "cancelled; nothing"}.get(code, str(error) or "out of memory")
+    assert out == "" and err == f"pixart.x: {expected}\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
@@ -95,8 +95,8 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(
 
 def test_pixart_lists_its_commands_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in NAMES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
     assert command.main(["--version"]) == 0
     assert capsys.readouterr().out == f"pixart {__version__}\n"
     assert command.main(["draw"]) == 2

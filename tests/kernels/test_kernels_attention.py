@@ -31,8 +31,8 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def qkv(batch: int, queries: int, keys: int, heads: int, channels: int, dtype: torch.dtype):
-    shapes = ((batch, n, heads, channels) for n in (queries, keys, keys))
-    return [random(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes)]
+    sizes = ((batch, n, heads, channels) for n in (queries, keys, keys))
+    return [random(*size, dtype=dtype, seed=seed) for seed, size in enumerate(sizes)]
 
 
 def check(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, **options: object) -> None:

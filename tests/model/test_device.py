@@ -17,13 +17,13 @@ class Machine:
     """A clock that products move on. rates: FLOP/s of later and later products, the last one for ever."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
-        self.now, self.rates, self.shapes = 0.0, list(rates), []  # type: ignore[var-annotated]
+        self.now, self.rates, self.sizes = 0.0, list(rates), []  # type: ignore[var-annotated]
         monkeypatch.setattr(device, "_product", self.product)
         monkeypatch.setattr(device, "_seconds_of", self.seconds_of)
         monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def product(self, rows: int, size_in: int, size_out: int, *_: Any) -> Callable[[], int]:
-        self.shapes.append((rows, size_in, size_out))
+        self.sizes.append((rows, size_in, size_out))
         return lambda: 2 * rows * size_in * size_out
 
     def seconds_of(self, call: Callable[[], int], times: int, _: torch.device) -> float:
@@ -43,19 +43,19 @@ def test_the_peak_is_the_most_that_any_product_reached(monkeypatch: pytest.Monke
     # Every other call is the first of a shape, in which libraries choose their kernels.
     machine = Machine(monkeypatch, 9e12, 1e12, 9e12, 3e12, 9e12, 2e12, 1e12)
     assert measure_peak(CPU, torch.float32) == pytest.approx(3e12)
-    assert (1024, 1152, 4608) in machine.shapes and machine.now >= 1.0
+    assert (1024, 1152, 4608) in machine.sizes and machine.now >= 1.0
 
 
 def test_a_disturbed_product_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, *[1e11] * 20, 5e11, 1e11)
     assert measure_peak(CPU, torch.float32) == pytest.approx(5e11)
-    assert len(machine.shapes) < 10
+    assert len(machine.sizes) < 10
 
 
 def test_a_slow_processor_is_spared_the_long_products(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 1e9)
     assert measure_peak(CPU, torch.bfloat16) == pytest.approx(1e9)
-    assert machine.shapes == [(256, 256, 256), (512, 512, 512)]
+    assert machine.sizes == [(256, 256, 256), (512, 512, 512)]
     assert machine.now < 2.0
 
 

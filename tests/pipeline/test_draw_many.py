@@ -146,7 +146,7 @@ def test_hooks_see_every_text_step_and_tile(sigma: Pipeline) -> None:
 
 
 def test_recorded_steps_serve_passes_of_several(sigma: Pipeline, monkeypatch: Any) -> None:
-    """What a CUDA graph replays is keyed by shapes; here it is called instead."""
+    """What a CUDA graph replays is keyed by sizes; here it is called instead."""
 
     def replayed(
         model: Callable[..., Any], latents: Any, timesteps: Any, caption: Any, sizes: Any

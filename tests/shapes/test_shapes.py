@@ -30,7 +30,7 @@ def _scenes(kind: str, count: int, held_out: bool = False, seed: int = 0) -> lis
 
 
 def _facts(scene: Scene) -> set[Statement]:
-    """Everything that may be said of a scene."""
+    """Everything that can be stated about a scene."""
     subjects = scene.things if scene.kind == "pair" else scene.things[:1]
     facts = {
         Statement("background", scene.background),
@@ -207,6 +207,6 @@ def test_every_relation_is_read_in_its_own_direction() -> None:
         first = Thing("circle", "red", "small", 0.5 + 0.2 * ux, 0.5 + 0.2 * uy)
         second = Thing("square", "blue", "small", 0.5 - 0.2 * ux, 0.5 - 0.2 * uy)
         picture = draw(Scene("pair", "white", (first, second), relation), 128)
-        for said in RELATIONS:
-            statements = parse(f"a red circle {said} a blue square")
-            assert all(check(picture, statements)) == (said == relation)
+        for words in RELATIONS:
+            statements = parse(f"a red circle {words} a blue square")
+            assert all(check(picture, statements)) == (words == relation)

@@ -1,5 +1,5 @@
 """Before a stage begins: what it leaves open is taken from its start and data, and all that is wrong
-is said at once, by `--dry-run` as by training."""
+is reported at once, by `--dry-run` as by training."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Recipes as files: what they become, and what is said about those that are wrong."""
+"""Recipes as files: what they become, and the errors about those that are wrong."""
 
 import json
 from dataclasses import asdict
@@ -28,7 +28,7 @@ def test_a_shipped_recipe_is_read_as_ever(name: str) -> None:
 
 
 def problems(place: Path, text: str) -> list[str]:
-    """What is said about a recipe, without its name."""
+    """The error about a recipe, without its name."""
     path = place / "r.yaml"
     path.write_text(text)
     with pytest.raises(Problems) as error:
