@@ -80,8 +80,12 @@ def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(pat
     "path", sorted((ROOT / "kernels" / "pixart_kernels").rglob("*.py")), ids=_name
 )
 def test_the_operators_stand_on_torch_and_triton_alone(path: Path) -> None:
-    third_party = {"pixart", "numpy", "tqdm", "safetensors", "PIL", *LAZY_ONLY}
-    assert not _roots(_anywhere(path)) & third_party
+    assert _roots(_anywhere(path)) <= {
+        *sys.stdlib_module_names,
+        "torch",
+        "triton",
+        "pixart_kernels",
+    }
 
 
 def _module(path: Path) -> str:
@@ -162,13 +166,37 @@ def test_data_flow_one_way(path: Path) -> None:
         assert below or (room, other) in FLOOR_MATES, f"{room} must not import {module}"
 
 
+# The same for bench/: commands and pytest's files stand on top, and nothing imports those.
+BENCH_FLOORS = [
+    ["measure"],
+    ["workloads", "suite"],
+    ["compiled", "reporting"],
+    ["studies", "command"],
+    ["compare", "cpu", "gpu", "growth", "report", "resources", "saving"],
+    ["bench_kernels", "bench_model", "bench_pipeline", "bench_training", "conftest"],
+]
+BENCH_FLOOR_OF = {part: floor for floor, parts in enumerate(BENCH_FLOORS) for part in parts}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=_name)
+def test_benches_stand_on_what_they_measure_with(path: Path) -> None:
+    part = _room(_module(path))
+    if not part:  # bench itself
+        return
+    for module in _of_the_house(path):
+        other = _room(module)
+        if module.split(".")[0] == "bench" and other not in ("", part):
+            below = BENCH_FLOOR_OF[other] < BENCH_FLOOR_OF[part]
+            assert below, f"bench.{part} must not import {module}"
+
+
 def test_only_the_model_and_what_changes_it_call_the_operators() -> None:
     callers = {
         _room(name)
         for name, path in MODULES.items()
         if name.startswith("pixart.") and "pixart_kernels" in _roots(_anywhere(path))
     }
-    assert callers <= {"model", "patch", "training"}, callers
+    assert callers == {"model", "patch"}
 
 
 WITHOUT_TRITON = """
