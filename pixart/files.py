@@ -38,6 +38,7 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, as a rename does not cross file systems.
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
     try:
         yield holder / "new"
@@ -50,6 +51,8 @@ def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
     refuses: what stood there is there still."""
     if durable:
+        # The contents first: a disk may take the new name before them, and a crash would leave an
+        # empty file under it.
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
             flush(written)
     if path.is_dir() and not path.is_symlink():
@@ -57,6 +60,7 @@ def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
     else:
         os.replace(aside, path)
     if durable:
+        # A name is written with its folder, and lost with the machine until then.
         flush(path.parent)
 
 
@@ -66,6 +70,7 @@ def _exchange(path: Path, new: Path) -> None:
     os.replace(path, old)
     try:
         os.replace(new, path)
+    # Ctrl-C too must not leave the place empty.
     except BaseException:
         os.replace(old, path)
         raise

@@ -90,6 +90,7 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index}: must have a weight_map")
     shards = sorted({str(name) for name in names.values()})
     for name in shards:
+        # An index may come from anywhere: it must not lead out of its folder.
         if Path(name).name != name:
             raise CheckpointError(f"{index}: must name files beside it, got {name!r}")
         if not (index.parent / name).is_file():

@@ -118,6 +118,7 @@ def config_from_diffusers(
         "mlp_ratio": values.get("mlp_ratio", 4.0),
         "caption_channels": _count(values, "caption_channels"),
         "model_max_length": model_max_length,
+        # Where it is null diffusers takes this.
         "pe_interpolation": max(size // 64, 1) if scale is None else scale,
         "pred_sigma": _predicts_variance(channels, outputs),
         "class_dropout_prob": class_dropout_prob,
@@ -151,6 +152,7 @@ def infer_config(
     mlp_hidden, _ = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
     _, caption_channels = _shape(tensors, "y_embedder.y_proj.fc1.weight", 2)
     outputs, _ = _shape(tensors, "final_layer.linear.weight", 2)
+    # Three digits: a stray name must not ask for a million blocks.
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in tensors) if m]
     depth, micro = max(blocks) + 1, _has(tensors, "csize_embedder.")
     known = around.config_if_like(hidden, depth)
@@ -216,6 +218,7 @@ def _infer_heads(hidden: int, notes: list[str]) -> int:
 
 def _mlp_ratio(mlp_hidden: int, hidden: int) -> float:
     ratio = mlp_hidden / hidden
+    # PixArtConfig rounds width times ratio down: a quotient a hair too small loses a channel.
     return ratio if int(hidden * ratio) == mlp_hidden else math.nextafter(ratio, math.inf)
 
 

@@ -126,6 +126,7 @@ def reparameterise(
     state = model.state_dict()
     dtype = dit["x_embedder.proj.weight"].dtype
     result = {name: dit[name].detach() if name in dit else state[name] for name in state}
+    # In fp32 whatever the file has: tables are differences of large sums, which rounding spoils.
     model.t_embedder.load_state_dict(
         {name: result[f"t_embedder.{name}"].float() for name in model.t_embedder.state_dict()}
     )

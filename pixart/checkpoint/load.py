@@ -79,6 +79,7 @@ class OpenedTransformer:
                 for change in self.changes:
                     change(model)
             self._model = model
+            # Or a model that was moved or cast would lie in memory twice.
             self._tensors = {}
         return self._model
 
@@ -239,6 +240,7 @@ def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
         tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
     moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
     _check_range(tensors, moved)
+    # assign: on the meta device there is no memory to copy into.
     model.load_state_dict(moved, assign=True)
     model.null_caption_stored = opened.null_caption_stored  # type: ignore[assignment]
     return model.eval()

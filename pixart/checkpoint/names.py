@@ -107,6 +107,7 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         official = official_name(name)
         if official is None:
             renamed[name] = tensor
+        # q, k and v lead to one matrix, which the first of them makes.
         elif official not in renamed:
             parts = diffusers_names(official)
             if all(part in tensors for part in parts):
@@ -125,6 +126,7 @@ def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """The tensors without a wrapper's prefix, and the naming: "official" or "diffusers"."""
     for naming, markers in _MARKERS.items():
         for prefix in _PREFIXES:
+            # Two of three: a file that lacks one is known still, and the error names what it lacks.
             if sum(prefix + marker in tensors for marker in markers) >= 2:
                 return {name.removeprefix(prefix): tensors[name] for name in tensors}, naming
     if any(re.search(r"lora[_.]", name, re.IGNORECASE) for name in tensors):

@@ -75,6 +75,7 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
         tensors, metadata = read_safetensors(path)
         if ema:
             raise ValueError("has no averaged weights (state_dict_ema)")
+        # Anybody may write metadata: "config" is ours only beside our "format".
         if metadata.get("format") == "pixart":
             config = _parse(metadata.get("config", ""))
     else:
@@ -167,6 +168,7 @@ def container(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise CheckpointError(f"{path}: is empty; {AGAIN}")
+    # 8 bytes with the length of the header, then the header, which is JSON.
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK"):
@@ -198,8 +200,10 @@ def read_torch(path: Path, kind: str) -> Any:
     try:
         if kind == "pickle":
             _refuse_plain_pickle(path)
+        # An archive's directory is at its end: a download that broke off has none.
         elif not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("the end of the archive is missing")
+        # Only an archive can be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except CheckpointError:
         raise

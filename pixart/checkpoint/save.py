@@ -65,12 +65,14 @@ def save_transformer(
     config = model.config
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if not getattr(model, "null_caption_stored", True):
+        # Random numbers: see load_transformer.
         del tensors[NULL_CAPTION]
     with whole_or_not_at_all(path) as aside:
         if format == "pixart":
             metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
             write_safetensors(aside, tensors, metadata)
         elif format == "official":
+            # First, as in the state dict of the official model.
             tensors = {POSITIONS: _positions(config, tensors)} | tensors
             write_official(aside, tensors, config.to_dict())
         else:

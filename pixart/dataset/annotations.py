@@ -97,12 +97,15 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> 
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
+                # Not pool.map, which takes all items at once: the whole source would wait in
+                # memory.
                 waiting.append(pool.submit(work, item))
                 if len(waiting) >= 2 * workers:
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()
         finally:
+            # Where the reader stops early, the pool would first finish all that waits.
             for future in waiting:
                 future.cancel()
 
@@ -184,6 +187,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """The lines of an annotation file, but for a last one that broke off. Raises ValueError for a
     file that is none."""
     try:
+        # Not splitlines, which also cuts at U+2028 and its like within a caption.
         lines = file.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise ValueError(f"{file} must be an annotation file, there is none") from None
@@ -228,7 +232,10 @@ def _appending(
             _end_last_line(file)
 
             def append(values: dict[str, Any]) -> None:
+                # In ASCII, with escapes: a path that is no UTF-8 holds lone surrogates, which have
+                # no encoding.
                 file.write(json.dumps(values).encode() + b"\n")
+                # A process that dies loses no line; what a machine may lose is cheap to make again.
                 file.flush()
 
             yield lines, append

@@ -129,6 +129,7 @@ def _group(name: str) -> str:
 
 def _draw(entry: Entry, weights: Mapping[str, float] | None, rng: random.Random) -> str:
     if weights is None:
+        # Sorted: a seed draws the same caption in whatever order an index lists them.
         return rng.choice(sorted(entry.captions))
     odds = _odds(entry, weights)
     return rng.choices(list(odds), list(odds.values()))[0]

@@ -47,6 +47,7 @@ def _batches(indices: list[int], size: int, rng: random.Random) -> list[list[int
     order = rng.sample(indices, len(indices))
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     last = batches[-1]
+    # From outside of the last batch first, so that it holds no sample twice while others are left.
     others = order[: len(order) - len(last)] or order
     while len(last) < size:
         missing = size - len(last)

@@ -95,6 +95,7 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
     @torch.no_grad()
     def captioner(image: "Image") -> list[str]:
         inputs = _inputs(processor, image, request.prompt).to(device, dtype)
+        # What is generated begins with the question.
         asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         texts = []
         for number in range(request.count):
@@ -151,6 +152,7 @@ def _inputs(processor: Any, image: "Image", prompt: str) -> Any:
 
 
 def _data_url(image: "Image") -> str:
+    # thumbnail works in place, and the picture is the caller's.
     image = image.copy()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     content = io.BytesIO()
@@ -172,8 +174,10 @@ def _answer(ask: Callable[[], Any], url: str) -> Any:
             return ask()
         except failures as error:
             status, reason = _refusal(error)
+            # These are about what was sent: the next picture may pass.
             if status in (400, 413, 415, 422):
                 raise ImageError(f"the endpoint refuses this picture: {reason}") from error
+            # A wrong address or key stays wrong; too slow (408) and too often (429) pass.
             if 300 <= status < 500 and status not in (408, 429):
                 break
         if wait is not None:
@@ -199,4 +203,5 @@ def _text_of(answer: Any) -> str:
         raise EndpointError(
             f"endpoint must answer with choices[0].message.content, got {str(answer)[:200]}"
         ) from error
+    # The protocol allows null. It counts as an empty caption, which is refused.
     return text if isinstance(text, str) else ""

@@ -66,12 +66,14 @@ class ShardStore:
 
         name = f"{digest(' '.join(sorted(tensors)).encode())}.safetensors"
         content = save({key: tensors[key].contiguous() for key in sorted(tensors)})
+        # Flushed to the disk before a file in work/ says that the chunk is done.
         write_bytes(self.folder / name, content)
         self._note(name, tensors)
 
     def _note(self, shard: str, names: Any) -> None:
         self._seen.add(shard)
         for name in names:
+            # Two processes may have encoded the same caption: either copy will do.
             self._shard_of.setdefault(name, shard)
 
 
@@ -87,6 +89,7 @@ class PreparedFeatures:
         ]
         self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
         folder = directory / "features"
+        # Data may have thousands of shards, and a process only so many open files.
         self._open: Callable[[str], Any] = lru_cache(OPEN_SHARDS)(
             lambda shard: open_shard(folder / shard)
         )

@@ -31,7 +31,10 @@ def decode(content: bytes) -> "Image":
 
     try:
         with Image.open(io.BytesIO(content)) as opened:
+            # Opening reads the head alone: damage further on shows here.
             opened.load()
+            # A camera stores what its sensor saw and notes how to turn it. size_of turns the same
+            # way, or the bucket would be that of a picture on its side.
             return _as_rgb(ImageOps.exif_transpose(opened))
     except Image.DecompressionBombError as error:
         raise ImageError(f"unreadable image: {error}") from error
@@ -65,6 +68,7 @@ def cover(image: "Image", bucket: tuple[int, int], resolution: int) -> Tensor:
     from PIL import Image
 
     height, width = bucket
+    # max: a product that floats round to just under the side would leave a strip uncovered.
     if height / image.height > width / image.width:
         scaled_height, scaled_width = height, max(width, int(image.width * height / image.height))
     else:
@@ -73,6 +77,7 @@ def cover(image: "Image", bucket: tuple[int, int], resolution: int) -> Tensor:
     image = image.resize((scaled_width, scaled_height), method)
     top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
     image = image.crop((left, top, left + width, top + height))
+    # np.array copies; a view of a Pillow image is read-only, which PyTorch warns about.
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return pixels.to(torch.float32).div(127.5).sub(1.0)
 
@@ -82,6 +87,7 @@ def _as_rgb(image: "Image") -> "Image":
 
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image)
+    # Transparent pixels have a colour too, often black, which dropping alpha would show.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

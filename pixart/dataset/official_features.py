@@ -73,6 +73,7 @@ class OfficialFeatures:
     def moments(self, entry: Entry) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, (C, h, w) each."""
         try:
+            # NumPy refuses pickled objects, which could run code, unless allow_pickle is given.
             mean, std = torch.from_numpy(np.load(entry.image)).chunk(2)
         except _DAMAGED as error:
             raise ValueError(f"{entry.image} cannot be read ({error}); extract it again") from error
@@ -129,6 +130,7 @@ def _entry(root: Path, latents: Path, place: str, values: dict[str, Any] | Rejec
     if image is None or not captions:
         return f"{path} has no {'latents' if image is None else 'caption features'}"
     try:
+        # Mapped: of every sample only the head is read.
         rows, cols = np.load(image, mmap_mode="r").shape[-2:]
     except _DAMAGED as error:
         return f"{image} cannot be read ({error})"

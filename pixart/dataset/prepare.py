@@ -117,6 +117,8 @@ class Preparation:
         """Prepare what `source()` gives, which is called again if other processes are at work.
         Returns this resolution's report. Raises ValueError if there is nothing in the source."""
         parts: list[Path] = []
+        # First what nobody has begun; then wait for what others are doing. Where one of them dies
+        # its lock opens, and the chunk is done here.
         for wait in (False, True):
             parts = []
             for chunk in _chunks(tqdm(source(), desc="prepare", unit=" samples", disable=None)):
@@ -133,7 +135,9 @@ class Preparation:
             return
         lock = file.with_suffix(".lock")
         with claimed(lock, wait=wait) as mine:
+            # Asked again: it may have been done while this process waited for the lock.
             if mine and not self._is_done(file):
+                # Others may have encoded captions that this chunk shares.
                 self.store.refresh()
                 write_json(file, asdict(self._prepare(chunk)))
         if mine:
@@ -232,6 +236,7 @@ class Preparation:
             if name in new or self.store.shard_of(name):
                 continue
             with warnings.catch_warnings(record=True) as caught:
+                # By default the same words are shown once, and later samples would have no note.
                 warnings.simplefilter("always")
                 encoded = self.encoders.text.encode([text])
             part.notes += [{"path": sample.path, "note": str(w.message)} for w in caught]
@@ -314,11 +319,13 @@ def open_encoders(
     max_length = MAX_LENGTH[family] if max_length is None else max_length
     text_dtype = text_dtype or default_text_dtype(directory, None, torch.float32)[0]
     vae = VAE.from_pretrained(directory, dtype=vae_dtype, device=device)
+    # No cache of prompts: the features are kept here, and once is enough.
     text = TextEncoder.from_pretrained(
         directory, dtype=text_dtype, device=device, max_length=max_length, cache_dir=None
     )
     weights = [fingerprint(directory / name) for name in ("text_encoder", "tokenizer")]
     text_identity = f"{' '.join(weights)} {text_dtype} {max_length}"
+    # The VAE's own dtype: one that overflows in fp16 runs in fp32 whatever was asked for.
     return Encoders(
         vae=vae,
         text=text,

@@ -45,6 +45,7 @@ def captions_of(values: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, Any] = {}
     for field, name in CAPTION_FIELDS.items():
         if values.get(field) not in (None, ""):
+            # prompt, caption and text share a name: the first of them that is there counts.
             found.setdefault(name, values[field])
     extra = values.get("captions") or {}
     found |= extra if isinstance(extra, Mapping) else {PROMPT: extra}
@@ -70,6 +71,7 @@ def caption_name(extension: str) -> str | None:
 def text_of(content: bytes) -> str:
     """Raises CaptionError if it is not UTF-8."""
     try:
+        # Editors put a byte order mark in front, which would become a token of the caption.
         return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise CaptionError(f"caption must be UTF-8, byte {error.start} is not") from error

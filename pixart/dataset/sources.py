@@ -68,6 +68,8 @@ def read_folder(root: Path) -> Iterator[Item]:
             folders.clear()
             continue
         seen.add(real)
+        # In place, so that os.walk follows: the disk's own order differs from machine to machine,
+        # and the chunks of several processes with it.
         folders.sort()
         yield from _read_directory(root, Path(directory), sorted(names))
     for error in failures:
@@ -100,6 +102,7 @@ def image_root(index: Path) -> Path:
 def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected"]]:
     """(place, object) of an index. Raises ValueError if a .json is none."""
     if index.suffix == ".jsonl":
+        # errors="replace": one bad byte must not cost all lines behind it.
         with index.open(encoding="utf-8-sig", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -166,6 +169,7 @@ def _local_sample(
         return Rejected(str(file), MISSING)
     if file.is_dir():
         return Rejected(str(file), f"{MISSING}: it is a folder")
+    # Not a digest: every process lists the whole source before it reads a part of it.
     version = f"{status.st_size}-{status.st_mtime_ns}"
     return Sample(path, str(file), version, file.read_bytes, captions, uncaptioned)
 
@@ -176,6 +180,7 @@ def _index_of(folder: Path) -> Path | None:
         return official
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
     stems = {file.stem for file in files if file.suffix.lower() in SUFFIXES}
+    # x.json beside x.png is about that picture, and no index.
     found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)

@@ -53,6 +53,7 @@ def _open(url: str) -> IO[bytes]:
     if "://" not in url:
         return open(Path(url).expanduser(), "rb")
     if url.startswith("s3://"):
+        # Quoted, as webdataset hands this to a shell.
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     return _webdataset(url).gopen(url)
 
@@ -70,12 +71,14 @@ def _read_shard(url: str) -> Iterator[Item]:
     key = ""
     members: dict[str, bytes] = {}
     try:
+        # "r|": front to back, as what comes through a pipe cannot be sought in.
         with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isfile() else None
                 name, dot, extension = _split(member.name)
                 if file is None or not dot:
                     continue
+                # A sample's members are adjacent: another key ends it.
                 if name != key and members:
                     yield _sample(url, key, members)
                     members = {}

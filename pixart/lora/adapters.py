@@ -35,6 +35,7 @@ TARGETS = (
 def parse_lora(text: str) -> tuple[str, float]:
     """PATH or PATH:WEIGHT as (path, weight); the weight is 1 unless given."""
     path, colon, weight = text.rpartition(":")
+    # A path may hold a colon: what exists under the whole text has no weight behind it.
     if not colon or Path(text).expanduser().exists():
         path, weight = text, "1"
     try:
@@ -169,6 +170,7 @@ def _layers(model: PixArt) -> dict[str, nn.Linear | nn.Conv2d]:
 
 def _check_targets(model: PixArt, targets: Sequence[str]) -> None:
     names = list(_layers(model))
+    # With the dot, as peft matches: "attn.proj" is no end of "cross_attn.proj".
     unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
     if unknown or not targets:
         there = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)

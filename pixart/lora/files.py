@@ -61,6 +61,7 @@ class _Settings:
     by_root: bool = False
 
     def scale(self, name: str, rank: int, own: Tensor | None) -> float:
+        # As peft reads alpha_pattern: at the end of a name, and the first that fits.
         fitting = (p for p in self.patterns if re.fullmatch(rf"(.*\.)?({p})", name))
         alpha = self.patterns.get(next(fitting, ""), self.alpha)
         alpha = alpha if own is None else float(own)
@@ -176,6 +177,8 @@ def _places(sizes: Mapping[str, Size]) -> dict[str, _Place]:
 
 
 def _flat(name: str) -> str:
+    # kohya writes underscores for dots, and names have underscores of their own: there is no way
+    # back, so both sides are compared in this form.
     return name.replace(".", "_")
 
 

@@ -69,15 +69,18 @@ class CudaGraphs:
         self._recordings.move_to_end(key)
         recording = self._recordings[key]
         torch._foreach_copy_(recording.inputs[: len(moving)], moving)
+        # By identity: comparing the contents would wait for the GPU.
         if recording.caption is not caption:
             torch._foreach_copy_(recording.inputs[len(moving) :], steady)
             recording.caption = caption
         recording.replay()
+        # The next replay writes to the same memory.
         return recording.output.clone()
 
     def _record(
         self, transformer: PixArt, moving: list[Tensor], caption: EncodedCaption
     ) -> _Recording:
+        # Copies: a recording reads these addresses for as long as it lives.
         latents, timesteps, *sizes = (tensor.clone() for tensor in moving)
         own = caption.clone()
 

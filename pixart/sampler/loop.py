@@ -118,6 +118,7 @@ def sample(
     _check_guidance(guidance, guidance_interval)
     timesteps = _set_timesteps(scheduler, default_steps(scheduler) if steps is None else steps)
     step_options = _step_options(scheduler, noise, generators)
+    # Euler counts in sigmas: its noise is not of unit size.
     latents = noise.float() * scheduler.init_noise_sigma
     for index, timestep in enumerate(timesteps):
         inputs = scheduler.scale_model_input(latents, timestep)
@@ -127,6 +128,7 @@ def sample(
         output = _guide(evaluate, guidance, batched) if is_guided else evaluate("conditional")
         latents = scheduler.step(output, timestep, latents, return_dict=False, **step_options)[0]
         if callback is not None:
+            # From inputs, which have unit variance; latents are in the scheduler's own scale.
             predicted = predict_clean(scheduler, inputs, output, float(timestep))
             callback(Progress(index + 1, len(timesteps), float(timestep), latents, predicted))
     return latents
@@ -213,6 +215,7 @@ def predict_clean(scheduler: Scheduler, inputs: Tensor, output: Tensor, timestep
     if kind == "sample":
         return output
     below = int(timestep)
+    # A fractional timestep lies between two levels of the table.
     levels = scheduler.alphas_cumprod[below : below + 2].double().tolist()
     level = levels[0] + (timestep - below) * (levels[-1] - levels[0])
     alpha, sigma = level**0.5, (1 - level) ** 0.5

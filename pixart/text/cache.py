@@ -49,6 +49,7 @@ class PromptCache:
 
     def path(self, text: str, padded: bool) -> Path:
         """The file of a prompt's entry, there or not."""
+        # Sorted: the same identity must not have a key for each order of its parts.
         key = json.dumps(self.identity | {"padded": padded, "text": text}, sort_keys=True)
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
@@ -99,6 +100,7 @@ class PromptCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._prune()
+            # Not flushed: what a crash loses is encoded again.
             write_bytes(path, content, durable=False)
         except OSError as error:
             warnings.warn(f"cannot cache prompts in {path.parent}: {error}", stacklevel=4)
@@ -118,6 +120,7 @@ class PromptCache:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
+                # Another process may be pruning too.
                 path.unlink(missing_ok=True)
             removed += 1
         if removed:

@@ -157,6 +157,7 @@ class TextEncoder:
         for prompt in prompts:
             check_text("prompt", prompt)
         texts = [prompt.strip() for prompt in prompts]
+        # Each text once: pictures of a batch mostly share their negative prompt.
         encoded = {text: self._encode_one(text, keep_padding) for text in dict.fromkeys(texts)}
         for item in encoded.values():
             if item.cut:
@@ -176,6 +177,7 @@ class TextEncoder:
         if self._model is None:
             return
         self._model = None
+        # A model may hold itself in a circle, and its memory until a collection.
         gc.collect()
         return_cached(self.device)
 
@@ -199,6 +201,7 @@ class TextEncoder:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.directory / "tokenizer")
         ids, cut = tokenize(self._tokenizer, text, self.max_length)
+        # T5 pads with token 0.
         padding = self.max_length - len(ids) if keep_padding else 0
         input_ids = torch.tensor([ids + [0] * padding], device=self.device)
         mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self.device)
@@ -228,6 +231,7 @@ class TextEncoder:
             "dtype": str(self.dtype),
             "quantization": self.quantization,
             "variant": self.variant,
+            # Devices and versions differ in rounding.
             "device": self.device.type,
             "software": [importlib.metadata.version(name) for name in ("torch", "transformers")],
         }
@@ -272,6 +276,7 @@ def _load_t5(
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
+    # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
     return model.eval() if quantization else model.eval().to(device)
 
 

@@ -26,6 +26,7 @@ def tokenize(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int
     """At most max_length ids, the last of them end-of-text, and the text that did not fit."""
     *body, end = tokenizer.encode(text)
     cut = body[max_length - 1 :]
+    # A text that is cut ends like any other: T5 saw no text without its end.
     return body[: max_length - 1] + [end], tokenizer.decode(cut) if cut else ""
 
 
@@ -72,6 +73,7 @@ class JsonTokenizer:
             self._tokenizer = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library in Rust raises nothing narrower
             raise _damaged(file, error) from error
+        # The file keeps the settings of whoever saved it; limit and padding are the caller's.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         end = self._tokenizer.token_to_id("</s>")
@@ -80,6 +82,7 @@ class JsonTokenizer:
         self._end: int = end
 
     def encode(self, text: str) -> list[int]:
+        # Not every tokenizer.json adds the end by itself.
         return self._tokenizer.encode(text, add_special_tokens=False).ids + [self._end]
 
     def decode(self, ids: list[int]) -> str:

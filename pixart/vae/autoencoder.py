@@ -49,6 +49,7 @@ class VAE:
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         self.scaling_factor: float = model.config.scaling_factor
+        # null in the files of those that have none.
         self.shift_factor: float = getattr(model.config, "shift_factor", None) or 0.0
         self.latent_channels: int = model.config.latent_channels
         self.downsample = 2 ** (len(model.config.block_out_channels) - 1)
@@ -106,6 +107,7 @@ class VAE:
         plan = self._plan("decode", latents.shape[2:].numel() * self.downsample**2, tile)
         images = []
         for latent in latents.to(self.device).split(1):
+            # Unscaled in fp32, then rounded once.
             latent = (latent / self.scaling_factor + self.shift_factor).to(self.dtype)
             if plan.tile:
                 image = self._decode_tiled(latent, plan, progress)
@@ -153,6 +155,7 @@ class VAE:
             part = part.to(self.device, self.dtype)
             moments.append(self._encode_tiled(part, plan) if plan.tile else self._encode(part))
         mean, log_variance = torch.cat(moments).float().chunk(2, 1)
+        # The limits of diffusers' own posterior: exp of an outlier would be infinite.
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -249,6 +252,7 @@ def to_images(images: Tensor) -> "list[Image]":
     from PIL import Image
 
     levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    # A cast to uint8 cuts off, and would darken all by half a level.
     array = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(pixels) for pixels in array]
 

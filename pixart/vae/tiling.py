@@ -101,6 +101,7 @@ class SharedNorms:
         pixels, means, variances = zip(*self._parts, strict=True)
         share = means[0].new_tensor(pixels)[:, None] / sum(pixels)  # (tiles, 1)
         mean = (share * torch.stack(means)).sum(0)
+        # The variance of all is what is within tiles plus what is among their means.
         spread = torch.stack(variances) + (torch.stack(means) - mean) ** 2
         self._known[norm] = mean, (share * spread).sum(0)
 
@@ -119,6 +120,7 @@ class SharedNorms:
     def _see(self, norm: nn.GroupNorm, x: Tensor) -> None:
         rows, columns = self._tile
         core = x[..., rows.core(x.shape[2]), columns.core(x.shape[3])]
+        # A sum over a whole image, which 16 bits cannot hold.
         wide = torch.promote_types(x.dtype, torch.float32)
         groups = core.to(wide).reshape(norm.num_groups, -1)
         variance, mean = torch.var_mean(groups, 1, correction=0)
@@ -227,6 +229,7 @@ def _run_stage(
 def _tiles(length: int, side: int) -> list[Tile]:
     """As few stretches as the side allows, of nearly equal even length."""
     count = -(-length // side)
+    # Even: a downsampling then takes the same pairs of pixels as in the whole image.
     step = -(-length // (2 * count)) * 2
     starts = range(0, length, step)
     return [
