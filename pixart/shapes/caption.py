@@ -1,4 +1,4 @@
-"""What is said about a scene, and what a sentence states: the caption grammar, both ways.
+"""How a scene is described, and what a sentence states: the caption grammar, both ways.
 
 `describe` puts a scene into words; `parse` reads a sentence back into statements. What training
 shows and what the checker demands are therefore the same thing: the statements of the text.
@@ -27,7 +27,7 @@ _RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-# Where the two things of a relation lie, said of each by itself.
+# Where the two things of a relation lie, each by itself.
 _SIDES = {
     "left of": ("left", "right"),
     "right of": ("right", "left"),
@@ -97,7 +97,7 @@ class Statement:
 def describe(scene: Scene, rng: random.Random, omit: float = 0.1, apart: float = 0.3) -> str:
     """A caption of the scene. Each clause that may be left out is, with probability `omit`.
 
-    apart: share of pairs of which the relation is said by the side of each thing ("a red star on
+    apart: share of pairs of which the relation is stated by the side of each thing ("a red star on
     the left and a blue circle on the right"); this teaches which word goes with which thing.
     """
     if scene.kind == "one":
@@ -203,9 +203,9 @@ def _relation_statements(between: list[str]) -> list[Statement]:
 
 def _position_statements(words: list[str]) -> list[Statement]:
     names = {"middle": "center", "centre": "center", "upper": "top", "lower": "bottom"}
-    said = {names.get(word, word) for word in words}
-    parts = [name for name in ("top", "bottom", "left", "right") if name in said]
-    name = "center" if "center" in said and not parts else " ".join(parts)
+    named = {names.get(word, word) for word in words}
+    parts = [name for name in ("top", "bottom", "left", "right") if name in named]
+    name = "center" if "center" in named and not parts else " ".join(parts)
     return [Statement("position", name)] if name in POSITIONS else []
 
 
