@@ -214,6 +214,7 @@ def _layer_tuple(layers: Iterable[int]) -> tuple[int, ...]:
 
 
 def _is_integer(value: object) -> bool:
+    # True is an int in Python, and true in JSON is a mistake here.
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -79,6 +79,7 @@ def convert(options: Options) -> str:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pixart").setLevel(logging.INFO)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    # Read before anything is downloaded.
     adapters = [parse_lora(text) for text in options.lora]
     source = resolve(options.src, allow_patterns=TRANSFORMER_FILES)
     _check_not_source(options, source)
@@ -104,6 +105,7 @@ def convert(options: Options) -> str:
 
 
 def _check_not_source(options: Options, source: Path) -> None:
+    # Of a pipeline only its transformer is read.
     sources = (source.resolve(), (source / "transformer").resolve())
     if options.dst.resolve() in sources and not options.overwrite:
         raise ValueError(f"DST must not be SRC without --overwrite, got {options.dst} for both")

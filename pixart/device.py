@@ -58,6 +58,7 @@ def free_memory(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # The driver counts as taken what PyTorch keeps for its next tensors.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
     if device.type == "mps":
@@ -103,6 +104,7 @@ def peak_memory() -> int:
         return 0
     import resource
 
+    # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -30,6 +30,7 @@ def connect(device: torch.device) -> None:
     if "RANK" not in os.environ or distributed.is_initialized():
         return
     if device.type == "cuda":
+        # Before the group: every process would otherwise take GPU 0.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -76,6 +77,7 @@ def local(tensor: Tensor) -> Tensor:
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of a small tensor, in place."""
     if distributed.is_initialized():
+        # A sum, as Gloo makes no means.
         distributed.all_reduce(values)
         values /= world_size()
     return values

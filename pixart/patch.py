@@ -105,6 +105,7 @@ def restore(pipe_or_transformer: T) -> T:
         raise ValueError("pipe_or_transformer must be accelerated, got one that is not")
     slots = [_forward_slot(block, _block_forward) for block in state.blocks]
     for block, (holder, name) in zip(state.blocks, slots, strict=True):
+        # Deleted, so that the class's own is found again; where a hook keeps it, put back.
         if holder is vars(block) and name == "forward":
             del holder[name]
         else:
@@ -189,6 +190,7 @@ def _check_compression(kv_compression: KVCompression, blocks: Any) -> None:
                 raise ValueError(
                     f"{name} must be a plain one to compress, got {type(processor).__name__}"
                 )
+            # Offloaded weights are on the meta device, where new tensors would have no numbers.
             if table.device.type == "meta":
                 raise ValueError("kv_compression must be added before the weights are offloaded")
 
@@ -233,6 +235,7 @@ def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
     if kv_compression is not None:
         values = asdict(kv_compression) | {"layers": list(kv_compression.layers)}
         transformer.register_to_config(kv_compression=values)  # save_pretrained writes it
+    # Of the class: a hook may have replaced the instance's own forward.
     names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
     hook = transformer.register_forward_pre_hook(partial(_prepare, names), with_kwargs=True)
     setattr(transformer, _STATE, _State(blocks, config, hook))

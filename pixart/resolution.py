@@ -63,6 +63,7 @@ def aspect_ratios(resolution: int, multiple: int = 16) -> dict[float, tuple[int,
         return table
     unit = resolution / 16 / multiple
     sizes = [
+        # Halves go up: round() would take them to the even number.
         tuple(max(1, int(count * unit + 0.5)) * multiple for count in cell)
         for cell in _COMMON_GRID.values()
     ]
@@ -111,6 +112,7 @@ def resolve_size(
         raise ValueError(
             f"size must be given without aspect and resolution, got {size} and {other}"
         )
+    # A tiny model may draw its own size, however small.
     low = min(MIN_TOKENS * multiple, native)
     if size is not None:
         height, width = _parse_size(size)

@@ -55,6 +55,7 @@ def check_loaded(
     problems = []
     for kind, harmless in pardoned.items():
         entries = info.get(f"{kind}_keys") or ()
+        # Names of mismatched tensors come with both sizes.
         names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in entries)
         names = [name for name in names if not harmless.fullmatch(name)]
         if names:

@@ -170,6 +170,7 @@ class Preparation:
         part = Part()
         new: dict[str, Tensor] = {}
         pictures: list[_Picture] = []
+        # Threads read ahead, this one encodes in order: a shard has the same content in every run.
         for result in in_order(self._load, chunk, self.workers):
             if isinstance(result, _Picture) and result.pixels is not None:
                 result = self._encode(result, result.pixels, new)

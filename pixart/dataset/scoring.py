@@ -41,6 +41,7 @@ def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
     """Append {"path", "score"} for every picture without a score."""
 
     def annotate_one(image: "Image") -> dict[str, Any]:
+        # Also a number of NumPy's or PyTorch's, which JSON cannot hold.
         return {"score": finite(float(scorer(image)), "score")}
 
     return annotate(items, output, annotate_one, lambda line: "score" in line)

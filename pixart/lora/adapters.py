@@ -126,6 +126,7 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
     if len(names) != 1:
         raise ValueError(f"model must have one adapter to save, got {len(names)}")
     _check_folder(directory)
+    # A copy: the file says "frozen" while this model may go on training.
     config: Any = copy.copy(model.peft_config[names[0]])  # type: ignore[index]
     config.inference_mode = True
     state = _peft().get_peft_model_state_dict(model, adapter_name=names[0])
@@ -199,6 +200,7 @@ def _inject(model: PixArt, config: Any, name: str, empty: bool) -> None:
 def _insert(model: PixArt, adapter: Adapter, weight: float) -> None:
     peft, name = _peft(), f"lora{len(_adapters(model))}"
     ranks = {layer: len(a) for layer, (a, _) in adapter.factors.items()}
+    # Escaped: peft reads names in patterns as expressions.
     config = peft.LoraConfig(
         r=max(ranks.values()),
         target_modules=list(ranks),

@@ -74,6 +74,8 @@ def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = N
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     facts = dict(config or {})
     if "_class_name" in facts:
+        # Through its class: what the file leaves out has the defaults of that class, not of
+        # another.
         own = _find_class(facts["_class_name"]).from_config(facts)
         if name is None:
             return _check_prediction(own)

@@ -47,6 +47,7 @@ def read(picture: np.ndarray) -> Reading:
     """Read a (height, width, 3) uint8 picture."""
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    # The median: a thing that reaches the border must not shift it.
     ground = np.median(border, axis=0)
     foreground = _distance(pixels, ground) > FOREGROUND
     regions = [r for r in _regions(foreground) if r.mean() >= SPECK]
@@ -63,6 +64,7 @@ def check(picture: np.ndarray, statements: list[Statement]) -> list[bool]:
     subjects = 1 + max((s.subject for s in statements), default=0)
     alike = subjects == 1 < count  # "three red circles": one subject, three things
     best: list[bool] = []
+    # Four at most, as orders grow with the factorial.
     for order in permutations(
         reading.things[:4], min(len(reading.things[:4]), max(count, subjects))
     ):

@@ -149,6 +149,7 @@ class VAE:
                 f"got {tuple(images.shape)}"
             )
         plan = self._plan("encode", images.shape[2:].numel(), tile)
+        # One by one where the batch does not fit, though one image may.
         whole_batch = self._plan("encode", images[:, 0].numel(), tile)
         moments = []
         for part in images.split(1 if whole_batch.tile else len(images)):

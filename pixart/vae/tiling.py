@@ -89,6 +89,7 @@ class SharedNorms:
             yield
         finally:
             for norm in self.norms:
+                # It hides the method of the class, which is called again from here on.
                 del norm.forward
 
     def collect(self, norm: nn.GroupNorm, run: Run, grid: list[tuple[Tile, Tile]]) -> None:
