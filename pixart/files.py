@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, read as JSON, locked, identified by digests.
+"""Files: written aside and renamed, read as JSON, locked, told apart by digests.
 
 Nothing here is written in place: a reader, a crash or a full disk meets the old file or the new one.
 """
