@@ -160,10 +160,9 @@ RECIPES: dict[str, Recipe] = {
 GRAPHS = {
     f"{name} graph": RECIPES[name]._replace(graph=True) for name in (OURS, Compression().variant)
 }
-BOTH_WAYS = {
-    name + suffix: RECIPES[name]._replace(checkpointed=bool(suffix))
+CHECKPOINTS = {
+    f"{name} checkpointed": RECIPES[name]._replace(checkpointed=True)
     for name in (OURS, Compression().variant, THEIRS)
-    for suffix in ("", " checkpointed")
 }
 FORWARD = {
     "ours, caption encoded": Recipe(),
@@ -177,9 +176,8 @@ IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in CO
 def steps(denoised: Iterable[str], trained: Iterable[str]) -> list[Case]:
     """One denoising step and one training step per size, against diffusers' model: of bench.gpu, the
     most important first."""
-    without_compiled = [name for name in IN_ONE_RUN if name != "ours compiled"]
     cases = [denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY)) for size in denoised]
-    return cases + [train(size, without_compiled) for size in trained]
+    return cases + [train(size, IN_ONE_RUN, both_ways=False) for size in trained]
 
 
 def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:
@@ -188,19 +186,15 @@ def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = F
     return case(f"denoise/{resolution}", "denoise", "denoising step", resolution, recipes)
 
 
-def train(resolution: str, names: Iterable[str] = ()) -> Case:
-    """One training step of the recipes, checkpointed where the size calls for it."""
-    names = names or [name for name in RECIPES if name != "ours compiled"]
+def train(resolution: str, names: Iterable[str] = RECIPES, *, both_ways: bool = True) -> Case:
+    """One training step of the recipes, all checkpointed where the size calls for it; elsewhere
+    both_ways adds some that are beside those that keep all activations."""
     kept = resolution not in CHECKPOINTED
     what = "training step" if kept else "training step, checkpointed"
+    names = [name for name in names if name != "ours compiled"]
     recipes = {name: RECIPES[name]._replace(checkpointed=not kept) for name in names}
+    recipes |= CHECKPOINTS if kept and both_ways else {}
     return case(f"train/{resolution}", "train", what, resolution, recipes)
-
-
-def train_both_ways(resolution: str) -> Case:
-    """One training step with all activations kept, and with checkpoints."""
-    what = "training step with and without checkpoints"
-    return case(f"checkpointing/{resolution}", "train", what, resolution, BOTH_WAYS)
 
 
 def case(name: str, step: str, what: str, resolution: str, recipes: Mapping[str, Recipe]) -> Case:
