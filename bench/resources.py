@@ -23,6 +23,7 @@ from bench.compiled import ahead_of_time, sass
 from bench.compiled.ahead_of_time import Case, Launch
 from bench.measure import results
 from bench.measure.results import Row
+from bench.reporting import pages
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 COMPILED = "compiled"  # the status of a row
@@ -235,48 +236,6 @@ def _dump(directory: Path, row: Row, launch: Launch) -> None:
         (directory / f"{stem}.ptx").write_text(launch.compiled.asm["ptx"])
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows of one architecture as text, and after it what is wrong with them."""
-    head = "kernel | config | regs | spill | shared | warps/SM | tensor | useful | exp | FMA | ALU"
-    head += " | waits | serial | loads | stores | floor MB | cycles T/exp/FMA/ALU/issue"
-    lines = [head.split(" | "), *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [f"{rows[0]['architecture']}, Triton {triton.__version__}; * tried first"]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        text.append("  ".join(cells).rstrip())
-    for row in rows:
-        text += [f"! {row['what']} {row['variant']} {defect}" for defect in defects(row)]
-    return "\n".join(text)
-
-
-def _cells(row: Row) -> list[str]:
-    name = [row["what"] + " *" * row["default"], row["variant"]]
-    if row["status"] != COMPILED:
-        return name + ["-"] * 15
-    cycles, useful = row["cycles"], row["useful_share"]
-    floors = {where: size for by in row["floor_bytes"].values() for where, size in by.items()}
-    largest = max(floors, key=lambda resolution: floors[resolution])
-    return name + [
-        str(row["registers"]),
-        str(row["spill_bytes"]),
-        f"{row['shared_bytes'] / _KIB:.0f}K",
-        str(row["resident_warps"]),
-        _counts(row["tensor"]),
-        "-" if useful is None else f"{useful:.3f}",
-        *(str(row[pipe]) for pipe in ("exp", "fma", "alu", "waits")),
-        "yes" if row["serialised"] else "-",
-        _counts(row["loads"]),
-        _counts(row["stores"]),
-        f"{floors[largest] / 1e6:.1f} ({largest})",
-        "-" if cycles is None else "/".join(str(count) for count in cycles.values()),
-    ]
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return " ".join(f"{name}:{count}" for name, count in sorted(counts.items())) or "-"
-
-
 def _report_all(
     architecture: str, dump: Path | None, defaults_only: bool, names: Sequence[str]
 ) -> list[Row]:
@@ -301,18 +260,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("bench.resources compiles, and the interpreter does not: unset TRITON_INTERPRET")
     if options.dump:
         options.dump.mkdir(parents=True, exist_ok=True)
-    every: list[Row] = []
+    run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         parallel = pool.map if len(options.arch) > 1 else map
         settings = (repeat(options.dump), repeat(options.defaults), repeat(options.case))
         for rows in parallel(_report_all, options.arch, *settings):
-            print(table(rows), end="\n\n", flush=True)
-            every += rows
-    if options.json:
-        run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
-        run |= {"complete": True, "triton": triton.__version__}
-        run["rows"] = [{**row, "defects": defects(row)} for row in every]
-        results.save(options.json, "resources", run, beside=False)
+            run["rows"] += [{**row, "defects": defects(row)} for row in rows]
+    run |= {"complete": True, "triton": triton.__version__}
+    content = results.save(options.json, "resources", run, beside=False)
+    print(pages.page(content, options.json.name if options.json else ""))
 
 
 if __name__ == "__main__":
