@@ -24,12 +24,7 @@ def bench_denoising(row: Row, report: Report) -> None:
     report(row)
 
 
-@suite.at_each(
-    "steps",
-    SIZES,
-    lambda size: [models.train(size)],
-    smoke=(OURS, f"{OURS} checkpointed", THEIRS),
-)
+@suite.at_each("steps", SIZES, lambda size: [models.train(size)], smoke=(OURS, THEIRS))
 def bench_training_step(row: Row, report: Report) -> None:
     report(row)
 
