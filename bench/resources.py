@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import triton
 
 from bench.compiled import ahead_of_time, sass
-from bench.compiled.ahead_of_time import Case, Launch
+from bench.compiled.ahead_of_time import Launch
 from bench.measure import results
 from bench.measure.results import Row
 from bench.reporting import pages
+from bench.workloads.operators import Workload
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 COMPILED = "compiled"  # the status of a row
@@ -66,7 +67,7 @@ TENSOR_MEMORY = 512  # columns, of sm_100
 
 def report(
     architecture: str,
-    cases: Iterable[Case],
+    cases: Iterable[Workload],
     *,
     dump: Path | None = None,
     defaults_only: bool = False,
@@ -75,41 +76,37 @@ def report(
     rows: dict[tuple[str, str, str], Row] = {}
     names: Counter[tuple[str, str]] = Counter()
     for case in cases:
+        name = case.operator.label(case)
         with ahead_of_time.recording(architecture, defaults_only) as launches:
-            case.run()
+            ahead_of_time.run(case)
         for launch in launches:
-            key = (
-                launch.kernel,
-                launch.config,
-                launch.compiled.hash if launch.compiled else case.name,
-            )
+            code = launch.compiled.hash if launch.compiled else name
+            key = launch.kernel, launch.config, code
             if key not in rows:
-                config = f"{case.name}-{case.resolution}-{launch.config}"
+                config = f"{name}-{case.size}-{launch.config}"
                 names[launch.kernel, config] += 1
                 number = names[launch.kernel, config]  # of binaries, for other arguments
-                rows[key] = _row(
-                    architecture, case, launch, f"{config}-{number}" if number > 1 else config
-                )
+                config += f"-{number}" * (number > 1)
+                rows[key] = _row(architecture, case, launch, config)
                 if dump is not None and launch.compiled:
                     _dump(dump, rows[key], launch)
             rows[key]["default"] |= launch.is_default
-            floors = rows[key]["floor_bytes"].setdefault(case.name, {})
-            floors[case.resolution] = launch.floor_bytes
+            rows[key]["floor_bytes"].setdefault(name, {})[case.size] = launch.floor_bytes
     return list(rows.values())
 
 
-def _row(architecture: str, case: Case, launch: Launch, config: str) -> Row:
+def _row(architecture: str, case: Workload, launch: Launch, config: str) -> Row:
     row: Row = {
         "id": f"resources/{architecture}/{launch.kernel}/{config}",
         "part": "resources",
         "what": launch.kernel,
         "variant": config,
         "shape": {},
-        "dtype": case.dtype,
+        "dtype": case.dtype_name,
         "status": f"does not compile: {launch.error}" if launch.error else COMPILED,
         "architecture": architecture,
         "default": launch.is_default,
-        "head_dim": case.head_dim,
+        "head_dim": case.operator.shape(case).get("head_dim", 0),  # of attention
         "floor_bytes": {},
     }
     if launch.compiled is None:
@@ -239,7 +236,8 @@ def _dump(directory: Path, row: Row, launch: Launch) -> None:
 def _report_all(
     architecture: str, dump: Path | None, defaults_only: bool, names: Sequence[str]
 ) -> list[Row]:
-    cases = [case for case in ahead_of_time.cases() if not names or case.name in names]
+    every = ahead_of_time.cases()
+    cases = [case for case in every if not names or case.operator.label(case) in names]
     return report(architecture, cases, dump=dump, defaults_only=defaults_only)
 
 
@@ -253,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--defaults", action="store_true", help="only the configuration that is tried first of each"
     )
-    known = sorted({case.name for case in ahead_of_time.cases()})
+    known = sorted({case.operator.label(case) for case in ahead_of_time.cases()})
     parser.add_argument("--case", nargs="+", choices=known, default=[], help="only these calls")
     options = parser.parse_args(arguments)
     if INTERPRETED:
