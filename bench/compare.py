@@ -1,9 +1,8 @@
 """`python -m bench.compare BASE`: is this working tree faster or slower than the revision BASE?
 
 Both run their own smoke benches, each in processes of its own, in turn: BASE, this tree, this tree,
-BASE, and so on. A ratio is this tree's median over BASE's, of one round; what is printed is the
-median of the rounds' ratios with the least and the largest. Whatever else the machine does in
-the meantime meets both.
+BASE, and so on, so that whatever else the machine does meets both. A ratio is this tree's median over
+BASE's, of one round; what is printed is the median of the rounds' ratios with the least and the largest.
 
 A bench is slower if it is in every round, by more than the noise: 5 %, or what a peer of the same
 operator, whose code is not ours, seems to have changed by in every round, if that is more. Exit codes:
@@ -13,15 +12,14 @@ operator, whose code is not ours, seems to have changed by in every round, if th
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.measure.machine import ROOT
 
@@ -54,48 +52,38 @@ class Ratio(NamedTuple):
 
     @property
     def measures(self) -> str:
-        """What else is of the same operator, or step: "bench_operators[modulate"."""
-        function, _, case = self.bench.partition("[")
-        return f"{function}[{case.split('/')[0]}"
+        """What else is of the same operator, or step: "bench_operators" and "modulate"."""
+        return self.bench.split("[")[0] + self.bench.partition("[")[2].split("/")[0]
 
     @property
     def change(self) -> float:
         """What all rounds agree on: 0.1 for at least 10 % more in each, 0 if they do not agree."""
         return max(self.least - 1, 0) or min(self.most - 1, 0)
 
-    def verdict(self, noise: float) -> str:
-        if abs(self.change) <= noise:
-            return ""
-        return "slower" if self.change > 0 else "faster"
-
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.compare", description=__doc__.split("\n")[0]
-    )
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=about)
     parser.add_argument("base", help="a revision: a branch, a tag, a commit")
     parser.add_argument("--rounds", type=int, default=3, help="of both revisions (3)")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="which benches, as in pytest")
     options = parser.parse_args(arguments)
     try:
-        if options.rounds < 1:
-            raise CompareError(f"--rounds must be at least 1, got {options.rounds}")
         rounds = compare(root, options.base, options.rounds, options.k)
     except CompareError as error:
         print(f"bench.compare: {error}", file=sys.stderr)
         return 2
     found = ratios(rounds[BASE], rounds[HERE])
-    print(render(found, unmatched(rounds[BASE], rounds[HERE])))
-    if not found:
-        return 2
-    return 1 if slower(found) else 0
+    print("\n".join([*render(found), *unmatched(rounds[BASE], rounds[HERE])]))
+    return 2 if not found else 1 if slower(found) else 0
 
 
 def compare(root: Path, base: str, rounds: int, expression: str) -> dict[str, list[Medians]]:
     """Medians of every round, by BASE and HERE. Raises CompareError."""
-    commit = resolve(root, base)
+    if rounds < 1:
+        raise CompareError(f"--rounds must be at least 1, got {rounds}")
     found: dict[str, list[Medians]] = {BASE: [], HERE: []}
-    with worktree(root, commit) as tree:
+    with worktree(root, base) as tree:
         trees = {BASE: tree, HERE: root}
         order = [BASE, HERE]
         for number in range(rounds):
@@ -106,34 +94,26 @@ def compare(root: Path, base: str, rounds: int, expression: str) -> dict[str, li
     return found
 
 
-def resolve(root: Path, revision: str) -> str:
-    """The commit that a revision means."""
-    done = _git(
-        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
-    )
+@contextmanager
+def worktree(root: Path, revision: str) -> Iterator[Path]:
+    """A checkout of the revision, gone afterwards."""
+    named = f"{revision}^{{commit}}"
+    done = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", named)
     if done.returncode:
         raise CompareError(f"BASE must be a revision of this repository, got {revision!r}")
-    return done.stdout.strip()
-
-
-@contextmanager
-def worktree(root: Path, commit: str) -> Iterator[Path]:
-    """A checkout of the commit, gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-compare-"))
     try:
-        done = _git(root, "worktree", "add", "--detach", str(folder / "base"), commit)
-        if done.returncode:
-            raise CompareError(f"git could not check {commit} out: {done.stderr.strip()}")
-        yield folder / "base"
+        with tempfile.TemporaryDirectory(prefix="bench-compare-") as folder:
+            tree = Path(folder) / "base"
+            made = _git(root, "worktree", "add", "--detach", str(tree), done.stdout.strip())
+            if made.returncode:
+                raise CompareError(f"git could not check {revision} out: {made.stderr.strip()}")
+            yield tree
     finally:
-        shutil.rmtree(folder)
         _git(root, "worktree", "prune")
 
 
 def run(tree: Path, expression: str) -> Medians:
-    """The smoke benches of one tree in a process of their own; empty where it has none."""
-    if not any(tree.glob("bench/bench_*.py")):
-        return {}
+    """The smoke benches of one tree in a process of their own; empty where none has such a name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benches.json"
         command = [sys.executable, "-m", "pytest", "bench", "-m", "smoke", "--benchmark-only", "-q"]
@@ -145,70 +125,56 @@ def run(tree: Path, expression: str) -> Medians:
             return {}
         if done.returncode:
             raise CompareError(f"the benches failed in {tree}:\n{done.stdout[-3000:]}{done.stderr}")
-        return medians(json.loads(path.read_text(encoding="utf-8")))
-
-
-def medians(result: Mapping[str, Any]) -> Medians:
-    """Of pytest-benchmark's JSON."""
-    return {bench["fullname"]: bench["stats"]["median"] for bench in result["benchmarks"]}
+        benches = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    return {bench["fullname"]: bench["stats"]["median"] for bench in benches}
 
 
 def ratios(base: Sequence[Medians], here: Sequence[Medians]) -> list[Ratio]:
     """Of the benches that every round of both has, the slowest-grown first."""
-    common = set.intersection(*(set(one) for one in (*base, *here)))
     found = []
-    for bench in common:
+    for bench in set.intersection(*(set(one) for one in (*base, *here))):
         before, after = ([one[bench] for one in side] for side in (base, here))
         each = [new / old for old, new in zip(before, after, strict=True)]
-        found.append(
-            Ratio(bench, median(before), median(after), median(each), min(each), max(each))
-        )
+        spread = median(each), min(each), max(each)
+        found.append(Ratio(bench, median(before), median(after), *spread))
     return sorted(found, key=lambda one: (-one.ratio, one.bench))
 
 
-def noise(found: Sequence[Ratio], bench: Ratio) -> float:
-    """By how much a bench must change in this comparison to be told as slower or faster."""
-    peers = (one for one in found if one.measures == bench.measures and not one.is_ours)
-    return max([NOISE, *(abs(peer.change) for peer in peers)])
+def verdict(found: Sequence[Ratio], one: Ratio) -> str:
+    """Whether "slower" or "faster", empty where the change is within the noise of this comparison."""
+    peers = (peer for peer in found if not peer.is_ours and peer.measures == one.measures)
+    if abs(one.change) <= max([NOISE, *(abs(peer.change) for peer in peers)]):
+        return ""
+    return "slower" if one.change > 0 else "faster"
 
 
-def slower(found: Sequence[Ratio]) -> list[Ratio]:
+def slower(found: Sequence[Ratio]) -> list[str]:
     """The benches of ours that are."""
-    return [one for one in found if one.is_ours and one.verdict(noise(found, one)) == "slower"]
+    return [one.bench for one in found if one.is_ours and verdict(found, one) == "slower"]
 
 
-def render(found: Sequence[Ratio], remarks: Sequence[str]) -> str:
-    """The table, its summary, and remarks."""
-    lines = ["this tree over BASE: below 1.00 is faster; least and largest of the rounds"]
-    lines.append(f"{'BASE ms':>10} {'here ms':>10} {'ratio':>6} {'spread':>13}          bench")
+def render(found: Sequence[Ratio]) -> Iterator[str]:
+    """The lines of the table, and its summary."""
+    yield "this tree over BASE: below 1.00 is faster; least and largest of the rounds"
+    yield f"{'BASE ms':>10} {'here ms':>10} {'ratio':>6} {'spread':>13}          bench"
     for one in found:
         spread = f"{one.least:.2f} to {one.most:.2f}"
-        lines.append(
+        yield (
             f"{1e3 * one.base:10.4g} {1e3 * one.here:10.4g} {one.ratio:6.2f} {spread:>13}"
-            f"  {one.verdict(noise(found, one)):6}  {one.bench}"
+            f"  {verdict(found, one):6}  {one.bench}"
         )
     for name, is_ours in (("ours", True), ("peers", False)):
-        side = [one.ratio for one in found if one.is_ours == is_ours]
-        if side:
-            lines.append(f"{median(side):28.2f}{'':23}median of {len(side)} benches of {name}")
-    if found:
-        lines.append(f"{len(slower(found))} of ours slower beyond the noise")
-    return "\n".join([*lines, *remarks])
+        if side := [one.ratio for one in found if one.is_ours == is_ours]:
+            yield f"{median(side):28.2f}{'':23}median of {len(side)} benches of {name}"
+    yield f"{len(slower(found))} of ours slower beyond the noise"
 
 
-def unmatched(base: Sequence[Medians], here: Sequence[Medians]) -> list[str]:
-    """What only one of the two has, a line each."""
-    everything = set[str]().union(*base, *here)
-    if not everything:
-        return ["neither revision has such a bench"]
-    lines = []
+def unmatched(base: Sequence[Medians], here: Sequence[Medians]) -> Iterator[str]:
+    """What only one of the two has."""
+    every = set[str]().union(*base, *here)
     for name, side in (("BASE", base), ("this tree", here)):
-        there = set.intersection(*(set(one) for one in side))
-        if there:
-            lines += [f"not in {name}: {bench}" for bench in sorted(everything - there)]
-        else:
-            lines.append(f"{name} has none of these {len(everything)} benches")
-    return lines
+        if missing := sorted(one for one in every if not all(one in medians for medians in side)):
+            yield f"not in {name}: {', '.join(missing)}"
 
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

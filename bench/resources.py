@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import triton
 
 from bench.compiled import ahead_of_time, sass
-from bench.compiled.ahead_of_time import Case, Launch
+from bench.compiled.ahead_of_time import Launch
 from bench.measure import results
 from bench.measure.results import Row
+from bench.reporting import pages
+from bench.workloads.operators import Workload
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 COMPILED = "compiled"  # the status of a row
@@ -65,7 +67,7 @@ TENSOR_MEMORY = 512  # columns, of sm_100
 
 def report(
     architecture: str,
-    cases: Iterable[Case],
+    cases: Iterable[Workload],
     *,
     dump: Path | None = None,
     defaults_only: bool = False,
@@ -74,41 +76,37 @@ def report(
     rows: dict[tuple[str, str, str], Row] = {}
     names: Counter[tuple[str, str]] = Counter()
     for case in cases:
+        name = case.operator.label(case)
         with ahead_of_time.recording(architecture, defaults_only) as launches:
-            case.run()
+            ahead_of_time.run(case)
         for launch in launches:
-            key = (
-                launch.kernel,
-                launch.config,
-                launch.compiled.hash if launch.compiled else case.name,
-            )
+            code = launch.compiled.hash if launch.compiled else name
+            key = launch.kernel, launch.config, code
             if key not in rows:
-                config = f"{case.name}-{case.resolution}-{launch.config}"
+                config = f"{name}-{case.size}-{launch.config}"
                 names[launch.kernel, config] += 1
                 number = names[launch.kernel, config]  # of binaries, for other arguments
-                rows[key] = _row(
-                    architecture, case, launch, f"{config}-{number}" if number > 1 else config
-                )
+                config += f"-{number}" * (number > 1)
+                rows[key] = _row(architecture, case, launch, config)
                 if dump is not None and launch.compiled:
                     _dump(dump, rows[key], launch)
             rows[key]["default"] |= launch.is_default
-            floors = rows[key]["floor_bytes"].setdefault(case.name, {})
-            floors[case.resolution] = launch.floor_bytes
+            rows[key]["floor_bytes"].setdefault(name, {})[case.size] = launch.floor_bytes
     return list(rows.values())
 
 
-def _row(architecture: str, case: Case, launch: Launch, config: str) -> Row:
+def _row(architecture: str, case: Workload, launch: Launch, config: str) -> Row:
     row: Row = {
         "id": f"resources/{architecture}/{launch.kernel}/{config}",
         "part": "resources",
         "what": launch.kernel,
         "variant": config,
         "shape": {},
-        "dtype": case.dtype,
+        "dtype": case.dtype_name,
         "status": f"does not compile: {launch.error}" if launch.error else COMPILED,
         "architecture": architecture,
         "default": launch.is_default,
-        "head_dim": case.head_dim,
+        "head_dim": case.operator.shape(case).get("head_dim", 0),  # of attention
         "floor_bytes": {},
     }
     if launch.compiled is None:
@@ -235,52 +233,11 @@ def _dump(directory: Path, row: Row, launch: Launch) -> None:
         (directory / f"{stem}.ptx").write_text(launch.compiled.asm["ptx"])
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows of one architecture as text, and after it what is wrong with them."""
-    head = "kernel | config | regs | spill | shared | warps/SM | tensor | useful | exp | FMA | ALU"
-    head += " | waits | serial | loads | stores | floor MB | cycles T/exp/FMA/ALU/issue"
-    lines = [head.split(" | "), *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [f"{rows[0]['architecture']}, Triton {triton.__version__}; * tried first"]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        text.append("  ".join(cells).rstrip())
-    for row in rows:
-        text += [f"! {row['what']} {row['variant']} {defect}" for defect in defects(row)]
-    return "\n".join(text)
-
-
-def _cells(row: Row) -> list[str]:
-    name = [row["what"] + " *" * row["default"], row["variant"]]
-    if row["status"] != COMPILED:
-        return name + ["-"] * 15
-    cycles, useful = row["cycles"], row["useful_share"]
-    floors = {where: size for by in row["floor_bytes"].values() for where, size in by.items()}
-    largest = max(floors, key=lambda resolution: floors[resolution])
-    return name + [
-        str(row["registers"]),
-        str(row["spill_bytes"]),
-        f"{row['shared_bytes'] / _KIB:.0f}K",
-        str(row["resident_warps"]),
-        _counts(row["tensor"]),
-        "-" if useful is None else f"{useful:.3f}",
-        *(str(row[pipe]) for pipe in ("exp", "fma", "alu", "waits")),
-        "yes" if row["serialised"] else "-",
-        _counts(row["loads"]),
-        _counts(row["stores"]),
-        f"{floors[largest] / 1e6:.1f} ({largest})",
-        "-" if cycles is None else "/".join(str(count) for count in cycles.values()),
-    ]
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return " ".join(f"{name}:{count}" for name, count in sorted(counts.items())) or "-"
-
-
 def _report_all(
     architecture: str, dump: Path | None, defaults_only: bool, names: Sequence[str]
 ) -> list[Row]:
-    cases = [case for case in ahead_of_time.cases() if not names or case.name in names]
+    every = ahead_of_time.cases()
+    cases = [case for case in every if not names or case.operator.label(case) in names]
     return report(architecture, cases, dump=dump, defaults_only=defaults_only)
 
 
@@ -294,25 +251,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--defaults", action="store_true", help="only the configuration that is tried first of each"
     )
-    known = sorted({case.name for case in ahead_of_time.cases()})
+    known = sorted({case.operator.label(case) for case in ahead_of_time.cases()})
     parser.add_argument("--case", nargs="+", choices=known, default=[], help="only these calls")
     options = parser.parse_args(arguments)
     if INTERPRETED:
         sys.exit("bench.resources compiles, and the interpreter does not: unset TRITON_INTERPRET")
     if options.dump:
         options.dump.mkdir(parents=True, exist_ok=True)
-    every: list[Row] = []
+    run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         parallel = pool.map if len(options.arch) > 1 else map
         settings = (repeat(options.dump), repeat(options.defaults), repeat(options.case))
         for rows in parallel(_report_all, options.arch, *settings):
-            print(table(rows), end="\n\n", flush=True)
-            every += rows
-    if options.json:
-        run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
-        run |= {"complete": True, "triton": triton.__version__}
-        run["rows"] = [{**row, "defects": defects(row)} for row in every]
-        results.save(options.json, "resources", run, beside=False)
+            run["rows"] += [{**row, "defects": defects(row)} for row in rows]
+    run |= {"complete": True, "triton": triton.__version__}
+    content = results.save(options.json, "resources", run, beside=False)
+    print(pages.page(content, options.json.name if options.json else ""))
 
 
 if __name__ == "__main__":

@@ -52,15 +52,23 @@ class Bench:
 
 
 def at_each(
-    part: str, sizes: Sequence[str], cases: Callable[[str], Sequence[Case]]
+    part: str,
+    sizes: Sequence[str],
+    cases: Callable[[str], Sequence[Case]],
+    smoke: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], pytest.MarkDecorator]:
-    """Parametrize a bench by `row`, of a case and a variant; the first size is the smoke run."""
+    """Parametrize a bench by `row`, of a case and a variant. The smoke run has the first size, of it
+    these variants; all that do not compile unless told."""
+
+    def is_short(name: str) -> bool:
+        return name in smoke if smoke else not any(word in name for word in COMPILES)
+
     params = [
         pytest.param(
             (bench, name),
             id=f"{bench.case.name}-{name}",
             marks=[pytest.mark.benchmark(timer=CLOCK.read, group=bench.case.name)]
-            + [pytest.mark.smoke] * (size == sizes[0] and not any(w in name for w in COMPILES)),
+            + [pytest.mark.smoke] * (size == sizes[0] and is_short(name)),
         )
         for size in sizes
         for bench in [Bench(part, case) for case in cases(size)]

@@ -5,9 +5,8 @@ shapes, so that types, strides, divisibility and constants are those of a real l
 step differs: where Triton would time the configurations and start one, each is compiled and noted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench.workloads.operators import OPERATORS, Workload
+from bench.workloads.operators.workload import outputs_of
 from pixart_kernels.dispatch import launch
 from pixart_kernels.dispatch.registration import NAMESPACE
 
@@ -33,23 +33,6 @@ class Launch(NamedTuple):
     compiled: Any  # CompiledKernel, or None
     error: str
     floor_bytes: int  # of the tensors it takes, each once
-
-
-class Case(NamedTuple):
-    """A call of an operator as the model makes it."""
-
-    name: str
-    resolution: str
-    dtype: str
-    head_dim: int  # of attention, else 0
-    call: Callable[[], Any]
-
-    def run(self) -> None:
-        """Forward, and backward unless gradients are off."""
-        outputs = self.call()
-        if torch.is_grad_enabled():
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
 
 
 class _Launchers(TorchDispatchMode):
@@ -170,13 +153,13 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
         yield arguments.base
 
 
-def cases() -> Iterator[Case]:
+def cases() -> list[Workload]:
     """Every call that the model makes, and the other dtypes, head sizes and ratios that users have."""
-    for operator in OPERATORS.values():
-        yield from map(case, operator.compiled(operator))
+    return [work for operator in OPERATORS.values() for work in operator.compiled(operator)]
 
 
-def case(work: Workload) -> Case:
-    head_dim = work.operator.shape(work).get("head_dim", 0)
-    call = partial(work.operator.ours, **work.inputs(torch.device("meta")))
-    return Case(work.operator.label(work), work.size, work.dtype_name, head_dim, call)
+def run(work: Workload) -> None:
+    """Forward, and backward unless gradients are off."""
+    outputs = outputs_of(work.operator.ours(**work.inputs(torch.device("meta"))))
+    if torch.is_grad_enabled():
+        torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])

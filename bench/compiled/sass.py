@@ -33,6 +33,13 @@ _ALU = (
     "v_",
 )
 _EXP = ("MUFU", "v_exp")
+_MOVES = {
+    "load": ("UTMALDG", "LDG.", "LDGSTS", "global_load", "buffer_load"),
+    "store": ("UTMASTG", "UTMAREDG", "STG.", "global_store", "buffer_store"),
+}
+_BYTES = {"128": "16", "64": "8", "U16": "2", "S16": "2", "U8": "1", "S8": "1"}
+_BYTES |= {"dwordx4": "16", "dwordx3": "12", "dwordx2": "8", "dword": "4"}
+_BYTES |= {"short": "2", "ushort": "2", "ubyte": "1", "byte": "1"}
 
 
 class Instruction(NamedTuple):
@@ -202,31 +209,14 @@ def multiplies(shape: str | None) -> int:
 
 def transfers(program: Iterable[Instruction], kind: str) -> dict[str, int]:
     """How global memory is read (kind "load") or written ("store"): counts by bytes per thread."""
-    width = {"load": _load_width, "store": _store_width}[kind]
-    return dict(Counter(found for op in program if (found := width(op.name))))
+    return dict(Counter(_width(op.name) for op in program if op.name.startswith(_MOVES[kind])))
 
 
-def _load_width(name: str) -> str | None:
-    if name.startswith("UTMALDG"):
+def _width(name: str) -> str:
+    if name.startswith("UTM"):
         return "TMA"
-    return _width(name, ("LDG.", "LDGSTS"), ("global_load", "buffer_load"))
-
-
-def _store_width(name: str) -> str | None:
-    if name.startswith(("UTMASTG", "UTMAREDG")):
-        return "TMA"
-    return _width(name, ("STG.",), ("global_store", "buffer_store"))
-
-
-def _width(name: str, nvidia: tuple[str, ...], amd: tuple[str, ...]) -> str | None:
-    if name.startswith(nvidia):
-        sizes = {"128": "16", "64": "8", "U16": "2", "S16": "2", "U8": "1", "S8": "1"}
-        return next((sizes[part] for part in name.split(".") if part in sizes), "4")
-    if name.startswith(amd):
-        sizes = {"dwordx4": "16", "dwordx3": "12", "dwordx2": "8", "dword": "4"}
-        sizes |= {"short": "2", "ushort": "2", "ubyte": "1", "byte": "1"}
-        return next((sizes[part] for part in name.split("_") if part in sizes), "2")
-    return None
+    unnamed = "4" if name.isupper() else "2"  # of NVIDIA's and of AMD's
+    return next((_BYTES[part] for part in re.split(r"[._]", name) if part in _BYTES), unnamed)
 
 
 def count(program: Sequence[Instruction]) -> dict[str, Any]:

@@ -271,19 +271,30 @@ def _backends(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _resources(content: Content) -> Iterator[str]:
-    columns = ["GPU", "kernel", "configuration", "registers", "spilled bytes", "shared KiB"]
-    columns += ["warps per SM", "useful / issued", "waits", "defects", "run"]
-    yield table(columns, (_resource_cells(row) for row in rows_of(content) if row["default"]))
+    columns = ["GPU", "kernel", "configuration", "tried first", "registers", "spilled bytes"]
+    columns += ["shared KiB", "warps per SM", "tensor", "useful / issued", "exp", "FMA", "ALU"]
+    columns += ["waits", "loads", "stores", "cycles: tensor/exp/FMA/ALU/issue", "defects", "run"]
+    lines = []
+    for row in rows_of(content):
+        name = [row["architecture"], row["what"].strip("_"), row["variant"]]
+        counts = _resource_counts(row) if "registers" in row else [""] * 13
+        first, defects = "yes" * row["default"], "; ".join(row["defects"])
+        lines.append([*name, first, *counts, defects, row["run"]])
+    yield table(columns, lines)
 
 
-def _resource_cells(row: Row) -> list[str]:
-    name = [row["architecture"], row["what"].strip("_"), row["variant"]]
-    if "registers" not in row:
-        return [*name, *[""] * 6, "; ".join(row["defects"]), row["run"]]
-    counts = [str(row[key]) for key in ("registers", "spill_bytes")]
-    counts += [f"{row['shared_bytes'] / 1024:.0f}", str(row["resident_warps"])]
+def _resource_counts(row: Row) -> list[str]:
+    shared = f"{row['shared_bytes'] / 1024:.0f}"
     useful = f"{row['useful_share']:.3f}" if row["useful_share"] else ""
-    return [*name, *counts, useful, str(row["waits"]), "; ".join(row["defects"]), row["run"]]
+    found = [row["registers"], row["spill_bytes"], shared, row["resident_warps"]]
+    found += [_times(row["tensor"]), useful, row["exp"], row["fma"], row["alu"], row["waits"]]
+    found += [_times(row["loads"]), _times(row["stores"])]
+    return [*map(str, found), "/".join(str(count) for count in (row["cycles"] or {}).values())]
+
+
+def _times(counts: Row) -> str:
+    """How often each is there."""
+    return ", ".join(f"{count} × {name}" for name, count in sorted(counts.items()))
 
 
 BODIES: dict[str, Callable[[Content], Iterator[str]]] = {

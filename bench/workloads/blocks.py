@@ -14,15 +14,14 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from bench.measure import memory, timing
-from bench.measure.case import Context, Ready, Unavailable, time_variants
+from bench.measure.case import Context, Ready, time_variants
 from bench.measure.results import Row
 from bench.workloads import sizes
-from bench.workloads.models import OURS, THEIRS
+from bench.workloads.models import OURS, THEIRS, build_ours, build_theirs
 from bench.workloads.operators.modulation import elementwise_bytes
 from bench.workloads.sizes import Compression
 from pixart import cost
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.blocks import Block
 
 SELF, CROSS, PROJECTIONS, MLP, MERGING = cost.block_flops(PixArtConfig(), 0, 1)
 ELEMENTWISE = "element-wise"
@@ -49,10 +48,8 @@ def ours(
     text: how many tokens of the caption count, None for all.
     """
     own = config(size, compression)
-    with device:
-        block = Block(own, 0)
-    random = _randomise(block, device)
-    block = block.to(dtype).eval()
+    block: Any = build_ours(own, device).to(dtype).eval().blocks[0]
+    random = _random(device)
     width, count = own.hidden_size, sizes.tokens(size)
     x, modulated = (random(1, count, width).to(dtype) for _ in range(2))
     rows, following = ([random(1, width) for _ in range(n)] for n in (4, 2))
@@ -65,18 +62,9 @@ def ours(
 @torch.no_grad()
 def theirs(size: str, device: torch.device, dtype: torch.dtype) -> timing.Call:
     """The same of diffusers' model, which makes the caption's keys and values at every step."""
-    try:
-        from diffusers import PixArtTransformer2DModel
-    except ImportError as error:
-        raise Unavailable(f"not installed: {error}") from None
-    from pixart.checkpoint.config import config_to_diffusers
-
     own = config(size, None)
-    with device:
-        model: Any = PixArtTransformer2DModel.from_config(config_to_diffusers(own))
-    block = model.transformer_blocks[0]
-    random = _randomise(block, device)
-    block = block.to(dtype).eval()
+    block = build_theirs(own, device).to(dtype).eval().transformer_blocks[0]
+    random = _random(device)
     x = random(1, sizes.tokens(size), own.hidden_size).to(dtype)
     call = partial(
         block,
@@ -87,10 +75,8 @@ def theirs(size: str, device: torch.device, dtype: torch.dtype) -> timing.Call:
     return torch.no_grad()(call)
 
 
-def _randomise(block: torch.nn.Module, device: torch.device) -> Callable[..., Tensor]:
+def _random(device: torch.device) -> Callable[..., Tensor]:
     generator = torch.Generator(device).manual_seed(0)
-    for parameter in block.parameters():
-        parameter.normal_(std=0.02, generator=generator)
     return partial(torch.randn, generator=generator, device=device)
 
 

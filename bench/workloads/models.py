@@ -25,6 +25,7 @@ from bench.workloads.operators import OPERATORS
 from bench.workloads.operators.workload import compile_options
 from bench.workloads.sizes import Compression
 from pixart import cost
+from pixart.config import PixArtConfig
 from pixart.diffusion import training_loss
 from pixart.model.blocks import SelfAttention
 from pixart.model.transformer import PixArt
@@ -41,16 +42,14 @@ OURS, THEIRS = "ours", "diffusers"
 
 
 @torch.no_grad()
-def build_ours(
-    resolution: str, device: torch.device, compression: Compression | None = None
-) -> PixArt:
+def build_ours(config: PixArtConfig, device: torch.device) -> PixArt:
     """Random weights everywhere, the same at every call: a new model returns zeros.
 
     Layers keep the size of what they get; shifts, scales and gates have that size as well: with
     nearly closed gates nobody would see what a branch computes.
     """
     with device:
-        model = PixArt(sizes.config(resolution, compression))
+        model = PixArt(config)
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         inputs = 1 if name.endswith("scale_shift_table") else parameter[0].numel()
@@ -58,7 +57,8 @@ def build_ours(
     return model
 
 
-def build_theirs(resolution: str, device: torch.device) -> nn.Module:
+def build_theirs(config: PixArtConfig, device: torch.device) -> Any:
+    """diffusers' model, with the weights that ours has."""
     try:
         from diffusers import PixArtTransformer2DModel
     except ImportError as error:
@@ -67,9 +67,8 @@ def build_theirs(resolution: str, device: torch.device) -> nn.Module:
     from pixart.checkpoint.names import to_diffusers
 
     with device:
-        config: Any = config_to_diffusers(sizes.config(resolution))
-        model = PixArtTransformer2DModel.from_config(config)
-    weights = to_diffusers(build_ours(resolution, device).state_dict())
+        model: Any = PixArtTransformer2DModel.from_config(config_to_diffusers(config))
+    weights = to_diffusers(build_ours(config, device).state_dict())
     missing = set(model.state_dict()) - set(weights) - {"pos_embed.pos_embed"}
     if missing:
         raise RuntimeError(f"weights for diffusers' model are missing: {sorted(missing)[:4]}")
@@ -160,10 +159,9 @@ RECIPES: dict[str, Recipe] = {
 GRAPHS = {
     f"{name} graph": RECIPES[name]._replace(graph=True) for name in (OURS, Compression().variant)
 }
-BOTH_WAYS = {
-    name + suffix: RECIPES[name]._replace(checkpointed=bool(suffix))
+CHECKPOINTS = {
+    f"{name} checkpointed": RECIPES[name]._replace(checkpointed=True)
     for name in (OURS, Compression().variant, THEIRS)
-    for suffix in ("", " checkpointed")
 }
 FORWARD = {
     "ours, caption encoded": Recipe(),
@@ -177,9 +175,8 @@ IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in CO
 def steps(denoised: Iterable[str], trained: Iterable[str]) -> list[Case]:
     """One denoising step and one training step per size, against diffusers' model: of bench.gpu, the
     most important first."""
-    without_compiled = [name for name in IN_ONE_RUN if name != "ours compiled"]
     cases = [denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY)) for size in denoised]
-    return cases + [train(size, without_compiled) for size in trained]
+    return cases + [train(size, IN_ONE_RUN, both_ways=False) for size in trained]
 
 
 def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:
@@ -188,19 +185,15 @@ def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = F
     return case(f"denoise/{resolution}", "denoise", "denoising step", resolution, recipes)
 
 
-def train(resolution: str, names: Iterable[str] = ()) -> Case:
-    """One training step of the recipes, checkpointed where the size calls for it."""
-    names = names or [name for name in RECIPES if name != "ours compiled"]
+def train(resolution: str, names: Iterable[str] = RECIPES, *, both_ways: bool = True) -> Case:
+    """One training step of the recipes, all checkpointed where the size calls for it; elsewhere
+    both_ways adds some that are beside those that keep all activations."""
     kept = resolution not in CHECKPOINTED
     what = "training step" if kept else "training step, checkpointed"
+    names = [name for name in names if name != "ours compiled"]
     recipes = {name: RECIPES[name]._replace(checkpointed=not kept) for name in names}
+    recipes |= CHECKPOINTS if kept and both_ways else {}
     return case(f"train/{resolution}", "train", what, resolution, recipes)
-
-
-def train_both_ways(resolution: str) -> Case:
-    """One training step with all activations kept, and with checkpoints."""
-    what = "training step with and without checkpoints"
-    return case(f"checkpointing/{resolution}", "train", what, resolution, BOTH_WAYS)
 
 
 def case(name: str, step: str, what: str, resolution: str, recipes: Mapping[str, Recipe]) -> Case:
@@ -279,10 +272,8 @@ def _compare(
 
 def _build(recipe: Recipe, resolution: str, device: torch.device) -> tuple[nn.Module, Any]:
     """A model in fp32, and how it is called."""
-    if recipe.whose == OURS:
-        model: nn.Module = build_ours(resolution, device, recipe.compression)
-    else:
-        model = build_theirs(resolution, device)
+    config = sizes.config(resolution, recipe.compression)
+    model = (build_ours if recipe.whose == OURS else build_theirs)(config, device)
     recipe.change(model, resolution)
     return model, _call_ours if recipe.whose == OURS else _call_theirs
 

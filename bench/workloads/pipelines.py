@@ -66,7 +66,7 @@ def write(
         texts, pictures = text_encoder(config), vae(config)
     export_pipeline(
         folder,
-        transformer=models.build_ours(resolution, device, compression),
+        transformer=models.build_ours(sizes.config(resolution, compression), device),
         text_encoder=texts,
         vae=pictures,
         spiece=open_directory(EMBEDDED, with_transformer=False) / "tokenizer" / "spiece.model",

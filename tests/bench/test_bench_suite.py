@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,13 +72,17 @@ def test_what_was_not_measured_is_skipped_with_its_reason_and_faults_fail(
     assert not benchmark.seconds
 
 
-def test_the_smoke_run_is_the_smallest_size_without_compilers() -> None:
-    mark = suite.at_each(
-        "part", ("small", "large"), lambda size: [Case(size, print, ("ours", "ours compiled"))]
-    )
+@pytest.mark.parametrize(
+    ("wanted", "found"), [((), ["small-ours", "small-fa3"]), (("fa3",), ["small-fa3"])]
+)
+def test_the_smoke_run_is_the_smallest_size_without_compilers_or_what_it_is_told(
+    wanted: tuple[str, ...], found: list[str]
+) -> None:
+    case = partial(Case, run=print, variants=("ours", "ours compiled", "fa3"))
+    mark = suite.at_each("part", ("small", "large"), lambda size: [case(size)], wanted)
     parameters = mark.args[1]  # type: ignore[attr-defined]
     smoke = [one.id for one in parameters if any(m.name == "smoke" for m in one.marks)]
-    assert len(parameters) == 4 and smoke == ["small-ours"]
+    assert len(parameters) == 6 and smoke == found
 
 
 def _item(bench: suite.Bench, variant: str) -> Any:

@@ -174,7 +174,8 @@ def test_targets_are_filled_by_the_gpu_that_they_name_and_predicted_from_compile
     compiled |= {"architecture": "sm_90", "default": True, "defects": ["spills 8 bytes"]}
     compiled |= {"registers": 77, "spill_bytes": 8, "shared_bytes": 2048, "resident_warps": 16}
     compiled |= {"useful_share": 0.9, "waits": 2, "floor_bytes": {"self-bf16-72": {"4k": 1}}}
-    compiled |= {"cycles": {"tensor": 640, "exp": 512}}
+    compiled |= {"cycles": {"tensor": 640, "exp": 512}, "exp": 34, "fma": 5, "alu": 6}
+    compiled |= {"tensor": {"64x8x16": 9}, "loads": {"TMA": 8, "16": 7}, "stores": {}}
     resources = result("resources", compiled, machine=None, peaks=None, triton="9.9")
     text = overall(result("gpu", *rows, machine=GPU), resources)
     target = line(text, "| attention, forward |")
@@ -184,7 +185,8 @@ def test_targets_are_filled_by_the_gpu_that_they_name_and_predicted_from_compile
     other = overall(result("gpu", *rows, machine=GPU | {"gpu": "Some GPU"}))
     assert line(other, "| attention, forward |").endswith("| not measured |")
     page = pages.page(resources)
-    assert "| 77 | 8 | 2 | 16 | 0.900 | 2 | spills 8 bytes | 1 |" in page
+    found = "| yes | 77 | 8 | 2 | 16 | 9 × 64x8x16 | 0.900 | 34 | 5 | 6 | 2 | 7 × 16, 8 × TMA |  "
+    assert found + "| 640/512 | spills 8 bytes | 1 |" in page
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 import pixart_kernels
 from bench.measure import results
 from bench.workloads import sizes
-from bench.workloads.operators import OPERATORS
+from bench.workloads.operators import Workload
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 pytest.importorskip("triton")
@@ -21,7 +21,6 @@ from triton.runtime.jit import JITFunction
 
 from bench import resources
 from bench.compiled import ahead_of_time, sass
-from bench.compiled.ahead_of_time import Case
 
 Row = dict[str, Any]
 
@@ -32,27 +31,24 @@ def rows() -> list[Row]:
     return resources.report("sm_90", [*_attention(), *_others()], defaults_only=True)
 
 
-def _attention() -> list[Case]:
+def _attention() -> list[Workload]:
     # Text keys: a length per sample, and a count that 16 does not divide.
     return _at_1k("self-bf16-72", "masked-bf16-72")
 
 
-def _others() -> list[Case]:
+def _others() -> list[Workload]:
     """Every other operator in bf16, as published."""
-    works = [
-        work
-        for operator in OPERATORS.values()
-        for work in operator.compiled(operator)
-        if operator.name != "flash_attention" and work.dtype == torch.bfloat16
-    ]
-    published = [work for work in works if work.ratio == sizes.RATIO and work.head_dim is None]
-    return _at_1k(*(work.operator.label(work) for work in published))
-
-
-def _at_1k(*names: str) -> list[Case]:
     return [
-        case for case in ahead_of_time.cases() if case.name in names and case.resolution == "1k"
+        case
+        for case in ahead_of_time.cases()
+        if case.operator.name != "flash_attention"
+        and (case.size, case.dtype, case.ratio) == ("1k", torch.bfloat16, sizes.RATIO)
     ]
+
+
+def _at_1k(*names: str) -> list[Workload]:
+    every = [case for case in ahead_of_time.cases() if case.size == "1k"]
+    return [case for case in every if case.operator.label(case) in names]
 
 
 def _all_defects(rows: list[Row]) -> list[tuple[str, str, list[str]]]:
@@ -110,12 +106,7 @@ def _floor(rows: list[Row], kernel: str, case: str) -> int:
 def test_floors_are_those_of_the_shapes(rows):
     batch, tokens = 2, sizes.tokens("1k")
     sums = {"flash_attention": batch * tokens * 16 * 4}  # the log-sum-exp of each query and head
-    works = {
-        case_name: work
-        for operator in OPERATORS.values()
-        for work in operator.compiled(operator)
-        if work.size == "1k" and (case_name := operator.label(work)) in FORWARD
-    }
+    works = {work.operator.label(work): work for work in _at_1k(*FORWARD)}
     assert set(works) == set(FORWARD)
     for name, work in works.items():
         size = work.bytes(False) + sums.get(work.operator.name, 0)

@@ -29,22 +29,6 @@ class Oracle(NamedTuple):
     select: Callable[[Tensor], Tensor]
 
 
-def _no_flops(work: "Workload", backward: bool) -> int:
-    return 0
-
-
-def _no_shape(work: "Workload") -> dict[str, Any]:
-    return {}
-
-
-def _no_calls(operator: "Operator") -> "Sequence[Workload]":
-    return ()
-
-
-def _own_name(work: "Workload") -> str:
-    return work.operator.name
-
-
 class Operator(NamedTuple):
     """kinds: of calls, compared and checked at every size; batched: those that need several samples.
     tuned: those whose configurations are timed one by one. more: further calls that are compared on a
@@ -59,15 +43,15 @@ class Operator(NamedTuple):
     inputs: Callable[["Workload", "Draw"], Inputs]
     bytes: Callable[["Workload", bool], int]
     peers: Callable[["Workload", bool], dict[str, Variant]]
-    flops: Callable[["Workload", bool], int] = _no_flops
+    flops: Callable[["Workload", bool], int] = lambda work, backward: 0
     kinds: tuple[str, ...] = ("",)
     batched: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
-    more: "Calls" = _no_calls
-    checked: "Calls" = _no_calls
-    compiled: "Calls" = _no_calls
-    label: Callable[["Workload"], str] = _own_name
-    shape: Callable[["Workload"], dict[str, Any]] = _no_shape
+    more: "Calls" = lambda operator: ()
+    checked: "Calls" = lambda operator: ()
+    compiled: "Calls" = lambda operator: ()
+    label: Callable[["Workload"], str] = lambda work: work.operator.name
+    shape: Callable[["Workload"], dict[str, Any]] = lambda work: {}
     oracle: Callable[[Inputs, bool], Oracle] | None = None
     has_backward: bool = True
 
