@@ -38,7 +38,14 @@ from pixart.training.previews import draw_pictures
 from pixart.training.problems import problems_of
 from pixart.training.run import Run
 from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
-from pixart.training.starts import adapt, add_compression, check_prediction, transformer_config
+from pixart.training.starts import (
+    adapt,
+    add_compression,
+    check_prediction,
+    pipeline_is_here,
+    start_is_here,
+    transformer_config,
+)
 from pixart.training.state import load_average
 from pixart.training.tasks.autoencoder import anchor_latents, load_vae
 
@@ -72,9 +79,9 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     """Yield what a stage needs and is not there, or does not fit it."""
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
-    elif stage.start != RANDOM and run.is_here(stage.start):
+    elif stage.start != RANDOM and start_is_here(stage):
         yield from problems_of(lambda: _start_folder(stage))
-    yield from problems_of(lambda: run.model(stage))
+    yield from problems_of(lambda: run.known_model(stage))
     yield from problems_of(lambda: _vae_folder(stage, run))
 
 
@@ -118,7 +125,7 @@ def _vae_folder(stage: ResolvedStage, run: Run) -> Path | None:
         if stage.pipeline in run.to_come:
             return None
         folder = run.newest(stage.pipeline) / "vae"
-    elif run.is_here(stage.pipeline):
+    elif pipeline_is_here(stage):
         folder = open_directory(stage.pipeline, with_transformer=False) / "vae"
     else:
         return None

@@ -45,6 +45,7 @@ from pixart.training.starts import (
     add_compression,
     check_null_caption,
     check_prediction,
+    pipeline_is_here,
     pipeline_problems,
     set_null_caption,
     transformer_config,
@@ -80,14 +81,14 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
         before, _ = attempt(lambda: run.before(stage))
         if before is not None and not before.trains_transformer:
             yield f"start must be no {before.trains}, which stage {before.name} trains, got previous"
-    model, lines = attempt(lambda: run.model(stage))
+    model, lines = attempt(lambda: run.known_model(stage))
     yield from lines
     start, _ = attempt(lambda: run.start(stage))  # complained of above
     if model is not None:
         yield from problems_of(lambda: add_adapters(stage, model))
     if start is not None:
         yield from problems_of(lambda: check_null_caption(stage, start.null_caption_stored))
-    if stage.pipeline and run.is_here(stage.pipeline):
+    if stage.pipeline and pipeline_is_here(stage):
         yield from pipeline_problems(stage, None if model is None else model.config)
     yield from _data_problems(stage, run, None if model is None else model.config)
 
@@ -345,10 +346,10 @@ def data_problems(
 ) -> Iterator[str]:
     """Why a stage cannot train on such data. config: of the model that is to, where it is known."""
     yield from _scale_problems(data, stage)
-    shapes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
-    if shapes and not stage.aspect:
+    sizes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
+    if sizes and not stage.aspect:
         yield (
-            f"aspect must be true for data in buckets, got {shapes[0][0]}×{shapes[0][1]}; give "
+            f"aspect must be true for data in buckets, got {sizes[0][0]}×{sizes[0][1]}; give "
             "--aspect, or prepare the data with --square"
         )
     yield from problems_of(lambda: data.check_captions(dict(stage.data.captions)))
