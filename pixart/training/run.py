@@ -25,7 +25,7 @@ from pixart.training.problems import attempt
 from pixart.training.stage import DIT, DRAWN, OPEN, PREVIOUS, RANDOM, ResolvedStage, Stage
 from pixart.training.starts import LATENT, Start, open_start, start_is_here, weightless_model
 from pixart.training.state import latest_state, read_progress
-from pixart.training.trackers import Tracker
+from pixart.training.trackers import TrackerName
 from pixart.weights import resolve
 
 _SETTINGS = ("scheduler/*.json", "vae/*.json")
@@ -43,7 +43,7 @@ class Run:
     device: torch.device
     save_every: int = 500
     keep: int = 2
-    trackers: tuple[Tracker, ...] = ()
+    trackers: tuple[TrackerName, ...] = ()
     quiet: bool = False
     start_from: Path | None = None
     """A state to go on from instead of a stage's newest."""

@@ -33,7 +33,7 @@ PUBLISHED = {  # divisors of the positions (facts of the published configs)
 
 
 def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
-    """Train one step of every stage of a recipe; returns the checkpoints. start: of the first."""
+    """Train one step of every stage of a recipe; returns their states. start: of the first."""
     for number in range(3):
         write(place / "raw" / f"{number}.png", png(64, 64, seed=number))
     found = []
@@ -46,9 +46,9 @@ def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
         command += ["--resolution", side, "--data.source", features, "--pipeline", str(pipeline)]
         command += ["--data.captions", "prompt", "1"] + (["--start", *start] if number == 0 else [])
         assert train(command) == 0
-        checkpoint = latest_state(place / "run" / stage.name)
-        assert checkpoint is not None
-        found.append(checkpoint)
+        state = latest_state(place / "run" / stage.name)
+        assert state is not None
+        found.append(state)
     return found
 
 
@@ -87,8 +87,8 @@ def test_alpha_goes_from_a_dit_to_sizes_as_conditions(tmp_path: Path) -> None:
 
 def test_kv_convert_merges_the_deeper_half(tmp_path: Path) -> None:
     pipeline = build_sigma(tmp_path / "sigma", num_layers=28, vae_channels=VAE)
-    (checkpoint,) = run("kv-convert", tmp_path, pipeline, str(pipeline))
-    config = load_transformer(checkpoint / "model.safetensors").config
+    (state,) = run("kv-convert", tmp_path, pipeline, str(pipeline))
+    config = load_transformer(state / "model.safetensors").config
     assert config.kv_compression == KVCompression(tuple(range(14, 28)))
     assert config.pe_interpolation == 2 / SMALLER  # the range of the start's coordinates
 
