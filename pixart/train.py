@@ -96,8 +96,8 @@ def _command(arguments: list[str]) -> int:
 
 
 def _complain(lines: Sequence[str]) -> int:
-    """One line each."""
-    for line in lines:
+    """One line each. Of processes on one machine the first speaks: what lacks on another is its own."""
+    for line in lines if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         complain(NAME, line, BAD_INPUT)
     return BAD_INPUT
 
@@ -135,14 +135,14 @@ def read_command(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     """The options, and the recipe's stages with what the command line says otherwise. Raises Problems
     with all that is wrong."""
     from pixart.training.arguments import read_options
-    from pixart.training.problems import attempt, refuse
+    from pixart.training.problems import Problems, attempt, refuse
     from pixart.training.recipe import load_recipe, shipped, stage_fields
 
     if not arguments:
         known = ", ".join(shipped())
-        raise ValueError(f"RECIPE must be given: one of {known}, or a YAML file")
+        raise Problems([f"RECIPE must be given: one of {known}, or a YAML file"])
     if arguments[0].startswith("-"):
-        raise ValueError(f"RECIPE must come first, before all options, got {arguments[0]!r}")
+        raise Problems([f"RECIPE must come first, before all options, got {arguments[0]!r}"])
     kinds = get_type_hints(Options, include_extras=True)
     del kinds["recipe"]
     settable = {name: kind for name, kind in stage_fields().items() if name != "name"}
@@ -162,10 +162,13 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
     from pixart.device import choose_device
     from pixart.distributed import connect, rank
-    from pixart.training.execute import train
+    from pixart.training.execute import check_rules, train
+    from pixart.training.problems import attempt, refuse
     from pixart.training.run import Run
 
-    device = choose_device(options.device)
+    device, lines = attempt(lambda: choose_device(options.device))
+    refuse(lines)
+    assert device is not None
     if options.threads:
         torch.set_num_threads(options.threads)
     connect(device)
@@ -188,7 +191,7 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
     wrong = list(_option_problems(options, output))
     if options.dry_run:
         return _dry_run(run, names, wrong)
-    if wrong:
+    if wrong := [*wrong, *check_rules(run, names)]:
         return _complain(wrong)
     for name in names:
         if not train(run, name, options.stop_after):
@@ -216,6 +219,4 @@ def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:
     if rank() == 0 and plans:
         print(plans)
     lines = [*wrong, *more]
-    if rank() == 0:
-        _complain(lines)
-    return BAD_INPUT if lines else DONE
+    return _complain(lines) if lines else DONE

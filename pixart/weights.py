@@ -1,7 +1,9 @@
 """Weights on disk or on the hub: where a model is, and which files of its directory hold them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from pixart.releases import hub_id
 
 WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
+
+_downloads: ContextVar[bool] = ContextVar("downloads", default=True)
 
 
 def find_weights(
@@ -99,20 +103,54 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in shards]
 
 
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Within this context `resolve` takes from the hub what its cache has, and asks for nothing."""
+    before = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(before)
+
+
+def may_download() -> bool:
+    """Whether `resolve` may ask the hub: not in `without_downloads`."""
+    return _downloads.get()
+
+
+def is_on_hub(path_or_hub_id: str | Path) -> bool:
+    """Whether `resolve` looks for it on the hub or in its cache: it has the form of a hub id, or is the
+    short name of a release, and is no path that is here."""
+    name = _long_name(path_or_hub_id)
+    return not Path(name).expanduser().exists() and _hub_place(name) is not None
+
+
+def _long_name(path_or_hub_id: str | Path) -> str:
+    name = hub_id(path_or_hub_id) if isinstance(path_or_hub_id, str) else None
+    return name or str(path_or_hub_id)
+
+
+def _hub_place(name: str) -> tuple[str, str | None] | None:
+    """The repository, and the file in it, that an absent path may stand for."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", name)
+    if (
+        not match
+        or Path(name).expanduser().parent.is_dir()
+        or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
+    ):
+        return None
+    return match[1], match[2]
+
+
 def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
     """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache. The short
     name of a release (pixart.releases) stands for its hub id."""
-    if isinstance(path_or_hub_id, str):
-        path_or_hub_id = hub_id(path_or_hub_id) or path_or_hub_id
-    path = Path(path_or_hub_id).expanduser()
+    name = _long_name(path_or_hub_id)
+    path = Path(name).expanduser()
     if path.exists():
         return path
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(path_or_hub_id))
-    if (
-        not match
-        or path.parent.is_dir()
-        or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
-    ):
+    place = _hub_place(name)
+    if place is None:
         raise CheckpointError(f"{path}: no such file or directory")
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
@@ -121,15 +159,16 @@ def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None 
         raise CheckpointError(
             f"{path}: no such file or directory (a hub id needs `pip install huggingface_hub`)"
         ) from error
-    repository, file = match.groups()
+    repository, file = place
+    options: dict[str, Any] = {} if may_download() else {"local_files_only": True}
     try:
         if file:
-            return Path(hf_hub_download(repository, file))
+            return Path(hf_hub_download(repository, file, **options))
         patterns = None if allow_patterns is None else list(allow_patterns)
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, allow_patterns=patterns, **options))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path_or_hub_id}: is no local path, and the hub did not give it ({reason}); "
+            f"{name}: is no local path, and the hub did not give it ({reason}); "
             "check the name and the network, or download it and give its path"
         ) from error

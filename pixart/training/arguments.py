@@ -1,4 +1,10 @@
-"""Command lines as nested plain values, all that is wrong with them at once."""
+"""Command lines as nested plain values, all that is wrong with them at once.
+
+tyro alone prints the help of `pixart train`, but does not read its options. It would make one whole
+stage of them, where an option holds for several stages, each of which has defaults of its own: what
+is given is merged into each stage's YAML, and the same strict check reads the sum. And it ends at
+the first option that is wrong, where all are to be told at once, beside what is wrong in the file.
+"""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -16,7 +16,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """What one place of a batch trains on, or B of them stacked.
 
     latents, noise: (B, C, h, w) fp32. timesteps: (B,). features: (B, L, D), mask: (B, L). size:
@@ -35,9 +35,9 @@ class Sample:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def to(self, device: torch.device) -> "Sample":
+    def to(self, device: torch.device) -> "TrainingSample":
         moved = (getattr(self, one.name).to(device, non_blocking=True) for one in fields(self))
-        return Sample(*moved)
+        return TrainingSample(*moved)
 
 
 def whole_state(model: nn.Module) -> Any:
@@ -45,15 +45,15 @@ def whole_state(model: nn.Module) -> Any:
     return get_model_state_dict(model, options=_WHOLE)
 
 
-def stack(samples: Sequence[Sample]) -> Sample:
+def stack(samples: Sequence[TrainingSample]) -> TrainingSample:
     """One batch of single samples of a bucket, captions padded to the longest."""
     features, mask = pad([sample.features[0][sample.mask[0]] for sample in samples])
     joined = {
         one.name: torch.cat([getattr(sample, one.name) for sample in samples])
-        for one in fields(Sample)
+        for one in fields(TrainingSample)
         if one.name not in ("features", "mask")
     }
-    return Sample(features=features, mask=mask, **joined)
+    return TrainingSample(features=features, mask=mask, **joined)
 
 
 def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
@@ -65,7 +65,7 @@ def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
 
 
 def diffusion_losses(
-    model: nn.Module, part: Sample, stage: ResolvedStage, *conditions: Tensor
+    model: nn.Module, part: TrainingSample, stage: ResolvedStage, *conditions: Tensor
 ) -> LossTerms:
     """The terms of each sample's loss, (B,), in the stage's precision. conditions: what the model takes
     beside noised latents and timesteps; all on the device of the part."""

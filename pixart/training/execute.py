@@ -17,11 +17,12 @@ from pixart.training.problems import attempt, problems_of, refuse
 from pixart.training.progress import Progress
 from pixart.training.run import Run
 from pixart.training.stage import Stage
-from pixart.training.starts import would_download
+from pixart.training.starts import pipeline_is_here, start_is_here
 from pixart.training.state import read_progress
 from pixart.training.tasks import task_of
 from pixart.training.trackers import check_installed as check_tracker
 from pixart.training.trainer import Task, Trainer, check_save_every, check_state, step_seed
+from pixart.weights import without_downloads
 
 logger = logging.getLogger("pixart")
 
@@ -30,7 +31,7 @@ def train(run: Run, name: str, stop_after: int | None = None) -> bool:
     """Bring a stage to its end, or so many steps further. Returns whether it is finished. Raises
     Problems, before anything is written, for what cannot be trained."""
     stage = run.stage(name)
-    if run.start_from is None and run.is_finished(stage):
+    if run.is_over(stage):
         return True
     # What a stage needs is looked for where it says nothing that cannot be.
     refuse(check_fields(run, stage))
@@ -61,21 +62,48 @@ def build(run: Run, stage: Stage) -> Task:
 
 def dry_run(run: Run, names: Sequence[str]) -> tuple[str, list[str]]:
     """What stages will cost, and all that is wrong with them: every check of `train`, and no more than
-    these. Nothing is written or downloaded."""
-    for source in dict.fromkeys(one for s in run.stages for one in (s.start, s.pipeline)):
-        if would_download(source):
-            logger.warning("%s: not on this machine, not looked at in a dry run", source)
+    these. Nothing is written or downloaded: what is not on this machine is not looked at."""
     plans: list[str] = []
     lines: list[tuple[str, str]] = []
-    for number, name in enumerate(names):
-        looked_at = replace(run, to_come=frozenset(names[:number]), downloads=False)
-        stage = looked_at.stage(name)
-        if not (run.start_from is None and run.is_finished(stage)):
-            for check in (check_fields, check_surroundings):
-                lines += [(name, line) for line in check(looked_at, stage)]
-        plan, _ = attempt(partial(_plan, looked_at, stage))  # its complaints are among the lines
-        plans += [] if plan is None else [plan]
+    with without_downloads():
+        absent = (source for name in names for source in _absent(run, run.stage(name)))
+        for source in dict.fromkeys(absent):
+            logger.warning("%s: not on this machine, not looked at in a dry run", source)
+        for looked_at, stage in _in_order(run, names):
+            if not looked_at.is_over(stage):
+                for check in (check_fields, check_surroundings):
+                    lines += [(stage.name, line) for line in check(looked_at, stage)]
+            plan, _ = attempt(
+                partial(_plan, looked_at, stage)
+            )  # its complaints are among the lines
+            plans += [] if plan is None else [plan]
     return "\n\n".join(plans), _grouped(lines, names)
+
+
+def check_rules(run: Run, names: Sequence[str]) -> list[str]:
+    """What is wrong with stages, before the first is trained, whatever the files may be that a later one
+    will meet."""
+    lines: list[tuple[str, str]] = []
+    left = [stage for _, stage in _in_order(run, names) if not run.is_over(stage)]
+    for stage in left:
+        for check in (check_fields, check_machine):
+            lines += [(stage.name, line) for line in check(run, stage)]
+    return _grouped(lines, [stage.name for stage in left])
+
+
+def _in_order(run: Run, names: Sequence[str]) -> Iterator[tuple[Run, Stage]]:
+    """Each stage, and the run as it will be when the stages before have been trained."""
+    for number, name in enumerate(names):
+        looked_at = replace(run, to_come=frozenset(names[:number]))
+        yield looked_at, looked_at.stage(name)
+
+
+def _absent(run: Run, stage: Stage) -> Iterator[str]:
+    """The start and the pipeline of a stage that would have to be downloaded."""
+    if not start_is_here(stage):
+        yield stage.start
+    if not run.has(stage.pipeline) and not pipeline_is_here(stage):
+        yield stage.pipeline
 
 
 def _plan(run: Run, stage: Stage) -> str:
@@ -101,8 +129,8 @@ def check_fields(run: Run, stage: Stage) -> Iterator[str]:
     yield from unknown or task_of(stage).check(stage)
 
 
-def check_surroundings(run: Run, stage: Stage) -> Iterator[str]:
-    """Yield what a stage needs and is not there, or does not fit it."""
+def check_machine(run: Run, stage: Stage) -> Iterator[str]:
+    """Yield what a stage needs of this machine and of its own state, and is not there."""
     for work in (
         lambda: check_writable(run.directory),
         lambda: check_installed(stage.optimizer),
@@ -111,6 +139,11 @@ def check_surroundings(run: Run, stage: Stage) -> Iterator[str]:
         *(lambda name=name: check_tracker(name) for name in run.trackers),  # type: ignore[misc]
     ):
         yield from problems_of(work)
+
+
+def check_surroundings(run: Run, stage: Stage) -> Iterator[str]:
+    """Yield what a stage needs and is not there, or does not fit it."""
+    yield from check_machine(run, stage)
     if list(problems_of(lambda: task_of(stage))):
         return  # a complaint of check_fields
     resolved, lines = attempt(lambda: run.resolved(stage))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pixart.files import written_aside
 from pixart.training.progress import LOG
 
 
@@ -52,7 +53,8 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (○ validation)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output, dpi=120)
+    with written_aside(output) as aside:
+        figure.savefig(aside, dpi=120, format=output.suffix[1:] or "png")
     pyplot.close(figure)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pixart.distributed import rank
+from pixart.files import written_aside
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.stage import Stage
@@ -25,5 +26,5 @@ def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
     ]
     for number, drawn in enumerate(pipe.draw_many(requests)):
         if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            drawn.image.save(folder / f"{number:02d}.png")
+            with written_aside(folder / f"{number:02d}.png", durable=False) as aside:
+                drawn.image.save(aside, format="PNG")

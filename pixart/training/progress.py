@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pixart.device import peak_memory
 from pixart.distributed import rank
 from pixart.files import write_bytes
-from pixart.training.trackers import Tracker, _Tracker
+from pixart.training.trackers import Tracker, TrackerName
 
 LOG = "log.jsonl"
 
@@ -28,13 +28,13 @@ class Progress:
         *,
         every: int = 20,
         peak: float = 0.0,
-        trackers: Sequence[Tracker] = (),
+        trackers: Sequence[TrackerName] = (),
         quiet: bool = False,
     ) -> None:
         self.directory, self.stage, self.every, self.quiet = directory, stage, every, quiet
         self.peak = peak
         self._is_first = rank() == 0
-        self._trackers = [_Tracker(name, directory, stage) for name in trackers if self._is_first]
+        self._trackers = [Tracker(name, directory, stage) for name in trackers if self._is_first]
         self._since = _Sums()
 
     def start(self, step: int, total: int) -> None:

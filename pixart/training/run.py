@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from pixart.distributed import rank
 from pixart.files import read_json
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
+from pixart.releases import release_named
 from pixart.training.problems import attempt
 from pixart.training.stage import DIT, DRAWN, OPEN, PREVIOUS, RANDOM, ResolvedStage, Stage
-from pixart.training.starts import LATENT, Start, open_start, weightless_model, would_download
+from pixart.training.starts import LATENT, Start, open_start, start_is_here, weightless_model
 from pixart.training.state import latest_state, read_progress
-from pixart.training.trackers import Tracker
+from pixart.training.trackers import TrackerName
 from pixart.weights import resolve
+
+_SETTINGS = ("scheduler/*.json", "vae/*.json")
 
 logger = logging.getLogger("pixart")
 
@@ -39,14 +43,15 @@ class Run:
     device: torch.device
     save_every: int = 500
     keep: int = 2
-    trackers: tuple[Tracker, ...] = ()
+    trackers: tuple[TrackerName, ...] = ()
     quiet: bool = False
     start_from: Path | None = None
     """A state to go on from instead of a stage's newest."""
     to_come: frozenset[str] = frozenset()
     """Stages that will be trained before the one that is looked at: their states need not be there."""
-    downloads: bool = True
-    """Fetch what is on the hub. Without, what is not on this machine is not looked at."""
+    resolutions: dict[Any, ResolvedStage] = field(default_factory=dict, repr=False)
+    start_configs: dict[Any, PixArtConfig | None] = field(default_factory=dict, repr=False)
+    """What was found out, also for `dataclasses.replace`: a stage asks for all that come before it."""
     _datasets: dict[Any, FeatureDataset] = field(default_factory=dict, init=False, repr=False)
     _starts: dict[Any, Start] = field(default_factory=dict, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
@@ -81,6 +86,10 @@ class Run:
         reached = read_progress(state)
         out_of_time = stage.hours is not None and reached["seconds"] >= stage.hours * 3600
         return reached["step"] >= stage.steps or out_of_time
+
+    def is_over(self, stage: Stage) -> bool:
+        """Whether nothing of a stage is left to train: it is finished, and no other state was named."""
+        return self.start_from is None and self.is_finished(stage)
 
     def before(self, stage: Stage) -> Stage:
         """The stage before this one in the recipe."""
@@ -122,7 +131,7 @@ class Run:
     def start(self, stage: Stage) -> Start | None:
         """What a transformer starts from; None for random weights, and for what is not here yet: a
         stage to come, or on the hub. Raises ValueError for what cannot be opened."""
-        if stage.start == RANDOM or not self.is_here(stage.start):
+        if stage.start == RANDOM or not start_is_here(stage):
             return None
         previous = None
         if stage.start == PREVIOUS:
@@ -135,13 +144,18 @@ class Run:
             self._starts = {key: open_start(stage, previous)}  # one at a time: some are loaded
         return self._starts[key]
 
-    def is_here(self, source: str) -> bool:
-        """Whether a start or a pipeline may be opened: it is not, where it had to be downloaded first and
-        must not be."""
-        return self.downloads or not would_download(source)
+    def knows_start(self, stage: Stage) -> bool:
+        """Whether it is known what a stage starts from: not, where that would have to be downloaded first
+        and must not be. XL/2 is planned with instead, and nothing said about it."""
+        if stage.start != PREVIOUS:
+            return stage.start == RANDOM or start_is_here(stage)
+        before = self.before(stage)
+        return before.name not in self.to_come or self.knows_start(before)
 
     def forget(self) -> None:
-        """Let go of all that was opened."""
+        """Let go of all that was opened or found out."""
+        self.resolutions.clear()
+        self.start_configs.clear()
         self._datasets.clear()
         self._starts.clear()
 
@@ -152,12 +166,22 @@ class Run:
         Raises ValueError where its start cannot be opened, or changed as the stage wants."""
         return weightless_model(stage, self._start_config(stage))
 
+    def known_model(self, stage: ResolvedStage) -> PixArt | None:
+        """The same; None where the start is not known."""
+        return self.model(stage) if self.knows_start(stage) else None
+
     def planned(self, stage: ResolvedStage) -> PixArt:
         """The same, also before its start is there: XL/2 of the stage's resolution is planned with."""
         model, _ = attempt(lambda: self.model(stage))
         return weightless_model(stage, None) if model is None else model
 
     def _start_config(self, stage: Stage) -> PixArtConfig | None:
+        key = self._key(stage)
+        if key not in self.start_configs:
+            self.start_configs[key] = self._read_start_config(stage)
+        return self.start_configs[key]
+
+    def _read_start_config(self, stage: Stage) -> PixArtConfig | None:
         start = self.start(stage)
         if start is not None:
             return start.config
@@ -168,6 +192,18 @@ class Run:
 
     def resolved(self, stage: Stage) -> ResolvedStage:
         """The stage with what it leaves open, as its data, its pipeline or its start say it."""
+        key = self._key(stage)
+        if key not in self.resolutions:
+            self.resolutions[key] = self._resolve(stage)
+        return self.resolutions[key]
+
+    def _key(self, stage: Stage) -> tuple[Any, ...]:
+        """What is known of a stage depends on which of those before it are still to come."""
+        names = (other.name for other in self.stages)
+        before = takewhile(lambda name: name != stage.name, names)
+        return stage, self.to_come.intersection(before)
+
+    def _resolve(self, stage: Stage) -> ResolvedStage:
         left = {name for name in OPEN if getattr(stage, name) is None}
         values: dict[str, Any] = {}
         for name, value, source in self._known(stage) if left else ():
@@ -194,9 +230,9 @@ class Run:
             if state is not None:
                 yield from _folder_says(state, f"stage {stage.pipeline}")
         for source in (stage.pipeline, stage.start):
-            if not self._is_outside(source) or not self.is_here(source):
+            if not self._is_outside(source):
                 continue
-            folder, _ = attempt(partial(_find_folder, source))
+            folder, _ = attempt(partial(_find_settings, source))
             if folder is not None:
                 yield from _folder_says(folder, source)
         if stage.trains_transformer:
@@ -225,8 +261,15 @@ class Run:
         return not inside and not source.startswith(DIT)
 
 
-def _find_folder(source: str) -> Path:
-    return open_directory(EMBEDDED, True) if source == EMBEDDED else resolve(source)
+def _find_settings(source: str) -> Path:
+    """A folder with the settings of a pipeline, or a checkpoint without any. A release that is a
+    transformer alone has those of the pipeline that it belongs to."""
+    if source == EMBEDDED:
+        return open_directory(EMBEDDED, True)
+    release = release_named(source)
+    if release is not None and release.pipeline is not None:
+        source = release.pipeline
+    return resolve(source, allow_patterns=_SETTINGS)
 
 
 def _folder_says(folder: Path, source: str) -> Iterator[tuple[str, Any, str]]:

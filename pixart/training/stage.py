@@ -1,8 +1,9 @@
 """What a recipe says: stages, each a frozen configuration that YAML files and command lines spell.
 
 A stage states where its model comes from, what it sees, how it is optimised and when it ends. Every
-field has the same dotted name in a recipe file and on the command line, and one parser reads both.
-Here are the rules that hold whatever a stage trains; each of `tasks` adds those of its own.
+field has the same dotted name in a recipe file (`recipe`) and on the command line (`arguments`), whose
+values one strict check reads together. Here are the rules that hold whatever a stage trains; each of
+`tasks` adds those of its own.
 """
 
 import contextlib

@@ -1,6 +1,5 @@
 """Where a stage's transformer comes from, and what is changed about it before it trains."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,20 @@ from torch import Tensor
 
 from pixart.checkpoint.config import Surroundings
 from pixart.checkpoint.dit import open_dit
-from pixart.checkpoint.load import empty_model, open_transformer
+from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
 from pixart.model.transformer import PixArt
-from pixart.pipeline.directory import check_fit, family_of, open_directory, read_scheduler
+from pixart.pipeline.directory import (
+    check_fit,
+    choose_variants,
+    family_of,
+    open_directory,
+    read_scheduler,
+)
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.problems import attempt, problems_of
-from pixart.training.stage import DIT, RANDOM, ResolvedStage, Stage
+from pixart.training.stage import DIT, DRAWN, RANDOM, ResolvedStage, Stage
 from pixart.training.transitions import (
     add_kv_compression,
     add_micro_condition,
@@ -26,7 +31,7 @@ from pixart.training.transitions import (
     interpolate_positions,
     lengthen_captions,
 )
-from pixart.weights import resolve
+from pixart.weights import find_weights, is_on_hub, may_download, resolve
 
 CALIBRATION_BATCHES = 4
 LATENT = 8  # pixels a latent is wide, for every VAE of the family
@@ -56,26 +61,54 @@ def open_start(stage: Stage, previous: Path | None) -> Start:
         drawn = previous / "pipeline" / "transformer"
         source = drawn if drawn.exists() else previous / "model.safetensors"
     else:
-        source = open_directory(EMBEDDED, True) if stage.start == EMBEDDED else resolve(stage.start)
+        source = find_transformer(stage.start)
     around = Surroundings(stage.max_length or _family_length(stage))
     opened = open_transformer(source, dtype=torch.float32, around=around)
     return Start(opened.config, opened.null_caption_stored, opened.load)
 
 
+def find_transformer(source: str) -> Path:
+    """Where a checkpoint is, the embedded model's too. Of a repository on the hub, what a transformer
+    needs is fetched."""
+    if source == EMBEDDED:
+        return open_directory(EMBEDDED, True)
+    return resolve(source, allow_patterns=TRANSFORMER_FILES)
+
+
 def _family_length(stage: Stage) -> int | None:
-    """The caption tokens of the family that the pipeline is of."""
-    if not stage.pipeline:
+    """The caption tokens of the family that the pipeline is of, None where that is not here yet."""
+    if not stage.pipeline or not pipeline_is_here(stage):
         return None
     family = family_of(open_directory(stage.pipeline, with_transformer=False))
     return None if family is None else MAX_LENGTH[family]
 
 
-def would_download(source: str) -> bool:
-    """Whether a start or a pipeline is not on this machine, but may be on the hub."""
-    name = re.fullmatch(r"([\w.-]+/[\w.-]+)(/.+)?", source)
-    is_file = name is not None and Path(name[1]).suffix in (".pth", ".pt", ".safetensors")
-    here = Path(source).expanduser()
-    return bool(name) and not (is_file or here.exists() or here.parent.is_dir())
+def start_is_here(stage: Stage) -> bool:
+    """Whether the start may be opened: it is not, where something of it would have to be downloaded
+    within `without_downloads`. What can be wrong with a path is for opening it to say."""
+    if stage.data.source == DRAWN:  # all parts of a pipeline are trained
+        return _opens_here(stage.start, lambda: _check_parts(stage.start, True))
+    return _opens_here(stage.start, lambda: _check_weights(find_transformer(stage.start)))
+
+
+def pipeline_is_here(stage: Stage) -> bool:
+    """The same of the pipeline, the transformer aside."""
+    return _opens_here(stage.pipeline, lambda: _check_parts(stage.pipeline, False))
+
+
+def _opens_here(source: str, look: Callable[[], object]) -> bool:
+    return may_download() or not is_on_hub(source) or not list(problems_of(look))
+
+
+def _check_parts(source: str, with_transformer: bool) -> None:
+    """Raise CheckpointError unless all weights of a pipeline are there: the cache may have some."""
+    choose_variants(open_directory(source, with_transformer), None, with_transformer)
+
+
+def _check_weights(place: Path) -> None:
+    if place.is_dir():
+        inside = place / "transformer"
+        find_weights(inside if inside.is_dir() else place, None)
 
 
 def transformer_config(stage: ResolvedStage) -> PixArtConfig:

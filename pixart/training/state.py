@@ -139,7 +139,7 @@ def numbered(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_tensors(state: Path, tensors: dict[str, dict[str, Any]]) -> None:
-    """Fill `tensors`, which have the shapes and the sharding of this run, from a state."""
+    """Fill `tensors`, which have the sizes and the sharding of this run, from a state."""
     try:
         with _alone():
             dcp.load(tensors, checkpoint_id=state / _TENSORS, no_dist=world_size() == 1)

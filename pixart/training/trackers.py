@@ -4,18 +4,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-Tracker = Literal["tensorboard", "wandb", "trackio"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
-def check_installed(name: Tracker) -> None:
+def check_installed(name: TrackerName) -> None:
     """Raise ValueError for a tracker whose library is not there."""
     _import_tensorboard() if name == "tensorboard" else _import(name)
 
 
-class _Tracker:
+class Tracker:
     """TensorBoard, Weights & Biases or trackio. Raises ValueError when it is not installed."""
 
-    def __init__(self, name: Tracker, directory: Path, stage: str) -> None:
+    def __init__(self, name: TrackerName, directory: Path, stage: str) -> None:
         self._writer, self._run = None, None
         if name == "tensorboard":
             self._writer = _import_tensorboard().SummaryWriter(str(directory))

@@ -19,7 +19,7 @@ from pixart.model.embedders import PositionTables, SinusoidEmbedder
 from pixart.model.transformer import PixArt
 from pixart.training.calibration import Arguments, NormStart, fit_norm, measure
 
-Start = Literal["mean", "calibrated", "random"]
+KVStart = Literal["mean", "calibrated", "random"]
 
 
 def interpolate_positions(
@@ -94,7 +94,7 @@ def add_kv_compression(
     model: PixArt,
     compression: KVCompression,
     *,
-    start: Start = "mean",
+    start: KVStart = "mean",
     batches: Iterable[Arguments] = (),
 ) -> PixArt:
     """Compress keys and values of a model's dense blocks. No other weight changes.

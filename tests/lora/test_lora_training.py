@@ -75,8 +75,8 @@ def command(pipeline: Path, subject: Path, prior: Path) -> list[str]:
 
 
 def newest(run: Path, stage: str = "adapt") -> Path:
-    (checkpoint,) = (run / stage).glob("step-00000003")
-    return checkpoint
+    (state,) = (run / stage).glob("step-00000003")
+    return state
 
 
 def tensors(model: PixArt) -> dict[str, torch.Tensor]:

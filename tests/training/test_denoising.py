@@ -1,4 +1,4 @@
-"""Recipes on prepared data: from pictures and captions to checkpoints that draw."""
+"""Recipes on prepared data: from pictures and captions to states that draw."""
 
 import json
 import os
@@ -182,10 +182,10 @@ def test_a_dense_checkpoint_becomes_a_compressed_one_that_draws(
         tmp_path, pipeline, features, kv_compress="0-1:2", kv_start=how, validation=validation
     )
     assert train([str(path), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]) == 0
-    checkpoint = tmp_path / "run" / "tune" / "step-00000003"
+    state = tmp_path / "run" / "tune" / "step-00000003"
     pictures = tmp_path / "run" / "tune" / "pictures" / "step-00000003"
     assert [path.name for path in pictures.iterdir()] == ["00.png"]
-    for place in (checkpoint / "model.safetensors", checkpoint / "transformer"):
+    for place in (state / "model.safetensors", state / "transformer"):
         model = load_transformer(place)
         assert model.config.kv_compression is not None
         pipe = Pipeline.from_pretrained(pipeline, transformer=place, device="cpu", cache_dir=None)

@@ -18,7 +18,7 @@ from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.data import main as data
 from pixart.train import main as train
-from pixart.training import execute, tasks, trackers
+from pixart.training import execute, starts, tasks, trackers
 from pixart.training.problems import Problems
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
@@ -263,6 +263,63 @@ def test_what_a_task_does_not_read_is_refused(name: str, given: dict[str, Any]) 
     (field,) = given
     wanted = [] if field in reads[name] else [f"data.{field} is read where trains is "]
     assert len(found) == len(wanted) and all(map(str.startswith, found, wanted))
+
+
+def test_rules_of_later_stages_are_known_before_the_first_is_trained(
+    tmp_path: Path, capsys: Any
+) -> None:
+    first = {"name": "a", "trains": "autoencoder", "start": "random", "resolution": 16, "steps": 1}
+    first |= {"data": {"source": "shapes"}, "batch": {"images": 1}, "precision": "fp32"}
+    second = {**first, "name": "b", "start": "previous", "data": {"source": "shapes", "crop": 9}}
+    command = [recipe(tmp_path, first, second), "--output", str(tmp_path / "run"), "--quiet"]
+    rule = "data.crop must be a positive multiple of 8, got 9"
+    assert lines(capsys, *command, "--device", "cpu") == [f"b: {rule}"]
+    assert not (tmp_path / "run").exists()
+    # A stage that is finished is asked for nothing.
+    assert train([*command, "--device", "cpu", "--stage", "a"]) == 0
+    assert lines(capsys, *command, "--device", "cpu", "--batch.images", "2") == [rule]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_crop_is_no_larger_than_a_resolution_that_is_left_open(
+    tmp_path: Path, capsys: Any, dry: bool
+) -> None:
+    stage = {"name": "a", "trains": "autoencoder", "start": "random"}
+    path = recipe(tmp_path, stage | {"data": {"source": "shapes", "crop": 4096}})
+    command = [path, "--output", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
+    assert lines(capsys, *command, *["--dry-run"] * dry) == [
+        "data.crop must be at most resolution 1024, got 4096"
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--output", "x"], ["absent"], ["shapes", "--keep", "0"], ["shapes", "--device", "x"],
+     ["shapes", "--batch.images", "-1"], ["shapes", "--dry-run", "--stage", "base"]],
+)  # fmt: skip
+def test_of_processes_on_one_machine_the_first_complains(
+    arguments: list[str], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for local_rank in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert train(arguments) == 2
+        assert bool(capsys.readouterr().err) == (local_rank == 0)
+
+
+def test_a_plan_builds_a_few_models_for_each_stage(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    built: list[Any] = []
+    real = starts.empty_model
+    monkeypatch.setattr(starts, "empty_model", lambda config: built.append(config) or real(config))
+    stages: list[dict[str, Any]] = [
+        {"name": f"s{n}", "data": {"source": "absent"}} for n in range(7)
+    ]
+    stages[0]["start"] = "random"
+    stages[0]["size"] = {"depth": 1, "hidden_size": 32, "num_heads": 2}
+    lines(capsys, recipe(tmp_path, *stages), "--dry-run", "--device", "cpu", "--resolution", "64")
+    assert 7 <= len(built) <= 4 * 7
 
 
 # One more task: a module, and a line in TASKS.

@@ -20,6 +20,7 @@ from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
 from pixart.training.starts import set_null_caption
 from pixart.training.state import latest_state
+from pixart.weights import without_downloads
 
 SMALLER = 8  # sides of pictures are the recipe's over this
 VAE = (8, 8, 8, 8)
@@ -32,7 +33,7 @@ PUBLISHED = {  # divisors of the positions (facts of the published configs)
 
 
 def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
-    """Train one step of every stage of a recipe; returns the checkpoints. start: of the first."""
+    """Train one step of every stage of a recipe; returns their states. start: of the first."""
     for number in range(3):
         write(place / "raw" / f"{number}.png", png(64, 64, seed=number))
     found = []
@@ -45,18 +46,19 @@ def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
         command += ["--resolution", side, "--data.source", features, "--pipeline", str(pipeline)]
         command += ["--data.captions", "prompt", "1"] + (["--start", *start] if number == 0 else [])
         assert train(command) == 0
-        checkpoint = latest_state(place / "run" / stage.name)
-        assert checkpoint is not None
-        found.append(checkpoint)
+        state = latest_state(place / "run" / stage.name)
+        assert state is not None
+        found.append(state)
     return found
 
 
 @pytest.mark.parametrize("recipe", ["sigma", "alpha"])
 def test_every_stage_plans_the_published_positions(recipe: str) -> None:
     stages = load_recipe(recipe)
-    run = Run(Path("absent"), stages, torch.device("cpu"), downloads=False)
+    run = Run(Path("absent"), stages, torch.device("cpu"))
     run.to_come = frozenset(stage.name for stage in stages)
-    planned = [run.planned(run.resolved(stage)).config for stage in stages]
+    with without_downloads():
+        planned = [run.planned(run.resolved(stage)).config for stage in stages]
     assert [config.pe_interpolation for config in planned] == PUBLISHED[recipe]
     assert [8 * config.input_size for config in planned] == [one.resolution for one in stages]
 
@@ -85,8 +87,8 @@ def test_alpha_goes_from_a_dit_to_sizes_as_conditions(tmp_path: Path) -> None:
 
 def test_kv_convert_merges_the_deeper_half(tmp_path: Path) -> None:
     pipeline = build_sigma(tmp_path / "sigma", num_layers=28, vae_channels=VAE)
-    (checkpoint,) = run("kv-convert", tmp_path, pipeline, str(pipeline))
-    config = load_transformer(checkpoint / "model.safetensors").config
+    (state,) = run("kv-convert", tmp_path, pipeline, str(pipeline))
+    config = load_transformer(state / "model.safetensors").config
     assert config.kv_compression == KVCompression(tuple(range(14, 28)))
     assert config.pe_interpolation == 2 / SMALLER  # the range of the start's coordinates
 

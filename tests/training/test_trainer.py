@@ -175,9 +175,9 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
 def test_what_is_exported_holds_the_averages(tmp_path: Path) -> None:
     one = make(tmp_path)
     run(one)
-    checkpoint = latest_state(tmp_path)
-    assert checkpoint is not None and checkpoint.name == "step-00000006"
-    exported = torch.load(checkpoint / "exported.pt")
+    state = latest_state(tmp_path)
+    assert state is not None and state.name == "step-00000006"
+    exported = torch.load(state / "exported.pt")
     assert one.ema is not None
     for value, average in zip(exported.values(), one.ema.tensors, strict=True):
         assert torch.equal(value, average)
@@ -221,7 +221,7 @@ def test_a_run_that_only_skips_stops_and_names_the_last_good_state(tmp_path: Pat
     assert latest_state(tmp_path) == tmp_path / "step-00000002"
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_states_are_kept(tmp_path: Path) -> None:
     run(make(tmp_path, save_every=1, keep=3))
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [
         f"step-0000000{step}" for step in (4, 5, 6)
@@ -268,8 +268,8 @@ def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
     one = make(tmp_path, replace(QUICK, steps=100_000))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert not run(one)
-    checkpoint = latest_state(tmp_path)
-    assert checkpoint is not None and checkpoint.name == f"step-{one.step:08d}"
+    state = latest_state(tmp_path)
+    assert state is not None and state.name == f"step-{one.step:08d}"
 
 
 def test_a_log_is_cut_to_where_a_run_is_taken_up(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_the_bar_shows_loss_rates_and_memory(tmp_path: Path, capsys: Any) -> Non
         assert name in bar
 
 
-def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_it(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_an_older_state_keeps_it(tmp_path: Path) -> None:
     stage = replace(QUICK, steps=6)
     one = make(tmp_path, stage, save_every=2)
     run(one)
@@ -362,7 +362,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_keeps_it(tmp_path: Path) ->
         make(tmp_path, replace(stage, name="other")).resume(older)
 
 
-def test_a_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
+def test_a_state_that_was_being_replaced_is_found(tmp_path: Path) -> None:
     run(make(tmp_path, QUICK))
     newest = latest_state(tmp_path)
     assert newest is not None

@@ -88,8 +88,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Path) -> None:
     for stage in load_recipe("shapes"):
-        checkpoint = latest_state(tiny_run / stage.name)
-        assert checkpoint is not None and checkpoint.name == "step-00000002"
+        state = latest_state(tiny_run / stage.name)
+        assert state is not None and state.name == "step-00000002"
         log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
         assert any("validation/loss" in line for line in log)
     pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
@@ -164,7 +164,7 @@ def test_two_processes_train_like_one(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_with_another_number_of_processes(
+def test_a_state_goes_on_with_another_number_of_processes(
     tiny_run: Path, losses_alone: list[float], tmp_path: Path
 ) -> None:
     """Weights, averages and optimizer states that were cut in two, then whole, then cut in four."""

@@ -13,7 +13,7 @@ from pixart.model.transformer import PixArt
 from pixart.releases import RELEASED
 from pixart.resolution import position_embedding
 from pixart.training.transitions import (
-    Start,
+    KVStart,
     add_kv_compression,
     add_micro_condition,
     interpolate_positions,
@@ -210,7 +210,7 @@ def test_a_compressed_model_stays_or_is_refused() -> None:
 
 
 @pytest.mark.parametrize("start", ["mean", "calibrated"])
-def test_more_blocks_are_compressed_without_touching_those_that_are(start: Start) -> None:
+def test_more_blocks_are_compressed_without_touching_those_that_are(start: KVStart) -> None:
     model = add_kv_compression(build(), COMPRESSION, start="random")
     weights, added = state(model), KVCompression((0, 1), 2)
     add_kv_compression(model, added, start=start, batches=[inputs()])

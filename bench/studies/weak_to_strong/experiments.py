@@ -22,7 +22,7 @@ from pixart.evaluation.caption_accuracy import measure, requests
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.training.batch import Sample, diffusion_losses, stack
+from pixart.training.batch import TrainingSample, diffusion_losses, stack
 from pixart.training.ema import EMA
 from pixart.training.recipe import load_recipe
 from pixart.training.stage import ResolvedStage
@@ -135,7 +135,7 @@ class Study:
         self.folder = folder
         self.scenes = [self._scene(number) for number in range(scale.scenes)]
 
-    def _scene(self, number: int) -> Sample:
+    def _scene(self, number: int) -> TrainingSample:
         rng = random.Random(f"fixed/{number}")
         whole = replace(self.stage, data=replace(self.stage.data, caption_dropout=0.0))
         return draw_sample(rng, self.task.tokenizer, self.stage.resolution, whole)

@@ -38,15 +38,21 @@ def check(stage: Stage) -> Iterator[str]:
     yield from drawn_data_problems(stage, "crop")
     if stage.start not in (PREVIOUS, RANDOM):
         yield f"start of an autoencoder must be previous or random, got {stage.start!r}"
-    crop, side = stage.data.crop, stage.resolution
+    crop = stage.data.crop
     if crop is not None and (crop < DOWNSAMPLE or crop % DOWNSAMPLE):
         yield f"data.crop must be a positive multiple of {DOWNSAMPLE}, got {crop}"
+    yield from _size_problems(stage)
+
+
+def _size_problems(stage: Stage) -> Iterator[str]:
+    crop, side = stage.data.crop, stage.resolution
     if crop is not None and side is not None and crop > side:
         yield f"data.crop must be at most resolution {side}, got {crop}"
 
 
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
-    """Yield what a stage needs and is not there."""
+    """Yield what a stage needs and is not there, or does not fit the resolution that it left open."""
+    yield from _size_problems(stage)
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
 

@@ -26,7 +26,7 @@ from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, sample_scene
 from pixart.training.batch import (
-    Sample,
+    TrainingSample,
     diffusion_losses,
     draw_timestep,
     drawn_data_problems,
@@ -38,7 +38,14 @@ from pixart.training.previews import draw_pictures
 from pixart.training.problems import problems_of
 from pixart.training.run import Run
 from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
-from pixart.training.starts import adapt, add_compression, check_prediction, transformer_config
+from pixart.training.starts import (
+    adapt,
+    add_compression,
+    check_prediction,
+    pipeline_is_here,
+    start_is_here,
+    transformer_config,
+)
 from pixart.training.state import load_average
 from pixart.training.tasks.autoencoder import anchor_latents, load_vae
 
@@ -72,9 +79,9 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     """Yield what a stage needs and is not there, or does not fit it."""
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
-    elif stage.start != RANDOM and run.is_here(stage.start):
+    elif stage.start != RANDOM and start_is_here(stage):
         yield from problems_of(lambda: _start_folder(stage))
-    yield from problems_of(lambda: run.model(stage))
+    yield from problems_of(lambda: run.known_model(stage))
     yield from problems_of(lambda: _vae_folder(stage, run))
 
 
@@ -118,7 +125,7 @@ def _vae_folder(stage: ResolvedStage, run: Run) -> Path | None:
         if stage.pipeline in run.to_come:
             return None
         folder = run.newest(stage.pipeline) / "vae"
-    elif run.is_here(stage.pipeline):
+    elif pipeline_is_here(stage):
         folder = open_directory(stage.pipeline, with_transformer=False) / "vae"
     else:
         return None
@@ -216,14 +223,16 @@ def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, s
     return scene, describe(scene, rng)
 
 
-def draw_sample(rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage) -> Sample:
+def draw_sample(
+    rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage
+) -> TrainingSample:
     """A scene of `size` pixels as latents, its caption as token ids in place of features."""
     scene, text = draw_scene(rng, dict(stage.data.scenes))
     picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
     latents = anchor_latents(picture[None].float() / 127.5 - 1)
     ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    return Sample(
+    return TrainingSample(
         latents=latents,
         noise=torch.randn(latents.shape, generator=generator),
         timesteps=draw_timestep(stage.timestep_mean, generator),
@@ -264,7 +273,7 @@ class Pair(nn.Module):
         return self.transformer(x_t, timesteps, features, mask)
 
 
-def token_conditions(part: Sample) -> tuple[Tensor, Tensor]:
+def token_conditions(part: TrainingSample) -> tuple[Tensor, Tensor]:
     """The token ids (B, L) and their mask: a Pair takes them beside latents and timesteps."""
     return part.features[..., 0].long(), part.mask
 
@@ -285,7 +294,7 @@ class ShapesTask:
         model.transformer.gradient_checkpointing = stage.checkpoint_blocks
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
-    def load(self, step: int, parts: int) -> list[Sample]:
+    def load(self, step: int, parts: int) -> list[TrainingSample]:
         sizes = self.stage.data.sizes or (self.stage.resolution,)
         size = sizes[step % len(sizes)]
         images = self.stage.drawn_images(size, world_size() * parts)
@@ -306,18 +315,18 @@ class ShapesTask:
             features = self.text_encoder(input_ids=ids, attention_mask=part.mask)
             yield x_t, part.timesteps, features.last_hidden_state, part.mask
 
-    def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, part: TrainingSample) -> dict[str, Tensor]:
         part = part.to(next(model.parameters()).device)
         terms = diffusion_losses(model, part, self.stage, *token_conditions(part))
         return {"loss": terms.loss.mean()}
 
-    def images(self, part: Sample) -> int:
+    def images(self, part: TrainingSample) -> int:
         return len(part)
 
-    def tokens(self, part: Sample) -> int:
+    def tokens(self, part: TrainingSample) -> int:
         return len(part) * part.latents.shape[2] * part.latents.shape[3] // 4
 
-    def flops(self, part: Sample) -> float:
+    def flops(self, part: TrainingSample) -> float:
         """Those of the transformer alone; the text encoder has few beside it."""
         return len(part) * forward_flops(self.transformer.config, self.tokens(part) // len(part))
 

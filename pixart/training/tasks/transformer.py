@@ -27,7 +27,7 @@ from pixart.lora.adapters import add_lora, merge_lora, save_lora
 from pixart.model.transformer import PixArt
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.batch import (
-    Sample,
+    TrainingSample,
     diffusion_losses,
     draw_timestep,
     stack,
@@ -45,6 +45,7 @@ from pixart.training.starts import (
     add_compression,
     check_null_caption,
     check_prediction,
+    pipeline_is_here,
     pipeline_problems,
     set_null_caption,
     transformer_config,
@@ -80,14 +81,14 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
         before, _ = attempt(lambda: run.before(stage))
         if before is not None and not before.trains_transformer:
             yield f"start must be no {before.trains}, which stage {before.name} trains, got previous"
-    model, lines = attempt(lambda: run.model(stage))
+    model, lines = attempt(lambda: run.known_model(stage))
     yield from lines
     start, _ = attempt(lambda: run.start(stage))  # complained of above
     if model is not None:
         yield from problems_of(lambda: add_adapters(stage, model))
     if start is not None:
         yield from problems_of(lambda: check_null_caption(stage, start.null_caption_stored))
-    if stage.pipeline and run.is_here(stage.pipeline):
+    if stage.pipeline and pipeline_is_here(stage):
         yield from pipeline_problems(stage, None if model is None else model.config)
     yield from _data_problems(stage, run, None if model is None else model.config)
 
@@ -180,7 +181,7 @@ class DenoisingTask:
 
     # What a step sees.
 
-    def load(self, step: int, parts: int) -> list[Sample]:
+    def load(self, step: int, parts: int) -> list[TrainingSample]:
         """This process's samples of a step, in parts."""
         plan_length = len(self._plan(0))
         batch = self._plan(step // plan_length)[step % plan_length]
@@ -213,17 +214,17 @@ class DenoisingTask:
         side = 8 * self.config.patch_size
         return (bucket[0] // side) * (bucket[1] // side)
 
-    def _sample(self, step: int, place: int, index: int) -> Sample:
+    def _sample(self, step: int, place: int, index: int) -> TrainingSample:
         return self._draw(self.dataset, index, f"{step}/{place}", 1.0)
 
-    def _prior_sample(self, step: int, place: int, bucket: tuple[int, int]) -> Sample:
+    def _prior_sample(self, step: int, place: int, bucket: tuple[int, int]) -> TrainingSample:
         assert self.prior is not None
         rng = random.Random(f"{self.stage.seed}/{self.stage.name}/prior/{step}/{place}")
         candidates = [i for i, other in enumerate(self.prior.buckets) if other == bucket]
         weight = self.stage.data.prior_weight
         return self._draw(self.prior, rng.choice(candidates), f"prior/{step}/{place}", weight)
 
-    def _draw(self, data: FeatureDataset, index: int, place: str, weight: float) -> Sample:
+    def _draw(self, data: FeatureDataset, index: int, place: str, weight: float) -> TrainingSample:
         rng = random.Random(f"{self.stage.seed}/{self.stage.name}/{place}")
         captions = dict(self.stage.data.captions) if data is self.dataset else None
         one = data.batch([index], rng, captions)
@@ -234,7 +235,7 @@ class DenoisingTask:
         features, mask = one.features[:, :length], one.mask[:, :length]
         if torch.rand(1, generator=generator) < self.stage.data.caption_dropout:
             features = self._null_table[:length].to(features.dtype).unsqueeze(0)
-        return Sample(
+        return TrainingSample(
             latents=(one.mean + one.std * posterior) * self.scale,
             noise=torch.randn(one.mean.shape, generator=generator),
             timesteps=draw_timestep(self.stage.timestep_mean, generator),
@@ -268,22 +269,22 @@ class DenoisingTask:
 
     # Its loss.
 
-    def losses(self, model: nn.Module, part: Sample) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, part: TrainingSample) -> dict[str, Tensor]:
         part = part.to(self.device)
         sizes = (part.size, part.aspect_ratio) if self.config.micro_condition else ()
         terms = diffusion_losses(model, part, self.stage, part.features, part.mask, *sizes)
         loss = (terms.loss * part.weight).mean()
         return {"loss": loss, "mse": terms.mse.mean(), "vb": terms.vb.mean()}
 
-    def flops(self, part: Sample) -> float:
+    def flops(self, part: TrainingSample) -> float:
         # Reports take a step as three forward passes. Frozen weights have no gradient: it is two.
         share = 2 / 3 if self.stage.lora.rank else 1
         return share * len(part) * forward_flops(self.config, self.tokens(part) // len(part))
 
-    def images(self, part: Sample) -> int:
+    def images(self, part: TrainingSample) -> int:
         return len(part)
 
-    def tokens(self, part: Sample) -> int:
+    def tokens(self, part: TrainingSample) -> int:
         latent = part.latents.shape[2] * part.latents.shape[3]
         return len(part) * latent // self.config.patch_size**2
 
@@ -327,8 +328,8 @@ class DenoisingTask:
         for place in range(rank(), count + -count % world, world):
             index = self.held_out[place % count]
             sample = self._draw(self.dataset, index, f"validation/{index}", 1.0)
-            fixed = Sample(
-                **{one.name: getattr(sample, one.name) for one in fields(Sample)}
+            fixed = TrainingSample(
+                **{one.name: getattr(sample, one.name) for one in fields(TrainingSample)}
                 | {"timesteps": torch.tensor([timestep])}
             )
             mse = self.losses(self.model, fixed)["mse"].float()
@@ -345,10 +346,10 @@ def data_problems(
 ) -> Iterator[str]:
     """Why a stage cannot train on such data. config: of the model that is to, where it is known."""
     yield from _scale_problems(data, stage)
-    shapes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
-    if shapes and not stage.aspect:
+    sizes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
+    if sizes and not stage.aspect:
         yield (
-            f"aspect must be true for data in buckets, got {shapes[0][0]}×{shapes[0][1]}; give "
+            f"aspect must be true for data in buckets, got {sizes[0][0]}×{sizes[0][1]}; give "
             "--aspect, or prepare the data with --square"
         )
     yield from problems_of(lambda: data.check_captions(dict(stage.data.captions)))
