@@ -12,6 +12,8 @@ from itertools import groupby
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+from pixart.files import check_text
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -160,11 +162,7 @@ def _is_of(value: object, kind: Any) -> bool:
 
 def _check_values(request: Request) -> None:
     for name in ("prompt", "negative"):
-        text = getattr(request, name)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
-            raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
+        check_text(name, getattr(request, name))
     if not 0 <= request.seed < 2**64:
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
     if request.steps is not None and request.steps < 1:
@@ -177,6 +175,12 @@ def _check_values(request: Request) -> None:
     if type(request.tile) is int and request.tile < 16:
         raise ValueError(
             f"tile must be True, False, None or at least 16 pixels, got {request.tile}"
+        )
+    buckets = [name for name in BUCKET if getattr(request, name) is not None]
+    if request.size is not None and buckets:
+        raise ValueError(
+            f"size must be given without aspect and resolution, got {request.size} and "
+            f"{' and '.join(f'{name} {getattr(request, name)}' for name in buckets)}"
         )
     sides = [name for name in ("height", "width") if getattr(request, name) is not None]
     others = [name for name in ("size", *BUCKET) if getattr(request, name) is not None]
