@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.files import AGAIN, CheckpointError, read_json
-from pixart.releases import hub_id
+from pixart.releases import place_of
 
 WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
@@ -99,9 +99,9 @@ def _shards(index: Path) -> list[Path]:
 
 def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
     """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache. The short
-    name of a release (pixart.releases) stands for its hub id."""
+    name of a release (pixart.releases) stands for its place."""
     if isinstance(path_or_hub_id, str):
-        path_or_hub_id = hub_id(path_or_hub_id) or path_or_hub_id
+        path_or_hub_id = place_of(path_or_hub_id) or path_or_hub_id
     path = Path(path_or_hub_id).expanduser()
     if path.exists():
         return path
