@@ -203,9 +203,9 @@ def _relation_statements(between: list[str]) -> list[Statement]:
 
 def _position_statements(words: list[str]) -> list[Statement]:
     names = {"middle": "center", "centre": "center", "upper": "top", "lower": "bottom"}
-    said = {names.get(word, word) for word in words}
-    parts = [name for name in ("top", "bottom", "left", "right") if name in said]
-    name = "center" if "center" in said and not parts else " ".join(parts)
+    named = {names.get(word, word) for word in words}
+    parts = [name for name in ("top", "bottom", "left", "right") if name in named]
+    name = "center" if "center" in named and not parts else " ".join(parts)
     return [Statement("position", name)] if name in POSITIONS else []
 
 
