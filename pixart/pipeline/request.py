@@ -7,10 +7,10 @@ and a request over the network are their `to_dict`. Importing this module import
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pixart.files import check_text
 
@@ -123,6 +123,18 @@ def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
 
 
 SETTINGS = tuple(one.name for one in fields(Request))
+
+
+def as_options(names: Iterable[str]) -> Any:
+    """A frozen dataclass of these settings as options of a command line, None until they are given."""
+    import tyro
+
+    named = {one.name: one for one in fields(Request)}
+    options = []
+    for name in names:
+        help = tyro.conf.arg(help=named[name].metadata["help"])
+        options.append((name, Annotated[named[name].type | None, help], None))  # type: ignore[operator]
+    return make_dataclass("Sampling", options, frozen=True)
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
