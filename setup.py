@@ -58,9 +58,11 @@ def version() -> str:
 
 
 def readme() -> str:
-    """Without the pictures that lie in the repository, which no package index can show."""
+    """Without pictures and links to files of the repository: a package index has none of them."""
     text = (HERE / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"^!\[[^\]]*\]\((?!https:)[^)]*\)\n", "", text, flags=re.MULTILINE)
+    here = r"\((?!https?:|#)[^)\s]+\)"
+    text = re.sub(rf"^!\[[^\]]*\]{here}\n", "", text, flags=re.MULTILINE)
+    return re.sub(rf"\[([^\]]+)\]{here}", r"\1", text)
 
 
 setup(
@@ -106,5 +108,6 @@ setup(
         "pixart": ["py.typed", "assets/**/*", "training/recipes/*.yaml", "training/launch.sh"],
         "pixart_kernels": ["py.typed"],
     },
+    exclude_package_data={"pixart": ["assets/*/log/*"]},  # of the embedded model's training
     entry_points={"console_scripts": ["pixart = pixart.command:start"]},
 )

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pixart.command import DONE, parse, run_command
 from pixart.config import EMBEDDED
-from pixart.evaluation import METRICS, Settings
+from pixart.evaluation import METRICS, SAMPLING, Settings
 
 NAME = "evaluate"
 
@@ -56,6 +56,7 @@ def run(options: Options) -> int:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {options.metric!r}")
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
+    like = options.like  # refused before a model is opened
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(
         options.model, dtype=dtype, device=options.device, cache_dir=None
@@ -63,6 +64,7 @@ def run(options: Options) -> int:
     text, values = import_module(METRICS[options.metric]).evaluate(pipe, options)
     print(text)
     if options.json_file is not None:
-        settings = {name: getattr(options, name) for name in ("seed", "steps", "guidance", "dtype")}
-        write_json(options.json_file, {**settings, **values}, indent=2)
+        used = pipe.resolve(like)
+        settings = {name: getattr(used, name) for name in ("seed", *SAMPLING)}
+        write_json(options.json_file, {**settings, "dtype": options.dtype, **values}, indent=2)
     return DONE

@@ -1,6 +1,9 @@
-"""Files: written aside and renamed, read as JSON, locked, told apart by digests.
+"""Files: written aside and renamed, read as JSON, locked, compared by digests; and text for them.
 
-Nothing here is written in place: a reader, a crash or a full disk meets the old file or the new one.
+Nothing here is written in place. Of a file, a reader, a crash or a full disk meets the old one or the
+new one. Of a folder that replaces another too, but for the moment between two renames, in which there
+is none at its path: a reader may meet that, and a crash leave it so, with the old one beside it as
+`.NAME.HEX.old`.
 """
 
 import hashlib
@@ -49,7 +52,7 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
-    refuses: what stood there is there still."""
+    refuses: what stood there is there still. A file is replaced in one step, a folder in two."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
@@ -154,6 +157,15 @@ def fingerprint_files(files: Mapping[str, Path]) -> str:
                 file.seek(place)
                 found.update(file.read(4096))
     return found.hexdigest()
+
+
+def check_text(name: str, text: str) -> None:
+    """ValueError unless UTF-8 can write it: bytes of a command line that are no UTF-8 come as lone
+    surrogates, which nobody can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
 
 
 def digest(content: bytes) -> str:

@@ -91,8 +91,8 @@ RELEASES: dict[str, Release] = {
 RELEASED: dict[str, Release] = {release.name: release for release in RELEASES.values()}
 
 
-def hub_id(name: str) -> str | None:
-    """Where the checkpoint of a short name is on the hub; None if the name is none.
+def place_of(name: str) -> str | None:
+    """The hub id of a short name's checkpoint, or id/file; None if the name is none.
 
     As with "shapes", the name comes before a file or folder of that name, which is ./NAME.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.files import AGAIN, CheckpointError, read_json
-from pixart.releases import hub_id
+from pixart.releases import place_of
 
 WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
@@ -126,7 +126,7 @@ def is_on_hub(path_or_hub_id: str | Path) -> bool:
 
 
 def _long_name(path_or_hub_id: str | Path) -> str:
-    name = hub_id(path_or_hub_id) if isinstance(path_or_hub_id, str) else None
+    name = place_of(path_or_hub_id) if isinstance(path_or_hub_id, str) else None
     return name or str(path_or_hub_id)
 
 
@@ -144,7 +144,7 @@ def _hub_place(name: str) -> tuple[str, str | None] | None:
 
 def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None = None) -> Path:
     """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache. The short
-    name of a release (pixart.releases) stands for its hub id."""
+    name of a release (pixart.releases) stands for its place."""
     name = _long_name(path_or_hub_id)
     path = Path(name).expanduser()
     if path.exists():

@@ -173,8 +173,8 @@ def _flops(pipe: Any) -> int:
 
     side = pipe.native // pipe.multiple
     once = sum(
-        cost.forward_flops(pipe.opened.config, (side, side), int(one.mask.sum()), encoded=True)
-        for one in pipe._captions.pair(PROMPT, "")
+        cost.forward_flops(pipe.opened.config, (side, side), tokens, encoded=True)
+        for tokens in pipe.caption_tokens(PROMPT)
     )
     return default_steps(make_scheduler(None, pipe.scheduler_config)) * once
 

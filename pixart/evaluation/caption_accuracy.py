@@ -62,32 +62,23 @@ def captions(task: Task, seed: int) -> list[str]:
     return texts
 
 
-def requests(task: Task, *, seed: int, steps: int, guidance: float) -> list[Request]:
-    """What to draw for a task: its captions, picture k from the seed `seed` + k."""
-    like = Request(
-        "",
-        height=task.size,
-        width=task.size,
-        steps=steps,
-        guidance=guidance,
-        batched=True,
-        tile=False,
-    )
-    texts = captions(task, seed)
-    return [replace(like, prompt=text, seed=seed + k) for k, text in enumerate(texts)]
+def requests(task: Task, like: Request) -> list[Request]:
+    """What to draw for a task: the captions of `like.seed` at its size, otherwise as `like`; picture k
+    has the seed `like.seed` + k."""
+    like = replace(like, height=task.size, width=task.size, batched=True, tile=False)
+    texts = captions(task, like.seed)
+    return [replace(like, prompt=text, seed=like.seed + k) for k, text in enumerate(texts)]
 
 
-def measure(
-    pipe: "Pipeline", task: Task, *, seed: int, steps: int, guidance: float, batch: int = BATCH
-) -> Accuracy:
-    """Draw a task's captions and check every statement."""
+def measure(pipe: "Pipeline", task: Task, like: Request, *, batch: int = BATCH) -> Accuracy:
+    """Draw a task's captions, as `requests` has them, and check every statement."""
     import numpy as np
     from tqdm import tqdm
 
     result = Accuracy(task)
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
-    asked = requests(task, seed=seed, steps=steps, guidance=guidance)
+    asked = requests(task, like)
     pictures = pipe.draw_many(asked, batch=batch)
     for drawn in tqdm(pictures, total=len(asked), desc=task.name, leave=False):
         statements = parse(drawn.request.prompt)
@@ -136,8 +127,7 @@ def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]
     """The metric of `pixart evaluate`: the table, and the results for `read_report`."""
     chosen = [Task("one", size, count=settings.count) for size in settings.sizes]
     results = [
-        measure(pipe, task, seed=settings.seed, steps=settings.steps, guidance=settings.guidance)
-        for task in chosen or tasks(pipe.native, settings.count)
+        measure(pipe, task, settings.like) for task in chosen or tasks(pipe.native, settings.count)
     ]
     unseen = ", ".join(f"{colour} {shape}" for shape, colour in sorted(HELD_OUT))
     text = f"{table(results)}\nunseen combinations: {unseen}"

@@ -75,7 +75,7 @@ def _generate(options: "Options", report: Report, console: Console) -> None:
     jobs, options = plan(options)
     left = []
     for job in jobs:
-        size = find_drawn(job.path, job.request, job.model) if options.prompts else None
+        size = find_drawn(job.path, job.asked, job.asked_model) if options.prompts else None
         if size is None:
             left.append(job)
         else:
@@ -170,7 +170,7 @@ def _write(pipe: "Pipeline", job: "Job", drawn: "Drawn", bar: StageBar) -> "Meta
 
     stage = f"write {job.index + 1}"
     bar.reach(stage, 0, 1)
-    metadata = Metadata.of(drawn, pipe, job.request, job.model)
+    metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
     write_picture(drawn.image, job.path, metadata)
     bar.reach(stage, 1, 1)
     return metadata

@@ -24,11 +24,14 @@ _OTHER_PICTURES = (
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw, as it was asked for. model: the options that open the pipeline."""
+    """One picture to draw. model: the options that open the pipeline. asked, asked_model: what its file
+    is to say was asked for; where a picture is drawn again, choices that were left open still are."""
 
     index: int
     request: Request
     model: Mapping[str, Any]
+    asked: Request
+    asked_model: Mapping[str, Any]
     path: Path = Path()
 
 
@@ -46,19 +49,45 @@ def plan(options: Options) -> tuple[list[Job], Options]:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
     lines: list[dict[str, Any]] = [{"prompt": text} for text in options.prompt]
     if options.from_image is not None:
-        options, line = _as_drawn(options, read_metadata(options.from_image))
-        lines = [line]
-    elif options.prompts is not None:
+        return _plan_again(options, read_metadata(options.from_image))
+    if options.prompts is not None:
         lines = read_prompts(options.prompts)
-    settings = _given_settings(options)
-    model = {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
-    requests = [one for line in lines for one in _requests(settings, line, options.num_images)]
-    _check_early(options, requests)
-    jobs = [Job(index, request, model) for index, request in enumerate(requests)]
+    requests = _all_requests(options, lines)
+    model = _model_of(options)
+    jobs = [Job(k, request, model, request, model) for k, request in enumerate(requests)]
+    return _checked(jobs, lines, options), options
+
+
+def _plan_again(options: Options, drawn: Metadata) -> tuple[list[Job], Options]:
+    """The picture as it was drawn, and what its file says was asked for, both with what is given now."""
+    asked, asked_model = _as_asked(options, drawn)
+    options, line = _as_drawn(options, drawn)
+    requests = _all_requests(options, [line])
+    was_asked = _all_requests(options, [asked])
+    model = _model_of(options)
+    jobs = [
+        Job(k, request, model, one, asked_model)
+        for k, (request, one) in enumerate(zip(requests, was_asked, strict=True))
+    ]
+    return _checked(jobs, [line], options), options
+
+
+def _checked(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
+    """The jobs with their files, refused as early as can be."""
+    _check_early(options, [job.request for job in jobs])
     jobs = _with_paths(jobs, lines, options)
     for job in jobs:
         _check_file(job, options.from_image)
-    return jobs, options
+    return jobs
+
+
+def _model_of(options: Options) -> dict[str, Any]:
+    return {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
+
+
+def _all_requests(options: Options, lines: list[dict[str, Any]]) -> list[Request]:
+    settings = _given_settings(options)
+    return [one for line in lines for one in _requests(settings, line, options.num_images)]
 
 
 def _given_settings(options: Options) -> dict[str, Any]:
@@ -99,7 +128,7 @@ def _check_early(options: Options, requests: list[Request]) -> None:
 def _check_file(job: Job, source: Path | None) -> None:
     if source is not None and job.path.resolve() == source.resolve():
         raise ValueError(f"--output must not be the picture to draw again, got {job.path}")
-    check_room(job.path, Metadata(job.request, job.model, job.request, job.model))
+    check_room(job.path, Metadata(job.request, job.model, job.asked, job.asked_model))
 
 
 def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
@@ -155,7 +184,7 @@ def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not values.get("prompt"):
         raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
     try:
-        check_keys(values, ("name", *SETTINGS))
+        check_keys(values, ("name", "version", *SETTINGS))  # from_dict checks the version
         if not isinstance(values.get("name", ""), str):
             raise ValueError(f"name must be text, got {values['name']!r}")
         Request.from_dict({name: value for name, value in values.items() if name != "name"})
@@ -228,16 +257,32 @@ def safe_name(text: str, length: int = 60) -> str:
     return slug
 
 
+def _given(options: Options) -> set[str]:
+    """Names of the options that are given now."""
+    defaults = type(options)()
+    return {
+        f.name for f in fields(options) if getattr(options, f.name) != getattr(defaults, f.name)
+    }
+
+
+def _as_asked(options: Options, drawn: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and the options of the model that were asked for, overridden by those given now."""
+    given, settings, model = _given(options), drawn.asked.to_dict(), dict(drawn.asked_model)
+    if given & {"size", *BUCKET}:
+        settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
+    settings |= {name: value for name, value in _given_settings(options).items() if name in given}
+    if "device" in given:
+        model["cuda_graph"] = False  # it may not record one
+    return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
+
+
 def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any]]:
     """The options under which a picture was drawn, overridden by those given now, and its settings.
 
     A choice that was left open and that depends on what is given now is left open again.
     """
-    defaults, source = type(options)(), options.from_image
+    given, source = _given(options), options.from_image
     assert source is not None
-    given = {
-        f.name for f in fields(options) if getattr(options, f.name) != getattr(defaults, f.name)
-    }
     is_other_model = bool(given & {*MODEL_OPTIONS})
     settings = (drawn.asked if is_other_model else drawn.request).to_dict()
     if given & {"size", *BUCKET}:

@@ -1,29 +1,16 @@
 """What the command line of `pixart.generate` takes."""
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
-from pixart.pipeline.request import SETTINGS, Request
+from pixart.pipeline.request import SETTINGS, as_options
 
 # A size is one option; prompts have three ways in.
 SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "width"))
-# The settings of a Request, None until they are given.
-_Sampling: Any = make_dataclass(
-    "_Sampling",
-    [
-        (
-            one.name,
-            Annotated[one.type | None, tyro.conf.arg(help=one.metadata["help"])],  # type: ignore[operator]
-            None,
-        )
-        for one in fields(Request)
-        if one.name in SAMPLING
-    ],
-    frozen=True,
-)
+_Sampling: Any = as_options(SAMPLING)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _peft() -> ModuleType:
         import peft
     except ImportError as error:
         raise ValueError(
-            "LoRA must have peft, which is not installed; pip install 'pixart-fast[train]'"
+            "LoRA must have peft, which is not installed; pip install 'pixart-fast[lora]'"
         ) from error
     return peft
 

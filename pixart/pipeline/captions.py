@@ -10,7 +10,7 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import Family
-from pixart.pipeline.directory import reading
+from pixart.pipeline.directory import errors_naming
 from pixart.text.encoder import PromptEmbeddings, TextEncoder
 
 NullCaption = Literal["own-mask", "prompt-mask"]
@@ -89,6 +89,6 @@ class CaptionStore:
             self.held[text, padded] = features
 
     def _encode(self, text: str, padded: bool) -> PromptEmbeddings:
-        with reading(self.encoder.directory / "text_encoder"):
+        with errors_naming(self.encoder.directory / "text_encoder"):
             # In host memory: a file may hold 30,000 prompts.
             return self.encoder.encode([text], keep_padding=padded).to("cpu")

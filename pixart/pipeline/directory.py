@@ -127,7 +127,7 @@ def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[None]:
+def errors_naming(folder: Path) -> Iterator[None]:
     """Other libraries say what is wrong with a file, but not with which."""
     try:
         yield
@@ -157,6 +157,6 @@ def read_scheduler(directory: Path) -> dict[str, Any]:
     """scheduler_config.json, if a scheduler can be made of it and makes its timesteps."""
     file = directory / "scheduler" / "scheduler_config.json"
     values = read_json(file)
-    with reading(file):
+    with errors_naming(file):
         make_scheduler(None, values).set_timesteps(1)
     return values

@@ -23,8 +23,8 @@ from pixart.pipeline.captions import NullCaption
 from pixart.pipeline.directory import (
     check_fit,
     choose_variants,
+    errors_naming,
     open_directory,
-    reading,
     surroundings,
     text_dtype,
 )
@@ -42,7 +42,7 @@ class Source:
 
     transformer: a file or a folder, None for a model of the caller's. is_guest: whether it was named
     beside the directory, whose own it replaces. variants: of the weights, by folder. name: for
-    people. scheduler: what the release must be drawn with, if it is one that must.
+    people. scheduler: what the transformer must be drawn with, if it is a release's that must.
     """
 
     directory: Path
@@ -74,10 +74,11 @@ def find_source(
             release = release_named(str(transformer)) or release_of(path)
         scheduler = release.scheduler if release else None
         return Source(directory, path, True, variant, variants, name, scheduler)
+    if transformer is not None:
+        return Source(directory, None, False, variant, variants, name, None)
     release = release or release_of(directory)
-    own = directory if transformer is None else None
     scheduler = release.scheduler if release else None
-    return Source(directory, own, False, variant, variants, name, scheduler)
+    return Source(directory, directory, False, variant, variants, name, scheduler)
 
 
 def choose_numbers(
@@ -167,7 +168,7 @@ def open_text_encoder(
 
 
 def open_vae(source: Source, dtype: torch.dtype, device: torch.device) -> VAE:
-    with reading(source.directory / "vae"):
+    with errors_naming(source.directory / "vae"):
         return VAE.from_pretrained(
             source.directory, dtype=dtype, device=device, variant=source.variants["vae"]
         )

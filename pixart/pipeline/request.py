@@ -7,10 +7,12 @@ and a request over the network are their `to_dict`. Importing this module import
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+from pixart.files import check_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,6 +125,18 @@ def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
 SETTINGS = tuple(one.name for one in fields(Request))
 
 
+def as_options(names: Iterable[str]) -> Any:
+    """A frozen dataclass of these settings as options of a command line, None until they are given."""
+    import tyro
+
+    named = {one.name: one for one in fields(Request)}
+    options = []
+    for name in names:
+        help = tyro.conf.arg(help=named[name].metadata["help"])
+        options.append((name, Annotated[named[name].type | None, help], None))  # type: ignore[operator]
+    return make_dataclass("Sampling", options, frozen=True)
+
+
 def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
     """ValueError for the first key that is not known, with the nearest of those that are."""
     known = tuple(known)
@@ -160,11 +174,7 @@ def _is_of(value: object, kind: Any) -> bool:
 
 def _check_values(request: Request) -> None:
     for name in ("prompt", "negative"):
-        text = getattr(request, name)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:  # bytes of a command line that are no UTF-8
-            raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
+        check_text(name, getattr(request, name))
     if not 0 <= request.seed < 2**64:
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
     if request.steps is not None and request.steps < 1:
@@ -177,6 +187,12 @@ def _check_values(request: Request) -> None:
     if type(request.tile) is int and request.tile < 16:
         raise ValueError(
             f"tile must be True, False, None or at least 16 pixels, got {request.tile}"
+        )
+    buckets = [name for name in BUCKET if getattr(request, name) is not None]
+    if request.size is not None and buckets:
+        raise ValueError(
+            f"size must be given without aspect and resolution, got {request.size} and "
+            f"{' and '.join(f'{name} {getattr(request, name)}' for name in buckets)}"
         )
     sides = [name for name in ("height", "width") if getattr(request, name) is not None]
     others = [name for name in ("size", *BUCKET) if getattr(request, name) is not None]

@@ -23,11 +23,7 @@ from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
-from pixart.pipeline.directory import (
-    choose_family,
-    family_of,
-    read_scheduler,
-)
+from pixart.pipeline.directory import choose_family, family_of, read_scheduler
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.resolution import Resolved
 from pixart.sampler.cuda_graphs import CudaGraphs
@@ -340,6 +336,11 @@ class Pipeline:
     def shown_null_caption(self) -> NullCaption:
         """How guidance sees the empty caption, where `null_caption` is None too."""
         return self._captions.mask
+
+    def caption_tokens(self, prompt: str, negative: str = "") -> tuple[int, int]:
+        """How many tokens of a prompt, and of what guidance compares it with, the transformer sees."""
+        conditional, unconditional = self._captions.pair(prompt, negative)
+        return int(conditional.mask.sum()), int(unconditional.mask.sum())
 
     @cached_property
     def _own_scheduler(self) -> str | None:

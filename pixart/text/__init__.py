@@ -1,4 +1,4 @@
-"""From prompts to the features of T5; transformers is imported here and nowhere else."""
+"""From prompts to the features of T5. transformers runs it, and is imported inside functions."""
 
 from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
 

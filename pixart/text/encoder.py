@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import fingerprint
+from pixart.files import check_text, fingerprint
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
-from pixart.text.tokenizer import Tokenizer, check_text, load_tokenizer, tokenize
+from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from pixart.weights import T5_WEIGHTS, check_loaded, find_weights
 
 Quantization = Literal["8bit", "4bit"]

@@ -14,14 +14,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
-def check_text(name: str, text: str) -> None:
-    """Bytes of a command line that are no UTF-8 come as lone surrogates, which nobody can read."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
-
-
 def tokenize(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[list[int], str]:
     """At most max_length ids, the last of them end-of-text, and the text that did not fit."""
     *body, end = tokenizer.encode(text)

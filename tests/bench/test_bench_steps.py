@@ -158,13 +158,12 @@ def test_pipelines_have_the_published_sizes() -> None:
 
 def test_the_flops_of_a_picture_are_those_of_kept_tokens_and_merged_keys() -> None:
     def drawn_by(merging: KVCompression | None, kept: tuple[int, int]) -> int:
-        masks = [SimpleNamespace(mask=torch.arange(12)[None] < count) for count in kept]
         pipe = SimpleNamespace(
             opened=SimpleNamespace(config=PixArtConfig(**SMALL, kv_compression=merging)),
             native=80,
             multiple=16,  # 5 × 5 tokens
             scheduler_config={"_class_name": "DPMSolverMultistepScheduler"},
-            _captions=SimpleNamespace(pair=lambda prompt, negative: masks),
+            caption_tokens=lambda prompt: kept,
         )
         return pictures._flops(pipe)
 

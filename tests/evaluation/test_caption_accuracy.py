@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixart.evaluate import main
+from pixart.evaluate import Options, main
 from pixart.evaluation.caption_accuracy import (
     Accuracy,
     Task,
@@ -45,7 +45,7 @@ class Draughtsman:
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_perfect_model_is_measured_as_such_and_a_blank_one_is_not(wrong: bool) -> None:
     pipe: Any = Draughtsman(wrong)
-    result = measure(pipe, Task("one", 128, count=10), seed=3, steps=1, guidance=1)
+    result = measure(pipe, Task("one", 128, count=10), Request("", seed=3, steps=1))
     assert result.of == 10 and result.right == (0 if wrong else 10)
     assert ("**0.0 %**" if wrong else "**100.0 %**") in table([result])
     assert pipe.batch == 25
@@ -60,10 +60,11 @@ def test_captions_of_a_task_are_full_and_the_same_every_time() -> None:
 
 def test_each_picture_of_a_task_has_a_seed_of_its_own() -> None:
     task = Task("one", 64, count=3)
-    asked = requests(task, seed=7, steps=5, guidance=2.0)
+    asked = requests(task, Request("", seed=7, steps=5, guidance=2.0, scheduler="ddim"))
     assert [one.prompt for one in asked] == captions(task, 7)
     assert [one.seed for one in asked] == [7, 8, 9]
-    assert {(one.height, one.width, one.steps, one.guidance) for one in asked} == {(64, 64, 5, 2.0)}
+    settings = {(one.height, one.width, one.steps, one.guidance, one.scheduler) for one in asked}
+    assert settings == {(64, 64, 5, 2.0, "ddim")}
 
 
 def test_the_table_has_a_row_a_task() -> None:
@@ -84,12 +85,18 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
     assert table([result]) in printed and "unseen combinations: " in printed
 
 
+def test_a_metric_draws_with_what_is_given_and_leaves_the_rest_to_the_model() -> None:
+    assert Options().like == Request("", seed=1_000_000)
+    assert Options(seed=3, steps=2, guidance=1.5).like == Request("", seed=3, steps=2, guidance=1.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--count", "0"], "--count must be at least 1, got 0"),
         (["--metric", "beauty"], "--metric must be one of caption-accuracy, got 'beauty'"),
         (["--model", "absent"], "absent: no such file or directory"),
+        (["--model", "absent", "--steps", "0"], "steps must be an integer from 1 up, got 0"),
         (["--steps", "many"], "--steps must be a whole number"),
     ],
 )

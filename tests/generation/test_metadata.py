@@ -185,6 +185,37 @@ def test_what_was_left_open_stays_as_drawn_unless_it_depends_on_what_is_given_an
     assert request == drawn().request, "given, though it is the default"
 
 
+def test_what_was_left_open_is_left_open_in_a_picture_that_was_drawn_again(tmp_path: Path) -> None:
+    assert main(["a red circle", "--size", "64", "--steps", "1", "--output", "x.png"]) == 0
+    assert main(["--from-image", "x.png", "--seed", "3", "--no-cache"]) == 0
+    first, second = read_metadata(Path("x.png")), read_metadata(Path("x-again.png"))
+    assert second.request == replace(first.request, seed=3) and second.model == first.model
+    assert second.asked == replace(first.asked, seed=3)
+    assert second.asked_model == first.asked_model
+    assert second.asked.batched is second.asked_model["dtype"] is None
+
+    def planned(**options: Any) -> tuple[Request, dict[str, Any]]:
+        [job], _ = plan(Options(from_image=tmp_path / "x-again.png", **options))
+        assert (job.request.batched, job.request.tile) == (None, None)
+        assert job.asked.seed == job.request.seed == 3
+        return job.asked, dict(job.model)
+
+    asked, _ = planned(resolution="128")
+    assert asked == replace(second.asked, size=None, resolution="128")
+    asked, model = planned(model="elsewhere")
+    assert asked == second.asked and model["dtype"] is model["null_caption"] is None
+
+
+def test_every_option_that_is_given_anew_was_asked_for(tmp_path: Path) -> None:
+    save(tmp_path / "x.png", drawn())
+    given: dict[str, Any] = {"seed": 7, "scheduler": "ddim", "guidance": 2.0, "tile": 64}
+    options: dict[str, Any] = {"dtype": "bf16", "device": "cpu", "ema": True}
+    jobs, _ = plan(Options(from_image=tmp_path / "x.png", num_images=2, **given, **options))
+    assert [job.asked.seed for job in jobs] == [job.request.seed for job in jobs] == [7, 8]
+    assert jobs[0].asked == replace(drawn().asked, **given)
+    assert jobs[0].asked_model == {**MODEL, **options}
+
+
 def again(path: Path, capsys: Any) -> str:
     assert main(["--from-image", str(path), "--no-cache"]) == 0
     return capsys.readouterr().err

@@ -21,6 +21,7 @@ from pixart.generation.pictures import (
     write_picture,
 )
 from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.request import Request
 
 HOSTILE = {
     "climbing": "../../etc/passwd",
@@ -200,6 +201,16 @@ def test_a_bad_file_of_prompts_is_refused_with_its_line(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rule):
         plan(Options(prompts=tmp_path / name))
+
+
+def test_a_line_may_be_a_whole_request_as_it_is_written(tmp_path: Path) -> None:
+    one, file = Request("a", "fog", 3, size="64", steps=2), tmp_path / "p.jsonl"
+    file.write_text(json.dumps({**one.to_dict(), "name": "mine"}))
+    [job], _ = plan(Options(prompts=file))
+    assert job.request == one and job.path.stem == "mine"
+    file.write_text(json.dumps({**one.to_dict(), "version": 5}))
+    with pytest.raises(ValueError, match="line 1: version must be 4, got 5"):
+        plan(Options(prompts=file))
 
 
 def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:

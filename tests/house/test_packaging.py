@@ -1,5 +1,6 @@
 """What is installed, what importing costs, and the folder that must never become a package."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -79,10 +80,18 @@ def test_the_wheel_holds_the_packages_the_model_and_nothing_else(
     for file in ("pixart/py.typed", "pixart_kernels/py.typed", "pixart/pipeline/text_to_image.py"):
         assert file in names
     assets = ROOT / "pixart" / "assets"
-    shipped = {
-        f"pixart/assets/{p.relative_to(assets).as_posix()}"
-        for p in assets.rglob("*")
-        if p.is_file()
-    }
+    files = {p.relative_to(ROOT).as_posix() for p in assets.rglob("*") if p.is_file()}
+    logs = {name for name in files if "/log/" in name}  # of training: they stay in the repository
+    assert logs and {name for name in names if name.startswith("pixart/assets/")} == files - logs
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pixart").rglob("*.py")}
-    assert shipped and shipped | modules <= set(names)
+    assert modules <= set(names)
+
+
+def test_what_a_package_index_shows_links_to_nothing_in_the_repository() -> None:
+    shown = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "--long-description"],
+        capture_output=True, text=True, encoding="utf-8", cwd=ROOT, check=True,
+    ).stdout  # fmt: skip
+    targets = re.findall(r"\]\(([^)]*)\)", shown)
+    assert targets and all(target.startswith("https://") for target in targets)
+    assert "its model card says" in " ".join(shown.split()), "the words of a link stay"

@@ -375,7 +375,7 @@ def test_an_adapter_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
 def test_without_peft_the_extra_is_named(saved: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     for use in (lambda: add_lora(build(), 4), lambda: load_lora(build(), [(saved, 1.0)])):
-        with pytest.raises(ValueError, match=r"pip install 'pixart-fast\[train\]'"):
+        with pytest.raises(ValueError, match=r"pip install 'pixart-fast\[lora\]'"):
             use()
     assert (
         merge_lora(load_lora(build(), [])).config == build().config

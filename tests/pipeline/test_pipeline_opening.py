@@ -90,6 +90,13 @@ def test_a_model_of_the_callers_takes_the_place_of_the_one_that_was_opened(
     assert levels_apart(drawn(pipe, "a cat"), drawn(sigma, "a cat")) > 0
 
 
+def test_the_tokens_of_a_caption_are_counted_with_its_end(sigma: Pipeline) -> None:
+    encode = sigma.text_encoder.encode
+    words = int(encode(["a cat"]).mask.sum()), int(encode(["fog and rain"]).mask.sum())
+    assert sigma.caption_tokens("a cat", "fog and rain") == words and words[0] < words[1]
+    assert sigma.caption_tokens("a cat") == (words[0], 1), "the end of an empty caption"
+
+
 def test_cancelling_keeps_what_is_encoded_and_lets_go_of_t5(sigma_dir: Path) -> None:
     pipe = open_pipeline(sigma_dir)
     seen: list[str] = []

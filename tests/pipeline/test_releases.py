@@ -15,7 +15,7 @@ from pixart.generation.jobs import plan
 from pixart.generation.options import Options
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.releases import RELEASED, RELEASES, hub_id, release_named, release_of
+from pixart.releases import RELEASED, RELEASES, place_of, release_named, release_of
 from pixart.weights import resolve
 
 SIGMA, ALPHA = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-512x512"
@@ -54,9 +54,9 @@ def open_named(name: str, **options: Any) -> Pipeline:
 
 def test_every_release_has_a_short_name_of_its_own() -> None:
     assert len(RELEASED) == len(RELEASES) == len({one.place for one in RELEASES.values()})
-    assert hub_id("sigma-2k") == "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS"
-    assert hub_id("alpha-256") == "PixArt-alpha/PixArt-alpha/PixArt-XL-2-256x256.pth"
-    assert hub_id("sigma") is hub_id("./sigma-2k") is None
+    assert place_of("sigma-2k") == "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS"
+    assert place_of("alpha-256") == "PixArt-alpha/PixArt-alpha/PixArt-XL-2-256x256.pth"
+    assert place_of("sigma") is place_of("./sigma-2k") is None
     assert {"sigma-256", "sigma-512", "sigma-1024", "sigma-2k", "alpha-256", "alpha-512",
             "alpha-1024", "lcm-1024", "dmd-512"} <= set(RELEASES)  # fmt: skip
 
@@ -104,6 +104,14 @@ def test_a_release_that_must_be_drawn_otherwise_is(hub: list[str]) -> None:
     assert guest.resolve(Request("a cat", size="64")).scheduler == "dmd"
     assert guest.resolve(Request("a cat", size="64", scheduler="ddim")).steps == 20
     assert open_named("alpha-512").scheduler is None
+
+
+def test_a_model_of_the_callers_is_not_drawn_as_the_release_whose_pipeline_it_is_in(
+    hub: list[str],
+) -> None:
+    model = open_named("alpha-512").transformer
+    one = open_named("dmd-512", transformer=model).resolve(Request("a cat", size="64"))
+    assert (one.scheduler, one.steps, one.guidance) == ("dpm-solver++", 20, 4.5)
 
 
 @pytest.mark.parametrize(

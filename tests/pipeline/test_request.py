@@ -58,6 +58,11 @@ def test_a_size_may_be_a_number_and_an_interval_a_list() -> None:
         ({"tile": "no"}, "tile must be an integer or true or false or none, got 'no'"),
         ({"batched": 1}, "batched must be true or false or none, got 1"),
         ({"height": 64, "size": "64"}, "size must be given without height, got both"),
+        (
+            {"size": "64", "aspect": "1:1"},
+            "size must be given without aspect and resolution, got 64",
+        ),
+        ({"size": 64, "resolution": "1k"}, "aspect and resolution, got 64 and resolution 1k"),
         ({"width": 64, "aspect": "1:1"}, "aspect must be given without width, got both"),
     ],
 )

@@ -21,6 +21,7 @@ from pixart.evaluation.caption_accuracy import Task as Captions
 from pixart.evaluation.caption_accuracy import measure, requests
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
+from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.batch import TrainingSample, diffusion_losses, stack
 from pixart.training.ema import EMA
@@ -158,7 +159,7 @@ class Study:
             doubled = self.stage.resolution == DOUBLED
             count = self.scale.doubled_captions if doubled else self.scale.captions
             asked = Captions(kind, self.stage.resolution, count=count)
-            found = measure(self.pipe, asked, seed=1, steps=20, guidance=4.5)
+            found = measure(self.pipe, asked, Request("", seed=1))
         self.trainer.model.train()
         return Mark(self.trainer.step, losses, found.right, found.of), pictures
 
@@ -173,7 +174,7 @@ class Study:
 
     def _pictures(self, kind: str) -> list[Image.Image]:
         asked = Captions(kind, self.stage.resolution, count=self.scale.shown)
-        drawn = self.pipe.draw_many(requests(asked, seed=2, steps=20, guidance=4.5), batch=4)
+        drawn = self.pipe.draw_many(requests(asked, Request("", seed=2)), batch=4)
         return [one.image for one in drawn]
 
 
