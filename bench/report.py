@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.measure import results
 from bench.reporting import overview, pages, plots
 from bench.reporting.plots import Named
+from pixart.files import write_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +55,7 @@ def write(root: Path) -> None:
         if path not in made:
             path.unlink()
     for path, text in made.items():
-        path.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
     plots.draw(found, root / "bench" / "plots")
 
 

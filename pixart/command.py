@@ -137,7 +137,8 @@ def parse(
 
 
 def _reason(box: str) -> str:
-    """The sentence inside the box that tyro draws around an error."""
+    """The sentence inside the box that tyro draws around an error. What tyro knows about it reaches
+    nobody but its own printer: hooks are private there, and younger than the versions that we take."""
     import re
 
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)

@@ -76,6 +76,11 @@ def _sinusoid_products(width: int) -> int:
     return (SINUSOIDS + width) * width
 
 
+def product_flops(rows: int, inputs: int, outputs: int) -> int:
+    """A linear layer on so many rows."""
+    return 2 * rows * inputs * outputs
+
+
 def merged_keys(compression: KVCompression, tokens: Tokens) -> int:
     """M: how many keys and values are left of the tokens."""
     ratio, count = compression.ratio, _count(tokens)

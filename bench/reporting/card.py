@@ -11,6 +11,7 @@ import tyro
 
 from bench.reporting.text import TEMPLATES, fill, table
 from pixart.evaluation import caption_accuracy
+from pixart.files import write_bytes
 from pixart.training.recipe import load_recipe
 
 TEMPLATE = TEMPLATES / "card.md"
@@ -59,7 +60,7 @@ def main(
         "CONVERSION": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
         "CONVERTED": caption_accuracy.table(after),
     }
-    (model / "README.md").write_text(fill(TEMPLATE, parts), encoding="utf-8")
+    write_bytes(model / "README.md", fill(TEMPLATE, parts).encode())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bench.measure import machine
 from bench.measure.results import Content, Row
 from bench.reporting import comparisons, scaling
 from bench.workloads import sizes
+from pixart.files import written_aside
 
 Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
 Points = dict[str, list[tuple[float, float]]]  # of each curve, by its name
@@ -180,5 +181,8 @@ def _draw(plot: Plot, panels: Panels, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(plot.title)
-    figure.savefig(path, dpi=110, facecolor="white", metadata={HASH: _hash(plot, panels)})
+    with written_aside(path) as aside:
+        figure.savefig(
+            aside, format="png", dpi=110, facecolor="white", metadata={HASH: _hash(plot, panels)}
+        )
     pyplot.close(figure)

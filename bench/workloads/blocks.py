@@ -126,7 +126,7 @@ def floors(size: str, compression: Compression | None) -> list[tuple[int, int]]:
     # cross-attention, the two layers of the MLP.
     work = [
         (
-            2 * count * before * after * width**2,
+            cost.product_flops(count, before * width, after * width),
             cost.product_bytes(count, before * width, after * width, 2),
         )
         for before, after in ((1, 3), (1, 1), (1, 1), (1, 1), (1, 4), (4, 1))

@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.reporting.text import fill, percent, table
 from pixart.config import PixArtConfig
-from pixart.files import read_json
+from pixart.files import read_json, write_bytes
 from pixart.model.transformer import PixArt
 
 Experiment = dict[str, Any]  # as results.json has it
@@ -63,7 +63,7 @@ def modulation_costs() -> list[dict[str, Any]]:
 def write_report(folder: Path) -> None:
     """FOLDER/README.md from FOLDER/results.json."""
     results = read_json(folder / "results.json")
-    (folder / "README.md").write_text(compose(results), encoding="utf-8")
+    write_bytes(folder / "README.md", compose(results).encode())
 
 
 def compose(results: dict[str, Any]) -> str:

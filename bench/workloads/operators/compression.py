@@ -129,7 +129,7 @@ def _projection_inputs(work: Workload, draw: Draw) -> Inputs:
 
 
 def _projection_flops(work: Workload, backward: bool) -> int:
-    return 2 * work.batch * work.tokens * work.width * 2 * work.width
+    return cost.product_flops(work.batch * work.tokens, work.width, 2 * work.width)
 
 
 def _projection_bytes(work: Workload, backward: bool) -> int:
