@@ -23,7 +23,7 @@ def run(folder: Path) -> str:
     python = folder / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python)}
+    environment = os.environ | {"PYTHON": str(python), "VENV": ".venv"}  # CI has one of its own
     subprocess.run([folder / ".ci" / "environment"], env=environment, check=True)
     return (folder / "calls").read_text()
 
