@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT := a small orange cross in the bottom right corner on black
 
-# What runs Triton's kernels on CPU tensors, a second time where it ran without them already.
+# What runs Triton's kernels on CPU tensors, a second time where it ran without them already: on all
+# cores, since the interpreter uses one.
 INTERPRETED := tests/kernels/test_kernels_*.py tests/house/test_golden.py \
 	tests/patch/test_patch.py::test_an_accelerated_model_computes_what_it_did_before \
 	tests/patch/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
@@ -21,7 +22,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto $(INTERPRETED) $(PYTEST_ARGS)
 
 # The kernels again with the oldest Triton that they must work with; its interpreter needs NumPy < 2.4.
 test-oldest-triton: $(OLDEST)

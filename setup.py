@@ -32,6 +32,7 @@ EXTRAS: dict[str, list[str]] = {
     "dev": [
         "pytest>=8",
         "pytest-benchmark>=5",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "mypy>=1.13",
         "build>=1.2",
