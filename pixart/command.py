@@ -84,7 +84,7 @@ def run_command(name: str, work: "Callable[[], int | None]", cancelled: str = "c
         code = exit_code(error)
         if code is None:  # a fault of ours: its traceback is wanted
             raise
-        return complain(name, str(error) or _unnamed(error), code)
+        return complain(name, message_of(error), code)
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -99,8 +99,10 @@ def exit_code(error: BaseException) -> int | None:
     return FAILURE if isinstance(error, OSError | RuntimeError | MemoryError) else None
 
 
-def _unnamed(error: BaseException) -> str:
-    return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+def message_of(error: BaseException) -> str:
+    """What an exception says, or what it is if it says nothing."""
+    unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    return str(error) or unnamed
 
 
 def complain(name: str, message: str, code: int) -> int:

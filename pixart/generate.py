@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 import json
 from typing import TYPE_CHECKING
 
-from pixart.command import BAD_INPUT, CANCELLED, DONE, exit_code, parse, run_command
+from pixart.command import BAD_INPUT, CANCELLED, DONE, exit_code, message_of, parse, run_command
 
 if TYPE_CHECKING:
     from pixart.generation.drawing import Report
@@ -55,6 +55,5 @@ def _report_failure(report: "Report", error: BaseException) -> None:
     is_cancelled = isinstance(error, KeyboardInterrupt)
     code = CANCELLED if is_cancelled else exit_code(error)
     if code not in (None, BAD_INPUT):
-        unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
-        message = KEPT if is_cancelled else str(error) or unnamed
+        message = KEPT if is_cancelled else message_of(error)
         print(json.dumps({**report.to_dict(), "error": message}, indent=2))
