@@ -106,7 +106,7 @@ def write_directory(
 ) -> None:
     """A diffusers directory: config.json, weights in one file or indexed shards, our sidecar."""
     directory.mkdir()
-    _write_json(directory / CONFIG, config)
+    write_config(directory / CONFIG, config)
     sidecar = {"format": "pixart", "config": json.dumps(extra)}
     write_safetensors(directory / SIDECAR, buffers, sidecar)
     layout = _layout(tensors, max_shard_size)
@@ -114,10 +114,11 @@ def write_directory(
         write_safetensors(directory / file, {n: tensors[n] for n in names}, {"format": "pt"})
     if layout.is_sharded:
         index = {"metadata": layout.metadata, "weight_map": layout.tensor_to_filename}
-        _write_json(directory / f"{WEIGHTS}.safetensors.index.json", index)
+        write_config(directory / f"{WEIGHTS}.safetensors.index.json", index)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_config(path: Path, values: object) -> None:
+    """JSON as diffusers and transformers lay it out, into a folder that is not yet published."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pixart.checkpoint.save import save_transformer
+from pixart.checkpoint.write import write_config
 from pixart.model.transformer import PixArt
 
 MODEL_INDEX = {
@@ -48,19 +49,15 @@ def export_pipeline(
     tokenizer = directory / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
     (tokenizer / "spiece.model").write_bytes(spiece.read_bytes())
-    _write_json(tokenizer / "special_tokens_map.json", SPECIAL_TOKENS)
+    write_config(tokenizer / "special_tokens_map.json", SPECIAL_TOKENS)
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": False, **SPECIAL_TOKENS}
-    _write_json(tokenizer / "tokenizer_config.json", settings)
+    write_config(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
-    _write_json(directory / "model_index.json", index)
+    write_config(directory / "model_index.json", index)
 
 
 def _forget_origin(config: Path) -> None:
     """diffusers writes down from which folder a model was read: that of whoever trained it."""
     values = json.loads(config.read_text())
     values.pop("_name_or_path", None)
-    _write_json(config, values)
-
-
-def _write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    write_config(config, values)
