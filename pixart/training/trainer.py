@@ -33,8 +33,10 @@ from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (
+    check_whole,
     latest_state,
     load_tensors,
+    newest_name,
     numbered,
     read_progress,
     save_state,
@@ -43,6 +45,7 @@ from pixart.training.state import (
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
 FIRST_NORMS = 10  # tell which norm is usual, also where there is no warm-up
+RESUMED = ("step", "accepted", "mean_norm", "skipped", "seconds", "scaler")  # that a state says
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -179,10 +182,11 @@ class Trainer:
             parameter.grad = None
         self.step += 1
         if self.skipped >= MAX_SKIPPED:
+            newest = newest_name(self.directory)
             raise TrainingFailed(
                 f"stage {self.stage.name}: gradients of {MAX_SKIPPED} steps in a row were not "
                 f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (norm {norm:g});"
-                f" the last good state is {latest_state(self.directory)}; try a lower "
+                f" the last good state is {newest and self.directory / newest}; try a lower "
                 "optimizer.learning_rate or --precision bf16"
             )
         return {**losses, "norm": norm, "skipped": float(not accepted)}
@@ -265,12 +269,16 @@ class Trainer:
 
     def resume(self, state: Path | None = None) -> bool:
         """Take up the newest state, if there is one, or the one that is named."""
-        self.resumed_from = state
-        state = latest_state(self.directory) if state is None else state
+        named, state = state, state or latest_state(self.directory)
         if state is None:
             return False
+        is_newest = state.name == newest_name(self.directory)
+        # What was gone back to stays until there is something better.
+        self.resumed_from = state if named or not is_newest else None
         values = read_progress(state)
         check_state(self.stage, state, values)
+        if missing := [name for name in RESUMED if name not in values]:
+            raise ValueError(f"{state} must say {', '.join(missing)}; give another --output")
         tensors = self._tensors()
         load_tensors(state, tensors)
         states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
@@ -285,8 +293,16 @@ class Trainer:
         self.step, self.accepted = values["step"], values["accepted"]
         self.mean_norm = values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
-        self.scaler.load_state_dict(values["scaler"])
+        self._resume_scaler(state, values["scaler"])
         return True
+
+    def _resume_scaler(self, state: Path, values: dict[str, Any]) -> None:
+        if not values:  # of another precision
+            return
+        try:
+            self.scaler.load_state_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{state}: scaler must be that of fp16, got {values}") from error
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
         untouched = [optimizer for optimizer in self.optimizers if not optimizer.state]
@@ -310,13 +326,14 @@ def check_save_every(steps: int) -> None:
 
 def check_state(stage: Stage, state: Path, progress: Mapping[str, Any]) -> None:
     """Raise ValueError for a saved state that a stage cannot go on from. progress: what it says."""
+    check_whole(state)
     trained, wanted = progress.get("lora"), json.loads(json.dumps(asdict(stage.lora)))
     if trained is not None and trained != wanted:
         raise ValueError(f"lora must be as {state} was trained, {trained}, got {wanted}")
-    if progress["stage"] != stage.name:
+    if progress.get("stage") != stage.name:
         raise ValueError(
             f"--resume must name a state of stage {stage.name}, got one of "
-            f"{progress['stage']}, {state}"
+            f"{progress.get('stage')}, {state}"
         )
 
 
