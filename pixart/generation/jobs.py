@@ -289,7 +289,9 @@ def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
         settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
     if "scheduler" in given:
-        settings |= {name: getattr(drawn.asked, name) for name in ("steps", "guidance")}
+        settings |= {
+            name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
+        }
     settings |= {name: value for name, value in _given_settings(options).items() if name in given}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others
