@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixart.checkpoint.config import solve_interpolation
-from pixart.checkpoint.names import POSITIONS, listed
+from pixart.checkpoint.names import POSITIONS
 from pixart.checkpoint.read import check_plain, container, read_safetensors, read_torch
 from pixart.config import MAX_LENGTH, PixArtConfig
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, listed
 from pixart.model.transformer import PixArt
 
 TIMESTEP = 500

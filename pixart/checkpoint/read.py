@@ -1,6 +1,5 @@
 """Reads checkpoints. The format is taken from the contents, and no code in a file ever runs."""
 
-import json
 import pickle
 import pickletools
 import re
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, from_diffusers, recognise
 from pixart.config import MAX_LENGTH
-from pixart.files import AGAIN, CheckpointError, read_json
+from pixart.files import AGAIN, CheckpointError, parse_json, read_json
 from pixart.weights import find_weights
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -93,7 +92,7 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text, "config")
     except ValueError as error:
         raise ValueError(f"its metadata holds no valid configuration ({error})") from None
 
