@@ -17,8 +17,8 @@ import torch
 from torch import Size, Tensor
 
 from pixart.checkpoint.names import diffusers_names
-from pixart.checkpoint.read import check_plain, container, read_safetensors
 from pixart.files import AGAIN, CheckpointError, listed, parse_json, read_json
+from pixart.tensors import check_plain, container, read_safetensors
 from pixart.weights import resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's layout
