@@ -20,7 +20,13 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out."""
+    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out.
+
+    What a file says about itself is quoted in it: control characters are escaped, and a message of
+    megabytes is cut in the middle."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class CheckpointWriteError(CheckpointError):
@@ -239,6 +245,13 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(text: str, most: int = 20_000) -> str:
+    """Text as a terminal may be given it: one line, without control characters, of a bounded length."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def digest(content: bytes) -> str:

@@ -113,6 +113,12 @@ def test_json_out_of_files_is_bounded(tmp_path: Path) -> None:
         files.read_json(deep, 99)
 
 
+def test_what_a_file_says_of_itself_cannot_write_on_the_terminal() -> None:
+    said = str(files.CheckpointError("é: \x1b[2J" + "x" * 99_999 + "\n\udcff; copy it again"))
+    assert said.startswith("é: \\x1b[2Jx") and said.endswith("x\\n\\udcff; copy it again")
+    assert said.isprintable() and len(said) < 20_000
+
+
 def test_a_pipe_is_no_json_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(files.CheckpointError, match="pipe: must be a file"):
