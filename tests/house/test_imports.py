@@ -135,6 +135,7 @@ GROUND = [
     "files",
     "command",
     "shapes",
+    "tensors",
 ]
 FLOORS = [
     GROUND,
