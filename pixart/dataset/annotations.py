@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import claimed, write_json
+from pixart.files import claimed, parse_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -210,7 +210,7 @@ def finite(value: float, what: str) -> float:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        values = json.loads(line)
+        values = parse_json(line, "line")
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("path"), str) else None

@@ -4,7 +4,6 @@ Every figure in the model card is measured by this, with `python -m pixart.evalu
 from their own seed; each picture is read by the exact checker.
 """
 
-import json
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation import Settings
+from pixart.files import read_json
 from pixart.pipeline.request import Request
 from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
@@ -136,7 +136,7 @@ def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]
 
 def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
     """The settings and the results that `pixart evaluate --json-file` wrote."""
-    report = json.loads(file.read_text())
+    report = read_json(file)
     results = [
         Accuracy(
             Task(**r["task"]),

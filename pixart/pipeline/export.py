@@ -1,6 +1,5 @@
 """From training state to a pipeline in the published layout that generate opens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
+from pixart.files import read_json
 from pixart.model.transformer import PixArt
 
 MODEL_INDEX = {
@@ -58,6 +58,6 @@ def export_pipeline(
 
 def _forget_origin(config: Path) -> None:
     """diffusers writes down from which folder a model was read: that of whoever trained it."""
-    values = json.loads(config.read_text())
+    values = read_json(config)
     values.pop("_name_or_path", None)
     write_config(config, values)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart import __version__
+from pixart.files import parse_json
 from pixart.pipeline.request import VERSION, Drawn, Request, check_keys
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Metadata:
     @classmethod
     def from_text(cls, text: str) -> "Metadata":
         """Of any version. ValueError for what is not ours, NewerVersionError for what is not known yet."""
-        values = json.loads(text)
+        values = parse_json(text, "metadata")
         version = values.get("version") if isinstance(values, dict) else None
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ValueError("has no version")

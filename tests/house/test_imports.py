@@ -136,6 +136,7 @@ GROUND = [
     "command",
     "pictures",
     "shapes",
+    "tensors",
 ]
 FLOORS = [
     GROUND,
