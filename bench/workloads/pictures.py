@@ -23,6 +23,7 @@ from bench.measure.results import Row
 from bench.workloads import pipelines, sizes
 from pixart import cost
 from pixart.config import EMBEDDED
+from pixart.pictures import open_picture
 
 PROMPT = "a small orange cross in the bottom right corner on black"
 STAGES = ("open", "text encoder", "load", "denoiser", "VAE", "write", "whole")
@@ -72,8 +73,6 @@ def start() -> Case:
 
 def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     """A pipeline, and what it drew."""
-    from PIL import Image
-
     from pixart import Pipeline
     from pixart.generation.pictures import write_picture
     from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
@@ -97,8 +96,7 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     write_picture(drawn.image, path, Metadata.of(drawn, pipe, Request(PROMPT), opened))
     stages.end("write")
     stages.seconds["whole"] = sum(stages.seconds.values())
-    with Image.open(path) as written:
-        assert written.tobytes() == drawn.image.tobytes()
+    assert open_picture(path, str(path)).tobytes() == drawn.image.tobytes()
     return pipe, drawn
 
 

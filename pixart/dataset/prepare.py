@@ -26,7 +26,7 @@ from tqdm import tqdm
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
 from pixart.dataset.features import FORMAT, ShardStore
-from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, size_of
+from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
 from pixart.dataset.samples import Item, Rejected, Sample
 from pixart.files import MAX_INDEX, claimed, digest, fingerprint, read_json, write_json
 from pixart.pipeline.captions import as_trained
@@ -193,7 +193,8 @@ class Preparation:
             return Rejected(item.path, item.uncaptioned)
         try:
             content = item.read()
-            height, width = size_of(content)
+            head = head_of(content)
+            height, width = head.height, head.width
             ratio = max(height, width) / min(height, width)
             limit = self.settings.max_ratio
             if ratio > limit:

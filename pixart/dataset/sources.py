@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixart.dataset.images import SUFFIXES
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -32,6 +31,7 @@ from pixart.dataset.samples import (
     text_of,
 )
 from pixart.files import MAX_INDEX, parse_json
+from pixart.pictures import readable_suffixes
 
 PATH_FIELDS = ("path", "file_name", "image", "file")
 
@@ -124,7 +124,7 @@ def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected
 
 
 def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item]:
-    images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    images = [name for name in names if Path(name).suffix.lower() in readable_suffixes()]
     stems = {Path(name).stem for name in images}
     texts: dict[str, dict[str, Path]] = {stem: {} for stem in stems}
     for name in names:
@@ -179,7 +179,7 @@ def _index_of(folder: Path) -> Path | None:
     if official.is_file():
         return official
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    stems = {file.stem for file in files if file.suffix.lower() in SUFFIXES}
+    stems = {file.stem for file in files if file.suffix.lower() in readable_suffixes()}
     # x.json beside x.png is about that picture, and no index.
     found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
     if len(found) > 1:

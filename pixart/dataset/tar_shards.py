@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pixart.dataset.images import SUFFIXES
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -26,6 +25,7 @@ from pixart.dataset.samples import (
     text_of,
 )
 from pixart.files import digest, parse_json
+from pixart.pictures import readable_suffixes
 
 _DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error)
 
@@ -100,7 +100,9 @@ def _split(path: str) -> tuple[str, str, str]:
 
 def _sample(url: str, key: str, members: dict[str, bytes]) -> Item:
     path = f"{url}#{key}"
-    image = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
+    image = next(
+        (data for name, data in members.items() if f".{name}" in readable_suffixes()), None
+    )
     if image is None:
         return Rejected(path, f"{MISSING}: no picture among {', '.join(members)}")
     try:
