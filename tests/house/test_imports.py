@@ -134,6 +134,7 @@ GROUND = [
     "distributed",
     "files",
     "command",
+    "progress",
     "shapes",
 ]
 FLOORS = [
