@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation import Settings
 from pixart.files import read_json
 from pixart.pipeline.request import Request
+from pixart.progress import counted
 from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import HELD_OUT, sample_scene
@@ -73,14 +74,13 @@ def requests(task: Task, like: Request) -> list[Request]:
 def measure(pipe: "Pipeline", task: Task, like: Request, *, batch: int = BATCH) -> Accuracy:
     """Draw a task's captions, as `requests` has them, and check every statement."""
     import numpy as np
-    from tqdm import tqdm
 
     result = Accuracy(task)
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
     asked = requests(task, like)
     pictures = pipe.draw_many(asked, batch=batch)
-    for drawn in tqdm(pictures, total=len(asked), desc=task.name, leave=False):
+    for drawn in counted(pictures, task.name, len(asked)):
         statements = parse(drawn.request.prompt)
         holds = check(np.asarray(drawn.image), statements)
         holds = holds or [False] * len(statements)
