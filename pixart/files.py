@@ -9,6 +9,7 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -166,6 +167,16 @@ def check_text(name: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
+
+
+def printable(text: str) -> str:
+    """A text of strangers without what commands a terminal, turns the order of letters around, or has
+    no encoding. Line ends and tabs become spaces."""
+    text = re.sub(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?", "", text)
+    text = re.sub(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]", " ", text)
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
+    )
 
 
 def digest(content: bytes) -> str:
