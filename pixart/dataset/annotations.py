@@ -93,20 +93,18 @@ def _report(output: Path) -> Path:
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
     """work(item) of every item, in order, with at most 2·workers of them taken in advance."""
     waiting: list[Any] = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                # Not pool.map, which takes all items at once: the whole source would wait in
-                # memory.
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            # Not pool.map, which takes all items at once: the whole source would wait in memory.
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * workers:
                 yield waiting.pop(0).result()
-        finally:
-            # Where the reader stops early, the pool would first finish all that waits.
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        # Who stops early, by Ctrl-C too, waits for nothing that is at work: a server may take minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def annotated(
