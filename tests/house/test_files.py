@@ -1,5 +1,6 @@
 """pixart.files: what is written is whole or not there, whatever interrupts the writing."""
 
+import ast
 import hashlib
 import json
 import os
@@ -90,6 +91,61 @@ def test_json_is_read_back_and_refused_with_the_reason(tmp_path: Path) -> None:
     for name, reason in (("b", "got a list"), ("c", "is not JSON"), ("d", "cannot be read")):
         with pytest.raises(files.CheckpointError, match=f"{name}.json: .*{reason}"):
             files.read_json(tmp_path / f"{name}.json")
+
+
+def test_json_out_of_files_is_bounded(tmp_path: Path) -> None:
+    """Deeper than Python recurses, deeper than we do, too many digits, too long: a line each, at once."""
+    assert files.parse_json("[" * 64 + "]" * 64, "x")
+    assert files.parse_json(b"\xef\xbb\xbf[" + b"[]," * 99 + b"1e999]", "x")[-1] == float("inf")
+    for text, reason in (
+        ("[" * 65 + "]" * 65, "x: must be nested at most 64 deep"),
+        ('{"a":' * 100_000, "x: must be nested at most 64 deep"),
+        ("9" * 5000, r"x: is not JSON \(a number of 5000 digits\)"),
+        (b"\xff", r"x: is not JSON \('utf-8' codec"),
+        ('{"a": 1} 2', r"x: is not JSON \(Extra data"),
+        (" " * 101, "x: must be at most 100 bytes of JSON, got 101"),
+    ):
+        with pytest.raises(ValueError, match=f"^{reason}"):
+            files.parse_json(text, "x", 100 if text[0] == " " else files.MAX_JSON)
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"a":' * 100 + "1" + "}" * 100)
+    with pytest.raises(files.CheckpointError, match=r"deep.json: must be nested at most 64 deep"):
+        files.read_json(deep)
+    with pytest.raises(
+        files.CheckpointError, match=r"deep.json: must be at most 99 bytes, got 601"
+    ):
+        files.read_json(deep, 99)
+
+
+def test_what_a_file_says_of_itself_cannot_write_on_the_terminal() -> None:
+    said = str(files.CheckpointError("é: \x1b[2J" + "x" * 99_999 + "\n\udcff; copy it again"))
+    assert said.startswith("é: \\x1b[2Jx") and said.endswith("x\\n\\udcff; copy it again")
+    assert said.isprintable() and len(said) < 20_000
+
+
+def test_a_pipe_is_no_json_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(files.CheckpointError, match="pipe: must be a file"):
+        files.read_json(tmp_path / "pipe")
+
+
+def test_json_is_read_by_one_reader() -> None:
+    """Only pixart.files bounds depth and size; what is in front of it may come from anywhere."""
+    root = Path(__file__).parent.parent.parent
+    sources = [path for top in ("pixart", "bench") for path in (root / top).rglob("*.py")]
+    others = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sources
+        if path != Path(files.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr)
+        in {("json", "load"), ("json", "loads"), ("json", "JSONDecoder")}
+        or isinstance(node, ast.ImportFrom)
+        and node.module == "json"
+    ]
+    assert len(sources) > 100 and others == []
 
 
 def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path: Path) -> None:
