@@ -18,7 +18,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -232,8 +232,9 @@ def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[
     """
     own = folder / HELD / f"{secrets.token_hex(8)}.json"
     over = threading.Event()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_leave, own)
+        stack.callback(_leave, own, new)
         _join(own, work, shared, stack)
         renewing = threading.Thread(target=_renew, args=(own, over), daemon=True)
         stack.callback(renewing.join)
@@ -315,13 +316,15 @@ def _remove_claim(claim: Path) -> None:
             path.unlink()
 
 
-def _leave(own: Path) -> None:
-    """Take away what this process has put there, and the folder after the last."""
+def _leave(own: Path, new: Sequence[Path]) -> None:
+    """Take away what this process has put there, and after the last the folder; new ones too, if nothing
+    came of them."""
     _remove_claim(own)
     with contextlib.suppress(OSError):
         if [path.name for path in own.parent.iterdir()] == ["joining"]:
             own.with_name("joining").unlink()
-            own.parent.rmdir()
+            for path in (own.parent, *new):
+                path.rmdir()
 
 
 def sha256_of(path: Path) -> str:

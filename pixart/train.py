@@ -44,6 +44,8 @@ class Options:
     resume: str = "auto"
     """auto: the newest state of a stage. none: refuse an --output that holds a run. Or a state's folder,
     for --stage."""
+    accept_changes: tuple[str, ...] = ()
+    """Fields that may be others than those that a run was begun with: --accept-changes learning-rate,data"""
     save_every: int = 500
     """Steps between saved states."""
     keep: int = 2
@@ -158,6 +160,8 @@ def read_command(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     refuse([*wrong, *more])
     assert stages is not None
     given["track"] = tuple(given.get("track", ()))
+    words = ",".join(given.get("accept_changes", ())).split(",")
+    given["accept_changes"] = tuple(word for word in words if word)
     return Options(arguments[0], **given), stages
 
 
@@ -168,8 +172,8 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
     from pixart.device import choose_device
     from pixart.distributed import connect, rank
-    from pixart.training.execute import check_rules, train
-    from pixart.training.problems import attempt, refuse
+    from pixart.training.execute import alone, check_rules, check_writable
+    from pixart.training.problems import attempt, problems_of, refuse
     from pixart.training.run import Run
 
     device, lines = attempt(lambda: choose_device(options.device))
@@ -193,15 +197,25 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         trackers=options.track,
         quiet=options.quiet,
         start_from=start_from,
+        accepted=options.accept_changes,
     )
     names = [options.stage] if options.stage else [stage.name for stage in stages]
     if options.dry_run:
         return _dry_run(run, names, wrong)
-    if wrong := [*wrong, *check_rules(run, names)]:
+    if wrong or list(problems_of(lambda: check_writable(output))):
+        return _complain([*wrong, *check_rules(run, names)])
+    with alone(output):
+        return _train_stages(run, names, options.stop_after)
+
+
+def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:
+    from pixart.training.execute import check_rules, train
+
+    if wrong := check_rules(run, names):
         return _complain(wrong)
     for name in names:
-        if not train(run, name, options.stop_after):
-            how = "--resume auto" if start_from else "the same command"
+        if not train(run, name, stop_after):
+            how = "--resume auto" if run.start_from else "the same command"
             print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
             return DONE
     return DONE
@@ -211,7 +225,7 @@ def _option_problems(options: Options, output: Path) -> Iterator[str]:
     from pixart.training.bounds import Bounds, number_problems
     from pixart.training.stage import MAX_STEPS
 
-    if options.resume == "none" and output.exists() and any(output.iterdir()):
+    if options.resume == "none" and _holds_a_run(output):
         yield f"--output must be new with --resume none, got {output}"
     if options.resume not in ("auto", "none") and options.stage is None:
         yield f"--stage must say which stage goes on from --resume {options.resume}, got none"
@@ -224,6 +238,12 @@ def _option_problems(options: Options, output: Path) -> Iterator[str]:
     for line in number_problems(options, bounds):
         name, rule = line.split(" ", 1)
         yield f"--{name.replace('_', '-')} {rule}"
+
+
+def _holds_a_run(output: Path) -> bool:
+    from pixart.files import HELD
+
+    return output.is_dir() and any(path.name != HELD for path in output.iterdir())
 
 
 def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:

@@ -96,6 +96,8 @@ class Trainer:
     device: torch.device
     save_every: int = 500
     keep: int = 2
+    begun: Mapping[str, Any] | None = None
+    """What the stage is trained with, kept with its states."""
 
     def __post_init__(self) -> None:
         check_save_every(self.save_every)
@@ -250,6 +252,7 @@ class Trainer:
             "stage": self.stage.name,
             "averaged": self.ema is not None,
             "lora": asdict(self.stage.lora),
+            **({} if self.begun is None else {"begun": self.begun}),
             "accepted": self.accepted,
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,

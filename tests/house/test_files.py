@@ -248,7 +248,7 @@ def test_another_machine_is_believed_as_long_as_it_shows_signs_of_life(
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"host": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"host": 3}', "[" * 99_999])
 def test_a_damaged_claim_holds_while_its_process_lives(tmp_path: Path, content: str) -> None:
     with files.occupied(tmp_path, "training"):
         (claim,) = claims(tmp_path)
