@@ -69,6 +69,10 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield holder / "new"
         publish(holder / "new", path, durable=durable)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a disk that is full does not say of what
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
