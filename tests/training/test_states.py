@@ -96,6 +96,7 @@ HOSTILE_PLANS: dict[str, Callable[[Any], object]] = {
     "a file elsewhere": lambda plan: move(plan, "../../x"),
     "an absolute file": lambda plan: move(plan, "/dev/zero"),
     "no plan": lambda plan: None,
+    "bytes": lambda plan: change(plan, "version", bytearray(9)),
 }
 
 
@@ -117,6 +118,16 @@ def test_an_earlier_plan_says_names_and_sizes_or_is_refused(saved: Path, kind: s
     plan.write_bytes(pickle.dumps(HOSTILE_PLANS[kind](pickle.loads(plan.read_bytes()))))
     with pytest.raises(ValueError, match=rf"^{plan}: is damaged, or no state"):
         read_distributed(folder)
+
+
+def test_an_earlier_plan_that_asks_for_much_memory_gets_none(saved: Path) -> None:
+    folder = as_before(saved) / "state"
+    plan = folder / ".metadata"
+    content = plan.read_bytes()
+    assert content.startswith(b"\x80") and content.endswith(b".")
+    # Of the objects that it has, this one is number 4,294,967,295.
+    plan.write_bytes(content[:-1] + b"r\xff\xff\xff\xff.")
+    assert read_distributed(folder)
 
 
 @pytest.mark.parametrize("optimizer", ["came", "adamw", "muon"])
@@ -218,10 +229,17 @@ def test_where_no_state_is_whole_all_are_named_and_none_is_begun(saved: Path) ->
         make(saved).resume()
 
 
-def test_cut_earlier_states_are_passed_over(saved: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: os.truncate(path, 3000),
+        lambda path: flip(path, path.read_bytes().index(b"_rebuild_tensor")),
+    ],
+)
+def test_damaged_earlier_states_are_passed_over(saved: Path, spoil: Any) -> None:
     newest = as_before(saved)
     assert latest_state(saved) == newest
-    os.truncate(newest / "state" / "__0_0.distcp", 3000)
+    spoil(newest / "state" / "__0_0.distcp")
     assert latest_state(saved) == saved / BEFORE
 
 
