@@ -4,7 +4,6 @@ Every figure in the model card is measured by this, with `python -m pixart.evalu
 from their own seed; each picture is read by the exact checker.
 """
 
-import json
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation import Settings
+from pixart.files import read_json
 from pixart.pipeline.request import Request
+from pixart.progress import counted
 from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import HELD_OUT, sample_scene
@@ -73,14 +74,13 @@ def requests(task: Task, like: Request) -> list[Request]:
 def measure(pipe: "Pipeline", task: Task, like: Request, *, batch: int = BATCH) -> Accuracy:
     """Draw a task's captions, as `requests` has them, and check every statement."""
     import numpy as np
-    from tqdm import tqdm
 
     result = Accuracy(task)
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
     asked = requests(task, like)
     pictures = pipe.draw_many(asked, batch=batch)
-    for drawn in tqdm(pictures, total=len(asked), desc=task.name, leave=False):
+    for drawn in counted(pictures, task.name, len(asked)):
         statements = parse(drawn.request.prompt)
         holds = check(np.asarray(drawn.image), statements)
         holds = holds or [False] * len(statements)
@@ -136,7 +136,7 @@ def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]
 
 def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
     """The settings and the results that `pixart evaluate --json-file` wrote."""
-    report = json.loads(file.read_text())
+    report = read_json(file)
     results = [
         Accuracy(
             Task(**r["task"]),

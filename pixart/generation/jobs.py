@@ -1,7 +1,6 @@
 """From options to jobs: what generate draws, and where it goes."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.config import EMBEDDED, KVCompression
+from pixart.files import parse_json
 from pixart.generation.options import SAMPLING, Options
 from pixart.generation.pictures import SUFFIXES, check_room, read_metadata
 from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
@@ -177,10 +177,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: is not JSON ({error})") from error
+    values = parse_json(line, f"{path}, line {number}")
     if not isinstance(values, dict) or not values.get("prompt"):
         raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
     try:
@@ -289,7 +286,9 @@ def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
         settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
     if "scheduler" in given:
-        settings |= {name: getattr(drawn.asked, name) for name in ("steps", "guidance")}
+        settings |= {
+            name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
+        }
     settings |= {name: value for name, value in _given_settings(options).items() if name in given}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others

@@ -26,7 +26,8 @@ from pixart.training.problems import Problems, problems_of, refuse
 
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
-OTHER_PARTS = ("autoencoder", "text_encoder")
+DECODER = "decoder"  # of an autoencoder
+OTHER_PARTS = ("autoencoder", DECODER, "text_encoder")
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
@@ -126,7 +127,7 @@ class Data:
     sizes: tuple[int, ...] = ()
     """Sides in pixels of drawn "shapes" that take turns; empty takes the resolution."""
     crop: int | None = None
-    """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on."""
+    """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on; of each of the sizes."""
     caption_dropout: float = 0.1
     """Share of captions that are replaced by the null caption, under their own mask."""
 
@@ -206,8 +207,9 @@ class Validation:
     """Held out of the data for the loss."""
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     prompts: tuple[str, ...] = ()
-    guidance: float = 4.5
-    sampling_steps: int = 20
+    guidance: float | None = None
+    """None: what the pipeline is drawn with by default."""
+    sampling_steps: int | None = None
 
     def __post_init__(self) -> None:
         refuse(self._problems())
@@ -237,8 +239,9 @@ class Stage:
 
     name: tyro.conf.Fixed[str]
     trains: str = "transformer"
-    """transformer, or autoencoder or text_encoder, which are parts of the embedded model. A transformer
-    whose previous stage trained the text encoder starts with that and random weights of its own."""
+    """transformer, or autoencoder, decoder (of the autoencoder, by itself) or text_encoder, which are
+    parts of the embedded model. A transformer whose previous stage trained the text encoder starts with
+    that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
     class-conditional DiT with the published names."""
