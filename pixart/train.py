@@ -208,8 +208,7 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 
 def _option_problems(options: Options, output: Path) -> Iterator[str]:
-    from pixart.training.bounds import Bounds, number_problems
-    from pixart.training.stage import MAX_STEPS
+    from pixart.training.bounds import MAX_STEPS, Bounds, number_problems
 
     if options.resume == "none" and output.exists() and any(output.iterdir()):
         yield f"--output must be new with --resume none, got {output}"
