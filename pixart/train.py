@@ -192,6 +192,7 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         keep=options.keep,
         trackers=options.track,
         quiet=options.quiet,
+        log_every=options.log_every,
         start_from=start_from,
     )
     names = [options.stage] if options.stage else [stage.name for stage in stages]
