@@ -168,9 +168,11 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
     from pixart.device import choose_device
     from pixart.distributed import connect, rank
+    from pixart.training.checkpoints import last_words
     from pixart.training.execute import check_rules, train
     from pixart.training.problems import attempt, refuse
     from pixart.training.run import Run
+    from pixart.training.state import latest_state
 
     device, lines = attempt(lambda: choose_device(options.device))
     refuse(lines)
@@ -204,7 +206,10 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         if not train(run, name, options.stop_after):
             how = "--resume auto" if start_from else "the same command"
             print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
-            return DONE
+            break
+    state = latest_state(run.folder(name))
+    if state is not None and not silent:
+        print("\n".join(last_words(state, run.stage(name))))
     return DONE
 
 
