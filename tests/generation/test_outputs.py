@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pixart.generation.jobs import Job, plan, read_prompts, safe_name
+from pixart.generation.jobs import Job, plan
+from pixart.generation.names import safe_name
 from pixart.generation.options import Options
 from pixart.generation.pictures import (
     KEY,
@@ -20,6 +21,7 @@ from pixart.generation.pictures import (
     read_metadata,
     write_picture,
 )
+from pixart.generation.prompts import read_prompts
 from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.request import Request
 
