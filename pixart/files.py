@@ -79,13 +79,14 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
-    refuses: what stood there is there still. A file is replaced in one step, a folder in two."""
+    refuses, or a file would replace a folder: what stood there is there still. A file is replaced in
+    one step, a folder in two."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
             flush(written)
-    if path.is_dir() and not path.is_symlink():
+    if aside.is_dir() and path.is_dir() and not path.is_symlink():
         _exchange(path, aside)
     else:
         os.replace(aside, path)

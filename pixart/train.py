@@ -196,6 +196,7 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         keep=options.keep,
         trackers=options.track,
         quiet=options.quiet,
+        log_every=options.log_every,
         start_from=start_from,
         accepted=options.accept_changes,
     )
@@ -209,7 +210,10 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 
 def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:
+    from pixart.distributed import rank
+    from pixart.training.checkpoints import last_words
     from pixart.training.execute import check_rules, train
+    from pixart.training.state import latest_state
 
     if wrong := check_rules(run, names):
         return _complain(wrong)
@@ -217,13 +221,15 @@ def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> i
         if not train(run, name, stop_after):
             how = "--resume auto" if run.start_from else "the same command"
             print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
-            return DONE
+            break
+    state = latest_state(run.folder(name))
+    if state is not None and not run.quiet and rank() == 0:
+        print("\n".join(last_words(state, run.stage(name))))
     return DONE
 
 
 def _option_problems(options: Options, output: Path) -> Iterator[str]:
-    from pixart.training.bounds import Bounds, number_problems
-    from pixart.training.stage import MAX_STEPS
+    from pixart.training.bounds import MAX_STEPS, Bounds, number_problems
 
     if options.resume == "none" and _holds_a_run(output):
         yield f"--output must be new with --resume none, got {output}"
