@@ -93,7 +93,7 @@ def unread(suffix: str) -> str:
     suffix = suffix.lower()
     if suffix in readable_suffixes() or suffix not in picture_suffixes():
         return ""
-    way_out = "pip install pillow-heif, or convert it" if suffix in HEIF["HEIF"] else "convert it"
+    way_out = "pip install pillow-heif or convert it" if suffix in HEIF["HEIF"] else "convert it"
     return f"pictures in {suffix} are not read; {way_out} to one of {', '.join(_formats())}"
 
 
@@ -218,6 +218,8 @@ def _opened(source: Source, name: str) -> Iterator["Image"]:
         _file(source) as file,
         Image.open(file, formats=list(_formats())) as image,
     ):
+        if 0 in image.size:
+            raise ValueError("it has no pixels")
         yield image
 
 
