@@ -43,6 +43,7 @@ EXTRAS: dict[str, list[str]] = {
         "protobuf",
         "came-pytorch",
         "webdataset",
+        "pillow-heif",
         "peft",
         "accelerate",
         "matplotlib",

@@ -5,12 +5,14 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pictures
 import pytest
 from pictures import write
 
+from pixart import pictures as opening
 from pixart.dataset.samples import Item, Rejected, Sample
 from pixart.dataset.sources import open_source
 
@@ -76,6 +78,18 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     assert list(captions(read(tmp_path / "s"))) == ["link/0.png"]
 
 
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kept = (opening._formats, opening.readable_suffixes, opening.picture_suffixes)
+    monkeypatch.setattr(opening, "find_spec", lambda _: None)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("without_heif")
 def test_the_folder_of_a_phone_is_read_or_told(tmp_path: Path) -> None:
     for name in ("a.jfif", "b.jpe", "c.HEIC", "d.cr2", "e.svg", "f.mp4", "._a.jfif", ".DS_Store"):
         write(tmp_path / name, pictures.png())
