@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -376,6 +377,16 @@ def printable(text: str, most: int = 20_000) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-most // 4 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def without_controls(text: str) -> str:
+    """A text of strangers without what commands a terminal, turns the order of letters around, or has
+    no encoding. Line ends and tabs become spaces."""
+    text = re.sub(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?", "", text)
+    text = re.sub(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]", " ", text)
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
+    )
 
 
 def digest(content: bytes) -> str:

@@ -167,14 +167,14 @@ def _describe(source: str | Path, pipe: Any, drawn: Any) -> Row:
 
 def _flops(pipe: Any) -> int:
     """Of all steps; guidance takes two samples a step, each with the tokens of its own caption."""
-    from pixart.sampler.schedulers import default_steps, make_scheduler
+    from pixart.pipeline.request import Request
 
     side = pipe.native // pipe.multiple
     once = sum(
         cost.forward_flops(pipe.opened.config, (side, side), tokens, encoded=True)
         for tokens in pipe.caption_tokens(PROMPT)
     )
-    return default_steps(make_scheduler(None, pipe.scheduler_config)) * once
+    return pipe.resolve(Request(PROMPT)).steps * once
 
 
 def _run_start(arguments: tuple[str, ...], word: str) -> None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import (
     PROMPT,
@@ -38,6 +36,7 @@ from pixart.files import (
     read_bounded,
     write_json,
 )
+from pixart.progress import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +91,7 @@ def annotate(
             except (ImageError, CheckpointError, OSError) as error:
                 return Rejected(sample.path, str(error))
 
-        for result in tqdm(in_order(run, todo(), workers), desc=output.name, disable=None):
+        for result in counted(in_order(run, todo(), workers), output.name):
             if isinstance(result, Rejected):
                 tally.rejected.append(result)
             else:
@@ -110,20 +109,18 @@ def _report(output: Path) -> Path:
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
     """work(item) of every item, in order, with at most 2·workers of them taken in advance."""
     waiting: list[Any] = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                # Not pool.map, which takes all items at once: the whole source would wait in
-                # memory.
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            # Not pool.map, which takes all items at once: the whole source would wait in memory.
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * workers:
                 yield waiting.pop(0).result()
-        finally:
-            # Where the reader stops early, the pool would first finish all that waits.
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        # Who stops early, by Ctrl-C too, waits for nothing that is at work: a server may take minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def annotated(

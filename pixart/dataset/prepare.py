@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
@@ -35,6 +34,7 @@ from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
+from pixart.progress import counted
 from pixart.resolution import nearest_bucket
 from pixart.text.encoder import TextEncoder
 from pixart.vae.autoencoder import VAE
@@ -143,7 +143,7 @@ class Preparation:
         # its lock opens, and the chunk is done here.
         for wait in (False, True):
             parts = []
-            for chunk in _chunks(tqdm(source(), desc="prepare", unit=" samples", disable=None)):
+            for chunk in _chunks(counted(source(), "prepare")):
                 parts.append(self._part_file(chunk))
                 self._do(chunk, parts[-1], wait)
             if all(part.exists() for part in parts):

@@ -10,6 +10,8 @@ from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
 from pixart.files import read_json
 from pixart.model.transformer import PixArt
+from pixart.pipeline.defaults import Sampling
+from pixart.pipeline.directory import SAMPLING
 
 MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
@@ -30,8 +32,10 @@ def export_pipeline(
     vae: nn.Module,
     spiece: Path,
     prediction_type: str,
+    sampling: Sampling | None = None,
 ) -> None:
-    """Write model_index.json and the five folders, weights in fp16."""
+    """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
+    in fp16."""
     import diffusers
     from diffusers import DPMSolverMultistepScheduler
 
@@ -54,6 +58,8 @@ def export_pipeline(
     write_config(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
     write_config(directory / "model_index.json", index)
+    if sampling is not None:
+        write_config(directory / SAMPLING, sampling.to_dict())
 
 
 def _forget_origin(config: Path) -> None:

@@ -115,7 +115,11 @@ def test_scores_below_the_minimum_are_rejected(tmp_path: Path) -> None:
 
 def test_a_bad_line_costs_its_sample(tmp_path: Path) -> None:
     source = pictures.folder(tmp_path / "s", 3)
-    lines = b'{"path": "2.png", "prompt": 5}\n{"path": "0.png", "captions": {"long": "\\ud83d"}}\n{"path": "1.png", "prompt": "caf\xe9"}'
+    lines = (
+        b'{"path": "2.png", "prompt": 5}\n'
+        b'{"path": "0.png", "captions": {"long": "\\ud83d"}}\n'
+        b'{"path": "1.png", "prompt": "caf\xe9"}'
+    )
     zero, one, two = with_captions(open_source(source), [write(tmp_path / "c.jsonl", lines)])
     assert isinstance(zero, Rejected) and "caption long must be UTF-8" in zero.reason
     assert isinstance(one, Rejected) and "must be UTF-8" in one.reason

@@ -135,6 +135,7 @@ GROUND = [
     "files",
     "command",
     "pictures",
+    "progress",
     "shapes",
     "tensors",
 ]
