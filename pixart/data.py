@@ -5,6 +5,7 @@ filter scores pictures. All go on where they were stopped, and list what they co
 of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
+import os
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -69,11 +70,21 @@ def prepare(options: Prepare) -> str:
         text_dtype=dtypes[options.text_dtype] if options.text_dtype else None,
         max_length=options.max_length,
     )
-    settings = Settings(options.resolution, options.square, options.max_ratio, options.half)
+    settings = Settings(
+        options.resolution, options.square, options.max_ratio, options.half, options.min_side
+    )
     preparation = Preparation(options.output, encoders, settings, options.workers)
-    report = preparation.run(lambda: first.pop() if first else items())
+    report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     rejected = len(report["rejected"])
     return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+
+
+def _origin(options: Prepare) -> str:
+    """What a prepare reads and how, for telling it from others."""
+    is_url = "://" in options.source
+    source = options.source if is_url else os.path.abspath(os.path.expanduser(options.source))
+    files = [os.path.abspath(file) for file in (*options.captions, options.scores) if file]
+    return repr([source, options.prompt, options.min_score, files])
 
 
 def caption(options: Caption) -> str:
