@@ -10,7 +10,6 @@ operator, whose code is not ours, seems to have changed by in every round, if th
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.measure.machine import ROOT
+from pixart.files import read_json
 
 Medians = dict[str, float]  # seconds by bench
 BASE, HERE = "base", "here"
@@ -125,7 +125,7 @@ def run(tree: Path, expression: str) -> Medians:
             return {}
         if done.returncode:
             raise CompareError(f"the benches failed in {tree}:\n{done.stdout[-3000:]}{done.stderr}")
-        benches = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        benches = read_json(path)["benchmarks"]
     return {bench["fullname"]: bench["stats"]["median"] for bench in benches}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-from pixart.files import printable
+from pixart.files import without_controls
 
 MASK = "***"
 _PORTS = {"http": 80, "https": 443}
@@ -29,7 +29,7 @@ class Address:
     def __str__(self) -> str:
         """The address as messages may hold it."""
         user = "" if self.user is None else f"{MASK}@"
-        return f"{self.origin(user)}{printable(self.path)}{f'?{MASK}' if self.query else ''}"
+        return f"{self.origin(user)}{without_controls(self.path)}{f'?{MASK}' if self.query else ''}"
 
     def origin(self, user: str = "") -> str:
         """Scheme, host and port: an address of another origin is another server's."""
@@ -75,7 +75,7 @@ def parse_address(name: str, address: str) -> Address:
         scheme, host, port = "", "", None
     if scheme not in _PORTS or not re.fullmatch(r"[^\s/\\@?#%<>^|\x00-\x20\x7f]+", host):
         # Where it is wrong, the parts cannot be told from each other.
-        shown = "another" if re.search("[@?#]", address) else repr(printable(address))
+        shown = "another" if re.search("[@?#]", address) else repr(without_controls(address))
         raise ValueError(
             f"{name} must begin with http:// or https:// and a host, such as "
             f"http://localhost:8000/v1, got {shown}"

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import claimed, write_json
+from pixart.files import claimed, parse_json, write_json
+from pixart.progress import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +75,7 @@ def annotate(
             except (ImageError, OSError) as error:
                 return Rejected(sample.path, str(error))
 
-        for result in tqdm(in_order(run, todo(), workers), desc=output.name, disable=None):
+        for result in counted(in_order(run, todo(), workers), output.name):
             if isinstance(result, Rejected):
                 tally.rejected.append(result)
             else:
@@ -208,7 +207,7 @@ def finite(value: float, what: str) -> float:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        values = json.loads(line)
+        values = parse_json(line, "line")
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("path"), str) else None

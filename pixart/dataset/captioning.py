@@ -16,7 +16,7 @@ from pixart.dataset.annotations import Tally, annotate
 from pixart.dataset.endpoint import Endpoint
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
-from pixart.files import printable
+from pixart.files import without_controls
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def caption_source(
     """Append {"path", "captions"} for every picture that has no captions of these names yet."""
 
     def annotate_one(image: "Image") -> dict[str, Any]:
-        captions = [" ".join(printable(text).split()) for text in captioner(image)]
+        captions = [" ".join(without_controls(text).split()) for text in captioner(image)]
         if not all(captions):
             raise ImageError("the model gave an empty caption")
         return {"captions": dict(zip(request.names, captions, strict=True))}

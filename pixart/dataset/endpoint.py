@@ -24,7 +24,7 @@ from urllib.parse import urljoin
 
 from pixart.dataset.addresses import masking, parse_address, proxy_for
 from pixart.dataset.images import ImageError
-from pixart.files import printable
+from pixart.files import parse_json, without_controls
 
 WAITS = (1.0, 4.0, 15.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds that a server may put the next try off by Retry-After
@@ -67,7 +67,7 @@ class Endpoint:
             try:
                 status, headers, answer = self._post(content)
                 if 200 <= status < 300:
-                    return json.loads(answer)
+                    return parse_json(answer, "the answer")
                 words = http.client.responses.get(status, "")
                 reason = f"{status} {words}: {self.said(answer.decode(errors='replace'))}"
                 pause = _retry_after(headers)
@@ -95,7 +95,7 @@ class Endpoint:
     def said(self, text: str, most: int = 300) -> str:
         """Words of a server, as a message may hold them."""
         # Masked between the two: a control character or the end may fall into a secret.
-        return self._masked(" ".join(printable(text).split()))[:most]
+        return self._masked(" ".join(without_controls(text).split()))[:most]
 
     def _post(self, content: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Status, headers and content of an answer, after redirects within the origin."""
