@@ -85,12 +85,16 @@ def check_loaded(
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
     """Raise NotFiniteError, which begins with `where`, unless all numbers are finite. Names the first few
     tensors of those that are not. Reads each once, at the speed of a sum; fp8 too."""
-    found = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if found:
+    if found := not_finite(tensors):
         raise NotFiniteError(
             f"{where}: must be finite, got NaN or infinity in {listed(found)}; "
             "take a checkpoint from before its training diverged"
         )
+
+
+def not_finite(tensors: "Mapping[str, Tensor]") -> list[str]:
+    """The names of those that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: "Tensor") -> bool:

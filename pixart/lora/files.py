@@ -82,7 +82,7 @@ def read_adapter(source: str | Path, sizes: Mapping[str, Size]) -> Adapter:
     if container(file) != "safetensors":
         raise CheckpointError(f"{file}: must be a safetensors file, got a pickle")
     tensors, metadata = read_safetensors(file)
-    check_plain(file, tensors, torch.float32)
+    check_plain(file, tensors)
     try:
         return _collect(tensors, _settings(file, metadata, tensors), sizes)
     except CheckpointError:
