@@ -135,6 +135,7 @@ GROUND = [
     "files",
     "command",
     "progress",
+    "process",
     "shapes",
 ]
 FLOORS = [
