@@ -15,7 +15,6 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
     start_module("bench.compare")
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.measure.machine import ROOT
+from pixart.files import read_json
 
 Medians = dict[str, float]  # seconds by bench
 BASE, HERE = "base", "here"
@@ -130,7 +130,7 @@ def run(tree: Path, expression: str) -> Medians:
             return {}
         if done.returncode:
             raise CompareError(f"the benches failed in {tree}:\n{done.stdout[-3000:]}{done.stderr}")
-        benches = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        benches = read_json(path)["benchmarks"]
     return {bench["fullname"]: bench["stats"]["median"] for bench in benches}
 
 

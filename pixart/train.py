@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pixart.training.stage import Stage
 
 NAME = "train"
+MAX_COMPLAINTS = 40  # what is wrong in every field of a file would scroll the first away
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Options:
     """cpu or cuda. Default CUDA when there is one."""
     threads: int = 0
     """CPU threads of a process; 0 leaves it to PyTorch."""
+    log_every: int = 20
+    """Steps between two lines of log.jsonl, and between two reports of progress."""
     quiet: bool = False
     """No progress bar, and no notes on what a stage takes from its start and data."""
 
@@ -98,7 +101,10 @@ def _command(arguments: list[str]) -> int:
 
 def _complain(lines: Sequence[str]) -> int:
     """One line each. Of processes on one machine the first speaks: what lacks on another is its own."""
-    for line in lines if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+    shown = list(lines[:MAX_COMPLAINTS])
+    if more := len(lines) - len(shown):
+        shown.append(f"{more} more are wrong")
+    for line in shown if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         complain(NAME, line, BAD_INPUT)
     return BAD_INPUT
 
@@ -171,13 +177,14 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
     device, lines = attempt(lambda: choose_device(options.device))
     refuse(lines)
     assert device is not None
-    if options.threads:
+    output = options.output or Path("runs") / Path(options.recipe).stem
+    wrong = list(_option_problems(options, output))
+    if options.threads and not wrong:
         torch.set_num_threads(options.threads)
     connect(device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     silent = options.quiet or rank() > 0
     logging.getLogger("pixart").setLevel(logging.WARNING if silent else logging.INFO)
-    output = options.output or Path("runs") / Path(options.recipe).stem
     start_from = None if options.resume in ("auto", "none") else Path(options.resume)
     run = Run(
         output,
@@ -190,7 +197,6 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         start_from=start_from,
     )
     names = [options.stage] if options.stage else [stage.name for stage in stages]
-    wrong = list(_option_problems(options, output))
     if options.dry_run:
         return _dry_run(run, names, wrong)
     if wrong := [*wrong, *check_rules(run, names)]:
@@ -205,13 +211,22 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 
 def _option_problems(options: Options, output: Path) -> Iterator[str]:
+    from pixart.training.bounds import Bounds, number_problems
+    from pixart.training.stage import MAX_STEPS
+
     if options.resume == "none" and output.exists() and any(output.iterdir()):
         yield f"--output must be new with --resume none, got {output}"
     if options.resume not in ("auto", "none") and options.stage is None:
         yield f"--stage must say which stage goes on from --resume {options.resume}, got none"
-    for name, least in (("threads", 0), ("keep", 1), ("stop_after", 0)):
-        if (value := getattr(options, name)) is not None and value < least:
-            yield f"--{name.replace('_', '-')} must be at least {least}, got {value}"
+    bounds = {
+        "threads": Bounds(0, 1024),
+        "keep": Bounds(1, MAX_STEPS),
+        "stop_after": Bounds(0, MAX_STEPS),
+        "log_every": Bounds(1, MAX_STEPS),
+    }
+    for line in number_problems(options, bounds):
+        name, rule = line.split(" ", 1)
+        yield f"--{name.replace('_', '-')} {rule}"
 
 
 def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:

@@ -5,13 +5,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pixart.files import AGAIN, CheckpointError, read_json
+from pixart.files import AGAIN, CheckpointError, listed, read_json
 from pixart.releases import place_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
+
+_AT_A_TIME = 2**24  # numbers of 8 bits that are widened to be looked at
+
+
+class NotFiniteError(CheckpointError):
+    """Weights that hold NaN or infinity: what they compute is black, or noise."""
+
+    exit_code = (
+        1  # of a command: a training that diverged is no mistake of who names its checkpoint
+    )
+
 
 _downloads: ContextVar[bool] = ContextVar("downloads", default=True)
 
@@ -66,6 +80,27 @@ def check_loaded(
             problems.append(f"{kind} {', '.join(names)}")
     if problems:
         raise CheckpointError(f"{folder}: cannot be used ({'; '.join(problems)}); {AGAIN}")
+
+
+def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
+    """Raise NotFiniteError, which begins with `where`, unless all numbers are finite. Names the first few
+    tensors of those that are not. Reads each once, at the speed of a sum; fp8 too."""
+    found = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if found:
+        raise NotFiniteError(
+            f"{where}: must be finite, got NaN or infinity in {listed(found)}; "
+            "take a checkpoint from before its training diverged"
+        )
+
+
+def _is_finite(tensor: "Tensor") -> bool:
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+        return True
+    if tensor.itemsize > 1:
+        # The extremes are NaN where any number is; isfinite() takes ten times as long.
+        return all(bool(end.isfinite()) for end in tensor.aminmax())
+    parts = tensor.reshape(-1).split(_AT_A_TIME)
+    return all(_is_finite(part.bfloat16()) for part in parts)
 
 
 def _by_variant(directory: Path, stems: tuple[str, ...]) -> dict[str | None, dict[str, Path]]:

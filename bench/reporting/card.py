@@ -6,7 +6,6 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
     start_module("bench.reporting.card", "command")
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import tyro
 
 from bench.reporting.text import TEMPLATES, fill, table
 from pixart.evaluation import caption_accuracy
-from pixart.files import write_bytes
+from pixart.files import parse_json, write_bytes
 from pixart.training.recipe import load_recipe
 
 TEMPLATE = TEMPLATES / "card.md"
@@ -36,7 +35,9 @@ def copy_logs(recipe: str, run: Path, logs: Path) -> list[Ended]:
     ended = []
     for stage in load_recipe(recipe):
         log = Path(shutil.copy(run / stage.name / "log.jsonl", logs / f"{stage.name}.jsonl"))
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            parse_json(line, str(log)) for line in log.read_text(encoding="utf-8").splitlines()
+        ]
         last = [line for line in lines if "loss" in line][-1]
         ended.append(Ended(stage.name, last["step"], last["loss"]))
     return ended

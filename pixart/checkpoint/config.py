@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixart.checkpoint.names import NULL_CAPTION, POSITIONS, listed
+from pixart.checkpoint.names import NULL_CAPTION, POSITIONS
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
+from pixart.files import listed
 from pixart.model.compression import initial_values
 from pixart.resolution import position_embedding
 

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixart.checkpoint.config import solve_interpolation
-from pixart.checkpoint.names import POSITIONS, listed
-from pixart.checkpoint.read import check_plain, container, read_safetensors, read_torch
+from pixart.checkpoint.names import POSITIONS
 from pixart.config import MAX_LENGTH, PixArtConfig
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, listed
 from pixart.model.transformer import PixArt
+from pixart.tensors import check_plain, container, read_safetensors, read_torch
 
 TIMESTEP = 500
 CLASSES = "y_embedder.embedding_table.weight"

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Size, Tensor, cat
 
+from pixart.files import listed
+
 CONFIG = "config.json"
 SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
 OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
@@ -56,7 +58,6 @@ _MARKERS = {
 }
 # Wrappers that put a prefix before every name; "model.diffusion_model." is ComfyUI's.
 _PREFIXES = ("", "module.", "_orig_mod.", "model.", "model.diffusion_model.", "diffusion_model.")
-_LISTED = 10
 
 
 def diffusers_names(name: str) -> tuple[str, ...]:
@@ -171,13 +172,6 @@ def check_tensors(
 
 def _names_in_file(name: str, naming: str) -> tuple[str, ...]:
     return (naming == "diffusers" and diffusers_names(name)) or (name,)
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    names = list(names)
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _as_text(sizes: Iterable[Size]) -> str:

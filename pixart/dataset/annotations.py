@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import claimed, write_json
+from pixart.files import claimed, parse_json, write_json
 from pixart.progress import counted
 
 if TYPE_CHECKING:
@@ -93,20 +93,18 @@ def _report(output: Path) -> Path:
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
     """work(item) of every item, in order, with at most 2·workers of them taken in advance."""
     waiting: list[Any] = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                # Not pool.map, which takes all items at once: the whole source would wait in
-                # memory.
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            # Not pool.map, which takes all items at once: the whole source would wait in memory.
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * workers:
                 yield waiting.pop(0).result()
-        finally:
-            # Where the reader stops early, the pool would first finish all that waits.
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        # Who stops early, by Ctrl-C too, waits for nothing that is at work: a server may take minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def annotated(
@@ -209,7 +207,7 @@ def finite(value: float, what: str) -> float:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        values = json.loads(line)
+        values = parse_json(line, "line")
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("path"), str) else None

@@ -65,7 +65,7 @@ class Caption:
     """Captions per picture. Several are sampled and called NAME.1, NAME.2 ..."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it
-    wants one, is read from the environment variable OPENAI_API_KEY."""
+    wants one, is read from the environment variable OPENAI_API_KEY; it goes to no other server."""
     prompt: str = "Describe this image in detail."
     """The question that the model answers."""
     max_tokens: int = 300

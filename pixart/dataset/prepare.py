@@ -25,9 +25,9 @@ from torch import Tensor
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
 from pixart.dataset.features import FORMAT, ShardStore
-from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, size_of
+from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import claimed, digest, fingerprint, write_json
+from pixart.files import MAX_INDEX, claimed, digest, fingerprint, read_json, write_json
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
@@ -150,7 +150,7 @@ class Preparation:
         """Whether a chunk was prepared, and nobody has deleted its features since."""
         if not file.exists():
             return False
-        samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
+        samples = read_json(file, MAX_INDEX)["samples"]
         places = [place for s in samples for place in (s["image"], *s["captions"].values())]
         return all((self.store.folder / shard).exists() for shard in {p[0] for p in places})
 
@@ -193,7 +193,8 @@ class Preparation:
             return Rejected(item.path, item.uncaptioned)
         try:
             content = item.read()
-            height, width = size_of(content)
+            head = head_of(content)
+            height, width = head.height, head.width
             ratio = max(height, width) / min(height, width)
             limit = self.settings.max_ratio
             if ratio > limit:
@@ -258,7 +259,7 @@ class Preparation:
     def _finish(self, parts: list[Path]) -> dict[str, Any]:
         merged = Part()
         for file in parts:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file, MAX_INDEX)
             merged.samples += values["samples"]
             merged.rejected += values["rejected"]
             merged.notes += values["notes"]
@@ -293,7 +294,7 @@ class Preparation:
 
     def _merged_reports(self) -> dict[str, Any]:
         reports = {
-            int(file.stem.removeprefix("report-")): json.loads(file.read_text(encoding="utf-8"))
+            int(file.stem.removeprefix("report-")): read_json(file, MAX_INDEX)
             for file in self.work.glob("report-*.json")
         }
         merged: dict[str, Any] = {"prepared": {}, "rejected": [], "notes": []}

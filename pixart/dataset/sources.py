@@ -14,13 +14,11 @@ The caption of x.txt, `prompt`, `caption` and `text` is called "prompt". A list 
 NAME becomes NAME.1 ... NAME.n.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixart.dataset.images import SUFFIXES
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -32,6 +30,8 @@ from pixart.dataset.samples import (
     captions_of,
     text_of,
 )
+from pixart.files import MAX_INDEX, parse_json
+from pixart.pictures import readable_suffixes
 
 PATH_FIELDS = ("path", "file_name", "image", "file")
 
@@ -109,9 +109,9 @@ def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected
                     yield _checked(f"{index}:{number}", _parsed(line))
         return
     try:
-        content = json.loads(index.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise ValueError(f"{index} must be JSON in UTF-8, it is not ({error})") from error
+        content = parse_json(index.read_bytes(), str(index), MAX_INDEX)
+    except OSError as error:
+        raise ValueError(f"{index}: cannot be read ({error.strerror})") from error
     if isinstance(content, dict):  # {path: caption} or {path: object}
         content = [
             {"path": path, **(value if isinstance(value, dict) else {PROMPT: value})}
@@ -124,7 +124,7 @@ def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected
 
 
 def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item]:
-    images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    images = [name for name in names if Path(name).suffix.lower() in readable_suffixes()]
     stems = {Path(name).stem for name in images}
     texts: dict[str, dict[str, Path]] = {stem: {} for stem in stems}
     for name in names:
@@ -179,7 +179,7 @@ def _index_of(folder: Path) -> Path | None:
     if official.is_file():
         return official
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    stems = {file.stem for file in files if file.suffix.lower() in SUFFIXES}
+    stems = {file.stem for file in files if file.suffix.lower() in readable_suffixes()}
     # x.json beside x.png is about that picture, and no index.
     found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
     if len(found) > 1:
@@ -196,6 +196,6 @@ def _checked(place: str, values: object) -> tuple[str, "dict[str, Any] | Rejecte
 
 def _parsed(line: str) -> object:
     try:
-        return json.loads(line)
+        return parse_json(line, "line")
     except ValueError:
         return None

@@ -5,7 +5,6 @@ reads http with curl and hf and gs in their ways. s3 goes through the `aws` comm
 """
 
 import importlib.util
-import json
 import re
 import shlex
 import tarfile
@@ -14,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pixart.dataset.images import SUFFIXES
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -26,7 +24,8 @@ from pixart.dataset.samples import (
     captions_of,
     text_of,
 )
-from pixart.files import digest
+from pixart.files import digest, parse_json
+from pixart.pictures import readable_suffixes
 
 _DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error)
 
@@ -101,7 +100,9 @@ def _split(path: str) -> tuple[str, str, str]:
 
 def _sample(url: str, key: str, members: dict[str, bytes]) -> Item:
     path = f"{url}#{key}"
-    image = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
+    image = next(
+        (data for name, data in members.items() if f".{name}" in readable_suffixes()), None
+    )
     if image is None:
         return Rejected(path, f"{MISSING}: no picture among {', '.join(members)}")
     try:
@@ -128,9 +129,9 @@ def _captions(members: dict[str, bytes]) -> tuple[dict[str, str], str]:
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(content)
+        values = parse_json(content, ".json")
     except ValueError as error:
-        raise CaptionError(f".json must be JSON in UTF-8, it is not ({error})") from error
+        raise CaptionError(str(error)) from error
     if not isinstance(values, dict):
         raise CaptionError(".json must hold an object")
     return values

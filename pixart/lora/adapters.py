@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixart.checkpoint.names import listed
 from pixart.checkpoint.write import whole_or_not_at_all, write_safetensors
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, listed
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
 from pixart.model.transformer import PixArt
 

@@ -6,7 +6,6 @@ as well. What is no pair of A and B (magnitudes of DoRA, biases, whole layers) a
 layer of the model (adapters of a text encoder) is refused, never left out.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pixart.checkpoint.names import diffusers_names, listed
-from pixart.checkpoint.read import check_plain, container, read_safetensors
-from pixart.files import AGAIN, CheckpointError, read_json
+from pixart.checkpoint.names import diffusers_names
+from pixart.files import AGAIN, CheckpointError, listed, parse_json, read_json
+from pixart.tensors import check_plain, container, read_safetensors
 from pixart.weights import resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's layout
@@ -105,7 +104,7 @@ def _settings(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
             raise ValueError(f"lacks the {CONFIG} beside it; {AGAIN}")
         values: dict[str, Any] = read_json(file.with_name(CONFIG))
     else:
-        stored = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        stored = parse_json(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
         if not isinstance(stored, dict):
             raise ValueError("must say in lora_adapter_metadata what its adapters are")
         if not stored and any(name.startswith("base_model.model.") for name in tensors):

@@ -14,11 +14,13 @@ from pixart.checkpoint.load import TRANSFORMER_FILES
 from pixart.checkpoint.names import CONFIG
 from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
+from pixart.pipeline.defaults import Sampling
 from pixart.releases import release_named
 from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
 
+SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
 _PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
 _FILES = ("*.safetensors", "*.bin", "*.model")
 _PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in _PARTS for kind in _FILES))
@@ -151,6 +153,18 @@ def text_dtype(
     files, _ = find_weights(directory / "text_encoder", variant, T5_WEIGHTS)
     size = sum(file.stat().st_size for file in files)
     return (torch.bfloat16 if size >= _SMALL_TEXT_ENCODER else dtype), None
+
+
+def read_sampling(directory: Path) -> Sampling:
+    """What sampling.json says, if there is one. CheckpointError for what cannot be drawn with."""
+    file = directory / SAMPLING
+    if not file.is_file():
+        return Sampling()
+    values = read_json(file)
+    try:
+        return Sampling.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def read_scheduler(directory: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """From training state to a pipeline in the published layout that generate opens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,10 @@ from torch import nn
 
 from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
+from pixart.files import read_json
 from pixart.model.transformer import PixArt
+from pixart.pipeline.defaults import Sampling
+from pixart.pipeline.directory import SAMPLING
 
 MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
@@ -30,8 +32,10 @@ def export_pipeline(
     vae: nn.Module,
     spiece: Path,
     prediction_type: str,
+    sampling: Sampling | None = None,
 ) -> None:
-    """Write model_index.json and the five folders, weights in fp16."""
+    """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
+    in fp16."""
     import diffusers
     from diffusers import DPMSolverMultistepScheduler
 
@@ -54,10 +58,12 @@ def export_pipeline(
     write_config(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
     write_config(directory / "model_index.json", index)
+    if sampling is not None:
+        write_config(directory / SAMPLING, sampling.to_dict())
 
 
 def _forget_origin(config: Path) -> None:
     """diffusers writes down from which folder a model was read: that of whoever trained it."""
-    values = json.loads(config.read_text())
+    values = read_json(config)
     values.pop("_name_or_path", None)
     write_config(config, values)

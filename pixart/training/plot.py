@@ -1,11 +1,10 @@
 """`python -m pixart.train plot RUN...`: loss and validation curves of runs, as a PNG."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart.files import written_aside
+from pixart.files import parse_json, written_aside
 from pixart.training.progress import LOG
 
 
@@ -14,7 +13,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(parse_json(line, str(path)))
         except ValueError:
             continue
     return lines

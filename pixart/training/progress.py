@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pixart.device import peak_memory
 from pixart.distributed import rank
-from pixart.files import write_bytes
+from pixart.files import parse_json, write_bytes
 from pixart.training.trackers import Tracker, TrackerName
 
 LOG = "log.jsonl"
@@ -147,7 +147,7 @@ def _cut_log(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line, str(path))["step"] <= step:
                 kept.append(line + "\n")
         except ValueError:
             continue

@@ -9,7 +9,6 @@ distributed format (torch.distributed.checkpoint) opens on any number of process
 """
 
 import contextlib
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from pixart.distributed import barrier, rank, world_size
-from pixart.files import publish, write_bytes, write_json
+from pixart.files import publish, read_json, write_bytes, write_json
 
 _PROGRESS = "progress.json"
 _TENSORS = "state"
@@ -112,7 +111,7 @@ def latest_state(directory: Path) -> Path | None:
 def read_progress(state: Path) -> dict[str, Any]:
     """What save_state was given as `progress`, and "step"."""
     try:
-        return json.loads((state / _PROGRESS).read_text())
+        return read_json(state / _PROGRESS)
     except (OSError, ValueError) as error:
         raise ValueError(f"{state} must be a saved state, got no {_PROGRESS} in it") from error
 

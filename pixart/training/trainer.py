@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
+from pixart.files import parse_json
 from pixart.training.ema import EMA
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
 from pixart.training.parallel import gradients_later, parallelise
@@ -311,7 +312,7 @@ def check_save_every(steps: int) -> None:
 
 def check_state(stage: Stage, state: Path, progress: Mapping[str, Any]) -> None:
     """Raise ValueError for a saved state that a stage cannot go on from. progress: what it says."""
-    trained, wanted = progress.get("lora"), json.loads(json.dumps(asdict(stage.lora)))
+    trained, wanted = progress.get("lora"), parse_json(json.dumps(asdict(stage.lora)), "lora")
     if trained is not None and trained != wanted:
         raise ValueError(f"lora must be as {state} was trained, {trained}, got {wanted}")
     if progress["stage"] != stage.name:

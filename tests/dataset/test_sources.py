@@ -139,7 +139,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(ValueError, match="source must be a folder"):
         open_source(tmp_path / "absent")
-    with pytest.raises(ValueError, match="must be JSON in UTF-8"):
+    with pytest.raises(ValueError, match="is not JSON"):
         read(write(tmp_path / "bad.json", "{"))
     with pytest.raises(ValueError, match="list of objects, got int"):
         read(write(tmp_path / "bad.json", "5"))
