@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
 from pixart.training.ema import EMA
@@ -373,8 +374,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
+        if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
+            process.ENDING.note(number)
 
 
 class _Ahead:
