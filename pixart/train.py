@@ -2,8 +2,8 @@
 
 A run is taken up where it stopped: what a step learns from depends on its number alone. Under
 `torchrun` the batches are shared among processes. `python -m pixart.train plot RUN...` draws the
-curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled before
-or after the steps.
+curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled; what
+is done by then is saved.
 """
 
 import sys
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from pixart import process
 from pixart.command import BAD_INPUT, DONE, complain, parse, run_command
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _plot(arguments: list[str]) -> int:
     options = parse(PlotOptions, f"{NAME} plot", arguments)
     if not options.runs:
         raise ValueError("RUN must name at least one folder, got none")
+    process.at_work()
     plot(options.runs, options.output)
     print(options.output)
     return DONE
@@ -196,6 +198,7 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         keep=options.keep,
         trackers=options.track,
         quiet=options.quiet,
+        log_every=options.log_every,
         start_from=start_from,
         accepted=options.accept_changes,
     )
@@ -209,21 +212,29 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
 
 def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:
+    from pixart.distributed import rank
+    from pixart.training.checkpoints import last_words
     from pixart.training.execute import check_rules, train
+    from pixart.training.state import latest_state
 
     if wrong := check_rules(run, names):
         return _complain(wrong)
+    process.at_work()
     for name in names:
         if not train(run, name, stop_after):
             how = "--resume auto" if run.start_from else "the same command"
-            print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
-            return DONE
+            process.write_line(f"stopped in stage {name}; {how} goes on")
+            if process.ENDING.asked:
+                return process.ENDING.code()
+            break
+    state = latest_state(run.folder(name))
+    if state is not None and not run.quiet and rank() == 0:
+        print("\n".join(last_words(state, run.stage(name))))
     return DONE
 
 
 def _option_problems(options: Options, output: Path) -> Iterator[str]:
-    from pixart.training.bounds import Bounds, number_problems
-    from pixart.training.stage import MAX_STEPS
+    from pixart.training.bounds import MAX_STEPS, Bounds, number_problems
 
     if options.resume == "none" and _holds_a_run(output):
         yield f"--output must be new with --resume none, got {output}"

@@ -66,6 +66,7 @@ def train(run: Run, name: str, stop_after: int | None = None) -> bool:
     progress = Progress(
         run.folder(name),
         name,
+        every=run.log_every,
         peak=peak,
         trackers=run.trackers,
         quiet=run.quiet,

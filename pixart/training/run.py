@@ -45,6 +45,7 @@ class Run:
     keep: int = 2
     trackers: tuple[TrackerName, ...] = ()
     quiet: bool = False
+    log_every: int = 20
     start_from: Path | None = None
     """A state to go on from instead of a stage's newest."""
     accepted: tuple[str, ...] = ()

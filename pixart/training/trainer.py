@@ -26,9 +26,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
 from pixart.training.ema import EMA
+from pixart.training.finite import not_finite
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
 from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
@@ -176,7 +178,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = _clip(self.parameters, self.stage.optimizer.clip_norm)
-        accepted = self._accept(norm)
+        accepted = self._accept(norm, losses["loss"])
         if accepted:
             self._update(sum(map(self.task.images, parts)) * world_size())
         elif self.scaler.is_enabled():
@@ -185,12 +187,10 @@ class Trainer:
             parameter.grad = None
         self.step += 1
         if self.skipped >= MAX_SKIPPED:
-            newest = newest_name(self.directory)
             raise TrainingFailed(
-                f"stage {self.stage.name}: gradients of {MAX_SKIPPED} steps in a row were not "
-                f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (norm {norm:g});"
-                f" the last good state is {newest and self.directory / newest}; try a lower "
-                "optimizer.learning_rate or --precision bf16"
+                f"stage {self.stage.name}: losses or gradients of {MAX_SKIPPED} steps in a row were not "
+                f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (loss "
+                f"{losses['loss']:g}, norm {norm:g}); {self._way_back()}"
             )
         return {**losses, "norm": norm, "skipped": float(not accepted)}
 
@@ -214,9 +214,16 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.step)
 
-    def _accept(self, norm: float) -> bool:
+    def _way_back(self) -> str:
+        return (
+            f"the last good state is {latest_state(self.directory)}; try a lower "
+            "optimizer.learning_rate or --precision bf16"
+        )
+
+    def _accept(self, norm: float, loss: float = 0.0) -> bool:
         warm = self.step < self.stage.optimizer.warmup_steps or self.accepted < FIRST_NORMS
-        good = math.isfinite(norm) and (warm or norm <= SKIP_RATIO * self.mean_norm)
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        good = finite and (warm or norm <= SKIP_RATIO * self.mean_norm)
         if good:
             rest = min(0.98, self.accepted / (self.accepted + 1))
             self.mean_norm = rest * self.mean_norm + (1 - rest) * norm
@@ -240,7 +247,13 @@ class Trainer:
         return contextlib.nullcontext() if self.ema is None else self.ema.swapped()
 
     def save(self) -> int:
-        """Save the state of this step, and what a user opens beside it; returns the step."""
+        """Save the state of this step, and what a user opens beside it; returns the step. Raises
+        TrainingFailed, and saves nothing, for what is not finite."""
+        tensors = self._tensors()
+        if problem := not_finite(tensors, self.device):
+            raise TrainingFailed(
+                f"stage {self.stage.name}: step {self.step} is not saved: {problem}; {self._way_back()}"
+            )
 
         def export(folder: Path) -> None:
             self.model.eval()
@@ -263,7 +276,7 @@ class Trainer:
         save_state(
             self.directory,
             self.step,
-            self._tensors(),
+            tensors,
             progress,
             keep=self.keep,
             spare=self.resumed_from,
@@ -285,6 +298,8 @@ class Trainer:
             raise ValueError(f"{state} must say {', '.join(missing)}; give another --output")
         tensors = self._tensors()
         load_tensors(state, tensors)
+        if problem := not_finite(tensors, self.device):
+            raise ValueError(f"{state}: {problem}; go on from an earlier state with --resume")
         states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
         states.update(tensors["optimizer"])
         set_state_dict(
@@ -359,8 +374,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
+        if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
+            process.ENDING.note(number)
 
 
 class _Ahead:
