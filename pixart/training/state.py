@@ -120,8 +120,13 @@ def _together(work: Callable[[], None], first_only: bool = False) -> None:
 
 
 def _checksums(state: Path) -> dict[str, Any]:
-    """Of all files but those with tensors, whose plans have theirs."""
-    files = (path for path in sorted(state.rglob("*")) if path.is_file())
+    """Of all files that are the state's own, but those with tensors, whose plans have theirs."""
+    # A pipeline's untrained parts are links to files elsewhere, which may be large.
+    files = (
+        path
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+    )
     return {
         "files": {
             path.relative_to(state).as_posix(): checksum(path)
