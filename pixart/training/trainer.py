@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
 from pixart.training.ema import EMA
@@ -35,8 +36,10 @@ from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (
+    check_whole,
     latest_state,
     load_tensors,
+    newest_name,
     numbered,
     read_progress,
     save_state,
@@ -45,6 +48,7 @@ from pixart.training.state import (
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
 FIRST_NORMS = 10  # tell which norm is usual, also where there is no warm-up
+RESUMED = ("step", "accepted", "mean_norm", "skipped", "seconds", "scaler")  # that a state says
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -94,6 +98,8 @@ class Trainer:
     device: torch.device
     save_every: int = 500
     keep: int = 2
+    begun: Mapping[str, Any] | None = None
+    """What the stage is trained with, kept with its states."""
 
     def __post_init__(self) -> None:
         check_save_every(self.save_every)
@@ -259,6 +265,7 @@ class Trainer:
             "stage": self.stage.name,
             "averaged": self.ema is not None,
             "lora": asdict(self.stage.lora),
+            **({} if self.begun is None else {"begun": self.begun}),
             "accepted": self.accepted,
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
@@ -279,12 +286,16 @@ class Trainer:
 
     def resume(self, state: Path | None = None) -> bool:
         """Take up the newest state, if there is one, or the one that is named."""
-        self.resumed_from = state
-        state = latest_state(self.directory) if state is None else state
+        named, state = state, state or latest_state(self.directory)
         if state is None:
             return False
+        is_newest = state.name == newest_name(self.directory)
+        # What was gone back to stays until there is something better.
+        self.resumed_from = state if named or not is_newest else None
         values = read_progress(state)
         check_state(self.stage, state, values)
+        if missing := [name for name in RESUMED if name not in values]:
+            raise ValueError(f"{state} must say {', '.join(missing)}; give another --output")
         tensors = self._tensors()
         load_tensors(state, tensors)
         if problem := not_finite(tensors, self.device):
@@ -301,8 +312,16 @@ class Trainer:
         self.step, self.accepted = values["step"], values["accepted"]
         self.mean_norm = values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
-        self.scaler.load_state_dict(values["scaler"])
+        self._resume_scaler(state, values["scaler"])
         return True
+
+    def _resume_scaler(self, state: Path, values: dict[str, Any]) -> None:
+        if not values:  # of another precision
+            return
+        try:
+            self.scaler.load_state_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{state}: scaler must be that of fp16, got {values}") from error
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
         untouched = [optimizer for optimizer in self.optimizers if not optimizer.state]
@@ -326,13 +345,14 @@ def check_save_every(steps: int) -> None:
 
 def check_state(stage: Stage, state: Path, progress: Mapping[str, Any]) -> None:
     """Raise ValueError for a saved state that a stage cannot go on from. progress: what it says."""
+    check_whole(state)
     trained, wanted = progress.get("lora"), parse_json(json.dumps(asdict(stage.lora)), "lora")
     if trained is not None and trained != wanted:
         raise ValueError(f"lora must be as {state} was trained, {trained}, got {wanted}")
-    if progress["stage"] != stage.name:
+    if progress.get("stage") != stage.name:
         raise ValueError(
             f"--resume must name a state of stage {stage.name}, got one of "
-            f"{progress['stage']}, {state}"
+            f"{progress.get('stage')}, {state}"
         )
 
 
@@ -354,8 +374,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
+        if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
+            process.ENDING.note(number)
 
 
 class _Ahead:

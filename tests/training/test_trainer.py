@@ -289,7 +289,7 @@ def test_what_interrupted_saves_left_goes_with_the_next_one(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize("where", ["save", "publish"])
+@pytest.mark.parametrize("where", ["write_chunks", "write_json", "publish"])
 def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
     tmp_path: Path, monkeypatch: Any, where: str
 ) -> None:
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.dcp if where == "save" else state, where, full)
+    monkeypatch.setattr(state, where, full)
     with pytest.raises(StateSaveError, match="No space left on device.*step-00000002"):
         run(make(tmp_path))
     monkeypatch.undo()
