@@ -9,7 +9,7 @@ from pixart.files import check_text
 PROMPT = "prompt"  # the name of a picture's first caption
 CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
 EMPTY, MISSING = "empty caption", "missing file"
-MAX_PICTURE, MAX_CAPTION = 2**30, 2**20  # bytes of a file
+MAX_CAPTION = 2**20  # bytes of a file
 MAX_REASON = 1000  # characters
 
 
