@@ -16,6 +16,7 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pixart import process
 from pixart.command import DONE, parse, run_command
 from pixart.dataset.options import Caption, Command, Filter, Prepare
 
@@ -74,6 +75,7 @@ def prepare(options: Prepare) -> str:
     settings = Settings(
         options.resolution, options.square, options.max_ratio, options.half, options.min_side
     )
+    process.at_work()
     preparation = Preparation(options.output, encoders, settings, options.workers)
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     rejected, where = len(report["rejected"]), writable(str(preparation.report))
@@ -100,9 +102,11 @@ def caption(options: Caption) -> str:
     request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
     if options.endpoint:
         captioner = open_endpoint(options.endpoint, options.model, request)
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, options.workers)
     else:
         captioner = open_model(options.model, request, choose_device(options.device))
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, 1)
     return tally.summary("captioned", options.output)
 
@@ -115,5 +119,7 @@ def filter_(options: Filter) -> str:
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    tally = score_source(items, options.output, load_scorer(options.scorer))
+    scorer = load_scorer(options.scorer)
+    process.at_work()
+    tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"
