@@ -47,6 +47,7 @@ def prepare(options: Prepare) -> str:
 
     from pixart.dataset.annotations import annotated
     from pixart.dataset.prepare import Preparation, Settings, open_encoders
+    from pixart.dataset.samples import writable
     from pixart.dataset.sources import open_source
     from pixart.device import choose_device
 
@@ -77,8 +78,8 @@ def prepare(options: Prepare) -> str:
     process.at_work()
     preparation = Preparation(options.output, encoders, settings, options.workers)
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
-    rejected = len(report["rejected"])
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+    rejected, where = len(report["rejected"]), writable(str(preparation.report))
+    return f"{report['prepared']} samples prepared, {rejected} rejected: see {where}"
 
 
 def _origin(options: Prepare) -> str:
