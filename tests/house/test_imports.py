@@ -156,6 +156,7 @@ GROUND = [
     "libraries",
     "pictures",
     "progress",
+    "process",
     "shapes",
     "tensors",
 ]
