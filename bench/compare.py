@@ -9,8 +9,12 @@ operator, whose code is not ours, seems to have changed by in every round, if th
 0 done, 1 a bench of ours is slower, 2 nothing to compare.
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.compare")
+
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +26,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.measure.machine import ROOT
+from pixart.files import read_json
 
 Medians = dict[str, float]  # seconds by bench
 BASE, HERE = "base", "here"
@@ -125,7 +130,7 @@ def run(tree: Path, expression: str) -> Medians:
             return {}
         if done.returncode:
             raise CompareError(f"the benches failed in {tree}:\n{done.stdout[-3000:]}{done.stderr}")
-        benches = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        benches = read_json(path)["benchmarks"]
     return {bench["fullname"]: bench["stats"]["median"] for bench in benches}
 
 
@@ -179,7 +184,3 @@ def unmatched(base: Sequence[Medians], here: Sequence[Medians]) -> Iterator[str]
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,20 +6,32 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out."""
+    """A checkpoint that cannot be opened or replaced: one line with path, reason and way out.
+
+    What a file says about itself is quoted in it: control characters are escaped, and a message of
+    megabytes is cut in the middle."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class CheckpointWriteError(CheckpointError):
@@ -28,7 +40,18 @@ class CheckpointWriteError(CheckpointError):
     exit_code = 1  # of a command: not the fault of what was asked for
 
 
+class Occupied(ValueError):
+    """Another process works in a folder: one line with its host and pid, and the way out."""
+
+
 AGAIN = "download or copy it again"
+MAX_JSON = 2**26  # bytes; indexes of data sets are larger, and say so
+MAX_DEPTH = 64  # Python's own recursion ends near 1000, in the middle of whatever reads the values
+MAX_INDEX = 2**32  # bytes: of JSON about every sample of a data set
+_MAX_DIGITS = 64
+_LISTED = 10
+HELD = ".held"  # in a folder that processes work in: a file and a lock of each
+RENEWED, BELIEVED = 30.0, 300.0  # seconds between signs of life, and those that one is good for
 
 
 @contextmanager
@@ -46,19 +69,24 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield holder / "new"
         publish(holder / "new", path, durable=durable)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a disk that is full does not say of what
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
-    refuses: what stood there is there still. A file is replaced in one step, a folder in two."""
+    refuses, or a file would replace a folder: what stood there is there still. A file is replaced in
+    one step, a folder in two."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
             flush(written)
-    if path.is_dir() and not path.is_symlink():
+    if aside.is_dir() and path.is_dir() and not path.is_symlink():
         _exchange(path, aside)
     else:
         os.replace(aside, path)
@@ -102,17 +130,86 @@ def write_json(path: Path, values: object, indent: int | None = None) -> None:
     write_bytes(path, json.dumps(values, indent=indent, ensure_ascii=False).encode() + b"\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object. Raises CheckpointError for any other."""
+def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """A file that holds a JSON object, of at most that many bytes. Raises CheckpointError for any other."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_bounded(path, most), str(path), most)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # JSON and UTF-8 errors
-        raise CheckpointError(f"{path}: is not JSON ({error}); {AGAIN}") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{error}; {AGAIN}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, got a {type(values).__name__}")
     return values
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's bytes. CheckpointError if there are more, or if it is no file but, say, a named pipe, which
+    might never end; OSError if it cannot be read."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise CheckpointError(f"{path}: must be a file, got a folder, a pipe or a device")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CheckpointError(
+            f"{path}: must be at most {most:,} bytes, got {os.stat(path).st_size:,}"
+        )
+    return content
+
+
+def parse_json(text: str | bytes, name: str, most: int = MAX_JSON, *, unique: bool = False) -> Any:
+    """What JSON in UTF-8 says. ValueError, in one line that begins with `name`, for what is not JSON, is
+    longer than `most`, or is nested more than 64 deep. unique: and for objects that have a key twice, of
+    which Python takes the last. Whole numbers of more than 64 digits are infinite, as 1e999 is."""
+    if len(text) > most:
+        raise ValueError(f"{name}: must be at most {most:,} bytes of JSON, got {len(text):,}")
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        decoder = _UNIQUE_DECODER if unique else _DECODER
+        values = decoder.decode(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError(f"{name}: must be nested at most {MAX_DEPTH} deep, it is deeper") from None
+    except ValueError as error:  # JSON and UTF-8 errors
+        raise ValueError(f"{name}: is not JSON ({error})") from error
+    # As many brackets as that cannot be nested deeper: lines and small files are not walked.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(values):
+        raise ValueError(f"{name}: must be nested at most {MAX_DEPTH} deep, it is deeper")
+    return values
+
+
+def _is_deep(values: object) -> bool:
+    level = [values]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _whole_number(digits: str) -> int | float:
+    # Python refuses 4300 digits without a word of where, and overflows in comparisons with 310.
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+_UNIQUE_DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_with_unique_keys)
 
 
 @contextmanager
@@ -134,6 +231,123 @@ def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         held.release()
+
+
+@contextmanager
+def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[None]:
+    """Hold a folder until the end of the block. Raises Occupied, with host and pid, where another does.
+
+    work: what is done there, in words, for those that are refused. shared: processes that give the
+    same text hold a folder together, with None each holds it alone.
+
+    The lock of a process of this machine opens when that ends, however it ends, and its place is
+    taken over. Some shared disks keep locks to each machine: one of another machine that looks open is
+    believed for five minutes after its last sign of life, of which there is one every half minute.
+    """
+    own = folder / HELD / f"{secrets.token_hex(8)}.json"
+    over = threading.Event()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_leave, own, new)
+        _join(own, work, shared, stack)
+        renewing = threading.Thread(target=_renew, args=(own, over), daemon=True)
+        stack.callback(renewing.join)
+        stack.callback(over.set)
+        renewing.start()
+        yield
+
+
+def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack) -> None:
+    holder = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "machine": _machine(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "work": work,
+        "shared": shared,
+    }
+    # One after the other, or two that come at once would refuse each other.
+    with claimed(own.with_name("joining"), wait=True):
+        stack.enter_context(claimed(own.with_suffix(".lock"), wait=True))
+        # Before looking at others, and not after: also where locks do not reach other machines.
+        write_bytes(own, json.dumps(holder).encode(), durable=False)
+        for other in sorted(own.parent.glob("*.json")):
+            if other == own:
+                continue
+            values = _holder(other)
+            if not _is_alive(other, values, own.stat().st_mtime):
+                _remove_claim(other)
+            elif shared is None or values.get("shared") != shared:
+                raise Occupied(_refusal(other, values))
+
+
+def _machine() -> str:
+    """The same in all containers of a machine, whose locks see each other, and another after a boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _holder(claim: Path) -> dict[str, Any]:
+    try:
+        return read_json(claim)
+    except CheckpointError:  # gone, or damaged
+        return {}
+
+
+def _is_alive(claim: Path, holder: Mapping[str, Any], now: float) -> bool:
+    """now: by the clock of the disk, as the claim's own times are."""
+    with claimed(claim.with_suffix(".lock"), wait=False) as is_open:
+        if not is_open:
+            return True
+    is_here = holder.get("machine") == _machine() or holder.get("host") == socket.gethostname()
+    try:
+        return not is_here and claim.stat().st_mtime > now - BELIEVED
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(claim: Path, holder: Mapping[str, Any]) -> str:
+    who = f"pid {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
+    return (
+        f"{claim.parent.parent}: is held by {who}, {holder.get('work', 'at work')} since "
+        f"{holder.get('since', 'an unknown time')}; wait for it, give another folder, or delete "
+        f"{claim} if that process is dead"
+    )
+
+
+def _renew(claim: Path, over: threading.Event) -> None:
+    while not over.wait(RENEWED):
+        with contextlib.suppress(OSError):  # a disk that is away for a while
+            os.utime(claim)
+
+
+def _remove_claim(claim: Path) -> None:
+    # Windows removes no file that is open elsewhere.
+    for path in (claim, claim.with_suffix(".lock")):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _leave(own: Path, new: Sequence[Path]) -> None:
+    """Take away what this process has put there, and after the last the folder; new ones too, if nothing
+    came of them."""
+    _remove_claim(own)
+    with contextlib.suppress(OSError):
+        if [path.name for path in own.parent.iterdir()] == ["joining"]:
+            own.with_name("joining").unlink()
+            for path in (own.parent, *new):
+                path.rmdir()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a whole file, 64 hexadecimal digits. OSError for what cannot be read."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def fingerprint(directory: Path) -> str:
@@ -166,6 +380,30 @@ def check_text(name: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{name} must be UTF-8 text, got {text!r}") from None
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more."""
+    names = list(names)
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(text: str, most: int = 20_000) -> str:
+    """Text as a terminal may be given it: one line, without control characters, of a bounded length."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def without_controls(text: str) -> str:
+    """A text of strangers without what commands a terminal, turns the order of letters around, or has
+    no encoding. Line ends and tabs become spaces."""
+    text = re.sub(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?", "", text)
+    text = re.sub(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]", " ", text)
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
+    )
 
 
 def digest(content: bytes) -> str:

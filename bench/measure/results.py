@@ -42,7 +42,6 @@ Infinities and NaN are words: JSON has none.
 """
 
 import calendar
-import json
 import math
 import shlex
 import time
@@ -53,7 +52,7 @@ from typing import Any
 import torch
 
 from bench.measure import machine
-from pixart.files import write_json
+from pixart.files import parse_json, read_json, write_json
 
 SCHEMA = 2
 DATE = "%Y-%m-%dT%H:%M:%SZ"
@@ -88,7 +87,7 @@ def command(kind: str, arguments: Sequence[str]) -> str:
 
 def read(path: Path) -> Content:
     """A file of results. Raises ValueError for anything else."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if content.get("schema") != SCHEMA or content.get("kind") not in KINDS:
         raise ValueError(
             f"{path.name} must be results of schema {SCHEMA} by one of {', '.join(KINDS)}, "
@@ -140,4 +139,6 @@ def plain(value: Any) -> Any:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Of a worker that may have died in the middle of a line."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return [
+        parse_json(line, str(path)) for line in lines if line.startswith("{") and line.endswith("}")
+    ]

@@ -1,7 +1,11 @@
 """Writes the embedded model's card from its run, that of its conversion, and the accuracy measured of
 both, so that no figure in it is typed: `python -m bench.reporting.card RUN CONVERTED MODEL`."""
 
-import json
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.reporting.card", "command")
+
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +15,7 @@ import tyro
 
 from bench.reporting.text import TEMPLATES, fill, table
 from pixart.evaluation import caption_accuracy
-from pixart.files import write_bytes
+from pixart.files import parse_json, write_bytes
 from pixart.training.recipe import load_recipe
 
 TEMPLATE = TEMPLATES / "card.md"
@@ -31,7 +35,9 @@ def copy_logs(recipe: str, run: Path, logs: Path) -> list[Ended]:
     ended = []
     for stage in load_recipe(recipe):
         log = Path(shutil.copy(run / stage.name / "log.jsonl", logs / f"{stage.name}.jsonl"))
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            parse_json(line, str(log)) for line in log.read_text(encoding="utf-8").splitlines()
+        ]
         last = [line for line in lines if "loss" in line][-1]
         ended.append(Ended(stage.name, last["step"], last["loss"]))
     return ended
@@ -63,5 +69,6 @@ def main(
     write_bytes(model / "README.md", fill(TEMPLATE, parts).encode())
 
 
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.reporting.card"))
+def command() -> int | None:
+    """Run the command line."""
+    return tyro.cli(main, prog="python -m bench.reporting.card")

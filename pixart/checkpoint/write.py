@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, listed
+from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR
 from pixart.checkpoint.read import read_checkpoint
-from pixart.files import CheckpointError, CheckpointWriteError, written_aside
+from pixart.files import CheckpointError, CheckpointWriteError, listed, written_aside
 from pixart.weights import WEIGHTS
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ its text and the text encoder. So nothing is computed or kept twice: not for ano
 for a caption that many pictures have, not after samples were added, moved or renamed.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pixart.files import digest, write_bytes
+from pixart.files import MAX_INDEX, digest, read_json, write_bytes
 
 FORMAT = 1  # raise it when the meaning of an index changes
 OPEN_SHARDS = 64  # files held open by a reader
@@ -146,9 +145,9 @@ def _held(directory: Path) -> str:
 
 def _read_index(file: Path) -> dict[str, Any]:
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = read_json(file, MAX_INDEX)
     except ValueError as error:
-        raise ValueError(f"{file} must be JSON, it is not ({error}); run prepare again") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"{error}; run prepare again") from error
+    if index.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
     return index

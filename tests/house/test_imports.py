@@ -134,7 +134,11 @@ GROUND = [
     "distributed",
     "files",
     "command",
+    "pictures",
+    "progress",
+    "process",
     "shapes",
+    "tensors",
 ]
 FLOORS = [
     GROUND,
@@ -223,6 +227,31 @@ def test_models_and_operators_work_where_there_is_no_triton() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "pixart").rglob("*.py")), ids=_name)
 def test_the_model_leaves_triton_to_the_operators(path: Path) -> None:
     assert "triton" not in _roots(_anywhere(path))
+
+
+def _opens_with_pillow(tree: ast.AST) -> bool:
+    """Whether it calls PIL.Image.open, by whatever name."""
+    nodes = list(ast.walk(tree))
+    names = {"Image", "PIL.Image"}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL":
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
+            if any(alias.name == "open" for alias in node.names):
+                return True
+        elif isinstance(node, ast.Import):
+            names |= {alias.asname for alias in node.names if alias.asname and "PIL" in alias.name}
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) in names
+        for node in nodes
+    )
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=_name)
+def test_pictures_are_opened_in_one_place(path: Path) -> None:
+    """There Pillow gets the formats that it may try: for some it starts other programs."""
+    opens = _opens_with_pillow(ast.parse(path.read_text(encoding="utf-8")))
+    assert opens == (_name(path) == "pixart/pictures.py")
 
 
 def test_there_is_no_drawer_for_leftovers() -> None:
