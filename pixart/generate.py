@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from pixart.command import BAD_INPUT, CANCELLED, DONE, exit_code, message_of, parse, run_command
 
 if TYPE_CHECKING:
-    from pixart.generation.drawing import Report
     from pixart.generation.options import Options
+    from pixart.generation.report import Report
 
 NAME, KEPT = "generate", "cancelled; finished pictures are kept"
 
@@ -36,10 +36,12 @@ def _run(arguments: list[str] | None) -> int:
 
 def run(options: "Options") -> int:
     """Draw; with --json report what is finished, also where something failed on the way."""
-    from pixart.generation.drawing import Report, generate
+    from pixart.generation.report import Report
 
     report = Report()
     try:
+        from pixart.generation.drawing import generate
+
         generate(options, report)
     except BaseException as error:
         if options.json:
@@ -54,6 +56,6 @@ def _report_failure(report: "Report", error: BaseException) -> None:
     """Imports nothing: memory may be at its end, and Ctrl-C may have come in the middle of an import."""
     is_cancelled = isinstance(error, KeyboardInterrupt)
     code = CANCELLED if is_cancelled else exit_code(error)
-    if code not in (None, BAD_INPUT):
+    if report.drawn or code not in (None, BAD_INPUT):
         message = KEPT if is_cancelled else message_of(error)
         print(json.dumps({**report.to_dict(), "error": message}, indent=2))
