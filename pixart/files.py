@@ -18,7 +18,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,18 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
     try:
         yield holder / "new"
         publish(holder / "new", path, durable=durable, replace=replace)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a disk that is full does not say of what
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
-    refuses: what stood there is there still. A file is replaced in one step, a folder in two. Without
-    `replace` a file goes where none is, or FileExistsError is raised."""
+    refuses, or a file would replace a folder: what stood there is there still. A file is replaced in
+    one step, a folder in two. Without `replace` a file goes where none is, or FileExistsError is raised."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
@@ -86,7 +90,7 @@ def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = Tr
             flush(written)
     if not replace:
         _place(aside, path)
-    elif path.is_dir() and not path.is_symlink():
+    elif aside.is_dir() and path.is_dir() and not path.is_symlink():
         _exchange(path, aside)
     else:
         os.replace(aside, path)
@@ -174,15 +178,17 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, name: str, most: int = MAX_JSON) -> Any:
+def parse_json(text: str | bytes, name: str, most: int = MAX_JSON, *, unique: bool = False) -> Any:
     """What JSON in UTF-8 says. ValueError, in one line that begins with `name`, for what is not JSON, is
-    longer than `most`, holds numbers of more than 64 digits, or is nested more than 64 deep."""
+    longer than `most`, or is nested more than 64 deep. unique: and for objects that have a key twice, of
+    which Python takes the last. Whole numbers of more than 64 digits are infinite, as 1e999 is."""
     if len(text) > most:
         raise ValueError(f"{name}: must be at most {most:,} bytes of JSON, got {len(text):,}")
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        values = _DECODER.decode(text.removeprefix("\ufeff"))
+        decoder = _UNIQUE_DECODER if unique else _DECODER
+        values = decoder.decode(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError(f"{name}: must be nested at most {MAX_DEPTH} deep, it is deeper") from None
     except ValueError as error:  # JSON and UTF-8 errors
@@ -208,14 +214,21 @@ def _is_deep(values: object) -> bool:
     return True
 
 
-def _whole_number(digits: str) -> int:
-    # Python's own limit is 4300, and quadratic time before 3.11.
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+def _whole_number(digits: str) -> int | float:
+    # Python refuses 4300 digits without a word of where, and overflows in comparisons with 310.
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return values
 
 
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
+_UNIQUE_DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_with_unique_keys)
 
 
 @contextmanager
@@ -252,8 +265,9 @@ def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[
     """
     own = folder / HELD / f"{secrets.token_hex(8)}.json"
     over = threading.Event()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_leave, own)
+        stack.callback(_leave, own, new)
         _join(own, work, shared, stack)
         renewing = threading.Thread(target=_renew, args=(own, over), daemon=True)
         stack.callback(renewing.join)
@@ -335,13 +349,15 @@ def _remove_claim(claim: Path) -> None:
             path.unlink()
 
 
-def _leave(own: Path) -> None:
-    """Take away what this process has put there, and the folder after the last."""
+def _leave(own: Path, new: Sequence[Path]) -> None:
+    """Take away what this process has put there, and after the last the folder; new ones too, if nothing
+    came of them."""
     _remove_claim(own)
     with contextlib.suppress(OSError):
         if [path.name for path in own.parent.iterdir()] == ["joining"]:
             own.with_name("joining").unlink()
-            own.parent.rmdir()
+            for path in (own.parent, *new):
+                path.rmdir()
 
 
 def sha256_of(path: Path) -> str:

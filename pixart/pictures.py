@@ -88,6 +88,15 @@ def picture_suffixes() -> frozenset[str]:
     return readable_suffixes() | UNREAD_SUFFIXES
 
 
+def unread(suffix: str) -> str:
+    """Why a file of this suffix cannot be read though it is a picture; "" for any other."""
+    suffix = suffix.lower()
+    if suffix in readable_suffixes() or suffix not in picture_suffixes():
+        return ""
+    way_out = "pip install pillow-heif or convert it" if suffix in HEIF["HEIF"] else "convert it"
+    return f"pictures in {suffix} are not read; {way_out} to one of {', '.join(_formats())}"
+
+
 def open_picture(source: Source, name: str) -> "Image":
     """The whole picture as it is stored: decoded, not turned, in its own mode. Of several, the first.
 
@@ -209,6 +218,8 @@ def _opened(source: Source, name: str) -> Iterator["Image"]:
         _file(source) as file,
         Image.open(file, formats=list(_formats())) as image,
     ):
+        if 0 in image.size:
+            raise ValueError("it has no pixels")
         yield image
 
 

@@ -31,6 +31,17 @@ _PIXART_IN_DIFFUSERS = {
     "norm_type": "ada_norm_single",
     "num_embeds_ada_norm": 1000,
 }
+_MOST = 2**16  # of any size in config.json
+# Where a field of ours has another name there.
+_FIELDS_OF_DIFFUSERS = {
+    "input_size": "sample_size",
+    "depth": "num_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_size": "attention_head_dim",
+    "head_dim": "attention_head_dim",
+    "pe_interpolation": "interpolation_scale",
+    "micro_condition": "use_additional_conditions",
+}
 _DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second until 2024
 
 
@@ -127,7 +138,11 @@ def config_from_diffusers(
         "qk_norm": values.get("qk_norm", _has(tensors, r"blocks\.\d+\.attn\.[qk]_norm\.")),
         "kv_compression": stored or _infer_compression(tensors, kv_compression),
     }
-    return PixArtConfig.from_dict(fields)
+    try:
+        return PixArtConfig.from_dict(fields)
+    except ValueError as error:
+        theirs = _FIELDS_OF_DIFFUSERS.get(str(error).partition(" ")[0])
+        raise ValueError(f"config.json{', ' + theirs if theirs else ''}: {error}") from None
 
 
 def _count(values: Mapping[str, Any], key: str) -> int:
@@ -136,6 +151,8 @@ def _count(values: Mapping[str, Any], key: str) -> int:
     value = values[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
+    if value > _MOST:
+        raise ValueError(f"config.json: {key} must be at most {_MOST}, got {value}")
     return value
 
 

@@ -25,6 +25,7 @@ from pixart.config import MAX_LENGTH, PixArtConfig
 from pixart.files import CheckpointError, listed
 from pixart.model.transformer import PixArt
 from pixart.tensors import check_plain, container, read_safetensors, read_torch
+from pixart.weights import check_finite
 
 TIMESTEP = 500
 CLASSES = "y_embedder.embedding_table.weight"
@@ -52,7 +53,8 @@ def open_dit(
         tensors = tensors.get("ema", tensors.get("model", tensors))
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not a state dict")
-    check_plain(path, tensors, None)
+    check_plain(path, tensors)
+    check_finite(tensors, str(path))
     try:
         sizes: dict[str, int] = {"caption_channels": caption_channels, "max_length": max_length}
         model = PixArt(dit_config(tensors, **sizes))

@@ -78,8 +78,11 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
 
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, torch_dtype=dtype)
+        # Not given, transformers would ask whether to run the code that came with a model.
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, torch_dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)

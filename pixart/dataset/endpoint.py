@@ -24,7 +24,7 @@ from urllib.parse import urljoin
 
 from pixart.dataset.addresses import masking, parse_address, proxy_for
 from pixart.dataset.images import ImageError
-from pixart.files import without_controls
+from pixart.files import parse_json, without_controls
 
 WAITS = (1.0, 4.0, 15.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds that a server may put the next try off by Retry-After
@@ -67,7 +67,7 @@ class Endpoint:
             try:
                 status, headers, answer = self._post(content)
                 if 200 <= status < 300:
-                    return json.loads(answer)
+                    return parse_json(answer, "the answer")
                 words = http.client.responses.get(status, "")
                 reason = f"{status} {words}: {self.said(answer.decode(errors='replace'))}"
                 pause = _retry_after(headers)

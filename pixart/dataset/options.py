@@ -35,6 +35,9 @@ class Prepare:
     """Leave out pictures with a score below this."""
     max_ratio: float = 4.5
     """Reject pictures whose long side is more than this times the short one."""
+    min_side: int | None = None
+    """Reject pictures whose shorter side has fewer pixels. Default half the shorter side of the bucket
+    that they would be scaled up to."""
     max_length: int | None = None
     """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
     half: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from pixart import process
 from pixart.progress import Bar, say
 
 
@@ -88,9 +89,11 @@ def _descriptor_to_nowhere() -> Iterator[None]:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)
+        process.ENDING.error_output = kept  # Ctrl-C is answered also now
         yield
     finally:
         os.dup2(kept, 2)
+        process.ENDING.error_output = 2
         os.close(kept)
 
 

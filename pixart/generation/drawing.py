@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pixart import process
 from pixart.config import EMBEDDED
 from pixart.generation.console import Console, RunBar
 from pixart.generation.jobs import Job, needs_model, placed, plan
@@ -49,8 +50,10 @@ def _generate(options: Options, report: Report, console: Console) -> None:
     check_writable([job.path for job in left])
     if left:
         pipe = pipe or _open(options, report, console)
+        process.at_work()
         cells |= _draw_all(pipe, left, len(cells), options, report, console)
     if options.grid:
+        process.at_work()
         with report.timed("write"):
             sheet = write_sheet([cells[job.index] for job in jobs], options)
         report.grid = str(sheet)

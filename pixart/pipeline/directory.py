@@ -21,9 +21,10 @@ from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
 
 SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
-_PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
+INDEX = "model_index.json"
+PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
 _FILES = ("*.safetensors", "*.bin", "*.model")
-_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in _PARTS for kind in _FILES))
+_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in PARTS for kind in _FILES))
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
@@ -43,7 +44,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
         source = release.pipeline
     wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
     directory = resolve(source, allow_patterns=wanted)
-    needed = [*_PARTS, *["transformer"] * with_transformer]
+    needed = [*PARTS, *["transformer"] * with_transformer]
     if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:
@@ -54,7 +55,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
 
 def family_of(directory: Path) -> Family | None:
     """Σ or α by the class that model_index.json names, None if it names neither."""
-    index = directory / "model_index.json"
+    index = directory / INDEX
     if not index.is_file():
         return None
     name = str(read_json(index).get("_class_name")).lower()

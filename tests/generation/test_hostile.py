@@ -17,12 +17,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from stub_pipeline import StubPipeline, opened
 
+from pixart import process
 from pixart.command import run_command
 from pixart.generate import main, run
 from pixart.generation.console import Console
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
 from pixart.generation.pictures import KEY
+from pixart.generation.report import Report
 
 DEEP = "[" * 100_000
 HUGE = "9" * 5000
@@ -47,7 +49,7 @@ def outcome(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, st
     """The code, and the last line on standard error, as of a command line that has been read."""
     capsys.readouterr()
     asked = Options(output=Path("out"), **options)
-    code = run_command("generate", lambda: run(asked))
+    code = run_command("generate", lambda: run(asked, Report()))
     lines = capsys.readouterr().err.splitlines()
     assert not any("Traceback" in line for line in lines)
     return code, lines[-1] if lines else ""
@@ -204,8 +206,9 @@ def test_quiet_is_quiet_whatever_libraries_do(capfd: pytest.CaptureFixture[str])
         logging.getLogger("own").error("has a handler of its own")
         print("printed", file=sys.stderr)
         os.write(2, b"written by a library in C\n")
+        os.write(process.ENDING.error_output, b"cancelled\n")
     logging.getLogger("own").removeHandler(handler)
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "cancelled\n", "what ends the process is said all the same"
     print("afterwards", file=sys.stderr)
     assert capfd.readouterr().err == "afterwards\n"
 

@@ -94,13 +94,13 @@ def test_json_is_read_back_and_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_json_out_of_files_is_bounded(tmp_path: Path) -> None:
-    """Deeper than Python recurses, deeper than we do, too many digits, too long: a line each, at once."""
+    """Deeper than Python recurses, deeper than we do, too long: a line each, at once."""
     assert files.parse_json("[" * 64 + "]" * 64, "x")
     assert files.parse_json(b"\xef\xbb\xbf[" + b"[]," * 99 + b"1e999]", "x")[-1] == float("inf")
+    assert files.parse_json("[-" + "9" * 5000 + "]", "x") == [float("-inf")]
     for text, reason in (
         ("[" * 65 + "]" * 65, "x: must be nested at most 64 deep"),
         ('{"a":' * 100_000, "x: must be nested at most 64 deep"),
-        ("9" * 5000, r"x: is not JSON \(a number of 5000 digits\)"),
         (b"\xff", r"x: is not JSON \('utf-8' codec"),
         ('{"a": 1} 2', r"x: is not JSON \(Extra data"),
         (" " * 101, "x: must be at most 100 bytes of JSON, got 101"),
@@ -248,7 +248,7 @@ def test_another_machine_is_believed_as_long_as_it_shows_signs_of_life(
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"host": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"host": 3}', "[" * 99_999])
 def test_a_damaged_claim_holds_while_its_process_lives(tmp_path: Path, content: str) -> None:
     with files.occupied(tmp_path, "training"):
         (claim,) = claims(tmp_path)

@@ -136,6 +136,7 @@ GROUND = [
     "command",
     "pictures",
     "progress",
+    "process",
     "shapes",
     "tensors",
 ]

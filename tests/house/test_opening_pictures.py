@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pixart.pictures import (
     profile_fault,
     readable_suffixes,
     to_srgb,
+    unread,
 )
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -171,3 +173,19 @@ def test_a_profile_that_cannot_be_used_is_told_and_colours_stay(mode: str, profi
     assert to_srgb(opened).tobytes() == image.convert("RGB").tobytes()
     head = head_of(content, "x")
     assert head.has_profile and head.profile_fault == profile_fault(opened)
+
+
+@pytest.mark.skipif(find_spec("pillow_heif") is None, reason="needs pip install pillow-heif")
+def test_heic_is_read_where_pillow_heif_is_installed() -> None:
+    import pillow_heif
+
+    assert {".heic", ".heif"} <= readable_suffixes() and unread(".heic") == ""
+    content = io.BytesIO()
+    image = Image.new("RGB", (64, 64), COLOUR)
+    pillow_heif.from_pillow(image).save(content, quality=100, icc_profile=pictures.wide_profile())
+    opened = open_picture(content.getvalue(), "x")
+    found = to_srgb(opened).getpixel((0, 0))
+    assert opened.size == (64, 64) and np.abs(np.subtract(found, wide(*COLOUR))).max() <= 4
+    for damaged in (content.getvalue()[:-100], content.getvalue()[:24] + bytes(200)):
+        with pytest.raises(PictureError, match="^x: "):
+            open_picture(damaged, "x")
