@@ -106,7 +106,11 @@ def draw_sheet(cells: Sequence[Cell]) -> "Image":
     for number, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         row, column = divmod(number, columns)
         x, y = _GAP + column * (width + _GAP), start + row * step
-        sheet.paste(picture, (x, y + height - picture.height))
+        lower = y + height - picture.height
+        sheet.paste(picture, (x, lower))
+        # White pictures end somewhere too.
+        frame = (x - 1, lower - 1, x + picture.width, y + height)
+        canvas.rectangle(frame, outline="silver")
         _write(canvas, text, x, y + height + _GAP // 2, size)
     return sheet
 
