@@ -134,7 +134,7 @@ def errors_naming(folder: Path) -> Iterator[None]:
     """Other libraries say what is wrong with a file, but not with which."""
     try:
         yield
-    except (CheckpointError, MemoryError, ModuleNotFoundError, torch.cuda.OutOfMemoryError):
+    except (CheckpointError, MemoryError, ImportError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # what libraries raise over a damaged file has no common kind
         reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pixart.libraries import importing
 from pixart.sampler.one_step import OneStep
 
 
@@ -85,7 +86,8 @@ def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = N
 
 
 def _find_class(class_name: object) -> Any:
-    from diffusers import schedulers
+    with importing():
+        from diffusers import schedulers
 
     scheduler_class = getattr(schedulers, str(class_name), None)
     if not hasattr(scheduler_class, "scale_model_input"):  # those for flow matching have none

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pixart.device import free_memory
 from pixart.files import read_json
+from pixart.libraries import importing
 from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
 from pixart.weights import check_loaded, find_weights
 
@@ -224,8 +225,9 @@ class VAE:
 
 
 def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    from diffusers import AutoencoderKL
-    from diffusers.utils import logging
+    with importing():
+        from diffusers import AutoencoderKL
+        from diffusers.utils import logging
 
     files, variant = find_weights(folder, variant)
     verbosity = logging.get_verbosity()
