@@ -5,6 +5,7 @@ filter scores pictures. All go on where they were stopped, and list what they co
 of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
 """
 
+import os
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -15,6 +16,7 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pixart import process
 from pixart.command import DONE, parse, run_command
 from pixart.dataset.options import Caption, Command, Filter, Prepare
 
@@ -69,11 +71,22 @@ def prepare(options: Prepare) -> str:
         text_dtype=dtypes[options.text_dtype] if options.text_dtype else None,
         max_length=options.max_length,
     )
-    settings = Settings(options.resolution, options.square, options.max_ratio, options.half)
+    settings = Settings(
+        options.resolution, options.square, options.max_ratio, options.half, options.min_side
+    )
+    process.at_work()
     preparation = Preparation(options.output, encoders, settings, options.workers)
-    report = preparation.run(lambda: first.pop() if first else items())
+    report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     rejected = len(report["rejected"])
     return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+
+
+def _origin(options: Prepare) -> str:
+    """What a prepare reads and how, for telling it from others."""
+    is_url = "://" in options.source
+    source = options.source if is_url else os.path.abspath(os.path.expanduser(options.source))
+    files = [os.path.abspath(file) for file in (*options.captions, options.scores) if file]
+    return repr([source, options.prompt, options.min_score, files])
 
 
 def caption(options: Caption) -> str:
@@ -88,9 +101,11 @@ def caption(options: Caption) -> str:
     request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
     if options.endpoint:
         captioner = open_endpoint(options.endpoint, options.model, request)
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, options.workers)
     else:
         captioner = open_model(options.model, request, choose_device(options.device))
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, 1)
     return tally.summary("captioned", options.output)
 
@@ -103,5 +118,7 @@ def filter_(options: Filter) -> str:
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    tally = score_source(items, options.output, load_scorer(options.scorer))
+    scorer = load_scorer(options.scorer)
+    process.at_work()
+    tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"

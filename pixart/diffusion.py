@@ -118,7 +118,7 @@ def training_loss(
     if variance.shape[1] == 0:
         return LossTerms(weighted, mse, torch.zeros_like(mse))
     schedule = _at(timesteps, x0)
-    predicted_x0 = _predict_x0(predicted.detach(), x_t, schedule, prediction_type)
+    predicted_x0 = predict_x0(predicted.detach(), x_t, timesteps, prediction_type)
     vb = _variational_bound(x0, x_t, predicted_x0, variance, timesteps, schedule)
     return LossTerms(weighted + vb, mse, vb)
 
@@ -143,7 +143,10 @@ def _at(timesteps: Tensor, x: Tensor) -> Schedule:
     return Schedule(*(table[index].view(shape) for table in _schedule(x.device)))
 
 
-def _predict_x0(predicted: Tensor, x_t: Tensor, schedule: Schedule, prediction_type: str) -> Tensor:
+def predict_x0(predicted: Tensor, x_t: Tensor, timesteps: Tensor, prediction_type: str) -> Tensor:
+    """What x_0 (B, C, h, w) is by a prediction of the noise ("epsilon") or of the velocity
+    ("v_prediction") at timesteps (B,)."""
+    schedule = _at(timesteps, x_t)
     alpha, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     if prediction_type == "v_prediction":
         return alpha * x_t - sigma * predicted

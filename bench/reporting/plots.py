@@ -16,6 +16,7 @@ from bench.measure.results import Content, Row
 from bench.reporting import comparisons, scaling
 from bench.workloads import sizes
 from pixart.files import written_aside
+from pixart.pictures import open_picture
 
 Named = tuple[str, Content]  # a file of bench/results by its name without suffix, and what it holds
 Points = dict[str, list[tuple[float, float]]]  # of each curve, by its name
@@ -143,12 +144,9 @@ def _hash(plot: Plot, panels: Panels) -> str:
 
 def _shown(path: Path) -> str | None:
     """What a picture says that it shows."""
-    from PIL import Image
-
     if not path.exists():
         return None
-    with Image.open(path) as picture:
-        return picture.info.get(HASH, "")
+    return open_picture(path, str(path)).info.get(HASH, "")
 
 
 def _draw(plot: Plot, panels: Panels, path: Path) -> None:

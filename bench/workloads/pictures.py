@@ -23,6 +23,7 @@ from bench.measure.results import Row
 from bench.workloads import pipelines, sizes
 from pixart import cost
 from pixart.config import EMBEDDED
+from pixart.pictures import open_picture
 
 PROMPT = "a small orange cross in the bottom right corner on black"
 STAGES = ("open", "text encoder", "load", "denoiser", "VAE", "write", "whole")
@@ -72,8 +73,6 @@ def start() -> Case:
 
 def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     """A pipeline, and what it drew."""
-    from PIL import Image
-
     from pixart import Pipeline
     from pixart.generation.pictures import write_picture
     from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
@@ -97,8 +96,7 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     write_picture(drawn.image, path, Metadata.of(drawn, pipe, Request(PROMPT), opened))
     stages.end("write")
     stages.seconds["whole"] = sum(stages.seconds.values())
-    with Image.open(path) as written:
-        assert written.tobytes() == drawn.image.tobytes()
+    assert open_picture(path, str(path)).tobytes() == drawn.image.tobytes()
     return pipe, drawn
 
 
@@ -169,14 +167,14 @@ def _describe(source: str | Path, pipe: Any, drawn: Any) -> Row:
 
 def _flops(pipe: Any) -> int:
     """Of all steps; guidance takes two samples a step, each with the tokens of its own caption."""
-    from pixart.sampler.schedulers import default_steps, make_scheduler
+    from pixart.pipeline.request import Request
 
     side = pipe.native // pipe.multiple
     once = sum(
         cost.forward_flops(pipe.opened.config, (side, side), tokens, encoded=True)
         for tokens in pipe.caption_tokens(PROMPT)
     )
-    return default_steps(make_scheduler(None, pipe.scheduler_config)) * once
+    return pipe.resolve(Request(PROMPT)).steps * once
 
 
 def _run_start(arguments: tuple[str, ...], word: str) -> None:

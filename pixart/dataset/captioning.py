@@ -5,27 +5,24 @@ draws one by weights. A single caption is the likeliest one; several are sampled
 """
 
 import base64
-import http.client
 import io
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.annotations import Tally, annotate
+from pixart.dataset.endpoint import Endpoint
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
+from pixart.files import without_controls
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
 Captioner = Callable[["Image"], list[str]]
-WAITS = (1.0, 4.0, 15.0)  # seconds before each further try
-TIMEOUT = 300.0  # seconds for an answer
 MAX_SIDE = 1536  # px of what is sent: models see no more
 
 
@@ -53,17 +50,13 @@ class CaptionRequest:
         return [f"{self.name}.{number}" for number in range(1, self.count + 1)]
 
 
-class EndpointError(RuntimeError):
-    """The endpoint gives no captions to anybody; there is no use in going on."""
-
-
 def caption_source(
     items: Iterable[Item], output: Path, captioner: Captioner, request: CaptionRequest, workers: int
 ) -> Tally:
     """Append {"path", "captions"} for every picture that has no captions of these names yet."""
 
     def annotate_one(image: "Image") -> dict[str, Any]:
-        captions = [" ".join(text.split()) for text in captioner(image)]
+        captions = [" ".join(without_controls(text).split()) for text in captioner(image)]
         if not all(captions):
             raise ImageError("the model gave an empty caption")
         return {"captions": dict(zip(request.names, captions, strict=True))}
@@ -85,8 +78,11 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
 
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, torch_dtype=dtype)
+        # Not given, transformers would ask whether to run the code that came with a model.
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, torch_dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)
@@ -108,31 +104,24 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
 
 
 def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:
-    """A server that speaks OpenAI's chat completions at `address`/chat/completions."""
-    if not address.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint must begin with http:// or https://, got {address!r}")
-    from huggingface_hub import InferenceClient
-
-    url = f"{address.rstrip('/')}/chat/completions"
-    key = os.environ.get("OPENAI_API_KEY")
-    # Given even without a key, and in small letters as the client writes it: in the place of the
-    # user's token for the hub, which it would send to any server.
-    headers = {"authorization": f"Bearer {key}" if key else ""}
-    client = InferenceClient(base_url=url, headers=headers, timeout=TIMEOUT)
+    """A server that speaks OpenAI's chat completions at `address`/chat/completions. Its key is read
+    from OPENAI_API_KEY, unless the address holds user:password. See pixart.dataset.endpoint."""
+    endpoint = Endpoint(address, os.environ.get("OPENAI_API_KEY"))
 
     def captioner(image: "Image") -> list[str]:
         content = [
             {"type": "text", "text": request.prompt},
             {"type": "image_url", "image_url": {"url": _data_url(image)}},
         ]
-        ask = partial(
-            client.chat_completion,
-            [{"role": "user", "content": content}],
-            model=model,
-            max_tokens=request.max_tokens,
-            temperature=0.0 if request.count == 1 else 1.0,
-        )
-        return [_text_of(_answer(partial(ask, seed=n), url)) for n in range(request.count)]
+        question = {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": request.max_tokens,
+            "temperature": 0.0 if request.count == 1 else 1.0,
+            "stream": False,
+        }
+        answers = (endpoint.ask(question | {"seed": n}) for n in range(request.count))
+        return [_text_of(answer, endpoint) for answer in answers]
 
     return captioner
 
@@ -160,48 +149,11 @@ def _data_url(image: "Image") -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _answer(ask: Callable[[], Any], url: str) -> Any:
-    """The answer. Tries again while the server is busy or away; ImageError if it refuses this
-    request, EndpointError if it refuses all."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The client's own, and its bases: of httpx's errors, not all are OSErrors. AttributeError is
-    # what it makes of a refusal that is JSON and no object.
-    failures: Any = (*HfHubHTTPError.__bases__, OSError, ValueError, AttributeError)
-    reason = ""
-    for wait in (*WAITS, None):
-        try:
-            return ask()
-        except failures as error:
-            status, reason = _refusal(error)
-            # These are about what was sent: the next picture may pass.
-            if status in (400, 413, 415, 422):
-                raise ImageError(f"the endpoint refuses this picture: {reason}") from error
-            # A wrong address or key stays wrong; too slow (408) and too often (429) pass.
-            if 300 <= status < 500 and status not in (408, 429):
-                break
-        if wait is not None:
-            time.sleep(wait)
-    raise EndpointError(f"{url} must answer, it does not ({reason}); captions so far are kept")
-
-
-def _refusal(error: Exception) -> tuple[int, str]:
-    """The HTTP status of a refusal, 0 where no answer came, and the reason in words."""
-    for cause in (error, error.__context__):
-        response: Any = getattr(cause, "response", None)
-        if response is not None:
-            status: int = response.status_code
-            words = http.client.responses.get(status, "")
-            return status, f"{status} {words}: {response.text[:300]}"
-    return 0, str(error)
-
-
-def _text_of(answer: Any) -> str:
+def _text_of(answer: Any, endpoint: Endpoint) -> str:
     try:
-        text = answer.choices[0].message.content
-    except (AttributeError, LookupError, TypeError) as error:
-        raise EndpointError(
-            f"endpoint must answer with choices[0].message.content, got {str(answer)[:200]}"
-        ) from error
+        text = answer["choices"][0]["message"]["content"]
+    except (LookupError, TypeError):
+        got = endpoint.said(str(answer), 200)
+        raise endpoint.failure(f"must answer with choices[0].message.content, got {got}") from None
     # The protocol allows null. It counts as an empty caption, which is refused.
     return text if isinstance(text, str) else ""

@@ -35,6 +35,9 @@ class Prepare:
     """Leave out pictures with a score below this."""
     max_ratio: float = 4.5
     """Reject pictures whose long side is more than this times the short one."""
+    min_side: int | None = None
+    """Reject pictures whose shorter side has fewer pixels. Default half the shorter side of the bucket
+    that they would be scaled up to."""
     max_length: int | None = None
     """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
     half: bool = False
@@ -65,7 +68,7 @@ class Caption:
     """Captions per picture. Several are sampled and called NAME.1, NAME.2 ..."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it
-    wants one, is read from the environment variable OPENAI_API_KEY."""
+    wants one, is read from the environment variable OPENAI_API_KEY; it goes to no other server."""
     prompt: str = "Describe this image in detail."
     """The question that the model answers."""
     max_tokens: int = 300

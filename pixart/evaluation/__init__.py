@@ -9,7 +9,11 @@ from pixart.pipeline.request import Request, as_options
 METRICS: dict[str, str] = {
     "caption-accuracy": "pixart.evaluation.caption_accuracy",
 }
-SAMPLING = ("steps", "guidance")  # of a Request; what is not given is left to the model
+SAMPLING = (
+    "steps",
+    "guidance",
+    "guidance_interval",
+)  # of a Request; what is not given is left to the model
 _Sampling: Any = as_options(SAMPLING)
 
 

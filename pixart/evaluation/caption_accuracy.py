@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation import Settings
 from pixart.files import read_json
 from pixart.pipeline.request import Request
+from pixart.progress import counted
 from pixart.shapes.caption import KINDS, describe, parse
 from pixart.shapes.checker import check
+from pixart.shapes.edges import measure as edges_of
 from pixart.shapes.scene import HELD_OUT, sample_scene
 
 if TYPE_CHECKING:
@@ -40,12 +42,19 @@ class Task:
 
 @dataclass
 class Accuracy:
-    """Captions of which every statement held, and by kind of statement (right, of)."""
+    """Captions of which every statement held, and by kind of statement (right, of).
+
+    clean: pictures with as many things as stated, all of clean outlines, and nothing lying about.
+    overlap: median over all things of the overlap with the ideal shape; see pixart.shapes.edges. None
+    in reports from before it was measured.
+    """
 
     task: Task
     right: int = 0
     of: int = 0
     by_kind: dict[str, tuple[int, int]] = field(default_factory=dict)
+    clean: int | None = None
+    overlap: float | None = None
 
     @property
     def share(self) -> float:
@@ -73,22 +82,28 @@ def requests(task: Task, like: Request) -> list[Request]:
 def measure(pipe: "Pipeline", task: Task, like: Request, *, batch: int = BATCH) -> Accuracy:
     """Draw a task's captions, as `requests` has them, and check every statement."""
     import numpy as np
-    from tqdm import tqdm
 
     result = Accuracy(task)
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
+    overlaps: list[float] = []
+    result.clean = 0
     asked = requests(task, like)
     pictures = pipe.draw_many(asked, batch=batch)
-    for drawn in tqdm(pictures, total=len(asked), desc=task.name, leave=False):
+    for drawn in counted(pictures, task.name, len(asked)):
         statements = parse(drawn.request.prompt)
         holds = check(np.asarray(drawn.image), statements)
         holds = holds or [False] * len(statements)
+        edges = edges_of(np.asarray(drawn.image))
+        overlaps += edges.overlaps
+        stated = {one.kind: held for one, held in zip(statements, holds, strict=True)}
+        result.clean += edges.are_clean and stated["count"]
         result.right += all(holds)
         result.of += 1
         for statement, held in zip(statements, holds, strict=True):
             right[statement.kind] += held
             of[statement.kind] += 1
+    result.overlap = float(np.median(overlaps)) if overlaps else 0.0
     result.by_kind = {kind: (right[kind], of[kind]) for kind in KINDS if of[kind]}
     return result
 
@@ -106,20 +121,19 @@ def tasks(native: int, count: int) -> list[Task]:
 
 
 def table(results: list[Accuracy]) -> str:
-    """The results as a Markdown table, percentages."""
+    """The results as a Markdown table, percentages; the overlap of outlines is from 0 to 1."""
     kinds = [kind for kind in KINDS if any(kind in r.by_kind for r in results)]
-    lines = [
-        "| captions | all right | " + " | ".join(kinds) + " |",
-        "|---" * (len(kinds) + 2) + "|",
-    ]
+    edges = ["clean", "overlap"] if any(r.overlap is not None for r in results) else []
+    columns = ["captions", "all right", *kinds, *edges]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for r in results:
-        cells = [
-            f"{100 * r.by_kind[k][0] / r.by_kind[k][1]:.1f}" if k in r.by_kind else ""
-            for k in kinds
-        ]
-        lines.append(
-            f"| {r.of} × {r.task.name} | **{100 * r.share:.1f} %** | " + " | ".join(cells) + " |"
-        )
+        counts = [r.by_kind.get(kind) for kind in kinds]
+        cells = [f"{100 * c[0] / c[1]:.1f}" if c else "" for c in counts]
+        if edges:
+            cells.append("" if r.clean is None else f"{100 * r.clean / max(1, r.of):.1f}")
+            cells.append("" if r.overlap is None else f"{r.overlap:.3f}")
+        cells = [f"{r.of} × {r.task.name}", f"**{100 * r.share:.1f} %**", *cells]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -143,6 +157,8 @@ def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
             r["right"],
             r["of"],
             {k: (v[0], v[1]) for k, v in r["by_kind"].items()},
+            r.get("clean"),
+            r.get("overlap"),
         )
         for r in report.pop("results")
     ]

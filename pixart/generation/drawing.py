@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pixart import process
 from pixart.config import EMBEDDED
 from pixart.generation.console import Console, StageBar
 
@@ -86,6 +87,7 @@ def _generate(options: "Options", report: Report, console: Console) -> None:
     if not left:
         return
     pipe = _open(options, report, console)
+    process.at_work()
     notes = [pipe.size_of(job.request).note for job in left]
     for note in dict.fromkeys(notes):
         console.remark(note)

@@ -1,25 +1,19 @@
 """From options to jobs: what generate draws, and where it goes."""
 
-import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pixart.config import EMBEDDED, KVCompression
-from pixart.files import parse_json
+from pixart.generation.names import fill, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.pictures import SUFFIXES, check_room, read_metadata
+from pixart.generation.pictures import check_room, read_metadata
+from pixart.generation.prompts import read_prompts
 from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
-from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request, check_keys
+from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request
 from pixart.releases import RELEASES
-
-_OTHER_PICTURES = (
-    ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".jfif", ".jpe",
-    ".svg", ".ico", ".ppm", ".tga", ".exr", ".pdf",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,101 +151,19 @@ def _absolute(place: str | Path) -> str:
     return os.path.abspath(path) if path.exists() else str(place)
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .txt or .jsonl file as {"prompt": ..., ...}; empty lines are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    # Not splitlines, which also cuts where JSON allows it, at U+2028.
-    numbered = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path}: holds no prompt")
-    if path.suffix.lower() == ".json":
-        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
-    if path.suffix.lower() == ".jsonl":
-        return [_read_line(path, number, line) for number, line in numbered]
-    return [{"prompt": line} for _, line in numbered]
-
-
-def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    values = parse_json(line, f"{path}, line {number}")
-    if not isinstance(values, dict) or not values.get("prompt"):
-        raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
-    try:
-        check_keys(values, ("name", "version", *SETTINGS))  # from_dict checks the version
-        if not isinstance(values.get("name", ""), str):
-            raise ValueError(f"name must be text, got {values['name']!r}")
-        Request.from_dict({name: value for name, value in values.items() if name != "name"})
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
-    return values
-
-
 def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
     """Give every job its file. Names are unique within a run and the same in the next one."""
-    template = _template(options, len(jobs))
+    template = template_of(options, len(jobs))
     placed: list[Job] = []
     seen: set[Path] = set()
     for job in jobs:
         line = lines[job.index // options.num_images]
-        path = _fill(template, job, line.get("name"))
+        path = fill(template, job.request, job.index, line.get("name"))
         while path in seen:  # the same prompt and seed twice
             path = path.with_name(f"{path.stem}-{job.index}{path.suffix}")
         seen.add(path)
         placed.append(replace(job, path=path))
     return placed
-
-
-def _template(options: Options, count: int) -> str:
-    output = options.output or Path("outputs")
-    suffix = output.suffix.lower()
-    if suffix in _OTHER_PICTURES and not output.is_dir():
-        raise ValueError(
-            f"--output must end in .png, .jpg or .webp, or name a folder, got {output}"
-        )
-    if suffix in SUFFIXES and options.format not in (None, SUFFIXES[suffix]):
-        raise ValueError(f"--output must end in .{options.format}, got {output}")
-    if "{" in str(output):
-        _check_template(str(output))
-        return str(output) if suffix in SUFFIXES else f"{output}.{options.format or 'png'}"
-    if suffix not in SUFFIXES:
-        return str(output / f"{{name}}.{options.format or 'png'}")
-    return str(output.with_name(f"{output.stem}-{{index}}{output.suffix}") if count > 1 else output)
-
-
-_FIELDS = ("name", "prompt", "seed", "index")
-
-
-def _check_template(template: str) -> None:
-    unknown = [name for name in re.findall(r"{([^}]*)}", template) if name not in _FIELDS]
-    if unknown:
-        raise ValueError(
-            f"--output knows {', '.join('{' + f + '}' for f in _FIELDS)}, got {{{unknown[0]}}}"
-        )
-
-
-def _fill(template: str, job: Job, name: str | None) -> Path:
-    slug, seed = safe_name(job.request.prompt), job.request.seed
-    name = safe_name(name) if name else f"{slug}-{seed}"
-    values = {"name": name, "prompt": slug, "seed": seed, "index": f"{job.index:04d}"}
-    for key, value in values.items():
-        template = template.replace("{" + key + "}", str(value))
-    return Path(template)
-
-
-def safe_name(text: str, length: int = 60) -> str:
-    """A file name that any system takes, whatever the prompt: letters, digits and dashes.
-
-    Where letters were lost, a digest keeps apart what would be one name.
-    """
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if len(slug) > length or not text.isascii() or not slug:
-        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
-        slug = f"{slug[: length - 9].strip('-') or 'image'}-{digest}"
-    return slug
 
 
 def _given(options: Options) -> set[str]:
@@ -286,7 +198,9 @@ def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
         settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
     if "scheduler" in given:
-        settings |= {name: getattr(drawn.asked, name) for name in ("steps", "guidance")}
+        settings |= {
+            name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
+        }
     settings |= {name: value for name, value in _given_settings(options).items() if name in given}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.files import written_aside
+from pixart.pictures import head_of, open_picture
 from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
 from pixart.pipeline.request import SETTINGS, Request
 
@@ -84,18 +85,8 @@ def check_writable(paths: list[Path]) -> None:
 
 def read_metadata(path: Path) -> Metadata:
     """What a picture of ours carries, of any version so far. ValueError says why there is none."""
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
-    try:
-        with PILImage.open(path) as image:
-            image.load()  # half a picture is none
-            text = image.info.get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: is not a picture") from error
-    except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot be read ({reason})") from error
+    image = open_picture(path, str(path))  # all of it: half a picture is none
+    text = image.info.get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
     try:
         return Metadata.from_text(text if isinstance(text, str) else "")
     except NewerVersionError as error:
@@ -120,7 +111,5 @@ def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> tuple[in
         there = getattr(found.request if is_choice else found.asked, name)
         if wanted != there and not (is_choice and wanted is None):
             return None
-    from PIL import Image as PILImage
-
-    with PILImage.open(path) as image:
-        return image.size
+    head = head_of(path, str(path))
+    return head.width, head.height

@@ -2,14 +2,16 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import Request, check_keys
 from pixart.resolution import Resolved, resolve_size
 from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import (
+    GUIDANCE,
     SCHEDULERS,
+    STEPS,
     Scheduler,
     default_guidance,
     default_steps,
@@ -35,18 +37,53 @@ def size_of(request: Request, *, native: int, multiple: int) -> Resolved:
     return Resolved(height, width, f"{width}x{height}, exactly as asked")
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What a pipeline is drawn with best, where a request leaves it open: its `sampling.json`.
+
+    None: what the scheduler is published with. A number that is a scheduler's own (the 4 steps of lcm,
+    and that it takes no guidance) stays where a request names it.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Sampling":
+        """ValueError for a key that is unknown, or a value that nothing could be drawn with."""
+        names = [one.name for one in fields(cls)]
+        check_keys(values, names)
+        like = Request("", **values)
+        return cls(*(getattr(like, name) for name in names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 def with_defaults(
-    request: Request, size: Resolved, solver: Scheduler, scheduler: str | None
+    request: Request, size: Resolved, solver: Scheduler, scheduler: str | None, own: Sampling
 ) -> Request:
-    """The request with its size in pixels, the name of its scheduler, steps and guidance. ValueError
-    for what the scheduler cannot sample."""
-    steps = default_steps(solver) if request.steps is None else request.steps
-    guidance = default_guidance(solver) if request.guidance is None else request.guidance
-    check_sampling(solver, steps, guidance, request.guidance_interval)
+    """The request with its size in pixels, the name of its scheduler, steps, guidance and interval.
+    ValueError for what the scheduler cannot sample."""
+    published = default_steps(solver), default_guidance(solver)
+    if request.scheduler is not None and published[0] != STEPS:
+        own = replace(own, steps=None)
+    if request.scheduler is not None and published[1] != GUIDANCE:
+        own = replace(own, guidance=None, guidance_interval=None)
+    steps = _first(request.steps, own.steps, published[0])
+    guidance = _first(request.guidance, own.guidance, published[1])
+    interval = _first(request.guidance_interval, own.guidance_interval, (0.0, 1.0))
+    check_sampling(solver, steps, guidance, interval)
     return replace(
         request, size=None, aspect=None, resolution=None, height=size.height, width=size.width,
-        steps=steps, guidance=guidance, scheduler=scheduler,
+        steps=steps, guidance=guidance, guidance_interval=interval, scheduler=scheduler,
     )  # fmt: skip
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
 
 
 def name_of_scheduler(own: Scheduler, config: Mapping[str, Any]) -> str | None:

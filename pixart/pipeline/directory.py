@@ -11,14 +11,17 @@ from pixart.checkpoint.load import TRANSFORMER_FILES
 from pixart.checkpoint.names import CONFIG
 from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
+from pixart.pipeline.defaults import Sampling
 from pixart.releases import release_named
 from pixart.sampler.schedulers import make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
-_PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
+SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
+INDEX = "model_index.json"
+PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
 _FILES = ("*.safetensors", "*.bin", "*.model")
-_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in _PARTS for kind in _FILES))
+_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in PARTS for kind in _FILES))
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
@@ -38,7 +41,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
         source = release.pipeline
     wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
     directory = resolve(source, allow_patterns=wanted)
-    needed = [*_PARTS, *["transformer"] * with_transformer]
+    needed = [*PARTS, *["transformer"] * with_transformer]
     if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:
@@ -49,7 +52,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
 
 def family_of(directory: Path) -> Family | None:
     """Σ or α by the class that model_index.json names, None if it names neither."""
-    index = directory / "model_index.json"
+    index = directory / INDEX
     if not index.is_file():
         return None
     name = str(read_json(index).get("_class_name")).lower()
@@ -136,6 +139,18 @@ def text_dtype(
     files, _ = find_weights(directory / "text_encoder", variant, T5_WEIGHTS)
     size = sum(file.stat().st_size for file in files)
     return (torch.bfloat16 if size >= _SMALL_TEXT_ENCODER else dtype), None
+
+
+def read_sampling(directory: Path) -> Sampling:
+    """What sampling.json says, if there is one. CheckpointError for what cannot be drawn with."""
+    file = directory / SAMPLING
+    if not file.is_file():
+        return Sampling()
+    values = read_json(file)
+    try:
+        return Sampling.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def read_scheduler(directory: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """From training state to a pipeline in the published layout that generate opens."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ from torch import nn
 
 from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
+from pixart.config import PixArtConfig
 from pixart.files import read_json
 from pixart.model.transformer import PixArt
+from pixart.pipeline.defaults import Sampling
+from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
 
+_CLASSES = {"sigma": "PixArtSigmaPipeline", "alpha": "PixArtAlphaPipeline"}
 MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
@@ -30,8 +36,10 @@ def export_pipeline(
     vae: nn.Module,
     spiece: Path,
     prediction_type: str,
+    sampling: Sampling | None = None,
 ) -> None:
-    """Write model_index.json and the five folders, weights in fp16."""
+    """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
+    in fp16."""
     import diffusers
     from diffusers import DPMSolverMultistepScheduler
 
@@ -53,7 +61,38 @@ def export_pipeline(
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": False, **SPECIAL_TOKENS}
     write_config(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
-    write_config(directory / "model_index.json", index)
+    write_config(directory / INDEX, index)
+    if sampling is not None:
+        write_config(directory / SAMPLING, sampling.to_dict())
+
+
+def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
+    """Make a whole pipeline of a directory that has a transformer, of this config, by the other parts of
+    another pipeline. They take no space: files are linked, and copied only where the disk has no links."""
+    for part in PARTS:
+        for file in sorted((source / part).rglob("*")):
+            if file.is_file():
+                _link(file, directory / part / file.relative_to(source / part))
+    index = read_json(source / INDEX) if (source / INDEX).is_file() else dict(MODEL_INDEX)
+    family = family_of(source)
+    if (trained := choose_family(config, family, True)) != family:
+        index["_class_name"] = _CLASSES[trained]
+    write_config(directory / INDEX, {**index, "transformer": MODEL_INDEX["transformer"]})
+    if (source / SAMPLING).is_file():
+        write_config(directory / SAMPLING, read_json(source / SAMPLING))
+
+
+def _link(file: Path, place: Path) -> None:
+    """A hard link, which outlives the file's own name; a symbolic one to another disk; else a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    real = file.resolve()  # the hub's cache has links to it
+    for make in (os.link, os.symlink):
+        try:
+            make(real, place)
+            return
+        except OSError:
+            continue
+    shutil.copyfile(real, place)
 
 
 def _forget_origin(config: Path) -> None:

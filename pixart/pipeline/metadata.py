@@ -1,7 +1,8 @@
 """How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
 
-Version 4 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
-asked for but chosen, what was asked for. Versions 1 to 3 held what was asked for alone.
+Version 5 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
+asked for but chosen, what was asked for. In version 4 the guided part of the trajectory could not be
+left open. Versions 1 to 3 held what was asked for alone.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart import __version__
+from pixart.config import EMBEDDED
 from pixart.files import parse_json
 from pixart.pipeline.request import VERSION, Drawn, Request, check_keys
 
@@ -32,6 +34,9 @@ _SAMPLERS = {  # as gallery tools call them
     "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
     "unipc": "UniPC", "lcm": "LCM", "dmd": "DMD",
 }  # fmt: skip
+
+
+DISTILLED = ("lcm", "dmd")  # drawn without guidance, which they have inside
 
 
 class NewerVersionError(ValueError):
@@ -96,7 +101,7 @@ class Metadata:
                 f"was drawn by a newer pixart (version {version} of its metadata, this one reads 1 to "
                 f"{VERSION}); update pixart"
             )
-        return _read(values) if version == VERSION else _read_older(version, values)
+        return _read(version, values) if version > 3 else _read_older(version, values)
 
     def to_parameters(self) -> str:
         """The prompts and settings as web interfaces for diffusion models write them.
@@ -152,7 +157,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
 
 
-def _read(values: dict[str, Any]) -> Metadata:
+def _read(version: int, values: dict[str, Any]) -> Metadata:
     kinds = {
         "version": int, "library": str, "request": dict, "model": dict, "asked": dict,
         "weights": dict, "sampler": str, "batch": int,
@@ -163,13 +168,20 @@ def _read(values: dict[str, Any]) -> Metadata:
     weights = values["weights"]
     if not all(isinstance(one, str) for one in weights.values()):
         raise ValueError("weights must be digests")
+    first = Request.from_dict({name: asked.get(name, value) for name, value in request.items()})
     return Metadata(
         Request.from_dict(request),
         _checked_model(model),
-        Request.from_dict({name: asked.get(name, value) for name, value in request.items()}),
+        _with_open_interval(first) if version == 4 else first,
         _checked_model({name: asked.get(name, value) for name, value in model.items()}),
-        weights, values["sampler"], values["batch"], values["library"],
+        weights, values["sampler"], values["batch"], values["library"], version,
     )  # fmt: skip
+
+
+def _with_open_interval(asked: Request) -> Request:
+    """Up to version 4, all of the trajectory was what a request had that did not ask for a part of it."""
+    is_whole = asked.guidance_interval == (0.0, 1.0)
+    return replace(asked, guidance_interval=None) if is_whole else asked
 
 
 _OLD_SETTINGS = (
@@ -184,7 +196,8 @@ _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
 
 
 def _read_older(version: int, values: dict[str, Any]) -> Metadata:
-    """Version 1 did not say how free memory had decided; version 2 knew no adapters."""
+    """Version 1 did not say how free memory had decided; version 2 knew no adapters; none of them what
+    the embedded model's guidance was, since a pipeline had none of its own."""
     choices = CHOICES if version > 1 else ()
     _check(values, {**dict.fromkeys(("version", *_OLD_SETTINGS, *choices), object), "model": dict})
     if any(values[name] is None for name in choices):
@@ -198,6 +211,9 @@ def _read_older(version: int, values: dict[str, Any]) -> Metadata:
             model = model | added
     model = _checked_model(model)
     request = replace(asked, **{name: values[name] for name in choices})
+    if request.guidance is None and model["model"] == EMBEDDED and asked.scheduler not in DISTILLED:
+        request = replace(request, guidance=4.5)
+    asked = _with_open_interval(asked)
     return Metadata(request, model, asked, model, library="", version=version)
 
 

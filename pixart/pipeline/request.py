@@ -17,7 +17,7 @@ from pixart.files import check_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 4  # other fields, another number; pixart.pipeline.metadata reads what 1 to 3 wrote
+VERSION = 5  # other fields, another number; pixart.pipeline.metadata reads what 1 to 4 wrote
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
 
@@ -47,13 +47,17 @@ class Request:
     )
     height: int | None = _setting(None, "Exact height, in the place of a size.")
     width: int | None = _setting(None, "Exact width, in the place of a size.")
-    steps: int | None = _setting(None, "Denoising steps. Default 20 (sa-solver 25, lcm 4, dmd 1).")
-    guidance: float | None = _setting(
-        None, "Classifier-free guidance scale. Default 4.5 (lcm and dmd 1, none)."
+    steps: int | None = _setting(
+        None, "Denoising steps. Default: the pipeline's own, or 20 (sa-solver 25, lcm 4, dmd 1)."
     )
-    guidance_interval: tuple[float, float] = _setting(
-        (0.0, 1.0),
-        "Part of the trajectory that is guided, from 0 (noise) to 1 (image). Default 0 1.",
+    guidance: float | None = _setting(
+        None,
+        "Classifier-free guidance scale. Default: the pipeline's own, or 4.5 (lcm and dmd 1, none).",
+    )
+    guidance_interval: tuple[float, float] | None = _setting(
+        None,
+        "Part of the trajectory that is guided, from 0 (noise) to 1 (image). Default: the pipeline's "
+        "own, or 0 1.",
     )
     scheduler: str | None = _setting(
         None,
@@ -81,7 +85,8 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Values that json.dumps takes and `from_dict` returns to an equal request."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        values["guidance_interval"] = list(self.guidance_interval)
+        if self.guidance_interval is not None:
+            values["guidance_interval"] = list(self.guidance_interval)
         return {"version": VERSION, **values}
 
     @classmethod
@@ -93,7 +98,7 @@ class Request:
         """
         settings = dict(values)
         version = settings.pop("version", VERSION)
-        if version != VERSION:
+        if version not in (4, VERSION):  # 4 had the same fields
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         check_keys(settings, SETTINGS)
         if "prompt" not in settings:
@@ -181,7 +186,7 @@ def _check_values(request: Request) -> None:
         raise ValueError(f"steps must be an integer from 1 up, got {request.steps}")
     if request.guidance is not None and not 0 <= request.guidance < math.inf:
         raise ValueError(f"guidance must be a finite number from 0 up, got {request.guidance}")
-    start, end = request.guidance_interval
+    start, end = request.guidance_interval or (0.0, 1.0)
     if not 0 <= start <= end <= 1:
         raise ValueError(f"guidance_interval must be 0 <= start <= end <= 1, got {start}, {end}")
     if type(request.tile) is int and request.tile < 16:

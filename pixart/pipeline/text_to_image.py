@@ -23,7 +23,8 @@ from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
-from pixart.pipeline.directory import choose_family, family_of, read_scheduler
+from pixart.pipeline.defaults import Sampling
+from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.resolution import Resolved
 from pixart.sampler.cuda_graphs import CudaGraphs
@@ -61,6 +62,7 @@ class Pipeline:
     """A text encoder, a transformer, a VAE and a scheduler; see `from_pretrained`.
 
     scheduler: the name of the one to draw with by default, None for that of scheduler_config.
+    sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
     weight_files: what the parts were read from, for `weights`.
     """
 
@@ -74,6 +76,7 @@ class Pipeline:
     null_caption: NullCaption | None = None
     cuda_graph: bool = False
     scheduler: str | None = None
+    sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     _captions: CaptionStore = field(init=False, repr=False)
     _graphs: CudaGraphs | None = field(default=None, init=False, repr=False)
@@ -139,11 +142,13 @@ class Pipeline:
         vae = load.open_vae(found, dtype, device)
         advance()
         scheduler_config = read_scheduler(found.directory)
+        # They were found for the pipeline's own transformer.
+        sampling = Sampling() if found.is_guest else read_sampling(found.directory)
         advance()
         family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
         return cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
-            cuda_graph, found.scheduler, load.weight_files(found, lora),
+            cuda_graph, found.scheduler, sampling, load.weight_files(found, lora),
         )  # fmt: skip
 
     @property
@@ -180,7 +185,7 @@ class Pipeline:
         seed: int = 0,
         num_images: int = 1,
         scheduler: str | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         batched: bool | None = None,
         tile: bool | int | None = None,
         callback: Callable[[Progress], object] | None = None,
@@ -188,11 +193,11 @@ class Pipeline:
     ) -> "list[Image]":
         """The pictures, prompt by prompt; image k of a prompt has the seed `seed` + k.
 
-        height, width: pixels, None for the native square. steps, guidance: None for the scheduler's
-        default (20 and 4.5). scheduler: a name of pixart.sampler.SCHEDULERS, None for the
-        pipeline's own. batched: both halves of guidance in one call; None decides by free memory.
-        tile: of the VAE, None decides by free memory. cancel: asked before each step; when it
-        returns True, pixart.sampler.Cancelled is raised.
+        height, width: pixels, None for the native square. steps, guidance, guidance_interval: None for
+        the pipeline's own, or else the scheduler's (20, 4.5, all of the trajectory). scheduler: a name
+        of pixart.sampler.SCHEDULERS, None for the pipeline's own. batched: both halves of guidance in
+        one call; None decides by free memory. tile: of the VAE, None decides by free memory. cancel:
+        asked before each step; when it returns True, pixart.sampler.Cancelled is raised.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images < 1:
@@ -216,14 +221,14 @@ class Pipeline:
 
     def resolve(self, request: Request) -> Request:
         """The request with what this model takes where it leaves something open: size in pixels,
-        scheduler, steps, guidance. ValueError for what this model cannot draw.
+        scheduler, steps, guidance and its interval. ValueError for what this model cannot draw.
 
         batched and tile stay open until free memory decides. A scheduler of the pipeline's own that
         has no name here stays None.
         """
         name = request.scheduler or self.scheduler or self._own_scheduler
         solver = self._solver(request.scheduler)
-        return defaults.with_defaults(request, self.size_of(request), solver, name)
+        return defaults.with_defaults(request, self.size_of(request), solver, name, self.sampling)
 
     def prepare(
         self,
@@ -314,7 +319,7 @@ class Pipeline:
                 self._solver(like.scheduler),
                 like.steps,
                 guidance=like.guidance,
-                guidance_interval=like.guidance_interval,
+                guidance_interval=like.guidance_interval or (0.0, 1.0),
                 batched=batched,
                 generators=generators,
                 callback=hooks.callback,

@@ -46,14 +46,22 @@ class Reading:
 def read(picture: np.ndarray) -> Reading:
     """Read a (height, width, 3) uint8 picture."""
     pixels = picture.astype(np.float32)
+    ground = ground_of(pixels)
+    found = (_read_thing(pixels, region, ground) for region in things(distance(pixels, ground)))
+    return Reading(_nearest(ground, BACKGROUNDS), tuple(found))
+
+
+def ground_of(pixels: np.ndarray) -> np.ndarray:
+    """The colour (3,) of the background."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     # The median: a thing that reaches the border must not shift it.
-    ground = np.median(border, axis=0)
-    foreground = _distance(pixels, ground) > FOREGROUND
-    regions = [r for r in _regions(foreground) if r.mean() >= SPECK]
-    regions.sort(key=lambda region: -region.sum())
-    things = tuple(_read_thing(pixels, region, ground) for region in regions)
-    return Reading(_nearest(ground, BACKGROUNDS), things)
+    return np.median(border, axis=0)
+
+
+def things(away: np.ndarray) -> list[np.ndarray]:
+    """Masks of the things of a picture, the largest first. away: how far each pixel is from the ground."""
+    regions = [region for region in _regions(away > FOREGROUND) if region.mean() >= SPECK]
+    return sorted(regions, key=lambda region: -region.sum())
 
 
 def check(picture: np.ndarray, statements: list[Statement]) -> list[bool]:
@@ -100,15 +108,15 @@ def _holds(
 def _read_thing(pixels: np.ndarray, region: np.ndarray, ground: np.ndarray) -> Found:
     colour = np.median(pixels[region], axis=0)
     # The edge of a thing is where its own colour takes over from the ground.
-    solid = region & (_distance(pixels, colour) < _distance(pixels, ground))
+    solid = region & (distance(pixels, colour) < distance(pixels, ground))
     if not solid.any():
         solid = region
     rows, cols = np.nonzero(solid)
     height, width = solid.shape
-    shape = _name_shape(solid[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1])
+    shape = _name_shape(solid)
     size = None
     if shape is not None:
-        radius = np.sqrt(solid.sum() / _unit_area(shape)) / min(height, width)
+        radius = np.sqrt(solid.sum() / unit_area(shape)) / min(height, width)
         size = _name_size(float(radius))
     x, y = (cols.mean() + 0.5) / width, (rows.mean() + 0.5) / height
     return Found(shape, _nearest(colour, COLOURS), size, float(x), float(y))
@@ -122,10 +130,20 @@ def _name_size(radius: float) -> str | None:
 
 
 def _name_shape(mask: np.ndarray) -> str | None:
-    seen = _normalised(mask)
-    overlaps = {s: (seen & _template(s)).sum() / (seen | _template(s)).sum() for s in SHAPES}
-    best = max(overlaps, key=lambda s: overlaps[s])
-    return best if overlaps[best] >= OVERLAP else None
+    best = nearest_shape(mask)
+    return best if _overlaps(mask)[best] >= OVERLAP else None
+
+
+def nearest_shape(mask: np.ndarray) -> str:
+    """The shape that a region is most like, however little."""
+    overlaps = _overlaps(mask)
+    return max(overlaps, key=lambda shape: overlaps[shape])
+
+
+def _overlaps(mask: np.ndarray) -> dict[str, float]:
+    rows, cols = np.nonzero(mask)
+    seen = _normalised(mask[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1])
+    return {s: (seen & _template(s)).sum() / (seen | _template(s)).sum() for s in SHAPES}
 
 
 def _normalised(mask: np.ndarray) -> np.ndarray:
@@ -153,7 +171,7 @@ def _template(shape: str) -> np.ndarray:
 
 
 @cache
-def _unit_area(shape: str) -> float:
+def unit_area(shape: str) -> float:
     """The area of a shape of radius 1 (shoelace formula)."""
     corners = np.array(outline(shape))
     following = np.roll(corners, -1, axis=0)
@@ -168,7 +186,7 @@ def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str 
     return best if distances[best] <= COLOUR_TOLERANCE else None
 
 
-def _distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
+def distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return np.linalg.norm(pixels - colour, axis=-1)
 
 

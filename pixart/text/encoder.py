@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import CheckpointError, check_text, fingerprint, read_json
+from pixart.files import AGAIN, CheckpointError, check_text, fingerprint, read_json
 from pixart.tensors import check_size
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
@@ -111,7 +111,7 @@ class TextEncoder:
     device: torch.device
     max_length: int
     quantization: Quantization | None
-    cache_dir: Path | None
+    cache_dir: str | Path | None
     variant: str | None = None
     _cache: PromptCache | None = field(default=None, init=False, repr=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False)
@@ -131,7 +131,8 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Checks the arguments and reads nothing yet.
 
-        cache_dir: "auto" is the user's cache directory, None is no cache. variant: "fp16" or
+        cache_dir: "auto" is the user's cache directory, and no cache where that cannot be used; None is no
+        cache. variant: "fp16" or
         another of the weights; None takes the plain ones, or the only variant there is. bf16 is the safe half
         precision: fp16 overflows in T5's feed-forward layers, which transformers therefore keeps in
         fp32. quantization needs CUDA, bitsandbytes and accelerate.
@@ -142,9 +143,10 @@ class TextEncoder:
                 raise FileNotFoundError(f"{directory} must have a {folder} folder, it has none")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
+        if "\0" in str(cache_dir):  # which no system call takes
+            raise ValueError(f"cache_dir must be a folder, got {str(cache_dir)!r}")
         _check_quantization(quantization, device)
-        cache = default_cache_dir() if cache_dir == "auto" else cache_dir and Path(cache_dir)
-        return cls(directory, dtype, device, max_length, quantization, cache or None, variant)
+        return cls(directory, dtype, device, max_length, quantization, cache_dir or None, variant)
 
     @property
     def is_loaded(self) -> bool:
@@ -199,7 +201,10 @@ class TextEncoder:
 
     def _opened_cache(self) -> PromptCache | None:
         if self._cache is None and self.cache_dir is not None:
-            self._cache = PromptCache(self.cache_dir, self._identity())
+            needed = self.cache_dir != "auto"
+            directory = Path(self.cache_dir) if needed else default_cache_dir()
+            if directory is not None:
+                self._cache = PromptCache(directory, self._identity(), needed=needed)
         return self._cache
 
     @torch.no_grad()
@@ -213,7 +218,20 @@ class TextEncoder:
         mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self.device)
         output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
         features = output.last_hidden_state[0].to(self.dtype).cpu()
+        if not features.isfinite().all():
+            raise RuntimeError(self._not_finite(text))
         return Encoded(features, len(ids), cut)
+
+    def _not_finite(self, text: str) -> str:
+        """What is wrong with weights or dtype if features are not finite."""
+        parameters = self._ready_model().named_parameters()
+        names = [name for name, tensor in parameters if not tensor.isfinite().all()]
+        reason = "use fp32 or bf16 for the text encoder"
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            reason = f"nor are its weights {', '.join(names[:3])}{more}; {AGAIN}"
+        folder = self.directory / "text_encoder"
+        return f"{folder}: gives features that are not finite for {text[:60]!r}; {reason}"
 
     def _ready_model(self) -> Any:
         if self._model is None:

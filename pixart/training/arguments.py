@@ -8,9 +8,13 @@ the first option that is wrong, where all are to be told at once, beside what is
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pixart.files import check_text
+from pixart.training.problems import problems_of
 
 
 def read_options(
@@ -35,6 +39,11 @@ def read_options(
         name, is_no = _name_of(flag, kinds)
         if name is None:
             wrong.append(_unknown(flag, kinds))
+            continue
+        if not_text := [
+            line for one in given for line in problems_of(partial(check_text, flag, one))
+        ]:
+            wrong += not_text
             continue
         try:
             _put(values, name, _convert(kinds[name], given, is_no))

@@ -96,7 +96,7 @@ def _read_by(name: str, stage: Stage) -> str:
         return f'for the source "{DRAWN}"'
     if name in ("captions", "prior", "prior_weight"):
         return "for prepared data"
-    readers = {"crop": "an autoencoder", "sizes": "a transformer"}
+    readers = {"crop": "autoencoder or decoder", "sizes": "transformer, autoencoder or decoder"}
     return f"read where trains is {readers.get(name, 'transformer or text_encoder')}"
 
 

@@ -26,7 +26,7 @@ _FACTORS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_
 
 
 class CAME(torch.optim.Optimizer):
-    """Steps all tensors of a group together, in fp32 whatever their dtype.
+    """Steps all tensors of a group together, in fp32 whatever their dtype, and rounds them once.
 
     Only true matrices are factored: 2-D weights and 1×1 convolutions. (The published implementation
     also takes the two sides of a convolution's kernel for rows and columns.) Weights that FSDP2 has
@@ -74,6 +74,11 @@ class CAME(torch.optim.Optimizer):
             if others:
                 self._step_others(others, group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the states of a state_dict, in fp32 as they are."""
+        super().load_state_dict(state_dict)
+        keep_fp32(self, state_dict)
 
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         (_, beta2, beta3), (eps1, eps2) = group["betas"], group["eps"]
@@ -149,10 +154,30 @@ def _average(
 
 def _apply(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
     weights = [local(p) for p in params]
+    wide = [widened(w) for w in weights]
     if group["weight_decay"]:
-        torch._foreach_add_(weights, weights, alpha=-float(group["weight_decay"] * group["lr"]))
-    steps = [u.view_as(w).to(w.dtype) for u, w in zip(updates, weights, strict=True)]
-    torch._foreach_add_(weights, steps, alpha=-float(group["lr"]))
+        torch._foreach_add_(wide, wide, alpha=-float(group["weight_decay"] * group["lr"]))
+    steps = [u.view_as(w).to(w.dtype) for u, w in zip(updates, wide, strict=True)]
+    torch._foreach_add_(wide, steps, alpha=-float(group["lr"]))
+    for weight, value in zip(weights, wide, strict=True):
+        if value is not weight:
+            weight.copy_(value)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or itself if it is not narrower: what is computed in it is rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def keep_fp32(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """After load_state_dict(saved), which rounds states to the dtype of their weights: as saved."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, params, strict=True):
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dtype != parameter.dtype:
+                kept = value.to(device=parameter.device, copy=True)
+                optimizer.state[parameter][name] = kept
 
 
 def _is_matrix(parameter: Tensor) -> bool:

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from pixart.distributed import local
-from pixart.training.came import CAME
+from pixart.training.bounds import Bounds, number_problems
+from pixart.training.came import CAME, keep_fp32, widened
 from pixart.training.problems import refuse
 
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
 _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
+_BOUNDS = {
+    "learning_rate": Bounds(0, 1, above=True),  # each of these optimizers steps by about so much
+    "clip_norm": Bounds(0, 1e9, above=True),
+    "betas": Bounds(0, 1),
+    "eps": Bounds(0, 1, above=True),
+    "weight_decay": Bounds(0, 10),
+    "warmup_steps": Bounds(0, 10**8),
+    "final_ratio": Bounds(0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -47,17 +57,15 @@ class OptimizerSettings:
         refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                yield f"optimizer.{name} must be positive, got {getattr(self, name)}"
+        yield from number_problems(self, _BOUNDS, "optimizer.")
         if not 0 < self.decay_fraction <= 1:
             yield f"optimizer.decay_fraction must be in (0, 1], got {self.decay_fraction}"
         count = len(self._published_betas)
         if self.betas is not None and len(self.betas) != count:
             yield f"optimizer.betas must be {count} numbers for {self.name}, got {self.betas}"
-        if self.eps is not None and not self.eps > 0:
-            yield f"optimizer.eps must be positive, got {self.eps}"
-        elif self.eps is not None and self.name == "came":
+        if any(beta == 1 for beta in self.betas or ()):
+            yield f"optimizer.betas must be below 1, got {self.betas}"
+        if self.eps is not None and self.eps > 0 and self.name == "came":
             yield (
                 f"optimizer.eps must be None for came, which has two of its own, got {self.eps}; "
                 "leave it out, or take another optimizer.name"
@@ -106,6 +114,8 @@ def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torc
 class Muon(torch.optim.Muon):
     """PyTorch's Muon, whose steps do not depend on how FSDP2 has cut the matrices among processes.
 
+    Momentum is fp32 whatever the weights' dtype, and these are rounded once a step.
+
     Its five iterations in bf16 magnify every rounding: products of parts, added up, would lead to
     other steps. So a process gathers each matrix of momentum, in bf16, and iterates on the whole.
     """
@@ -131,8 +141,13 @@ class Muon(torch.optim.Muon):
                     self._step(parameter, parameter.grad, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the states of a state_dict, in fp32 as they are."""
+        super().load_state_dict(state_dict)
+        keep_fp32(self, state_dict)
+
     def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], widened(gradient)
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
@@ -143,8 +158,11 @@ class Muon(torch.optim.Muon):
             update = step.redistribute(placements=update.placements)
         else:
             update = _orthogonal(update, group)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+        weight = widened(parameter)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+        if weight is not parameter:
+            parameter.copy_(weight)
 
 
 def _orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:

@@ -2,16 +2,17 @@
 
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pixart.training.bounds import name_problems
+from pixart.training.plain_yaml import read_yaml
 from pixart.training.problems import Problems, refuse
 from pixart.training.stage import Stage
 
@@ -208,6 +209,8 @@ def _pairs_as_lists(
     """A copy whose mappings of names to weights are lists of pairs; and what of them is none."""
     hints, changed, wrong = get_type_hints(kind), {}, []
     for key, value in values.items():
+        if not isinstance(key, str):
+            continue  # a complaint of _other_keys
         if is_dataclass(hints.get(key)) and isinstance(value, Mapping):
             value, more = _pairs_as_lists(hints[key], value, f"{prefix}{key}.")
             wrong += more
@@ -216,7 +219,7 @@ def _pairs_as_lists(
                 rule = "must be a mapping of names to weights"
                 wrong.append(f"{prefix}{key} {rule}, got {_shown(value)}")
                 continue
-            value = [list(pair) for pair in value.items()]
+            value = [[name, weight] for name, weight in value.items() if isinstance(name, str)]
         changed[key] = value
     return changed, wrong
 
@@ -228,14 +231,12 @@ def _read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What holds for all stages, and the stages, each with a name."""
     path = RECIPES / f"{name}.yaml" if name in shipped() else Path(name)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_yaml(path)
+    except OSError as error:
         raise ValueError(
             f"recipe must be one of {', '.join(shipped())}, or a YAML file, got {name!r} "
-            f"({getattr(error, 'strerror', None) or error})"
+            f"({error.strerror})"
         ) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
         raise ValueError(f"{path}: must hold a list under `stages`")
     if unknown := sorted(set(values) - {"stages", "defaults"}, key=str):
@@ -246,6 +247,7 @@ def _read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for number, fields in enumerate(values["stages"]):
         if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
             raise ValueError(f"{path}: stage {number} must be a mapping with a name")
+        refuse(f"{path}: stages[{number}].{line}" for line in name_problems(fields["name"]))
     names = [fields["name"] for fields in values["stages"]]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path}: names of stages must differ, got {names}")
@@ -261,32 +263,3 @@ def _merge(
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value, whole) if both and key not in whole else value
     return merged
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values as YAML 1.2 has them: 1e-4 is a number, 14:2 and 2026-01-01 are text, and a key
-    stands once. YAML 1.1 takes them for a text, for 842 and for a date."""
-
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in names:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for kind, pattern in (
-    ("int", r"[-+]?(0|[1-9][0-9_]*)$"),
-    ("float", r"[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$"),
-    ("float", r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), "-+0123456789.")

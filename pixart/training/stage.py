@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,17 +19,41 @@ import tyro
 from pixart.config import MAX_LENGTH, KVCompression
 from pixart.diffusion import NUM_TIMESTEPS
 from pixart.lora.adapters import TARGETS
+from pixart.training.bounds import (
+    MAX_IMAGES,
+    MAX_SIDE,
+    MAX_STEPS,
+    Bounds,
+    name_problems,
+    number_problems,
+)
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.problems import Problems, problems_of, refuse
 
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
-OTHER_PARTS = ("autoencoder", "text_encoder")
+DECODER = "decoder"  # of an autoencoder
+OTHER_PARTS = ("autoencoder", DECODER, "text_encoder")
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
 
+MAX_COMPRESSION = 200  # characters of kv_compress
+MAX_LOGIT = 20  # beyond it all timesteps are the first or the last
+
 Prediction = Literal["epsilon", "v_prediction"]
+
+_STAGE_BOUNDS = {
+    "steps": Bounds(1, MAX_STEPS),
+    "resolution": Bounds(16, MAX_SIDE),
+    "max_length": Bounds(1, 2**16),
+    "checkpoint_blocks": Bounds(0, 256),
+    "hours": Bounds(0, 1e6, above=True),
+    "min_snr": Bounds(0, 1e6, above=True),
+    "pe_interpolation": Bounds(0, 1e3, above=True),
+    "vae_scale": Bounds(0, 1e3, above=True),
+    "seed": Bounds(-(2**63), 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,16 @@ class Size:
     """Learn the variance beside the noise."""
     qk_norm: bool = False
 
+    def __post_init__(self) -> None:
+        most = {
+            "hidden_size": 16384,
+            "depth": 256,
+            "num_heads": 256,
+            "caption_channels": 65536,
+        }
+        bounds = {name: Bounds(1, value) for name, value in most.items()}
+        refuse(number_problems(self, bounds, "size."))
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -63,8 +96,8 @@ class LoRA:
     """Layers that get one, by the ends of their names."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise Problems([f"lora.rank must not be negative, got {self.rank}"])
+        bounds = {"rank": Bounds(0, 4096), "alpha": Bounds(0, 1e6, above=True)}
+        refuse(number_problems(self, bounds, "lora."))
         if self.rank == 0 and (self.alpha is not None or self.targets != TARGETS):
             raise Problems(["lora.rank must be positive beside other settings of lora, got 0"])
 
@@ -87,7 +120,7 @@ class Data:
     sizes: tuple[int, ...] = ()
     """Sides in pixels of drawn "shapes" that take turns; empty takes the resolution."""
     crop: int | None = None
-    """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on."""
+    """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on; of each of the sizes."""
     caption_dropout: float = 0.1
     """Share of captions that are replaced by the null caption, under their own mask."""
 
@@ -99,6 +132,15 @@ class Data:
             yield f"data.caption_dropout must be from 0 to 1, got {self.caption_dropout}"
         if not self.prior and self.prior_weight != Data.prior_weight:
             yield f"data.prior_weight is for data.prior only, got {self.prior_weight}"
+        weight, side = Bounds(0, 1e6), Bounds(1, MAX_SIDE)
+        yield from number_problems(
+            self,
+            {
+                **dict.fromkeys(("captions", "prior_weight", "scenes"), weight),
+                **dict.fromkeys(("sizes", "crop"), side),
+            },
+            "data.",
+        )
 
 
 @dataclass(frozen=True)
@@ -120,9 +162,8 @@ class Batch:
         refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        for name in ("images", "tokens", "multiple", "accumulate"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                yield f"batch.{name} must be at least 1, got {value}"
+        bounds = dict.fromkeys(("images", "multiple", "accumulate"), Bounds(1, MAX_IMAGES))
+        yield from number_problems(self, bounds | {"tokens": Bounds(1, 10**10)}, "batch.")
         if self.tokens is None and self.multiple is not None:
             yield f"batch.multiple is for batch.tokens only, got {self.multiple}"
 
@@ -159,16 +200,21 @@ class Validation:
     """Held out of the data for the loss."""
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     prompts: tuple[str, ...] = ()
-    guidance: float = 4.5
-    sampling_steps: int = 20
+    guidance: float | None = None
+    """None: what the pipeline is drawn with by default."""
+    sampling_steps: int | None = None
 
     def __post_init__(self) -> None:
         refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        for name in ("every", "images"):
-            if (value := getattr(self, name)) < 0:
-                yield f"validation.{name} must not be negative, got {value}"
+        bounds = {
+            "every": Bounds(0, MAX_STEPS),
+            "images": Bounds(0, MAX_IMAGES),
+            "guidance": Bounds(0, 1000),
+            "sampling_steps": Bounds(1, NUM_TIMESTEPS),
+        }
+        yield from number_problems(self, bounds, "validation.")
         if not self.timesteps or not all(0 <= t < NUM_TIMESTEPS for t in self.timesteps):
             last = NUM_TIMESTEPS - 1
             yield f"validation.timesteps must be from 0 to {last}, got {self.timesteps}"
@@ -186,8 +232,9 @@ class Stage:
 
     name: tyro.conf.Fixed[str]
     trains: str = "transformer"
-    """transformer, or autoencoder or text_encoder, which are parts of the embedded model. A transformer
-    whose previous stage trained the text encoder starts with that and random weights of its own."""
+    """transformer, or autoencoder, decoder (of the autoencoder, by itself) or text_encoder, which are
+    parts of the embedded model. A transformer whose previous stage trained the text encoder starts with
+    that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
     class-conditional DiT with the published names."""
@@ -245,17 +292,10 @@ class Stage:
         refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        if not self.name or Path(self.name).name != self.name:
-            yield f"name must be that of a folder, got {self.name!r}"
-        least = {"steps": 1, "resolution": 16, "max_length": 1, "checkpoint_blocks": 0}
-        for name, minimum in least.items():
-            if (value := getattr(self, name)) is not None and value < minimum:
-                yield f"{name} must be at least {minimum}, got {value}"
+        yield from name_problems(self.name)
+        yield from number_problems(self, _STAGE_BOUNDS)
         if self.ema is not None and not 0 < self.ema < 1:
             yield f"ema must be between 0 and 1, got {self.ema}"
-        for name in ("hours", "min_snr", "pe_interpolation", "vae_scale"):
-            if (value := getattr(self, name)) is not None and not value > 0:  # nor NaN
-                yield f"{name} must be positive, got {value}"
         yield from self._start_problems()
         for read in (lambda: self.compression, lambda: self.timestep_mean):
             yield from problems_of(read)
@@ -285,6 +325,11 @@ class Stage:
     def compression(self) -> KVCompression | None:
         if not self.kv_compress:
             return None
+        if len(self.kv_compress) > MAX_COMPRESSION:
+            length = len(self.kv_compress)
+            raise ValueError(
+                f"kv_compress must have at most {MAX_COMPRESSION} characters, got {length}"
+            )
         return KVCompression.parse(self.kv_compress, norm=self.kv_norm)
 
     @property
@@ -293,11 +338,12 @@ class Stage:
         kind, _, mean = self.timesteps.partition(":")
         if kind == "logit-normal":
             with contextlib.suppress(ValueError):
-                if math.isfinite(number := float(mean)):
+                if abs(number := float(mean)) <= MAX_LOGIT:  # nor NaN
                     return number
         if self.timesteps != "uniform":
             raise ValueError(
-                f"timesteps must be uniform or logit-normal:MEAN, got {self.timesteps!r}"
+                f"timesteps must be uniform or logit-normal:MEAN, got {self.timesteps!r}; MEAN is "
+                f"from {-MAX_LOGIT} to {MAX_LOGIT}"
             )
         return None
 

@@ -1,72 +1,22 @@
 """Captions from an endpoint and from models of transformers."""
 
 import base64
-import http.server
 import io
-import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pictures
 import pytest
 import torch
+from caption_server import Server
+from caption_server import server as server  # a fixture
 from PIL import Image
 
-from pixart.dataset import captioning
 from pixart.dataset.annotations import read_lines
-from pixart.dataset.captioning import (
-    CaptionRequest,
-    EndpointError,
-    caption_source,
-    open_endpoint,
-    open_model,
-)
+from pixart.dataset.captioning import CaptionRequest, caption_source, open_endpoint, open_model
+from pixart.dataset.endpoint import EndpointError
 from pixart.dataset.sources import open_source
-
-Answer = Callable[[dict[str, Any]], tuple[int, Any]]
-
-
-class Server:
-    """An endpoint whose answers a test sets; `asked` holds the requests."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.answer: Answer = lambda _: (200, self.completion("a caption"))
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body | {"path": self.path})
-                outer.headers.append(self.headers)
-                status, content = outer.answer(body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(content).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    @staticmethod
-    def completion(text: str | None) -> dict[str, Any]:
-        return {"choices": [{"message": {"content": text}}]}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(captioning, "WAITS", (0.0, 0.0))
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Server()
-    threading.Thread(target=server.http.serve_forever, daemon=True).start()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 def run(source: Path, output: Path, server: Server, request: CaptionRequest) -> Any:

@@ -7,7 +7,7 @@ import torch
 from pictures import encoded
 from PIL import Image
 
-from pixart.dataset.images import ImageError, cover, decode, size_of
+from pixart.dataset.images import ImageError, cover, decode, head_of
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_damaged_files_are_refused_with_their_reason(content: bytes, reason: str
 
 def test_a_picture_too_large_to_be_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for read in (decode, size_of):
+    for read in (decode, head_of):
         with pytest.raises(ImageError, match="exceeds limit"):
             read(pictures.png())
 
@@ -37,7 +37,8 @@ def test_pictures_are_turned_upright_and_measured_so() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     content = encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
-    assert size_of(content) == (40, 20)
+    head = head_of(content)
+    assert (head.height, head.width) == (40, 20)
     assert decode(content).size == (20, 40)
 
 

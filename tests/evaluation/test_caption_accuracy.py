@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_each_picture_of_a_task_has_a_seed_of_its_own() -> None:
 def test_the_table_has_a_row_a_task() -> None:
     result = Accuracy(Task("one", 64), right=3, of=4, by_kind={"shape": (3, 4)})
     assert table([result]).splitlines()[-1] == "| 4 × one, 64 px | **75.0 %** | 75.0 |"
+    measured = replace(result, clean=1, overlap=0.9512)
+    assert table([measured]).splitlines() == [
+        "| captions | all right | shape | clean | overlap |",
+        "|---|---|---|---|---|",
+        "| 4 × one, 64 px | **75.0 %** | 75.0 | 25.0 | 0.951 |",
+    ]
 
 
 def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
@@ -79,7 +86,8 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
     options = ["--count", "2", "--sizes", "64", "--steps", "2", "--device", "cpu"]
     assert main([*options, "--json-file", str(file)]) == 0
     settings, [result] = read_report(file)
-    assert settings == {"seed": 1_000_000, "steps": 2, "guidance": 4.5, "dtype": "fp32"}
+    drawn_with = {"steps": 2, "guidance": 2.0, "guidance_interval": [0.0, 1.0]}  # 2.0: its own
+    assert settings == {"seed": 1_000_000, "dtype": "fp32", **drawn_with}
     assert result.task == Task("one", 64, count=2) and result.of == 2
     printed = capsys.readouterr().out
     assert table([result]) in printed and "unseen combinations: " in printed

@@ -41,7 +41,7 @@ def drawn(prompt: str = "a cat", **changes: Any) -> Metadata:
     asked = Request(prompt, size="512", **changes)
     request = replace(
         asked, size=None, height=512, width=512, steps=20, guidance=4.5, scheduler="dpm-solver++",
-        batched=True, tile=False,
+        guidance_interval=(0.0, 1.0), batched=True, tile=False,
     )  # fmt: skip
     weights = {"transformer": "0123456789abcdef" * 4, "vae": "f" * 64}
     return Metadata(request, {**MODEL, **OPENED}, asked, MODEL, weights, "DPM++ 2M", 3)
@@ -93,10 +93,10 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
 
 def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
-    assert values["version"] == VERSION == 4
+    assert values["version"] == VERSION == 5
     assert values["library"] == f"pixart {__version__}"
     left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
-                 "scheduler": None, "batched": None, "tile": None}  # fmt: skip
+                 "guidance_interval": None, "scheduler": None, "batched": None, "tile": None}  # fmt: skip
     assert values["asked"] == {**left_open, **dict.fromkeys(OPENED)}
     request = values["request"]
     kept_open = ("size", "aspect", "resolution")  # height and width say it
@@ -106,12 +106,12 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
 def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
     values = json.loads(drawn().to_text())
     info = PngInfo()
-    info.add_itxt(KEY, json.dumps({**values, "version": 5, "more": "than we know"}))
+    info.add_itxt(KEY, json.dumps({**values, "version": 6, "more": "than we know"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert main(["--from-image", "x.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pixart.generate: x.png: was drawn by a newer pixart (version 5 of its metadata, this one reads "
-        "1 to 4); update pixart"
+        "pixart.generate: x.png: was drawn by a newer pixart (version 6 of its metadata, this one reads "
+        "1 to 5); update pixart"
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_picture_of_every_version_is_drawn_again(path: Path) -> None:
     assert apart <= 2
     again = read_metadata(Path("again.png"))
     old = read_metadata(path)
-    assert again.version == 4 and again.request.seed == old.request.seed
+    assert again.version == 5 and again.request.seed == old.request.seed
     assert (again.request.width, again.request.height) == Image.open(path).size
 
 

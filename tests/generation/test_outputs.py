@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pixart.generation.jobs import Job, plan, read_prompts, safe_name
+from pixart.generation.jobs import Job, plan
+from pixart.generation.names import safe_name
 from pixart.generation.options import Options
 from pixart.generation.pictures import (
     KEY,
@@ -20,6 +21,7 @@ from pixart.generation.pictures import (
     read_metadata,
     write_picture,
 )
+from pixart.generation.prompts import read_prompts
 from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.request import Request
 
@@ -208,8 +210,8 @@ def test_a_line_may_be_a_whole_request_as_it_is_written(tmp_path: Path) -> None:
     file.write_text(json.dumps({**one.to_dict(), "name": "mine"}))
     [job], _ = plan(Options(prompts=file))
     assert job.request == one and job.path.stem == "mine"
-    file.write_text(json.dumps({**one.to_dict(), "version": 5}))
-    with pytest.raises(ValueError, match="line 1: version must be 4, got 5"):
+    file.write_text(json.dumps({**one.to_dict(), "version": 6}))
+    with pytest.raises(ValueError, match="line 1: version must be 5, got 6"):
         plan(Options(prompts=file))
 
 

@@ -134,6 +134,9 @@ GROUND = [
     "distributed",
     "files",
     "command",
+    "pictures",
+    "progress",
+    "process",
     "shapes",
     "tensors",
 ]
@@ -224,6 +227,26 @@ def test_models_and_operators_work_where_there_is_no_triton() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "pixart").rglob("*.py")), ids=_name)
 def test_the_model_leaves_triton_to_the_operators(path: Path) -> None:
     assert "triton" not in _roots(_anywhere(path))
+
+
+def _opens_with_pillow(node: ast.AST) -> bool:
+    """Image.open(...) by any name that Pillow's module goes by here, and what opens a file as it does."""
+    if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
+        return any(alias.name == "open" for alias in node.names)
+    called = node.func if isinstance(node, ast.Call) else None
+    return (
+        isinstance(called, ast.Attribute)
+        and called.attr == "open"
+        and isinstance(called.value, ast.Name | ast.Attribute)
+        and "Image" in ast.unparse(called.value)
+    )
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=_name)
+def test_pictures_are_opened_in_one_place(path: Path) -> None:
+    """There Pillow gets the formats that it may try: for some it starts other programs."""
+    if _name(path) != "pixart/pictures.py":
+        assert not any(map(_opens_with_pillow, ast.walk(ast.parse(path.read_text()))))
 
 
 def test_there_is_no_drawer_for_leftovers() -> None:

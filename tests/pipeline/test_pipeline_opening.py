@@ -14,8 +14,9 @@ from tiny_checkpoints import edit_json
 
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, write_json
 from pixart.model.transformer import PixArt
+from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled
 
@@ -180,3 +181,55 @@ def test_a_guest_that_says_that_it_is_an_alpha_is_one(
         "alpha",
         "sigma",
     )
+
+
+def with_sampling(folder: Path, place: Path, **values: Any) -> Path:
+    """The pipeline with a sampling.json of its own."""
+    copied = shutil.copytree(folder, place / "own")
+    write_json(copied / "sampling.json", values)
+    return copied
+
+
+def test_a_pipeline_says_what_it_is_drawn_with_where_a_request_does_not(
+    sigma_dir: Path, sigma: Pipeline, tmp_path: Path
+) -> None:
+    values = {"steps": 3, "guidance": 2.0, "guidance_interval": [0.0, 0.5]}
+    folder = with_sampling(sigma_dir, tmp_path, **values)
+    pipe = open_pipeline(folder)
+
+    def taken(pipe: Pipeline, **given: Any) -> tuple[Any, ...]:
+        one = pipe.resolve(Request("a cat", **given))
+        return one.steps, one.guidance, one.guidance_interval
+
+    assert taken(pipe) == (3, 2.0, (0.0, 0.5))
+    assert taken(sigma) == (20, 4.5, (0.0, 1.0)), "as ever where nothing is said"
+    assert taken(pipe, steps=7, guidance=5, guidance_interval=(0.0, 1.0)) == (7, 5, (0.0, 1.0))
+    assert taken(pipe, scheduler="euler") == (3, 2.0, (0.0, 0.5))
+    assert taken(pipe, scheduler="sa-solver") == (25, 2.0, (0.0, 0.5)), "25 are its own"
+    assert taken(pipe, scheduler="lcm") == (4, 1.0, (0.0, 1.0)), "guidance is inside it"
+    guest = Pipeline.from_pretrained(
+        folder, transformer=sigma_dir, dtype=torch.float32, device="cpu", cache_dir=None
+    )
+    assert taken(guest) == (20, 4.5, (0.0, 1.0)), "another transformer was not asked"
+    size = {"height": 64, "width": 64}
+    asked = sigma("a cat", **size, steps=3, guidance=2.0, guidance_interval=(0.0, 0.5))
+    assert levels_apart(pipe("a cat", **size)[0], asked[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"guidence": 2}, "unknown setting 'guidence'; did you mean 'guidance'"),
+        ({"steps": 0}, "steps must be an integer from 1 up, got 0"),
+        ({"guidance": float("nan")}, "guidance must be a finite number from 0 up, got nan"),
+        ({"guidance_interval": [0.8, 0.2]}, "guidance_interval must be 0 <= start <= end <= 1"),
+        ({"guidance": "2"}, "guidance must be a number or none, got '2'"),
+    ],
+)
+def test_what_nothing_could_be_drawn_with_is_refused_with_its_file(
+    sigma_dir: Path, tmp_path: Path, values: dict[str, Any], rule: str
+) -> None:
+    folder = with_sampling(sigma_dir, tmp_path, **values)
+    with pytest.raises(CheckpointError, match=rule) as error:
+        open_pipeline(folder)
+    assert str(error.value).startswith(f"{folder / 'sampling.json'}: ")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from text_encoders import encoder
 
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, written_aside
 from pixart.text import cache as text_cache
 from pixart.text.cache import Encoded, PromptCache
 from pixart.text.tokenizer import load_tokenizer
@@ -86,7 +86,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
             load_tokenizer(tmp_path)
 
 
-def test_whether_a_prompt_is_cached_is_known_without_reading_it(
+def test_whether_a_prompt_is_cached_is_known_without_the_encoder(
     pipeline: Path, cache: Path
 ) -> None:
     model = encoder(pipeline, cache)
@@ -139,12 +139,12 @@ def test_what_was_not_used_for_longest_leaves_a_cache_that_is_too_large(
 def test_what_a_killed_process_was_writing_leaves_a_full_cache_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = tmp_path / ".entry.abc"
-    left.mkdir()
-    (left / "new").write_bytes(bytes(1000))
-    os.utime(left, (1e9, 1e9))
-    monkeypatch.setattr(text_cache, "LIMIT", 500)
     cache = PromptCache(tmp_path, {})
+    writing = written_aside(cache.path("a dog", False))
+    aside = writing.__enter__()  # and never left
+    aside.write_bytes(bytes(1000))
+    os.utime(aside, (1e9, 1e9))
+    monkeypatch.setattr(text_cache, "LIMIT", 500)
     cache.write("a cat", False, Encoded(torch.zeros(4, 8), 4, ""))
     assert [path.name for path in tmp_path.iterdir()] == [cache.path("a cat", False).name]
 

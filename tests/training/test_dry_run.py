@@ -179,7 +179,7 @@ WRONG = (
     "epsilon, got v_prediction",
     "second: vae_scale must be that of the VAE that made the data, 0.13025, got 0.5",
     "second: caption_weights must name captions of the data (prompt), got poem",
-    "third: trains must be one of autoencoder, text_encoder, transformer, got 'nothing'",
+    "third: trains must be one of autoencoder, decoder, text_encoder, transformer, got 'nothing'",
     "--keep must be at least 1, got 0",
     "--save-every must be at least 1, got 0",
     "track must name installed libraries, got wandb; pip install wandb",
@@ -249,7 +249,7 @@ def test_where_nothing_is_wrong_the_plan_is_all_that_is_printed(
         capsys, "shapes", "--dry-run", "--stage", "base", "--output", str(tmp_path / "run")
     )
     assert [line.split(",")[0] for line in found] == [
-        "stage read must be trained first", "stage vae-fine must be trained first"
+        "stage read must be trained first", "stage vae-last must be trained first"
     ]  # fmt: skip
 
 
@@ -257,7 +257,7 @@ def test_where_nothing_is_wrong_the_plan_is_all_that_is_printed(
 @pytest.mark.parametrize("name", ["vae-crops", "read", "base"])
 def test_what_a_task_does_not_read_is_refused(name: str, given: dict[str, Any]) -> None:
     stages = load_recipe("shapes")
-    reads = {"vae-crops": {"crop"}, "read": {"scenes"}, "base": {"scenes", "sizes"}}
+    reads = {"vae-crops": {"crop", "sizes"}, "read": {"scenes"}, "base": {"scenes", "sizes"}}
     (stage,) = (stage for stage in stages if stage.name == name)
     found = list(tasks.task_of(stage).check(replace(stage, data=replace(stage.data, **given))))
     (field,) = given

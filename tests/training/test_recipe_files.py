@@ -94,23 +94,30 @@ def test_numbers_and_texts_are_those_of_todays_yaml(tmp_path: Path) -> None:
     """YAML 1.1 would read 1e-4 as a text, 3:2 as 182, 2026-01-01 as a date and 010 as 8."""
     path = tmp_path / "r.yaml"
     path.write_text(
-        "stages:\n  - name: 2026-01-01\n    kv_compress: 3:2\n    ema: 9.99E-1\n    hours: .inf\n"
+        "stages:\n  - name: 2026-01-01\n    kv_compress: 3:2\n    ema: 9.99E-1\n"
         "    optimizer: {learning_rate: 1e-4, weight_decay: 1, warmup_steps: 1_000}\n"
     )
     (stage,) = load_recipe(path)
     assert (stage.name, stage.kv_compress, stage.ema) == ("2026-01-01", "3:2", 0.999)
     settings = stage.optimizer
     assert (settings.learning_rate, settings.weight_decay, settings.warmup_steps) == (1e-4, 1, 1000)
-    assert isinstance(settings.weight_decay, float) and stage.hours == float("inf")
+    assert isinstance(settings.weight_decay, float)
     path.write_text("stages:\n  - name: a\n    steps: 010\n")
     with pytest.raises(Problems, match='a.steps must be a whole number, got "010"'):
         load_recipe(path)
+    path.write_text("stages:\n  - name: a\n    hours: .inf\n    seed: .nan\n")
+    with pytest.raises(Problems) as error:
+        load_recipe(path)
+    assert [line.removeprefix(f"{path}: ") for line in error.value.lines] == [
+        "a.seed must be a whole number, got NaN",
+        "a.hours must be a finite number, got inf",
+    ]
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("stages:\n  - name: a\n    steps: 1\n    steps: 2\n")
-    with pytest.raises(ValueError, match="steps stands there twice.*line 4"):
+    with pytest.raises(ValueError, match="line 4: .*steps stands there twice"):
         load_recipe(path)
 
 

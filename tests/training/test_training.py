@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,29 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
-from pixart.config import KVCompression
+from pixart.config import EMBEDDED, KVCompression
+from pixart.diffusion import add_noise
 from pixart.generate import main as generate
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import WORDS, describe
 from pixart.shapes.scene import sample_scene
 from pixart.train import main as train
 from pixart.training import execute
-from pixart.training.batch import stack
+from pixart.training.batch import TrainingSample, stack
+from pixart.training.outlines import outline_blocks, outline_errors
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
 from pixart.training.stage import Stage
 from pixart.training.state import latest_state
+from pixart.training.tasks import autoencoder
 from pixart.training.tasks.autoencoder import anchor_latents
 from pixart.training.tasks.shapes import ShapesTask, draw_sample, train_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
+ASSETS = ROOT / "pixart" / "assets" / EMBEDDED
 TINY = [
     "--steps",
     "2",
@@ -92,7 +99,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
         assert state is not None and state.name == "step-00000002"
         log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
         assert any("validation/loss" in line for line in log)
-    pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
+    pipeline = tiny_run / "sharpen" / "step-00000002" / "pipeline"
     pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
     assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
     printed = "".join(path.read_text() for path in pipeline.rglob("*.json"))
@@ -109,7 +116,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
 def test_pictures_of_fixed_prompts_show_how_the_embedded_model_learns(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    for name in ("vae-fine", "read", "tokenizer"):
+    for name in ("vae-last", "read", "tokenizer"):
         (tmp_path / name).symlink_to(tiny_run / name)
     prompts = ["--validation.prompts", "a red circle", "a blue star"]
     command = ["shapes", "--output", str(tmp_path), "--stage", "base", *TINY, *prompts]
@@ -130,7 +137,7 @@ def train_base(start: Path, output: Path, processes: int, *arguments: str) -> li
     """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     output.mkdir(exist_ok=True)
-    for name in ("vae-fine", "read", "tokenizer"):
+    for name in ("vae-last", "read", "tokenizer"):
         if not (output / name).exists():
             (output / name).symlink_to(start / name)
     command = [
@@ -261,3 +268,62 @@ def test_curves_are_drawn_from_logs(tiny_run: Path, tmp_path: Path, capsys: Any)
     assert train(["plot", str(tiny_run), "--output", str(picture)]) == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "must hold log.jsonl" in refused(["plot", str(tmp_path / "absent")], capsys)
+
+
+def test_outlines_are_the_blocks_of_more_than_one_colour_and_their_error_is_of_x0() -> None:
+    pictures = torch.zeros(1, 3, 16, 16)
+    pictures[:, :, 4:, 8:] = 1.0  # its upper edge crosses the second block, its left one none
+    assert outline_blocks(pictures).tolist() == [[[False, True], [False, False]]]
+    latents = anchor_latents(pictures)
+    one = TrainingSample(
+        latents=latents, noise=torch.randn(latents.shape), timesteps=torch.zeros(1, dtype=torch.long),
+        features=torch.zeros(1, 1, 1), mask=torch.ones(1, 1, dtype=torch.bool),
+        size=torch.zeros(1, 2), aspect_ratio=torch.ones(1, 1), weight=torch.ones(1),
+    )  # fmt: skip
+
+    def exact(off: float, block: tuple[int, int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The noise that makes x_0 wrong by `off` in one block."""
+
+        def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
+            wrong = latents.clone()
+            wrong[0, :, block[0], block[1]] += off
+            signal = add_noise(wrong, torch.zeros_like(latents), timesteps)
+            sigma = add_noise(torch.zeros_like(latents), torch.ones_like(latents), timesteps)
+            return (x_t - signal) / sigma
+
+        return denoise
+
+    assert max(outline_errors(exact(0.5, (0, 0)), one, [pictures], "epsilon").values()) < 1e-3
+    found = outline_errors(exact(0.5, (0, 1)), one, [pictures], "epsilon")
+    assert found == pytest.approx({50: 0.5, 100: 0.5, 200: 0.5}, abs=1e-3)
+
+
+def test_the_last_stage_logs_the_error_on_outlines_at_both_sizes(tiny_run: Path) -> None:
+    lines = map(json.loads, (tiny_run / "sharpen" / "log.jsonl").read_text().splitlines())
+    found = {key.removeprefix("validation/") for line in lines for key in line}
+    wanted = {f"outline_error_{size}@{t}" for size in (128, 256) for t in (50, 100, 200)}
+    assert wanted <= found
+
+
+def test_a_decoder_trains_alone_and_the_encoder_stays(tiny_run: Path) -> None:
+    def weights(stage: str) -> dict[str, Tensor]:
+        (file,) = (tiny_run / stage / "step-00000002" / "vae").glob("*.safetensors")
+        return load_file(file)
+
+    before, after = weights("vae-fine"), weights("vae-last")
+    for name, weight in before.items():
+        is_same = torch.equal(weight, after[name])
+        assert is_same == name.startswith(("encoder.", "quant_conv.")), name
+
+
+def test_a_decoder_may_start_from_a_pipeline(tmp_path: Path) -> None:
+    stage = replace(load_recipe("shapes")[3], start="shapes")
+    run = Run(tmp_path, [stage], torch.device("cpu"))
+    task = autoencoder.build(stage.resolved(), run)
+    shipped = load_file(ASSETS / "vae" / "diffusion_pytorch_model.safetensors")
+    state = task.model.state_dict()
+    assert all(torch.equal(state[f"vae.{name}"], w.float()) for name, w in shipped.items())
+    (part,) = task.load(1, 1)
+    assert part.pictures.shape == (8, 3, 128, 128), "parts of pictures of 256 px"
+    sizes = {noise.std().item() for noise in part.noise}
+    assert 0 < min(sizes) < 0.5 * max(sizes) < 0.1, "latents of all degrees of cleanness"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from pixart.training.run import Run
-from pixart.training.stage import DRAWN, ResolvedStage, Stage
+from pixart.training.stage import DECODER, DRAWN, ResolvedStage, Stage
 from pixart.training.tasks import autoencoder, shapes, text_encoder, transformer
 from pixart.training.trainer import Task
 
@@ -35,6 +35,7 @@ TASKS: dict[tuple[str, str], TaskModule] = {
     ("transformer", PREPARED): transformer,
     ("transformer", DRAWN): shapes,
     ("autoencoder", DRAWN): autoencoder,
+    (DECODER, DRAWN): autoencoder,
     ("text_encoder", DRAWN): text_encoder,
 }
 

@@ -4,8 +4,9 @@ A free latent space took this small VAE thousands of steps to leave its first pl
 merged, 15 dB). So the space is anchored to one that is known from the start and kind to a
 diffusion model: three channels are the block means of the colours, the fourth is where in its
 block the brightness lies. The encoder is trained to produce it, the decoder to draw from it with
-clean edges, and the diffusion model can train on it meanwhile. Crops around the shapes come first,
-whole pictures last.
+clean edges, and the diffusion model can train on it meanwhile. Crops around the shapes come first.
+Last the decoder trains by itself, on whole pictures and on latents as unclean as sampling leaves them:
+the encoder is exact by then, and all that the VAE loses, the decoder loses.
 """
 
 import random
@@ -19,35 +20,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart.distributed import own, rank, share, world_size
+from pixart.pipeline.directory import open_directory
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
 from pixart.training.plan import weights_plan
-from pixart.training.problems import problems_of
+from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
-from pixart.training.stage import PREVIOUS, RANDOM, ResolvedStage, Stage
-from pixart.training.state import load_average
+from pixart.training.stage import DECODER, PREVIOUS, RANDOM, ResolvedStage, Stage
+from pixart.training.starts import start_is_here
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
+DECODER_NOISE = 0.12  # the most, when it trains alone: what sampling leaves on outlines at 128 px
 DOWNSAMPLE = 8
 COLOUR_SCALE, DETAIL_SCALE = 1.5, 8.0  # bring the latents near unit scale
 
 
 def check(stage: Stage) -> Iterator[str]:
-    """Yield what is wrong with the fields of a stage that trains an autoencoder."""
+    """Yield what is wrong with the fields of a stage that trains an autoencoder, or its decoder."""
     yield from part_problems(stage)
-    yield from drawn_data_problems(stage, "crop")
-    if stage.start not in (PREVIOUS, RANDOM):
-        yield f"start of an autoencoder must be previous or random, got {stage.start!r}"
-    crop = stage.data.crop
-    if crop is not None and (crop < DOWNSAMPLE or crop % DOWNSAMPLE):
-        yield f"data.crop must be a positive multiple of {DOWNSAMPLE}, got {crop}"
+    yield from drawn_data_problems(stage, "crop", "sizes")
+    if stage.start == RANDOM and stage.trains == DECODER:
+        yield "start of a decoder must be previous or a pipeline with a VAE, got 'random'"
+    sides = [("data.sizes", side) for side in stage.data.sizes]
+    if stage.data.crop is not None:
+        sides.append(("data.crop", stage.data.crop))
+    for name, side in sides:
+        if side < DOWNSAMPLE or side % DOWNSAMPLE:
+            yield f"{name} must be a positive multiple of {DOWNSAMPLE}, got {side}"
     yield from _size_problems(stage)
 
 
 def _size_problems(stage: Stage) -> Iterator[str]:
-    crop, side = stage.data.crop, stage.resolution
+    crop, sizes = stage.data.crop, stage.data.sizes
+    side = min(sizes) if sizes else stage.resolution
     if crop is not None and side is not None and crop > side:
-        yield f"data.crop must be at most resolution {side}, got {crop}"
+        rule = "the least of data.sizes" if sizes else "resolution"
+        yield f"data.crop must be at most {rule} {side}, got {crop}"
 
 
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
@@ -55,6 +63,11 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     yield from _size_problems(stage)
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
+        before, _ = attempt(lambda: run.before(stage))
+        if before is not None and before.trains not in ("autoencoder", DECODER):
+            yield f"start must be an autoencoder, stage {before.name} trains a {before.trains}"
+    elif stage.start != RANDOM and start_is_here(stage):
+        yield from problems_of(lambda: _open_start(_vae_of(stage)))
 
 
 def plan(stage: ResolvedStage, run: Run) -> str:
@@ -64,10 +77,26 @@ def plan(stage: ResolvedStage, run: Run) -> str:
 
 def build(stage: ResolvedStage, run: Run) -> "AutoencoderTask":
     """Make the task as the stage begins."""
-    task = AutoencoderTask(build_vae(), stage)
-    if stage.start == PREVIOUS:
-        load_average(run.previous(stage), task.model)
-    return task
+    if stage.start == RANDOM:
+        return AutoencoderTask(build_vae(), stage)
+    place = run.previous(stage) / "vae" if stage.start == PREVIOUS else _vae_of(stage)
+    return AutoencoderTask(_open_start(place), stage)
+
+
+def _vae_of(stage: Stage) -> Path:
+    """The folder of the VAE in the pipeline that stage.start names."""
+    return open_directory(stage.start, with_transformer=False) / "vae"
+
+
+def _open_start(folder: Path) -> Any:
+    """Raises ValueError for a VAE of another layout."""
+    vae, wanted = load_vae(folder), build_vae()
+    shapes, expected = (
+        {name: weight.shape for name, weight in one.state_dict().items()} for one in (vae, wanted)
+    )
+    if shapes != expected:
+        raise ValueError(f"start must have a VAE of the embedded model's layout, got {folder}")
+    return vae
 
 
 def anchor_latents(pictures: Tensor) -> Tensor:
@@ -110,7 +139,7 @@ def load_vae(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Pictures:
-    """pictures: (B, 3, H, W) in [-1, 1]; noise: (B, 4, H/8, W/8), for the latents."""
+    """pictures: (B, 3, H, W) in [-1, 1]; noise: (B, 4, H/8, W/8), to be added to the latents."""
 
     pictures: Tensor
     noise: Tensor
@@ -145,48 +174,67 @@ def reconstruction_losses(vae: Any, pictures: Tensor, noise: Tensor) -> dict[str
 
     L1 on pixels and on their differences (edges are all there is to see in flat scenes), beside a
     squared error that carries the colours through the first steps. The first argument is called
-    once, through its forward, so that it may be a module that exchanges gradients.
+    once, through its forward, so that it may be a module that exchanges gradients; it may give no
+    latents, where the decoder trains alone. noise: added to the latents, in their units.
     """
     anchors = anchor_latents(pictures)
-    latents, decoded = vae(pictures, anchors + LATENT_NOISE * noise)
-    decoded, latents = decoded.float(), latents.float()
-    encoding = F.mse_loss(latents, anchors)
+    latents, decoded = vae(pictures, anchors + noise)
+    decoded = decoded.float()
     edge = sum(F.l1_loss(decoded.diff(dim=d), pictures.diff(dim=d)) for d in (2, 3))
     mse = F.mse_loss(decoded, pictures)
-    loss = F.l1_loss(decoded, pictures) + edge + mse + encoding
-    return {"loss": loss, "encoding": encoding, "psnr": -10 * torch.log10(mse / 4)}
+    loss = F.l1_loss(decoded, pictures) + edge + mse
+    losses = {"psnr": -10 * torch.log10(mse / 4)}
+    if latents is not None:
+        losses["encoding"] = F.mse_loss(latents.float(), anchors)
+        loss = loss + losses["encoding"]
+    return {"loss": loss, **losses}
 
 
 class EncoderAndDecoder(nn.Module):
-    """Encoder and decoder of an AutoencoderKL in one call: latents of pictures, pictures of latents."""
+    """Encoder and decoder of an AutoencoderKL in one call: latents of pictures, pictures of latents.
 
-    def __init__(self, vae: Any) -> None:
+    encodes: whether it computes the latents, or gives None in their place.
+    """
+
+    def __init__(self, vae: Any, encodes: bool = True) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.encodes = vae, encodes
 
-    def forward(self, pictures: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vae.encode(pictures).latent_dist.mode(), self.vae.decode(latents).sample
+    def forward(self, pictures: Tensor, latents: Tensor) -> tuple[Tensor | None, Tensor]:
+        encoded = self.vae.encode(pictures).latent_dist.mode() if self.encodes else None
+        return encoded, self.vae.decode(latents).sample
 
 
 class AutoencoderTask:
-    """A Task of pixart.training.trainer: the VAE on drawn scenes of stage.resolution pixels, or on
-    parts of stage.data.crop pixels of them."""
+    """A Task of pixart.training.trainer: the VAE on drawn scenes of stage.resolution pixels, or of
+    stage.data.sizes in turn, or on parts of stage.data.crop pixels of them; its decoder alone where
+    that is what the stage trains."""
 
     def __init__(self, vae: Any, stage: ResolvedStage) -> None:
-        self.model: nn.Module = EncoderAndDecoder(vae)
+        self.decodes_only = stage.trains == DECODER
+        if self.decodes_only:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+        self.model: nn.Module = EncoderAndDecoder(vae, encodes=not self.decodes_only)
         self.stage = stage
 
     def load(self, step: int, parts: int) -> list[Pictures]:
-        rngs = self.stage.rngs(step, self.stage.batch.of(1, world_size()))
-        pictures = [self._draw(rng) for rng in own(rngs)]
+        sizes = self.stage.data.sizes or (self.stage.resolution,)
+        size, shares = sizes[step % len(sizes)], world_size() * parts
+        if self.stage.data.sizes and self.stage.data.crop is None:
+            images = self.stage.drawn_images(size, shares)
+        else:
+            images = self.stage.batch.of(1, world_size())
+        pictures = [self._draw(rng, size) for rng in own(self.stage.rngs(step, images))]
         return [_stack(share(pictures, part, parts)) for part in range(parts)]
 
-    def _draw(self, rng: random.Random) -> Pictures:
-        stage = self.stage
-        picture = draw_picture(rng, stage.resolution, stage.data.crop)
+    def _draw(self, rng: random.Random, size: int) -> Pictures:
+        picture = draw_picture(rng, size, self.stage.data.crop)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         latents = (1, 4, *(side // DOWNSAMPLE for side in picture.shape[2:]))
-        return Pictures(picture, torch.randn(latents, generator=generator))
+        noise = torch.randn(latents, generator=generator)
+        level = rng.uniform(0, DECODER_NOISE) if self.decodes_only else LATENT_NOISE
+        return Pictures(picture, level * noise)
 
     def losses(self, model: nn.Module, part: Pictures) -> dict[str, Tensor]:
         device = next(model.parameters()).device
@@ -213,8 +261,9 @@ class AutoencoderTask:
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """The losses on pictures that are the same every time."""
+        size = self.stage.resolution
         places = range(self.stage.validation.images)
-        part = _stack([self._draw(random.Random(f"validation/{place}")) for place in places])
+        part = _stack([self._draw(random.Random(f"validation/{place}"), size) for place in places])
         return {name: float(value) for name, value in self.losses(self.model, part).items()}
 
 
