@@ -88,7 +88,7 @@ def errors_naming(folder: Path) -> Iterator[None]:
     """Other libraries say what is wrong with a file, but not with which."""
     try:
         yield
-    except (CheckpointError, MemoryError, ModuleNotFoundError):
+    except (CheckpointError, MemoryError, ImportError):
         raise
     except Exception as error:  # what libraries raise over a damaged file has no common kind
         if type(error).__name__ == "OutOfMemoryError":  # of a GPU

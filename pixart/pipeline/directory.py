@@ -13,7 +13,8 @@ from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.pipeline.defaults import Sampling
 from pixart.releases import release_named
-from pixart.sampler.schedulers import make_scheduler
+from pixart.sampler.loop import check_sampling
+from pixart.sampler.schedulers import default_steps, make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
@@ -158,5 +159,7 @@ def read_scheduler(directory: Path) -> dict[str, Any]:
     file = directory / "scheduler" / "scheduler_config.json"
     values = read_json(file)
     with errors_naming(file):
-        make_scheduler(None, values).set_timesteps(1)
+        scheduler = make_scheduler(None, values)
+        steps = min(default_steps(scheduler), scheduler.config.num_train_timesteps)
+        check_sampling(scheduler, steps, None, (0.0, 1.0))
     return values

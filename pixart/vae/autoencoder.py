@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pixart.device import free_memory
 from pixart.files import read_json
+from pixart.libraries import importing
 from pixart.tensors import check_size
 from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
 from pixart.weights import check_finite, check_loaded, errors_naming, find_weights
@@ -271,8 +272,9 @@ def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
 
 
 def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) -> Any:
-    from diffusers import AutoencoderKL
-    from diffusers.utils import logging
+    with importing():
+        from diffusers import AutoencoderKL
+        from diffusers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings become our error
