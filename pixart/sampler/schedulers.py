@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pixart.libraries import importing
 from pixart.sampler.numbers import check_numbers
 from pixart.sampler.one_step import OneStep
 
@@ -126,7 +127,8 @@ def _make_own(facts: Mapping[str, Any]) -> Any:
 
 
 def _class_named(class_name: str) -> Any:
-    from diffusers import schedulers
+    with importing():
+        from diffusers import schedulers
 
     return getattr(schedulers, class_name)
 

@@ -76,6 +76,25 @@ def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(pat
         assert library not in _roots(_anywhere(path)) or _name(path) in doors
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -> None:
+    """Each stands in a `with importing()`; see pixart.libraries."""
+    inside = [
+        node
+        for parent in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(parent, ast.With)
+        and "importing()" in [ast.unparse(item.context_expr) for item in parent.items]
+        for node in parent.body
+    ]
+    found = sum(bool(_roots(_imports(node)) & DOORS.keys()) for node in inside)
+    every = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and _roots(_imports(node)) & DOORS.keys()
+    ]
+    assert found == len(every)
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "kernels" / "pixart_kernels").rglob("*.py")), ids=_name
 )
@@ -134,6 +153,7 @@ GROUND = [
     "distributed",
     "files",
     "command",
+    "libraries",
     "pictures",
     "progress",
     "process",
