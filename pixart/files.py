@@ -280,6 +280,7 @@ def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack)
     holder = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "boot": _boot(),
         "machine": _machine(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "work": work,
@@ -300,12 +301,21 @@ def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack)
                 raise Occupied(_refusal(other, values))
 
 
-def _machine() -> str:
+def _boot() -> str:
     """The same in all containers of a machine, whose locks see each other, and another after a boot."""
+    return _line_of("/proc/sys/kernel/random/boot_id") or socket.gethostname()
+
+
+def _machine() -> str:
+    """The same after a boot; containers may have none, or that of all others of their image."""
+    return _line_of("/etc/machine-id")
+
+
+def _line_of(path: str) -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
+        return Path(path).read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _holder(claim: Path) -> dict[str, Any]:
@@ -320,18 +330,25 @@ def _is_alive(claim: Path, holder: Mapping[str, Any], now: float) -> bool:
     with claimed(claim.with_suffix(".lock"), wait=False) as is_open:
         if not is_open:
             return True
-    is_here = holder.get("machine") == _machine() or holder.get("host") == socket.gethostname()
+    has_booted = bool(_machine()) and holder.get("machine") == _machine()
+    is_here = has_booted and holder.get("host") == socket.gethostname()
     try:
-        return not is_here and claim.stat().st_mtime > now - BELIEVED
+        return (
+            not (is_here or holder.get("boot") == _boot())
+            and claim.stat().st_mtime > now - BELIEVED
+        )
     except FileNotFoundError:
         return False
 
 
 def _refusal(claim: Path, holder: Mapping[str, Any]) -> str:
-    who = f"pid {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
+    def said(name: str, otherwise: str) -> str:
+        return printable(str(holder.get(name, otherwise)), 100)
+
+    who = f"pid {said('pid', 'unknown')} on {said('host', 'an unknown host')}"
     return (
-        f"{claim.parent.parent}: is held by {who}, {holder.get('work', 'at work')} since "
-        f"{holder.get('since', 'an unknown time')}; wait for it, give another folder, or delete "
+        f"{claim.parent.parent}: is held by {who}, {said('work', 'at work')} since "
+        f"{said('since', 'an unknown time')}; wait for it, give another folder, or delete "
         f"{claim} if that process is dead"
     )
 

@@ -229,12 +229,31 @@ def test_what_a_killed_process_held_is_taken_over(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_what_was_held_before_a_boot_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_machine", lambda: "m")
+    holder = {"host": socket.gethostname(), "pid": 7, "boot": "earlier", "machine": "m"}
+    (tmp_path / files.HELD).mkdir()
+    for machine, is_free in (("m", True), ("other", False), ("", False)):
+        claim = tmp_path / files.HELD / "a.json"
+        claim.write_text(json.dumps(holder | {"machine": machine}))
+        if is_free:
+            with files.occupied(tmp_path, "training"):
+                assert not claim.exists()
+        else:
+            (tmp_path / files.HELD).mkdir(exist_ok=True)
+            with pytest.raises(files.Occupied), files.occupied(tmp_path, "training"):
+                pass
+        (tmp_path / files.HELD).mkdir(exist_ok=True)
+
+
 def test_another_machine_is_believed_as_long_as_it_shows_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / files.HELD).mkdir()
     claim = tmp_path / files.HELD / "0123456789abcdef.json"
-    claim.write_text(json.dumps({"host": "other", "pid": 7, "machine": "x", "work": "training"}))
+    claim.write_text(json.dumps({"host": "other", "pid": 7, "boot": "x", "work": "training"}))
     match = f"pid 7 on other, training .* delete {claim} if that process is dead"
     with pytest.raises(files.Occupied, match=match), files.occupied(tmp_path, "training"):
         pass

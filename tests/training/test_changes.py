@@ -169,7 +169,7 @@ def test_other_samples_are_noticed_and_moved_ones_are_not(tmp_path: Path) -> Non
     for samples in (data("x"), data("y", "x"), data("x", "z")):
         (line,) = look("here", samples)
         assert line.startswith("data.source must be as") and "got others in here; if it" in line
-        assert "--accept-changes source" in line
+        assert "--accept-changes data," in line
 
 
 ACCEPTED = [
