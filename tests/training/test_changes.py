@@ -15,7 +15,7 @@ import torch
 from test_dry_run import Line, lines, recipe
 
 from pixart.dataset.features import Entry
-from pixart.files import occupied
+from pixart.locks import occupied
 from pixart.train import main as train
 from pixart.training import execute, tasks
 from pixart.training.changes import check_accepted, check_changes, record
