@@ -32,11 +32,11 @@ from pixart.files import (
     MAX_INDEX,
     CheckpointError,
     check_text,
-    claimed,
     parse_json,
     read_bounded,
     write_json,
 )
+from pixart.locks import claimed
 from pixart.progress import counted
 
 if TYPE_CHECKING:

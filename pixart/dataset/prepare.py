@@ -29,7 +29,8 @@ from pixart.dataset.features import FORMAT, ShardStore
 from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
 from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import CheckpointError, claimed, digest, fingerprint, occupied, write_json
+from pixart.files import CheckpointError, digest, fingerprint, write_json
+from pixart.locks import claimed, occupied
 from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
