@@ -12,6 +12,7 @@ from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
 from pixart.config import PixArtConfig
 from pixart.files import read_json
+from pixart.libraries import importing
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
@@ -41,8 +42,9 @@ def export_pipeline(
 ) -> None:
     """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
     in fp16."""
-    import diffusers
-    from diffusers import DPMSolverMultistepScheduler
+    with importing():
+        import diffusers
+        from diffusers import DPMSolverMultistepScheduler
 
     directory.mkdir(parents=True, exist_ok=True)
     save_transformer(
