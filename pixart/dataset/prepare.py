@@ -233,7 +233,11 @@ class Preparation:
             name = self._image_name(content, head, bucket)
             pixels = None
             if self.store.shard_of(f"{name}.mean") is None:
-                pixels = cover(decode(content), bucket, self.settings.resolution)
+                image = decode(content)
+                if image.size != (head.width, head.height):
+                    says = f"{head.width}x{head.height}, it is {image.width}x{image.height}"
+                    raise ImageError(f"unreadable image: its head says {says}")
+                pixels = cover(image, bucket, self.settings.resolution)
         except (ImageError, CheckpointError) as error:
             return Rejected(item.path, str(error))
         except OSError as error:

@@ -40,6 +40,7 @@ from pixart.weights import (
     NotFiniteError,
     check_finite,
     check_loaded,
+    errors_naming,
     find_weights,
 )
 
@@ -303,7 +304,7 @@ def _load_t5(
     }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
-    with _silenced():
+    with errors_naming(folder), _silenced():
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
