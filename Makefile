@@ -17,7 +17,7 @@ OLDEST := $(VENV)/triton-3.6.0
 .PHONY: demo test test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
 demo: $(READY)
-	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png
+	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png --overwrite
 	@echo "The picture is at $(CURDIR)/demo.png"
 
 test: $(READY)

@@ -45,6 +45,7 @@ def run(options: Prepare | Caption | Filter | Verify) -> int:
 
 def prepare(options: Prepare) -> str:
     """Returns a sentence on what was prepared and what was not."""
+    from pixart.dataset.samples import writable
     from pixart.dataset.verify import write_settings
 
     items = _items(options)
@@ -53,8 +54,8 @@ def prepare(options: Prepare) -> str:
     process.at_work()
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     write_settings(options)
-    rejected = len(report["rejected"])
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+    rejected, where = len(report["rejected"]), writable(str(preparation.report))
+    return f"{report['prepared']} samples prepared, {rejected} rejected: see {where}"
 
 
 def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
