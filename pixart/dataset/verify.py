@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.features import Shard, indices_of, places_of, shard_name
 from pixart.dataset.options import Prepare
 from pixart.files import listed, read_json, write_json
@@ -169,7 +170,9 @@ def _needed(indices: Mapping[int, Mapping[str, Any]]) -> dict[str, set[str]]:
 def write_settings(options: Prepare) -> None:
     """Keep beside the work what prepared it, for `verify`. OSError if the disk refuses."""
     values = asdict(options)
-    if "://" not in options.source:
+    if without_secrets(options.source) != options.source:
+        values["source"] = None  # a password or a key is not kept
+    elif "://" not in options.source:
         values["source"] = os.path.abspath(os.path.expanduser(options.source))
     if os.path.exists(options.model):
         values["model"] = os.path.abspath(options.model)
@@ -185,6 +188,8 @@ def read_settings(directory: Path, resolution: int, device: str | None) -> Prepa
     if not file.exists():
         raise ValueError(f"{directory} was prepared by an earlier version: {_BY_HAND}")
     values = read_json(file)
+    if values.get("source") is None:
+        raise ValueError(f"its source has a password or a key, which is not kept: {_BY_HAND}")
     try:
         values["captions"] = tuple(map(Path, values["captions"]))
         values["scores"] = values["scores"] and Path(values["scores"])

@@ -1,7 +1,6 @@
 """Checksums of prepared shards: readers notice damage, `verify` finds it and makes it again."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ from safetensors.torch import load_file, save, save_file
 from pixart import data
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.features import ShardStore
+from pixart.dataset.options import Prepare
+from pixart.dataset.verify import read_settings, write_settings
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,15 @@ def test_what_was_never_prepared_is_refused(
         assert "must be a folder that `pixart data prepare` filled" in capsys.readouterr().err
 
 
-def test_settings_are_kept_without_a_users_folder(original: Path) -> None:
+def test_settings_are_kept_with_whole_paths_and_without_secrets(
+    original: Path, tmp_path: Path
+) -> None:
     values = json.loads((original / "out" / "work" / "prepare-64.json").read_text())
-    assert values["source"] == str(original / "source") and os.path.isabs(values["source"])
-    assert "device" not in values and "output" not in values and values["min_side"] == 1
+    assert values["source"] == str(original / "source") and values["min_side"] == 1
+    assert "device" not in values and "output" not in values
+    write_settings(Prepare("https://me:pw@host/x.tar?token=abc", tmp_path, 64))
+    assert "token" not in (tmp_path / "work" / "prepare-64.json").read_text()
+    with pytest.raises(
+        ValueError, match="password or a key, which is not kept: delete the damaged"
+    ):
+        read_settings(tmp_path, 64, None)
