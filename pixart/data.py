@@ -148,18 +148,20 @@ def verify(options: Verify) -> str:
     import json
 
     from pixart.dataset.features import indices_of
-    from pixart.dataset.verify import check_shards, check_source, read_settings
+    from pixart.dataset.verify import check_shards, check_source, settings_of
+
+    directory = options.directory.absolute()
 
     def remake(resolution: int) -> None:
-        made_by = read_settings(options.directory, resolution, options.device)
-        items = _items(made_by)
-        preparation = _preparation(made_by)
-        index = indices_of(options.directory)[resolution]
-        check_source(preparation.parts(items()), index, made_by.source)
-        preparation.run(items, _origin(made_by))
+        with settings_of(directory, resolution, options.device) as made_by:
+            items = _items(made_by)
+            preparation = _preparation(made_by)
+            index = indices_of(directory)[resolution]
+            check_source(preparation.parts(items()), index, made_by.source)
+            preparation.run(items, _origin(made_by))
 
     process.at_work()
-    found = check_shards(options.directory, remake)
+    found = check_shards(directory, remake)
     told = json.dumps(found.to_dict(), indent=2) if options.json else found.summary()
     if found.is_whole:
         return told
