@@ -12,6 +12,7 @@ its text and the text encoder. So nothing is computed or kept twice: not for ano
 for a caption that many pictures have, not after samples were added, moved or renamed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,11 +83,7 @@ class PreparedFeatures:
     def __init__(self, directory: Path, resolution: int | None) -> None:
         self.index_file = _find_index(directory, resolution)
         self.index = _read_index(self.index_file)
-        self.entries = [
-            Entry(s["path"], tuple(s["size"]), tuple(s["bucket"]), s["image"], s["captions"])
-            for s in self.index["samples"]
-        ]
-        self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
+        self.entries, self.scaling_factor = _contents(self.index_file, self.index)
         folder = directory / "features"
         # Data may have thousands of shards, and a process only so many open files.
         self._open: Callable[[str], Any] = lru_cache(OPEN_SHARDS)(
@@ -151,3 +148,51 @@ def _read_index(file: Path) -> dict[str, Any]:
     if index.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
     return index
+
+
+def _contents(file: Path, index: Mapping[str, Any]) -> tuple[list[Entry], float | None]:
+    """The samples of an index and its VAE's scaling factor. ValueError says where it is damaged."""
+    samples, vae = index.get("samples"), index.get("vae")
+    factor = vae.get("scaling_factor", "none") if isinstance(vae, dict) else "none"
+    if not isinstance(samples, list) or not (factor is None or _is_number(factor)):
+        what = "vae.scaling_factor" if isinstance(samples, list) else "samples"
+        raise ValueError(f"{file}: {what} is damaged; run prepare again")
+    entries = []
+    for number, sample in enumerate(samples):
+        if (entry := _entry(sample)) is None:
+            raise ValueError(f"{file}: samples[{number}] is damaged; run prepare again")
+        entries.append(entry)
+    return entries, factor
+
+
+def _entry(sample: Any) -> Entry | None:
+    """None for one that prepare would not have written."""
+    if not isinstance(sample, dict) or not isinstance(sample.get("path"), str):
+        return None
+    size, bucket, image, captions = map(sample.get, ("size", "bucket", "image", "captions"))
+    if not (
+        _is_size(size) and _is_size(bucket) and _is_place(image) and isinstance(captions, dict)
+    ):
+        return None
+    if not all(map(_is_place, captions.values())):
+        return None
+    return Entry(sample["path"], tuple(size), tuple(bucket), image, captions)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_list(value, int) and min(value) > 0
+
+
+def _is_place(value: Any) -> bool:
+    """A shard, in the folder of features and nowhere else, and a name in it."""
+    if not _is_list(value, str) or value[0] != Path(value[0]).name:
+        return False
+    return all(part.isascii() and part.isprintable() for part in value)
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and [type(part) for part in value] == [kind, kind]
