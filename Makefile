@@ -19,7 +19,7 @@ SECONDS ?= 60
 .PHONY: demo test fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
 demo: $(READY)
-	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png
+	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png --overwrite
 	@echo "The picture is at $(CURDIR)/demo.png"
 
 test: $(READY)

@@ -1,8 +1,9 @@
-"""`python -m pixart.data prepare|caption|filter`: training data, before training.
+"""`python -m pixart.data prepare|caption|filter|verify`: training data, before training.
 
 prepare encodes pictures and captions once; caption lets a vision-language model write captions;
-filter scores pictures. All go on where they were stopped, and list what they could not use instead
-of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
+filter scores pictures; verify finds what is damaged of what was prepared. All go on where they were
+stopped, and list what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad
+input, 1 failure, 130 cancelled.
 """
 
 import os
@@ -13,14 +14,15 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
     start(["data", *sys.argv[1:]])
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pixart import process
 from pixart.command import DONE, parse, run_command
-from pixart.dataset.options import Caption, Command, Filter, Prepare
+from pixart.dataset.options import Caption, Command, Filter, Prepare, Verify
 
 if TYPE_CHECKING:
+    from pixart.dataset.prepare import Preparation
     from pixart.dataset.samples import Item
 
 NAME = "data"
@@ -35,34 +37,49 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(options: Prepare | Caption | Filter) -> int:
-    commands = {Prepare: prepare, Caption: caption, Filter: filter_}
+def run(options: Prepare | Caption | Filter | Verify) -> int:
+    commands = {Prepare: prepare, Caption: caption, Filter: filter_, Verify: verify}
     print(commands[type(options)](options))  # type: ignore[operator]
     return DONE
 
 
 def prepare(options: Prepare) -> str:
     """Returns a sentence on what was prepared and what was not."""
-    import torch
+    from pixart.dataset.samples import writable
+    from pixart.dataset.verify import write_settings
 
+    items = _items(options)
+    first = [items()]  # refuses what it can before models are loaded
+    preparation = _preparation(options)
+    process.at_work()
+    report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
+    write_settings(options)
+    rejected, where = len(report["rejected"]), writable(str(preparation.report))
+    return f"{report['prepared']} samples prepared, {rejected} rejected: see {where}"
+
+
+def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
+    """What lists the samples, from the start each time."""
     from pixart.dataset.annotations import annotated
-    from pixart.dataset.prepare import Preparation, Settings, open_encoders
     from pixart.dataset.sources import open_source
-    from pixart.device import choose_device
 
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    return lambda: annotated(
+        open_source(options.source),
+        prompt=options.prompt,
+        captions=options.captions,
+        scores=options.scores,
+        min_score=options.min_score,
+    )
 
-    def items() -> "Iterable[Item]":
-        return annotated(
-            open_source(options.source),
-            prompt=options.prompt,
-            captions=options.captions,
-            scores=options.scores,
-            min_score=options.min_score,
-        )
 
-    first = [items()]  # refuses what it can before models are loaded
+def _preparation(options: Prepare) -> "Preparation":
+    import torch
+
+    from pixart.dataset.prepare import Preparation, Settings, open_encoders
+    from pixart.device import choose_device
+
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     encoders = open_encoders(
         options.model,
@@ -74,11 +91,7 @@ def prepare(options: Prepare) -> str:
     settings = Settings(
         options.resolution, options.square, options.max_ratio, options.half, options.min_side
     )
-    process.at_work()
-    preparation = Preparation(options.output, encoders, settings, options.workers)
-    report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
-    rejected = len(report["rejected"])
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+    return Preparation(options.output, encoders, settings, options.workers)
 
 
 def _origin(options: Prepare) -> str:
@@ -122,3 +135,27 @@ def filter_(options: Filter) -> str:
     process.at_work()
     tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"
+
+
+def verify(options: Verify) -> str:
+    """Returns what was found and done, in words or as JSON. RuntimeError if something stays damaged."""
+    import json
+
+    from pixart.dataset.features import indices_of
+    from pixart.dataset.verify import check_shards, check_source, read_settings
+
+    def remake(resolution: int) -> None:
+        made_by = read_settings(options.directory, resolution, options.device)
+        items = _items(made_by)
+        preparation = _preparation(made_by)
+        index = indices_of(options.directory)[resolution]
+        check_source(preparation.parts(items()), index, made_by.source)
+        preparation.run(items, _origin(made_by))
+
+    process.at_work()
+    found = check_shards(options.directory, remake)
+    told = json.dumps(found.to_dict(), indent=2) if options.json else found.summary()
+    if found.is_whole:
+        return told
+    print(told)
+    raise RuntimeError(found.complaint())

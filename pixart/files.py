@@ -55,20 +55,22 @@ RENEWED, BELIEVED = 30.0, 300.0  # seconds between signs of life, and those that
 
 
 @contextmanager
-def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield where to write a file or a folder, which takes the place of `path` if all goes well.
 
     The place is beside `path`, in a new folder of an unpredictable name. durable: flushed to the disk
     before it is renamed; without it, what is lost with the machine must be cheap to make again.
-    Raises what the writer raises, and OSError; nothing is left behind then.
+    replace: without it a file must be new, and FileExistsError is raised if one, or a link, has come to
+    be there. Raises what the writer raises, and OSError; nothing is left behind then.
     """
-    path = Path(os.path.realpath(path))  # through a link, not over it
+    if replace:
+        path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as a rename does not cross file systems.
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
     try:
         yield holder / "new"
-        publish(holder / "new", path, durable=durable)
+        publish(holder / "new", path, durable=durable, replace=replace)
     except OSError as error:
         if error.errno and error.filename is None:  # a disk that is full does not say of what
             error.filename = str(path)
@@ -77,22 +79,39 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
+def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
     refuses, or a file would replace a folder: what stood there is there still. A file is replaced in
-    one step, a folder in two."""
+    one step, a folder in two. Without `replace` a file goes where none is, or FileExistsError is raised."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
             flush(written)
-    if aside.is_dir() and path.is_dir() and not path.is_symlink():
+    if not replace:
+        _place(aside, path)
+    elif aside.is_dir() and path.is_dir() and not path.is_symlink():
         _exchange(path, aside)
     else:
         os.replace(aside, path)
     if durable:
         # A name is written with its folder, and lost with the machine until then.
         flush(path.parent)
+
+
+def _place(aside: Path, path: Path) -> None:
+    """In one step, of two processes one wins: a second name for the file, which ends with the first."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some shared disks have no second names
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(aside, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _exchange(path: Path, new: Path) -> None:

@@ -18,8 +18,8 @@ from pixart import process
 from pixart.command import BAD_INPUT, DONE, exit_code, message_of, parse, run_command
 
 if TYPE_CHECKING:
-    from pixart.generation.drawing import Report
     from pixart.generation.options import Options
+    from pixart.generation.report import Report
 
 NAME, KEPT = "generate", "cancelled; finished pictures are kept"
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    from pixart.generation.drawing import Report
+    from pixart.generation.report import Report
 
     report = Report()
     if "--json" in (sys.argv if arguments is None else arguments):
@@ -42,9 +42,9 @@ def _run(arguments: list[str] | None) -> int:
 
 def run(options: "Options", report: "Report") -> int:
     """Draw; with --json report what is finished, also where something failed on the way."""
-    from pixart.generation.drawing import generate
-
     try:
+        from pixart.generation.drawing import generate
+
         generate(options, report)
     except BaseException as error:
         if options.json:
@@ -61,7 +61,7 @@ def _report_failure(report: "Report", error: BaseException) -> None:
     is_cancelled = isinstance(error, KeyboardInterrupt) or process.ENDING.asked is not None
     if is_cancelled:
         print(_as_json(report, error=process.ENDING.message()))
-    elif exit_code(error) not in (None, BAD_INPUT):
+    elif report.drawn or exit_code(error) not in (None, BAD_INPUT):
         print(_as_json(report, error=message_of(error)))
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
+from pixart.libraries import importing
 from pixart.model.compression import add_merging, compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
 from pixart_kernels.attention.operator import MAX_HEAD_DIM
@@ -137,7 +138,8 @@ def _obstacle() -> str | None:
 
 def _find_transformer(pipe_or_transformer: object) -> Any:
     """The transformer itself, a pipeline's, or the one in a wrapper (PEFT, DDP, compiled)."""
-    from diffusers import PixArtTransformer2DModel
+    with importing():
+        from diffusers import PixArtTransformer2DModel
 
     root: Any = pipe_or_transformer
     if not isinstance(root, nn.Module):
@@ -152,7 +154,8 @@ def _find_transformer(pipe_or_transformer: object) -> Any:
 
 
 def _check_transformer(transformer: Any, kv_compression: KVCompression | None) -> None:
-    from diffusers.models.attention import BasicTransformerBlock
+    with importing():
+        from diffusers.models.attention import BasicTransformerBlock
 
     config, blocks = transformer.config, transformer.transformer_blocks
     head_dim = config.attention_head_dim
@@ -196,7 +199,8 @@ def _check_compression(kv_compression: KVCompression, blocks: Any) -> None:
 
 
 def _is_plain(processor: object) -> bool:
-    from diffusers.models import attention_processor
+    with importing():
+        from diffusers.models import attention_processor
 
     names = (*_PLAIN, _FUSED)
     return type(processor) in [getattr(attention_processor, name, None) for name in names]

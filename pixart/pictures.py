@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageCms import ImageCmsTransform
+    from PIL.ImageFile import ImageFile
 
 Source = Path | bytes | IO[bytes]
 
@@ -46,6 +47,8 @@ UNREAD_SUFFIXES = {
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef",
     ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".iiq", ".rwl", ".gpr",
 }  # fmt: skip
+MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
 # Colours that differ by so much after a conversion are the rounding of two ways to write one profile.
 _SAME_LEVELS = 1
@@ -211,30 +214,52 @@ def _transform(profile: bytes) -> tuple[str, "ImageCmsTransform | None"]:
 @contextmanager
 def _opened(source: Source, name: str) -> Iterator["Image"]:
     """With the head read."""
-    from PIL import Image
-
-    with (
-        decoding(name),
-        _file(source) as file,
-        Image.open(file, formats=list(_formats())) as image,
-    ):
+    with decoding(name), _identified(_content(source)) as image:
         if 0 in image.size:
             raise ValueError("it has no pixels")
         yield image
 
 
-@contextmanager
-def _file(source: Source) -> Iterator[IO[bytes]]:
+def _content(source: Source) -> bytes:
     if isinstance(source, bytes):
-        yield io.BytesIO(source)
-    elif isinstance(source, Path):
-        # Of a pipe or a device there might be no end, and no beginning either.
-        if not stat.S_ISREG(source.stat().st_mode):
-            raise OSError("a folder, a pipe or a device, not a file")
-        with source.open("rb") as file:
-            yield file
-    else:
-        yield source
+        return source
+    if not isinstance(source, Path):
+        source.seek(0)
+        return source.read()
+    status = source.stat()
+    # Of a pipe or a device there might be no end, and no beginning either.
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("a folder, a pipe or a device, not a file")
+    if status.st_size > MAX_BYTES:
+        raise OSError(f"{status.st_size:,} bytes, at most are {MAX_BYTES:,}")
+    return source.read_bytes()
+
+
+def _identified(content: bytes) -> "ImageFile":
+    from PIL import Image
+
+    formats = list(_formats())
+    try:
+        return Image.open(io.BytesIO(content), formats=formats)
+    except _damage():
+        bare = _without_profile(content)
+        if bare is None:
+            raise
+        image = Image.open(io.BytesIO(bare), formats=formats)
+        image.info["icc_profile"] = None
+        return image
+
+
+def _without_profile(content: bytes) -> bytes | None:
+    """A PNG without its profile, over which Pillow may fail: the picture can be shown all the same.
+    None for what is no PNG with one."""
+    place = len(_PNG)
+    while content.startswith(_PNG) and place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if kind == b"iCCP":
+            return content[:place] + content[place + 12 + length :]
+        place += 12 + length  # length, kind and checksum
+    return None
 
 
 @cache

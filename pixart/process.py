@@ -32,6 +32,7 @@ class Ending:
         self.name, self.words = "", "cancelled"
         self.last_words: Callable[[], str] | None = None
         self.asked: Signals | None = None  # the signal that came
+        self.error_output = 2  # where standard error is, while its number leads to nowhere
         self._raised, self._main = 0.0, _thread.get_ident()
 
     def note(self, number: int) -> None:
@@ -96,7 +97,7 @@ class Ending:
         if self.last_words is not None:
             _write(1, sys.stdout, self.last_words())
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes of a run the first speaks
-            _write(2, sys.stderr, f"{self.name}: {self.message()}\n")
+            _write(self.error_output, sys.stderr, f"{self.name}: {self.message()}\n")
         self.end()
 
     def end(self) -> "NoReturn":

@@ -26,6 +26,7 @@ from pixart.dataset.samples import (
     Sample,
     captions_of,
     checked,
+    writable,
 )
 from pixart.files import (
     MAX_INDEX,
@@ -56,7 +57,7 @@ class Tally:
     def summary(self, done: str, output: Path) -> str:
         """A sentence on pictures that are `done`, such as "scored"."""
         earlier = f", {self.known} before" if self.known else ""
-        where = f": see {_report(output)}" if self.rejected else ""
+        where = f": see {writable(str(_report(output)))}" if self.rejected else ""
         return f"{self.new} pictures {done}{earlier}, {len(self.rejected)} rejected{where}"
 
 

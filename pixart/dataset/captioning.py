@@ -17,6 +17,7 @@ from pixart.dataset.endpoint import Endpoint
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
 from pixart.files import without_controls
+from pixart.libraries import importing
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,9 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
     the beginning of the caption, so that "" is the one to give them.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    with importing():
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:

@@ -1,4 +1,4 @@
-"""The options of `python -m pixart.data prepare|caption|filter`."""
+"""The options of `python -m pixart.data prepare|caption|filter|verify`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,21 @@ class Filter:
     """MODULE:FUNCTION; called with an RGB Pillow image, it returns a number."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Find the damaged files of a prepared directory, and make them again from its source."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """What prepare filled."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... for what is encoded again. Default CUDA when there is one."""
+    json: bool = False
+    """Print what was found and done as JSON."""
+
+
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Filter, tyro.conf.subcommand("filter")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )

@@ -137,6 +137,10 @@ class Preparation:
         with occupied(self.work / str(resolution), work, shared=digest(what.encode())):
             return self._run(source)
 
+    def parts(self, source: Iterable[Item]) -> list[str]:
+        """The names of the chunks' files: they change with the samples, and with what encodes them."""
+        return [self._part_file(chunk).name for chunk in _chunks(source)]
+
     def _run(self, source: Callable[[], Iterable[Item]]) -> dict[str, Any]:
         parts: list[Path] = []
         # First what nobody has begun; then wait for what others are doing. Where one of them dies
@@ -301,6 +305,7 @@ class Preparation:
             **asdict(self.settings),
             "vae": vae,
             "text": {"identity": self.encoders.text_identity},
+            "parts": [file.name for file in parts],
             "samples": merged.samples,
         }
         report = {

@@ -9,7 +9,8 @@ from pixart.files import check_text
 PROMPT = "prompt"  # the name of a picture's first caption
 CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
 EMPTY, MISSING = "empty caption", "missing file"
-MAX_PICTURE, MAX_CAPTION = 2**30, 2**20  # bytes of a file
+MAX_CAPTION = 2**20  # bytes of a file
+MAX_REASON = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Rejected:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", writable(self.path))
-        object.__setattr__(self, "reason", writable(self.reason))
+        reason = self.reason
+        if len(reason) > MAX_REASON:  # it may quote what is wrong
+            reason = f"{reason[:MAX_REASON]} ..."
+        object.__setattr__(self, "reason", writable(reason))
 
 
 Item = Sample | Rejected

@@ -25,7 +25,6 @@ from typing import Any
 from pixart.dataset.samples import (
     EMPTY,
     MAX_CAPTION,
-    MAX_PICTURE,
     MISSING,
     PROMPT,
     CaptionError,
@@ -38,7 +37,7 @@ from pixart.dataset.samples import (
     writable,
 )
 from pixart.files import MAX_INDEX, parse_json, read_bounded
-from pixart.pictures import picture_suffixes, unread
+from pixart.pictures import MAX_BYTES, picture_suffixes, unread
 
 PATH_FIELDS = ("path", "file_name", "image", "file")
 OBJECT = "must be a JSON object"
@@ -209,9 +208,12 @@ def _local_sample(
         return Rejected(str(file), f"unreadable file: {error.strerror}" if is_there else MISSING)
     if not stat.S_ISREG(status.st_mode):
         return Rejected(str(file), f"{MISSING}: it is a folder, a pipe or a device")
+    if status.st_size > MAX_BYTES:
+        reason = f"must be at most {MAX_BYTES:,} bytes, got {status.st_size:,}"
+        return Rejected(str(file), reason)
     # Not a digest: every process lists the whole source before it reads a part of it.
     version = f"{status.st_size}-{status.st_mtime_ns}"
-    read = partial(read_bounded, file, MAX_PICTURE)
+    read = partial(read_bounded, file, MAX_BYTES)
     return checked(path, Sample(path, writable(str(file)), version, read, captions, uncaptioned))
 
 
@@ -219,10 +221,11 @@ def _index_of(folder: Path) -> Path | None:
     official = folder / "InternData" / "data_info.json"
     if official.is_file():
         return official
-    files = [folder / name for name in sorted(_content(folder)[1]) if (folder / name).is_file()]
+    files = [folder / name for name in sorted(_content(folder)[1])]
     stems = {file.stem for file in files if file.suffix.lower() in picture_suffixes()}
     # x.json beside x.png is about that picture, and no index.
-    found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
+    indices = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
+    found = [file for file in indices if file.is_file()]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{folder} must hold one index at most, got {names}; name the file")

@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from pixart.dataset.samples import (
     EMPTY,
-    MAX_PICTURE,
     MISSING,
     CaptionError,
     Item,
@@ -31,7 +30,7 @@ from pixart.dataset.samples import (
     writable,
 )
 from pixart.files import digest, parse_json
-from pixart.pictures import readable_suffixes, unread
+from pixart.pictures import MAX_BYTES, readable_suffixes, unread
 
 # What tarfile and the decompressors raise over damaged bytes.
 _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError,
@@ -116,8 +115,8 @@ class _Members:
         if not _counts(extension) or self.fault:
             return
         # A sparse member of a few bytes may claim to hold any number of zeros.
-        if header.issparse() or not 0 <= header.size <= MAX_PICTURE:
-            self.fault = f".{extension} must be at most {MAX_PICTURE:,} bytes and not sparse"
+        if header.issparse() or not 0 <= header.size <= MAX_BYTES:
+            self.fault = f".{extension} must be at most {MAX_BYTES:,} bytes and not sparse"
         elif file := archive.extractfile(header):
             self.contents[extension] = file.read()
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pixart.checkpoint.write import whole_or_not_at_all, write_safetensors
 from pixart.files import CheckpointError, listed
+from pixart.libraries import importing
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
 from pixart.model.transformer import PixArt
 from pixart.weights import check_finite, not_finite
@@ -145,8 +146,9 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
 
 def _peft() -> ModuleType:
     try:
-        import peft
-    except ImportError as error:
+        with importing():
+            import peft
+    except ModuleNotFoundError as error:
         raise ValueError(
             "LoRA must have peft, which is not installed; pip install 'pixart-fast[lora]'"
         ) from error

@@ -12,9 +12,11 @@ from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
 from pixart.config import PixArtConfig
 from pixart.files import read_json
+from pixart.libraries import importing
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
+from pixart.weights import check_finite
 
 _CLASSES = {"sigma": "PixArtSigmaPipeline", "alpha": "PixArtAlphaPipeline"}
 MODEL_INDEX = {
@@ -40,15 +42,18 @@ def export_pipeline(
 ) -> None:
     """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
     in fp16."""
-    import diffusers
-    from diffusers import DPMSolverMultistepScheduler
+    with importing():
+        import diffusers
+        from diffusers import DPMSolverMultistepScheduler
 
     directory.mkdir(parents=True, exist_ok=True)
     save_transformer(
         transformer.to(torch.float16), directory / "transformer", format="diffusers", overwrite=True
     )
-    text_encoder.to(torch.float16).save_pretrained(directory / "text_encoder")  # type: ignore[operator]
-    vae.to(torch.float16).save_pretrained(directory / "vae")  # type: ignore[operator]
+    for name, part in (("text_encoder", text_encoder), ("vae", vae)):
+        # fp16 ends at 65504.
+        check_finite(part.to(torch.float16).state_dict(), f"the {name} to be saved in fp16")
+        part.save_pretrained(directory / name)  # type: ignore[operator]
     _forget_origin(directory / "vae" / "config.json")
     scheduler: Any = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type

@@ -23,6 +23,7 @@ from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
+from pixart.pipeline.decoding import decode
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
 from pixart.pipeline.request import Drawn, Request, passes
@@ -39,7 +40,7 @@ from pixart.sampler.loop import (
 )
 from pixart.sampler.schedulers import Scheduler, make_scheduler
 from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
-from pixart.vae.autoencoder import VAE, Tiled, to_images
+from pixart.vae.autoencoder import VAE, Tiled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -276,8 +277,8 @@ class Pipeline:
 
         All requests are checked before anything runs, and all prompts encoded before the first
         picture. batch: so many pictures at most are denoised in one pass, if they follow each other
-        and agree in everything but prompts and seed. Their bits may then differ by rounding from
-        those of the picture drawn alone, which is what the default draws.
+        and agree in everything but prompts and seed: their bits may differ by rounding from those of the
+        picture drawn alone. NotFinitePicture is raised for one of NaN or infinity, after those before.
 
         callback: called after every step of a pass. cancel: asked before each prompt, pass and step;
         when it returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt
@@ -329,8 +330,7 @@ class Pipeline:
         for request, latent in zip(group, latents.split(1), strict=True):
             with _timed(seconds, "decode"):
                 self.vae.to(self.device)
-                tile = self.vae.choose_tile(like.height, like.width, request.tile)
-                image = to_images(self.vae.decode(latent, tile=tile, progress=hooks.decoding))[0]
+                image, tile = decode(self.vae, latent, request, hooks.decoding)
             settings = replace(request, batched=batched, tile=tile)
             yield Drawn(image, settings, dict(seconds), len(group))
 

@@ -26,7 +26,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from pixart.files import write_bytes
+from pixart.files import parse_json, write_bytes
 
 FORMAT = 2  # raise it when the meaning of an entry changes
 LIMIT = 2 * 2**30  # bytes: some 4,000 prompts of 60 tokens of T5-XXL
@@ -197,10 +197,10 @@ def _header(file: IO[bytes]) -> tuple[dict[str, str], str, list[int], int]:
     if not 2 <= length <= MAX_HEADER:
         raise ValueError("it has no header")
     try:
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length), "its header")
         metadata, features = header.pop("__metadata__"), header.pop("features")
         kind, shape = features["dtype"], features["shape"]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError("its header is damaged") from error
     texts = metadata.values() if isinstance(metadata, dict) else [None]
     sizes = shape if isinstance(shape, list) and len(shape) == 2 else [None]

@@ -30,12 +30,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import AGAIN, check_text, fingerprint
+from pixart.files import CheckpointError, check_text, fingerprint, read_json
+from pixart.libraries import importing
+from pixart.tensors import check_size
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
-from pixart.weights import T5_WEIGHTS, check_loaded, find_weights
+from pixart.weights import (
+    T5_WEIGHTS,
+    NotFiniteError,
+    check_finite,
+    check_loaded,
+    find_weights,
+)
 
 Quantization = Literal["8bit", "4bit"]
+# What transformers takes for a size that a config.json leaves out.
+_T5_DEFAULTS = {
+    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,19 +226,17 @@ class TextEncoder:
         output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
         features = output.last_hidden_state[0].to(self.dtype).cpu()
         if not features.isfinite().all():
-            raise RuntimeError(self._not_finite(text))
+            self._check_weights(text)
         return Encoded(features, len(ids), cut)
 
-    def _not_finite(self, text: str) -> str:
-        """What is wrong with weights or dtype if features are not finite."""
-        parameters = self._ready_model().named_parameters()
-        names = [name for name, tensor in parameters if not tensor.isfinite().all()]
-        reason = "use fp32 or bf16 for the text encoder"
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            reason = f"nor are its weights {', '.join(names[:3])}{more}; {AGAIN}"
+    def _check_weights(self, text: str) -> None:
+        """Raises NotFiniteError, where features are not finite: over the weights, or else the dtype."""
         folder = self.directory / "text_encoder"
-        return f"{folder}: gives features that are not finite for {text[:60]!r}; {reason}"
+        check_finite(dict(self._ready_model().named_parameters()), str(folder))
+        raise NotFiniteError(
+            f"{folder}: must give finite features, got others for {text[:60]!r}; "
+            f"use bf16 or fp32 for the text encoder, not {self.dtype}"
+        )
 
     def _ready_model(self) -> Any:
         if self._model is None:
@@ -278,9 +289,11 @@ def _load_t5(
     quantization: str | None,
     variant: str | None,
 ) -> Any:
-    from transformers.models.t5.modeling_t5 import T5EncoderModel
+    with importing():
+        from transformers.models.t5.modeling_t5 import T5EncoderModel
 
     files, variant = find_weights(folder, variant, T5_WEIGHTS)
+    _check_size(folder, files)
     options: dict[str, Any] = {
         "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
         "variant": variant,
@@ -294,14 +307,37 @@ def _load_t5(
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
+    check_finite(dict(model.named_parameters()), str(folder))
     # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
     return model.eval() if quantization else model.eval().to(device)
+
+
+def _check_size(folder: Path, files: list[Path]) -> None:
+    """Raise CheckpointError for a configuration of more weights than the files hold, before the memory
+    for them is taken."""
+    config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
+    try:
+        held = check_size(config, _T5_DEFAULTS, files)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    layer = 4 * width * inner + 2 * width * config["d_ff"]
+    least = config["vocab_size"] * width + config["num_layers"] * layer
+    # What is stored quantised packs several numbers into one.
+    if least > 2 * held and "quantization_config" not in config:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: must describe the {held:,} weights there are, got sizes of "
+            f"more than {least:,}"
+        )
 
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """No progress bar and no report of transformers' own: errors of ours take one line."""
-    from transformers.utils import logging
+    with importing():
+        from transformers.utils import logging
 
     had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -331,7 +367,8 @@ def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None
 def _bitsandbytes_options(
     quantization: str, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
+    with importing():
+        from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
         load_in_8bit=quantization == "8bit",

@@ -60,7 +60,8 @@ def record(run: Run, stage: ResolvedStage) -> dict[str, Any]:
     fields = dict(_flat(parse_json(json.dumps(asdict(stage)), "stage"), ""))
     if stage.batch.tokens is not None:
         fields["batch.multiple"] = stage.batch.unit(world_size())
-    fields |= {"save_every": run.save_every, "keep": run.keep, "track": list(run.trackers)}
+    fields |= {"save_every": run.save_every, "log_every": run.log_every, "keep": run.keep}
+    fields["track"] = list(run.trackers)
     sources = {"data.source": stage.data.source, "data.prior": stage.data.prior}
     digests = {
         name: _data_digest(run.dataset(source, stage.resolution))

@@ -6,14 +6,18 @@ else: what a file asks for beyond these is refused, and nothing that it names is
 
 import io
 import pickle
+import pickletools
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pixart.files import MAX_JSON, read_bounded
 from pixart.training.chunks import Part, Read, Whole
 
 PLAN, PARTS = ".metadata", ".distcp"
@@ -40,6 +44,14 @@ _RECORDS = {
         for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
     ),
 }
+# What such plans are written with: no buffers, no extensions, nothing persistent.
+_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
+    "LONG1", "SHORT_BINUNICODE", "BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL",
+    "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET",
+    "LONG_BINGET",
+}  # fmt: skip
 # What an unpickler and the reader of an archive raise over damaged bytes.
 _DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
@@ -63,8 +75,9 @@ class _Record:
         return state[name]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes records, of classes that no other file shares."""
+class _Unpickler(pickle._Unpickler):
+    """Makes records, of classes that no other file shares. Python's own: the one in C makes room for
+    as many objects as a file says that it has."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -79,8 +92,15 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it would call {module}.{name}")
         return self._kinds.setdefault(name, type(name, (_Record,), {}))
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to something outside")
+
+def _unpickle(content: bytes) -> _Record:
+    for opcode, _, _ in pickletools.genops(content):
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it has a {opcode.name}")
+    plan = _Unpickler(io.BytesIO(content)).load()
+    if not isinstance(plan, _Record):
+        raise pickle.UnpicklingError("it holds no plan")
+    return plan
 
 
 def read_distributed(folder: Path) -> dict[str, Whole]:
@@ -88,7 +108,7 @@ def read_distributed(folder: Path) -> dict[str, Whole]:
     name of the file, for what is damaged or would run code."""
     path = folder / PLAN
     try:
-        plan = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        plan = _unpickle(read_bounded(path, MAX_JSON))
         places = {
             (_text(index.get("fqn")), _numbers(index.get("offset"))): info
             for index, info in plan.get("storage_data").items()
@@ -128,6 +148,26 @@ def _whole(folder: Path, name: str, values: Any, places: Mapping[Any, Any]) -> W
 def _check_file(path: Path, place: int, length: int) -> None:
     if not path.is_file() or path.stat().st_size < place + length:
         raise ValueError(f"{path} is missing or truncated")
+    if not _is_archive(path, place, length, path.stat().st_mtime_ns):
+        raise ValueError(f"{path} has changed since it was saved")
+
+
+@lru_cache(maxsize=100_000)
+def _is_archive(path: Path, place: int, length: int, changed: int) -> bool:
+    """Whether a part is an archive whose members have their checksums. Read once, however often it is
+    looked at."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(_read(path, place, length))) as archive:
+            is_plain = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+            return is_plain and archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, *_DAMAGED):
+        return False
+
+
+def _read(path: Path, place: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(length)
 
 
 # What is none is not shown: a few bytes of pickle may be text without end.
@@ -154,14 +194,10 @@ def _reader(path: Path, name: str, size: tuple[int, ...], place: int, length: in
 
 
 def _read_tensor(path: Path, place: int, length: int) -> Any:
-    with path.open("rb") as file:
-        file.seek(place)
-        content = file.read(length)
-    if not content.startswith(b"PK"):
-        raise ValueError("it is no archive")
+    content = io.BytesIO(_read(path, place, length))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a pickle that torch.save did not write
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(content, map_location="cpu", weights_only=True)
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[str, Any]:

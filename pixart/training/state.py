@@ -120,8 +120,9 @@ def _together(work: Callable[[], None], first_only: bool = False) -> None:
 
 
 def _checksums(state: Path) -> dict[str, Any]:
-    """Of all files but those with tensors, whose plans have theirs."""
-    files = (path for path in sorted(state.rglob("*")) if path.is_file())
+    """Of all files but those with tensors, whose plans have theirs, and those that are a pipeline's: T5
+    alone has gigabytes, and is not this run's to vouch for."""
+    files = (path for path in sorted(state.rglob("*")) if path.is_file() and not _is_linked(path))
     return {
         "files": {
             path.relative_to(state).as_posix(): checksum(path)
@@ -129,6 +130,10 @@ def _checksums(state: Path) -> dict[str, Any]:
             if path.parent != state / _TENSORS or path.suffix == ".json"
         }
     }
+
+
+def _is_linked(path: Path) -> bool:
+    return path.is_symlink() or path.stat().st_nlink > 1
 
 
 def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:

@@ -12,8 +12,7 @@ import math
 import signal
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
+from pixart.training.ahead import Ahead
 from pixart.training.ema import EMA
 from pixart.training.finite import not_finite
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
@@ -44,6 +44,7 @@ from pixart.training.state import (
     read_progress,
     save_state,
 )
+from pixart.weights import NotFiniteError
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
@@ -130,7 +131,7 @@ class Trainer:
         last = self.stage.steps if stop_after is None else self.step + stop_after
         resumed = start_from or latest_state(self.directory)
         saved = self.step if resumed and resumed.parent == self.directory else -1
-        with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
+        with StopSignals() as stop, Ahead(self._load) as ahead, progress:
             # One process's clock may be ahead: all leave together, or the others wait for ever.
             while not any_process(self.done or self.step >= last or stop.asked, self.device):
                 self._advance_and_report(ahead, progress)
@@ -140,7 +141,7 @@ class Trainer:
                 self.save()
             return any_process(self.done, self.device)
 
-    def _advance_and_report(self, ahead: "_Ahead", progress: Progress) -> None:
+    def _advance_and_report(self, ahead: Ahead, progress: Progress) -> None:
         started = time.perf_counter()
         parts = ahead(self.step)
         waited = time.perf_counter() - started
@@ -257,8 +258,11 @@ class Trainer:
 
         def export(folder: Path) -> None:
             self.model.eval()
-            with self._averaged():
-                self.task.export(folder)
+            try:
+                with self._averaged():
+                    self.task.export(folder)
+            except NotFiniteError as error:  # rounded to fp16, say
+                raise TrainingFailed(str(error)) from error
             self.model.train()
 
         progress = {
@@ -378,24 +382,3 @@ class StopSignals:
         self.asked = True
         if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
             process.ENDING.note(number)
-
-
-class _Ahead:
-    """Loads the data of the next steps while the current one is computed."""
-
-    def __init__(self, load: Callable[[int], list[Any]], depth: int = 2) -> None:
-        self.load, self.depth = load, depth
-        self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="pixart-data")
-        self._futures: dict[int, Future[list[Any]]] = {}
-
-    def __enter__(self) -> "_Ahead":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def __call__(self, step: int) -> list[Any]:
-        for number in range(step, step + 1 + self.depth):
-            if number not in self._futures:
-                self._futures[number] = self._pool.submit(self.load, number)
-        return self._futures.pop(step).result()

@@ -66,6 +66,15 @@ def test_pictures_become_batches_through_every_command(
     assert batch.mean.shape[:2] == (2, 4) and batch.features.shape[2] == 128
 
 
+def test_another_limit_for_tiny_pictures_may_be_set(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("prepare", source, out, "--resolution", 64, "--min-side", 61, "--device", "cpu")
+    assert run(*command) == 0
+    report = json.loads((out / "report.json").read_text())
+    reasons = {Path(line["path"]).stem: line["reason"] for line in report["rejected"]}
+    assert reasons["0"] == "80x60 is too small, its shorter side must be at least 61 px"
+
+
 def test_only_bad_samples_finish_with_all_of_them_reported(source: Path, tmp_path: Path) -> None:
     for file in source.glob("[01].*"):
         file.unlink()

@@ -129,6 +129,19 @@ def test_only_files_are_read(tmp_path: Path) -> None:
     assert found["d.png"].startswith("unreadable file: Too many levels")
 
 
+def test_files_and_reasons_beyond_all_measure_are_cut_short(tmp_path: Path) -> None:
+    pictures.folder(tmp_path, 1)
+    write(tmp_path / "0.txt", b"a" * (2**20 + 1))
+    assert rejected(read(tmp_path))["0.png"].endswith(
+        "must be at most 1,048,576 bytes, got 1,048,577"
+    )
+    assert len(Rejected("a", "b" * 10**6).reason) < 1100
+    (tmp_path / "0.txt").write_text("a")
+    with (tmp_path / "0.png").open("r+b") as file:
+        file.truncate(2**31)  # of which the disk stores nothing
+    assert rejected(read(tmp_path))["0.png"].startswith("must be at most 1,073,741,824 bytes")
+
+
 def test_folders_may_lie_deeper_than_functions_may_call(tmp_path: Path) -> None:
     pictures.folder(tmp_path / "/".join("d" * 200), 1)
     before = sys.getrecursionlimit()

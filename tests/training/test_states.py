@@ -20,6 +20,7 @@ from test_trainer import QUICK, Toy, Wide, make, run, same
 from pixart.training import chunks
 from pixart.training.earlier_states import read_distributed
 from pixart.training.state import damage, latest_state, load_tensors, read_progress
+from pixart.training.trainer import Trainer
 
 NEWEST, BEFORE = "step-00000004", "step-00000002"
 
@@ -34,11 +35,25 @@ class Payload:
         return os.mkdir, (str(self.ran),)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    run(make(folder, save_every=2), stop_after=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run that never stopped."""
+    one = make(tmp_path_factory.mktemp("whole"))
+    assert run(one)
+    return one
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path: Path, stopped: Path) -> Path:
     """Two states of a run."""
-    run(make(tmp_path / "run", save_every=2), stop_after=4)
-    return tmp_path / "run"
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def as_before(folder: Path, task: Toy | None = None, **options: Any) -> Path:
@@ -96,6 +111,7 @@ HOSTILE_PLANS: dict[str, Callable[[Any], object]] = {
     "a file elsewhere": lambda plan: move(plan, "../../x"),
     "an absolute file": lambda plan: move(plan, "/dev/zero"),
     "no plan": lambda plan: None,
+    "bytes": lambda plan: change(plan, "version", bytearray(9)),
 }
 
 
@@ -117,6 +133,16 @@ def test_an_earlier_plan_says_names_and_sizes_or_is_refused(saved: Path, kind: s
     plan.write_bytes(pickle.dumps(HOSTILE_PLANS[kind](pickle.loads(plan.read_bytes()))))
     with pytest.raises(ValueError, match=rf"^{plan}: is damaged, or no state"):
         read_distributed(folder)
+
+
+def test_an_earlier_plan_that_asks_for_much_memory_gets_none(saved: Path) -> None:
+    folder = as_before(saved) / "state"
+    plan = folder / ".metadata"
+    content = plan.read_bytes()
+    assert content.startswith(b"\x80") and content.endswith(b".")
+    # Of the objects that it has, this one is number 4,294,967,295.
+    plan.write_bytes(content[:-1] + b"r\xff\xff\xff\xff.")
+    assert read_distributed(folder)
 
 
 @pytest.mark.parametrize("optimizer", ["came", "adamw", "muon"])
@@ -187,12 +213,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_newest_state_is_passed_over_and_named(
-    saved: Path, caplog: Any, kind: str
+    saved: Path, whole: Trainer, caplog: Any, kind: str
 ) -> None:
     spoil, reason = DAMAGE[kind]
     spoil(saved / NEWEST)
-    whole, resumed = make(saved.parent / "whole"), make(saved, save_every=1, keep=1)
-    assert run(whole) and run(resumed) and same(whole, resumed)
+    resumed = make(saved, save_every=1, keep=1)
+    assert run(resumed) and same(whole, resumed)
     said = [record.getMessage() for record in caplog.records]
     line = next(line for line in said if str(saved) in line)
     assert line.startswith(f"{saved / NEWEST} is damaged ({reason}")
@@ -211,6 +237,22 @@ def test_a_damaged_name_of_the_newest_state_is_made_up_for(saved: Path, latest: 
     assert latest_state(saved) == saved / NEWEST
 
 
+def test_what_a_state_only_links_to_is_not_its_own(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_text("T5")
+
+    class Linking(Toy):
+        def export(self, folder: Path) -> None:
+            (folder / "hard").hardlink_to(large)
+            (folder / "soft").symlink_to(large)
+
+    run(make(tmp_path / "run", task=Linking()), stop_after=1)
+    state = tmp_path / "run" / "step-00000001"
+    large.unlink()
+    assert damage(state) is None
+    assert "hard" not in (state / "checksums.json").read_text()
+
+
 def test_where_no_state_is_whole_all_are_named_and_none_is_begun(saved: Path) -> None:
     for name in (BEFORE, NEWEST):
         flip(saved / name / "state" / "00000-0000.safetensors")
@@ -218,10 +260,17 @@ def test_where_no_state_is_whole_all_are_named_and_none_is_begun(saved: Path) ->
         make(saved).resume()
 
 
-def test_cut_earlier_states_are_passed_over(saved: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: os.truncate(path, 3000),
+        lambda path: flip(path, path.read_bytes().index(b"_rebuild_tensor")),
+    ],
+)
+def test_damaged_earlier_states_are_passed_over(saved: Path, spoil: Any) -> None:
     newest = as_before(saved)
     assert latest_state(saved) == newest
-    os.truncate(newest / "state" / "__0_0.distcp", 3000)
+    spoil(newest / "state" / "__0_0.distcp")
     assert latest_state(saved) == saved / BEFORE
 
 

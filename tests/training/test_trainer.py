@@ -22,6 +22,7 @@ from pixart.training.progress import Progress
 from pixart.training.stage import Batch, Stage
 from pixart.training.state import StateSaveError, latest_state, load_average
 from pixart.training.trainer import Trainer, TrainingFailed
+from pixart.weights import check_finite
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -490,7 +491,7 @@ def test_a_rate_that_blows_weights_up_ends_in_one_line_with_the_state_before(
     tmp_path: Path,
 ) -> None:
     run(make(tmp_path), stop_after=2)
-    one = make(tmp_path, replace(QUICK, steps=4))
+    one = make(tmp_path, replace(QUICK, steps=4, optimizer=replace(QUICK.optimizer)))
     object.__setattr__(one.stage.optimizer, "learning_rate", 1e38)  # which no recipe can say
     with pytest.raises(TrainingFailed, match="is not saved: weights must be finite.*00000002"):
         run(one)
@@ -523,3 +524,16 @@ def test_a_state_that_is_not_finite_is_not_gone_on_from(tmp_path: Path, monkeypa
         one.save()
     with pytest.raises(ValueError, match="step-00000000: weights must be finite, got NaN or inf"):
         make(tmp_path).resume()
+
+
+def test_an_export_that_is_not_finite_leaves_the_state_before(tmp_path: Path) -> None:
+    """As weights that are finite in fp32 and none in the fp16 of a pipeline."""
+
+    class Overflowing(Toy):
+        def export(self, folder: Path) -> None:
+            check_finite({"weight": torch.tensor(1e5).half()}, "the vae to be saved")
+
+    run(make(tmp_path), stop_after=2)
+    with pytest.raises((StateSaveError, TrainingFailed), match="the vae to be saved: must be fin"):
+        run(make(tmp_path, task=Overflowing()))
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-00000002"]
