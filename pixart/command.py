@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Parsed = TypeVar("Parsed")
 
 DONE, FAILURE, BAD_INPUT, CANCELLED = 0, 1, 2, process.CANCELLED
-LEAST_COLUMNS = 60
+LEAST_COLUMNS, LONGEST = 60, 1000
 
 COMMANDS = {
     "generate": "draw pictures from text",
@@ -138,8 +138,17 @@ def message_of(error: BaseException) -> str:
 def complain(name: str, message: str, code: int) -> int:
     """Print `pixart.NAME: message` on one line; returns the code."""
     name = name if name.startswith(("pixart", "bench")) else f"pixart.{name}"
-    process.write_line(f"{name}: {' '.join(message.split())}")
+    process.write_line(f"{name}: {one_line(message)}")
     return code
+
+
+def one_line(message: str) -> str:
+    """A message as one line that a terminal shows as it is, the middle of a very long one left out:
+    messages quote what files say."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line
 
 
 def program(name: str) -> str:

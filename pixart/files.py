@@ -160,7 +160,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise CheckpointError(f"{path}: must be a file, got a folder, a pipe or a device")
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        # Not more at once than there is: Python makes room for all that it is asked for.
+        content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > most:
         raise CheckpointError(
             f"{path}: must be at most {most:,} bytes, got {os.stat(path).st_size:,}"

@@ -242,5 +242,9 @@ def _check_index(index: Mapping[str, Any]) -> None:
             raise ValueError("a sample must have a path and captions")
     for shard, name in places_of(index):
         # An index may come from anywhere: it must not lead out of its folder.
-        if not re.fullmatch(r"[\w.-]+\.safetensors", shard) or not isinstance(name, str):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", shard) or not _is_name(name):
             raise ValueError(f"shards must be files of the folder features, got {shard!r}")
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable()  # a lone surrogate is no UTF-8
