@@ -54,8 +54,14 @@ def prepare(options: Prepare) -> str:
     process.at_work()
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     write_settings(options)
-    rejected, where = len(report["rejected"]), writable(str(preparation.report))
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {where}"
+    rejected, where = report["rejected"], writable(str(preparation.report))
+    if rejected:
+        example, more = rejected[0], len(rejected) - 1
+        process.write_line(
+            f"pixart.data: rejected {example['path']} ({example['reason']})"
+            + (f", and {more} more" if more else "")
+        )
+    return f"{report['prepared']} samples prepared, {len(rejected)} rejected: see {where}"
 
 
 def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":

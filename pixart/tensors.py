@@ -229,9 +229,42 @@ def _brief(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".")
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of either kind, of any dtype, mapped from the disk. CheckpointError unless it
+    holds nothing else."""
+    kind = container(path)
+    tensors = read_safetensors(path)[0] if kind == "safetensors" else read_torch(path, kind)
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not a state dict")
+    check_stored(path, tensors)
+    return tensors
+
+
+def check_size(config: Mapping[str, Any], most: Iterable[str], files: Iterable[Path]) -> int:
+    """How many numbers the files hold. Raises ValueError for sizes in a config.json, named in `most`, that
+    are no whole numbers from 1 to that many: libraries take the memory before they compare."""
+    held = sum(tensor.numel() for file in files for tensor in read_tensors(file).values())
+    for name in most:
+        value = config.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= held:
+            raise ValueError(
+                f"{name} must be a whole number that fits {held:,} weights, got {value!r}"
+            )
+    return held
+
+
 def check_plain(path: Path, tensors: Mapping[Any, Any]) -> None:
     """Raise CheckpointError unless every value is a dense floating-point tensor whose numbers are in the
     file."""
+    check_stored(path, tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS + FLOATS_OF_8_BITS:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _FLOATS)
+            raise CheckpointError(f"{path}: {name} must be {kinds} or fp8, got {tensor.dtype}")
+
+
+def check_stored(path: Path, tensors: Mapping[Any, Any]) -> None:
+    """Raise CheckpointError unless every value is a dense tensor whose numbers are in the file."""
     total = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -241,9 +274,6 @@ def check_plain(path: Path, tensors: Mapping[Any, Any]) -> None:
             )
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(f"{path}: {name} must be a dense tensor with data")
-        if tensor.dtype not in _FLOATS + FLOATS_OF_8_BITS:
-            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _FLOATS)
-            raise CheckpointError(f"{path}: {name} must be {kinds} or fp8, got {tensor.dtype}")
         # One number in a file may be spread, by strides of 0, over a tensor of any size.
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(

@@ -1,6 +1,7 @@
 """Weights on disk or on the hub: where a model is, and which files of its directory hold them."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -80,6 +81,20 @@ def check_loaded(
             problems.append(f"{kind} {', '.join(names)}")
     if problems:
         raise CheckpointError(f"{folder}: cannot be used ({'; '.join(problems)}); {AGAIN}")
+
+
+@contextmanager
+def errors_naming(folder: Path) -> Iterator[None]:
+    """Other libraries say what is wrong with a file, but not with which."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # what libraries raise over a damaged file has no common kind
+        if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+            raise
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
 
 
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:

@@ -1,9 +1,6 @@
 """The files of a pipeline directory: where they are, and what is wrong with those that are not."""
 
 import logging
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +13,10 @@ from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.pipeline.defaults import Sampling
 from pixart.releases import release_named
-from pixart.sampler.schedulers import make_scheduler
+from pixart.sampler.loop import check_sampling
+from pixart.sampler.schedulers import default_steps, make_scheduler
 from pixart.text.encoder import Quantization
-from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
+from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
 SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
 INDEX = "model_index.json"
@@ -129,18 +127,6 @@ def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
             )
 
 
-@contextmanager
-def errors_naming(folder: Path) -> Iterator[None]:
-    """Other libraries say what is wrong with a file, but not with which."""
-    try:
-        yield
-    except (CheckpointError, MemoryError, ImportError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:  # what libraries raise over a damaged file has no common kind
-        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
-
-
 def text_dtype(
     directory: Path,
     wanted: torch.dtype | Quantization | None,
@@ -173,5 +159,7 @@ def read_scheduler(directory: Path) -> dict[str, Any]:
     file = directory / "scheduler" / "scheduler_config.json"
     values = read_json(file)
     with errors_naming(file):
-        make_scheduler(None, values).set_timesteps(1)
+        scheduler = make_scheduler(None, values)
+        steps = min(default_steps(scheduler), scheduler.config.num_train_timesteps)
+        check_sampling(scheduler, steps, None, (0.0, 1.0))
     return values

@@ -62,7 +62,9 @@ class Request:
     )
     scheduler: str | None = _setting(
         None,
-        "dpm-solver++, sa-solver, ddim, euler, unipc, lcm or dmd. Default: the pipeline's own.",
+        "dpm-solver++, sa-solver, ddim, euler, euler-a, heun, unipc, lcm or dmd; with -karras after "
+        "dpm-solver++, sa-solver, euler, heun or unipc, noise levels as in EDM. Default: the pipeline's "
+        "own.",
     )
     batched: bool | None = _setting(
         None,

@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import check_text, fingerprint
+from pixart.files import CheckpointError, check_text, fingerprint, read_json
 from pixart.libraries import importing
+from pixart.tensors import check_size
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from pixart.weights import (
@@ -43,6 +44,11 @@ from pixart.weights import (
 )
 
 Quantization = Literal["8bit", "4bit"]
+# What transformers takes for a size that a config.json leaves out.
+_T5_DEFAULTS = {
+    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -287,6 +293,7 @@ def _load_t5(
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
     files, variant = find_weights(folder, variant, T5_WEIGHTS)
+    _check_size(folder, files)
     options: dict[str, Any] = {
         "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
         "variant": variant,
@@ -300,8 +307,30 @@ def _load_t5(
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
+    check_finite(dict(model.named_parameters()), str(folder))
     # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
     return model.eval() if quantization else model.eval().to(device)
+
+
+def _check_size(folder: Path, files: list[Path]) -> None:
+    """Raise CheckpointError for a configuration of more weights than the files hold, before the memory
+    for them is taken."""
+    config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
+    try:
+        held = check_size(config, _T5_DEFAULTS, files)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    layer = 4 * width * inner + 2 * width * config["d_ff"]
+    least = config["vocab_size"] * width + config["num_layers"] * layer
+    # What is stored quantised packs several numbers into one.
+    if least > 2 * held and "quantization_config" not in config:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: must describe the {held:,} weights there are, got sizes of "
+            f"more than {least:,}"
+        )
 
 
 @contextlib.contextmanager

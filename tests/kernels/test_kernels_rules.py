@@ -203,7 +203,9 @@ def test_rows_of_tokens_keep_the_contract_of_custom_operators() -> None:
     opcheck(torch.ops.pixart.gate_add_modulate.default, arguments, test_utils=utilities)
 
     def block(x: Tensor, row: Tensor) -> Tensor:
-        return gate_add(modulate(x, row[0, 0], row[:, :1]), x, 0.5) + gate_add(x, x, row)
+        x = gate_add(modulate(x, row[0, 0], row[:, :1]), x, 0.5) + gate_add(x, x, row)
+        heads = x.unflatten(2, (2, 4))
+        return flash_attention(heads, heads, heads, kv_lengths=[4, 1])
 
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x, rows), block(x, rows))

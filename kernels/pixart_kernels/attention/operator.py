@@ -197,14 +197,10 @@ def flash_attention(
 
 def _check_lengths(given: Tensor | Sequence[int], k: Tensor) -> Tensor:
     """(B,) integers on the device of k."""
-    try:
-        lengths = torch.as_tensor(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"kv_lengths must be integers, got {given!r}") from error
+    lengths = given if isinstance(given, Tensor) else _as_lengths(given)
     if lengths.shape != k.shape[:1]:
         raise ValueError(f"kv_lengths must have shape ({k.shape[0]},), got {tuple(lengths.shape)}")
-    is_empty_list = lengths.numel() == 0 and not isinstance(given, Tensor)
-    if lengths.dtype == torch.bool or (lengths.is_floating_point() and not is_empty_list):
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"kv_lengths must be integers, got {lengths.dtype}")
     longest = _longest(given)
     if k.shape[1] < longest <= k.shape[2]:
@@ -212,17 +208,27 @@ def _check_lengths(given: Tensor | Sequence[int], k: Tensor) -> Tensor:
             f"kv_lengths must be at most the {k.shape[1]} tokens of k, {tuple(k.shape)}, got {longest}"
             + _SWAPPED
         )
-    return (lengths.long() if is_empty_list else lengths).to(k.device)
+    # Asked, so that exported programs have no cast that does nothing.
+    return lengths if lengths.device == k.device else lengths.to(k.device)
+
+
+def _as_lengths(given: Sequence[int]) -> Tensor:
+    try:
+        lengths = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"kv_lengths must be integers, got {given!r}") from error
+    return lengths.long() if lengths.numel() == 0 else lengths  # an empty list has no integers
 
 
 def _longest(given: Tensor | Sequence[int]) -> int:
     """The largest, 0 where reading it would wait for a GPU or cannot be traced."""
+    # In words that torch.compile knows: it has no default of max.
     if not isinstance(given, Tensor):
-        return max(map(int, given), default=0)
+        return max([0, *[int(length) for length in given]])
     is_plain = type(given) is Tensor and not is_transformed()
     if torch.compiler.is_compiling() or not is_plain or given.device.type != "cpu":
         return 0
-    return max(given.tolist(), default=0)
+    return max([0, *given.tolist()])
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:

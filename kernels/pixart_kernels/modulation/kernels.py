@@ -18,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pixart_kernels.dispatch import launch, row_blocks
-from pixart_kernels.modulation.operator import room_of_tokens
 
 MAX_BATCH = 65_535  # programs along a grid's second axis
 MOST_PROGRAMS = 512  # of a backward: a few for each multiprocessor, and few sums to add up
@@ -241,7 +240,10 @@ def backward(
     dbranch = grad.new_empty(0) if branch is None else branch.new_empty(grad.shape)
     span = max(FEWEST_TOKENS, triton.cdiv(batch * tokens, MOST_PROGRAMS))
     programs = triton.cdiv(tokens, span)
-    dscale, dgate = room_of_tokens(grad, scale, gate)
+    dscale, dgate = (
+        grad.new_empty(0) if row is None or row.dim() == 2 else row.new_empty(grad.shape)
+        for row in (scale, gate)
+    )
     count = (0 if scale is None else 2) + (0 if gate is None else 1)
     sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
     if grad.numel() > 0:

@@ -10,7 +10,7 @@ Statistics and sums are fp32; what is stored is rounded to the dtype of x. B bat
 C channels.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +142,7 @@ def _launch_forward(
 _ROWS = ("shift", "scale", "gate")
 
 
-def _is_of_tokens(row: Tensor | None) -> bool:
+def _is_of_tokens(row: Tensor | None) -> TypeGuard[Tensor]:
     return row is not None and row.dim() == 3
 
 
@@ -216,21 +216,9 @@ def _fake_backward(
         grad.new_empty(0) if y is None else y.new_empty(grad.shape),
         grad.new_empty(0) if branch is None else branch.new_empty(grad.shape),
         grad.new_empty((rows, batch, channels), dtype=torch.float32),
-        *room_of_tokens(grad, scale, gate),
+        scale.new_empty(grad.shape) if _is_of_tokens(scale) else grad.new_empty(0),
+        gate.new_empty(grad.shape) if _is_of_tokens(gate) else grad.new_empty(0),
     )
-
-
-def room_of_tokens(
-    grad: Tensor, scale: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Room for the gradients of those that are (B, N, C), nothing for the others."""
-
-    def room(row: Tensor | None) -> Tensor:
-        if row is None or row.dim() == 2:
-            return grad.new_empty(0)
-        return row.new_empty(grad.shape)
-
-    return room(scale), room(gate)
 
 
 _modulate_operator = register_operator(
@@ -323,8 +311,10 @@ def _row(name: str, value: Row, x: Tensor) -> Tensor:
     batch, tokens, channels = x.shape
     if not isinstance(value, Tensor):
         value = x.new_full((channels,), value, dtype=torch.promote_types(x.dtype, torch.float32))
+    if value.dim() == 0:
+        value = value.to(x.device)  # which PyTorch's own arithmetic does not ask for either
     if value.shape in ((), (channels,)):
-        return value.to(x.device).expand(batch, channels)
+        return value.expand(batch, channels)
     if value.shape == (batch, 1, channels):
         return value.squeeze(1)
     if value.shape not in ((batch, channels), (batch, tokens, channels)):
