@@ -14,15 +14,22 @@ INTERPRETED := tests/kernels/test_kernels_*.py tests/house/test_golden.py \
 	tests/patch/test_patch.py::test_in_16_bits_the_error_is_at_most_twice_that_of_diffusers
 OLDEST := $(VENV)/triton-3.6.0
 
-.PHONY: demo test test-oldest-triton lint package train bench bench-compare weak-to-strong clean
+SECONDS ?= 60
+
+.PHONY: demo test fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
 demo: $(READY)
-	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png
+	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png --overwrite
 	@echo "The picture is at $(CURDIR)/demo.png"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto $(INTERPRETED) $(PYTEST_ARGS)
+
+# Damaged files on every reader, from fresh seeds, for SECONDS; and Ctrl-C at 30 random moments.
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz --seconds $(SECONDS)
+	$(BIN)/python tests/fuzz/interrupts.py
 
 # The kernels again with the oldest Triton that they must work with; its interpreter needs NumPy < 2.4.
 test-oldest-triton: $(OLDEST)

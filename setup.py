@@ -24,6 +24,7 @@ DEPENDENCIES = [
 LORA = ["peft>=0.18"]
 EXTRAS: dict[str, list[str]] = {
     "lora": LORA,
+    "heif": ["pillow-heif>=0.18"],  # HEIC pictures, of phones, as training data
     # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
     "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", *LORA],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
@@ -42,6 +43,7 @@ EXTRAS: dict[str, list[str]] = {
         "protobuf",
         "came-pytorch",
         "webdataset",
+        "pillow-heif",
         "peft",
         "accelerate",
         "matplotlib",

@@ -9,6 +9,11 @@ operator, whose code is not ours, seems to have changed by in every round, if th
 0 done, 1 a bench of ours is slower, 2 nothing to compare.
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.compare")
+
 import argparse
 import os
 import subprocess
@@ -179,7 +184,3 @@ def unmatched(base: Sequence[Medians], here: Sequence[Medians]) -> Iterator[str]
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

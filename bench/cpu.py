@@ -5,7 +5,11 @@ process; nothing is timed that does not agree. "caption encoded" is ours as a sa
 caption's keys and values were made once for all steps.
 """
 
-import sys
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.cpu")
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -38,7 +42,3 @@ def _measure(size: str, dtype: torch.dtype, context: Context) -> None:
     found = models.rows("denoise", "forward pass", size, models.FORWARD, context, dtype)
     for name, row in found.items():
         context.row(name, **row)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,11 @@ as such. A failing or hanging case is told, and the rest goes on.
 `--device cpu` runs the same at tiny shapes without a GPU, to try the script out.
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.gpu")
+
 import argparse
 import json
 import os
@@ -209,7 +214,3 @@ def assemble(
         run["date"] = time.strftime(results.DATE, time.gmtime(began))
         run["rows"] = [row for case in rows.values() for row in case]
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main())

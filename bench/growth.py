@@ -5,7 +5,11 @@ diffusers', from 256 tokens to the 65,536 of a 4K image; and the roofline of eac
 long the work takes at least at the peaks that this machine reached in the same process.
 """
 
-import sys
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.growth")
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -49,7 +53,3 @@ def _floors(size: str, variant: str, dtype: torch.dtype) -> list[tuple[int, int]
     if dtype != torch.bfloat16:
         return None
     return blocks.floors(size, MERGED if variant == MERGED.variant else None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

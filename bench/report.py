@@ -5,8 +5,12 @@ No figure is typed: --check, and a test, make all of it again and compare; a pic
 of what it shows. What has no result is called not measured.
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.report")
+
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +74,3 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         name = path.relative_to(root).as_posix()
         print(f"{name} is not what bench/results says; run python -m bench.report")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,15 +5,18 @@ keys of one head take at least of each of an SM's pipes, at the rates in ARCHITE
 binary: calls that compile to the same code share it.
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.resources")
+
 import argparse
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ import triton
 
 from bench.compiled import ahead_of_time, sass
 from bench.compiled.ahead_of_time import Launch
-from bench.measure import results
+from bench.measure import processes, results
 from bench.measure.results import Row
 from bench.reporting import pages
 from bench.workloads.operators import Workload
@@ -259,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.dump:
         options.dump.mkdir(parents=True, exist_ok=True)
     run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with processes.pool() as pool:
         parallel = pool.map if len(options.arch) > 1 else map
         settings = (repeat(options.dump), repeat(options.defaults), repeat(options.case))
         for rows in parallel(_report_all, options.arch, *settings):
@@ -267,7 +270,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run |= {"complete": True, "triton": triton.__version__}
     content = results.save(options.json, "resources", run, beside=False)
     print(pages.page(content, options.json.name if options.json else ""))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,11 @@ reports. A CPU runs the whole model up to 2K; at larger sizes, one block of eith
 model's 28.
 """
 
-import sys
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.saving")
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -154,7 +158,3 @@ def lost(
         )
         for family in dense
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,8 @@ the same way from then on. For the same reason nothing is imported here, `typing
 
 import sys
 
+from pixart import process
+
 TYPE_CHECKING = False  # type checkers take it for typing's
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
     Parsed = TypeVar("Parsed")
 
-DONE, FAILURE, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+DONE, FAILURE, BAD_INPUT, CANCELLED = 0, 1, 2, process.CANCELLED
+LEAST_COLUMNS, LONGEST = 60, 1000
 
 COMMANDS = {
     "generate": "draw pictures from text",
@@ -29,16 +32,34 @@ COMMANDS = {
 
 def start(arguments: "Sequence[str] | None" = None) -> "NoReturn":
     """Run `main` and end the process with its exit code."""
-    code = main(arguments)
-    if code == CANCELLED:
-        # Where Ctrl-C fell into an exec(), which dataclasses and others do while they are imported,
-        # CPython remembers it, though it was caught, and would end the process by SIGINT instead.
-        import os
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    if named == "generate" and "--json" in arguments:  # until it has a report of its own
+        process.on_leaving(lambda: '{"images": [], "drawn": 0, "error": "cancelled"}\n')
+    _start(f"pixart.{named}" if named else "pixart", lambda: main(arguments))
 
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+
+def start_module(module: str, function: str = "main") -> "NoReturn":
+    """Run a function of a module that is a command of its own, such as bench.cpu, in the same way."""
+    name = module.removesuffix(".__main__")
+
+    def run() -> int:
+        work = getattr(_import(module), function)
+        process.at_work()
+        return run_command(name, work)
+
+    _start(name, run)
+
+
+def _start(name: str, work: "Callable[[], int]") -> "NoReturn":
+    process.begin(name)
+    try:
+        code = work()
+    except SystemExit as stop:  # of --help
+        code = stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILURE
+    except KeyboardInterrupt:
+        code = complain(name, process.ENDING.message(), process.ENDING.code())
+    process.finish(code)
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -46,7 +67,12 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     if name in COMMANDS:
-        return run_command(name, lambda: _module(name).main(arguments[1:]))
+        return run_command(name, lambda: _import(f"pixart.{name}").main(arguments[1:]))
+    return run_command("pixart", lambda: _tell(name))
+
+
+def _tell(name: str) -> int:
+    """What `pixart` itself says."""
     listing = "\n".join(f"  {command:<10} {what}" for command, what in COMMANDS.items())
     usage = f"usage: pixart COMMAND ...\n\n{listing}\n\npixart COMMAND --help tells its options"
     if name in ("-h", "--help"):
@@ -58,29 +84,33 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         print(f"pixart {__version__}")
         return DONE
     if not name:
-        print(usage, file=sys.stderr)
+        process.write_line(usage)
         return BAD_INPUT
-    print(f"pixart: knows {', '.join(COMMANDS)}, got {name!r}", file=sys.stderr)
-    return BAD_INPUT
+    return complain("pixart", f"knows {', '.join(COMMANDS)}, got {name!r}", BAD_INPUT)
 
 
-def _module(name: str) -> "Any":
+def _import(module: str) -> "Any":
     from importlib import import_module
 
-    return import_module(f"pixart.{name}")
+    return import_module(module)
 
 
 def run_command(name: str, work: "Callable[[], int | None]", cancelled: str = "cancelled") -> int:
     """Do a command's work and return its exit code, after a line on what went wrong.
 
     Bad input (2): ValueError, what is not there, what is not installed. Failure (1): the disk, the
-    memory, the device. cancelled: what Ctrl-C leaves behind, in words.
+    memory, the device. cancelled: what Ctrl-C leaves behind, in words. A command calls
+    `process.at_work` before it writes.
     """
+    ending = process.ENDING
+    ending.words = cancelled
     try:
         return work() or DONE
     except KeyboardInterrupt:
-        return complain(name, cancelled, CANCELLED)
+        return complain(name, ending.message(), ending.code())
     except (Exception, MemoryError) as error:
+        if ending.asked is not None:  # a library made another exception of the signal's
+            return complain(name, ending.message(), ending.code())
         code = exit_code(error)
         if code is None:  # a fault of ours: its traceback is wanted
             raise
@@ -107,8 +137,18 @@ def message_of(error: BaseException) -> str:
 
 def complain(name: str, message: str, code: int) -> int:
     """Print `pixart.NAME: message` on one line; returns the code."""
-    print(f"pixart.{name}: {' '.join(message.split())}", file=sys.stderr)
+    name = name if name.startswith(("pixart", "bench")) else f"pixart.{name}"
+    process.write_line(f"{name}: {one_line(message)}")
     return code
+
+
+def one_line(message: str) -> str:
+    """A message as one line that a terminal shows as it is, the middle of a very long one left out:
+    messages quote what files say."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line
 
 
 def program(name: str) -> str:
@@ -131,11 +171,29 @@ def parse(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, prog=program(name), args=arguments, **settings)
+            return _wide_enough(
+                lambda: tyro.cli(kind, prog=program(name), args=arguments, **settings)
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
     raise ValueError(f"{_reason(printed.getvalue())}; {program(name)} --help tells the options")
+
+
+def _wide_enough(call: "Callable[[], Parsed]") -> "Parsed":
+    """The call, with LEAST_COLUMNS at least to print in: in fewer than six tyro never ends, and in few
+    it cuts the names in its errors."""
+    import os
+    import shutil
+
+    before, columns = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
+    os.environ["COLUMNS"] = str(max(columns, LEAST_COLUMNS))
+    try:
+        return call()
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _reason(box: str) -> str:

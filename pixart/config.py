@@ -219,34 +219,41 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # By comparison: math.isfinite fails for whole numbers beyond a float's range.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-_COUNTS = (
-    "input_size",
-    "patch_size",
-    "in_channels",
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "caption_channels",
-    "model_max_length",
-)
+# Far beyond every model there is, and small enough to be multiplied and counted up to.
+_MOST = {
+    "input_size": 16384,
+    "patch_size": 64,
+    "in_channels": 4096,
+    "hidden_size": 65536,
+    "depth": 1000,
+    "num_heads": 4096,
+    "caption_channels": 65536,
+    "model_max_length": 65536,
+}
+_NUMBERS = {"mlp_ratio": (1 / 64, 64), "pe_interpolation": (1e-6, 1e6)}
 
 
 def _check_sizes(config: PixArtConfig) -> None:
-    for name in _COUNTS:
+    for name, most in _MOST.items():
         value = getattr(config, name)
         if not _is_integer(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
     if config.input_size < config.patch_size:
         raise ValueError(
             f"input_size must be at least patch_size {config.patch_size}, got {config.input_size}"
         )
-    for name in ("mlp_ratio", "pe_interpolation"):
+    for name, (least, limit) in _NUMBERS.items():
         value = getattr(config, name)
         if not _is_number(value) or value <= 0:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not least <= value <= limit:
+            raise ValueError(f"{name} must be from {least} to {limit}, got {value!r}")
     dropped = config.class_dropout_prob
     if not _is_number(dropped) or not 0 <= dropped <= 1:
         raise ValueError(f"class_dropout_prob must be in [0, 1], got {dropped!r}")
@@ -262,6 +269,8 @@ def _check_width(config: PixArtConfig) -> None:
         raise ValueError(
             f"hidden_size must be divisible by num_heads {config.num_heads}, got {width}"
         )
+    if config.mlp_hidden_size < 1:
+        raise ValueError(f"mlp_ratio must give a width of at least 1, got {config.mlp_ratio}")
     if width % 4:  # sine and cosine of two coordinates
         raise ValueError(f"hidden_size must be divisible by 4, got {width}")
     if config.micro_condition and width % 3:  # height, width and aspect ratio take a third each
@@ -271,7 +280,7 @@ def _check_width(config: PixArtConfig) -> None:
 
 
 def _check_keys(what: str, values: Mapping[str, Any], known: list[str]) -> None:
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
         raise ValueError(
             f"{what} must have keys among {', '.join(known)}, got {', '.join(unknown)}"

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pixart import process
 from pixart.command import DONE, parse, run_command
 
 NAME = "convert"
@@ -92,6 +93,7 @@ def convert(options: Options) -> str:
         variant=options.variant,
     )
     merge_lora(load_lora(model, adapters))
+    process.at_work()
     save_transformer(
         model,
         options.dst,

@@ -1,10 +1,12 @@
-"""`python -m pixart.data prepare|caption|filter`: training data, before training.
+"""`python -m pixart.data prepare|caption|filter|verify`: training data, before training.
 
 prepare encodes pictures and captions once; caption lets a vision-language model write captions;
-filter scores pictures. All go on where they were stopped, and list what they could not use instead
-of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130 cancelled.
+filter scores pictures; verify finds what is damaged of what was prepared. All go on where they were
+stopped, and list what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad
+input, 1 failure, 130 cancelled.
 """
 
+import os
 import sys
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -12,13 +14,15 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
     start(["data", *sys.argv[1:]])
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pixart import process
 from pixart.command import DONE, parse, run_command
-from pixart.dataset.options import Caption, Command, Filter, Prepare
+from pixart.dataset.options import Caption, Command, Filter, Prepare, Verify
 
 if TYPE_CHECKING:
+    from pixart.dataset.prepare import Preparation
     from pixart.dataset.samples import Item
 
 NAME = "data"
@@ -33,34 +37,55 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(options: Prepare | Caption | Filter) -> int:
-    commands = {Prepare: prepare, Caption: caption, Filter: filter_}
+def run(options: Prepare | Caption | Filter | Verify) -> int:
+    commands = {Prepare: prepare, Caption: caption, Filter: filter_, Verify: verify}
     print(commands[type(options)](options))  # type: ignore[operator]
     return DONE
 
 
 def prepare(options: Prepare) -> str:
     """Returns a sentence on what was prepared and what was not."""
-    import torch
+    from pixart.dataset.samples import writable
+    from pixart.dataset.verify import write_settings
 
+    items = _items(options)
+    first = [items()]  # refuses what it can before models are loaded
+    preparation = _preparation(options)
+    process.at_work()
+    report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
+    write_settings(options)
+    rejected, where = report["rejected"], writable(str(preparation.report))
+    if rejected:
+        example, more = rejected[0], len(rejected) - 1
+        process.write_line(
+            f"pixart.data: rejected {example['path']} ({example['reason']})"
+            + (f", and {more} more" if more else "")
+        )
+    return f"{report['prepared']} samples prepared, {len(rejected)} rejected: see {where}"
+
+
+def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
+    """What lists the samples, from the start each time."""
     from pixart.dataset.annotations import annotated
-    from pixart.dataset.prepare import Preparation, Settings, open_encoders
     from pixart.dataset.sources import open_source
-    from pixart.device import choose_device
 
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    return lambda: annotated(
+        open_source(options.source),
+        prompt=options.prompt,
+        captions=options.captions,
+        scores=options.scores,
+        min_score=options.min_score,
+    )
 
-    def items() -> "Iterable[Item]":
-        return annotated(
-            open_source(options.source),
-            prompt=options.prompt,
-            captions=options.captions,
-            scores=options.scores,
-            min_score=options.min_score,
-        )
 
-    first = [items()]  # refuses what it can before models are loaded
+def _preparation(options: Prepare) -> "Preparation":
+    import torch
+
+    from pixart.dataset.prepare import Preparation, Settings, open_encoders
+    from pixart.device import choose_device
+
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     encoders = open_encoders(
         options.model,
@@ -69,11 +94,18 @@ def prepare(options: Prepare) -> str:
         text_dtype=dtypes[options.text_dtype] if options.text_dtype else None,
         max_length=options.max_length,
     )
-    settings = Settings(options.resolution, options.square, options.max_ratio, options.half)
-    preparation = Preparation(options.output, encoders, settings, options.workers)
-    report = preparation.run(lambda: first.pop() if first else items())
-    rejected = len(report["rejected"])
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {preparation.report}"
+    settings = Settings(
+        options.resolution, options.square, options.max_ratio, options.half, options.min_side
+    )
+    return Preparation(options.output, encoders, settings, options.workers)
+
+
+def _origin(options: Prepare) -> str:
+    """What a prepare reads and how, for telling it from others."""
+    is_url = "://" in options.source
+    source = options.source if is_url else os.path.abspath(os.path.expanduser(options.source))
+    files = [os.path.abspath(file) for file in (*options.captions, options.scores) if file]
+    return repr([source, options.prompt, options.min_score, files])
 
 
 def caption(options: Caption) -> str:
@@ -88,9 +120,11 @@ def caption(options: Caption) -> str:
     request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
     if options.endpoint:
         captioner = open_endpoint(options.endpoint, options.model, request)
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, options.workers)
     else:
         captioner = open_model(options.model, request, choose_device(options.device))
+        process.at_work()
         tally = caption_source(items, options.output, captioner, request, 1)
     return tally.summary("captioned", options.output)
 
@@ -103,5 +137,33 @@ def filter_(options: Filter) -> str:
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    tally = score_source(items, options.output, load_scorer(options.scorer))
+    scorer = load_scorer(options.scorer)
+    process.at_work()
+    tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"
+
+
+def verify(options: Verify) -> str:
+    """Returns what was found and done, in words or as JSON. RuntimeError if something stays damaged."""
+    import json
+
+    from pixart.dataset.features import indices_of
+    from pixart.dataset.verify import check_shards, check_source, settings_of
+
+    directory = options.directory.absolute()
+
+    def remake(resolution: int) -> None:
+        with settings_of(directory, resolution, options.device) as made_by:
+            items = _items(made_by)
+            preparation = _preparation(made_by)
+            index = indices_of(directory)[resolution]
+            check_source(preparation.parts(items()), index, made_by.source)
+            preparation.run(items, _origin(made_by))
+
+    process.at_work()
+    found = check_shards(directory, remake)
+    told = json.dumps(found.to_dict(), indent=2) if options.json else found.summary()
+    if found.is_whole:
+        return told
+    print(told)
+    raise RuntimeError(found.complaint())

@@ -95,3 +95,22 @@ def max_over_processes(value: float, device: torch.device) -> float:
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in some process: all must stop at the same step."""
     return bool(max_over_processes(float(flag), device))
+
+
+def said_by_first(text: str) -> str:
+    """What the first process says, up to 4,000 bytes of it, to all of them."""
+    if not distributed.is_initialized():
+        return text
+    content = text.encode(errors="replace")[:4000] if rank() == 0 else b""
+    sent = torch.zeros(4000, dtype=torch.uint8)
+    sent[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else 0
+    sent = sent.to(meeting_device())
+    distributed.broadcast(sent, 0)
+    return bytes(sent.tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def meeting_device() -> torch.device:
+    """Where tensors that are exchanged must be."""
+    if distributed.is_initialized() and distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

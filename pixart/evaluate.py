@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pixart import process
 from pixart.command import DONE, parse, run_command
 from pixart.config import EMBEDDED
 from pixart.evaluation import METRICS, SAMPLING, Settings
@@ -64,6 +65,7 @@ def run(options: Options) -> int:
     text, values = import_module(METRICS[options.metric]).evaluate(pipe, options)
     print(text)
     if options.json_file is not None:
+        process.at_work()
         used = pipe.resolve(like)
         settings = {name: getattr(used, name) for name in ("seed", *SAMPLING)}
         write_json(options.json_file, {**settings, "dtype": options.dtype, **values}, indent=2)

@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, read as JSON, locked, compared by digests; and text for them.
+"""Files: written aside and renamed, read as JSON, compared by digests; and text for them.
 
 Nothing here is written in place. Of a file, a reader, a crash or a full disk meets the old one or the
 new one. Of a folder that replaces another too, but for the moment between two renames, in which there
@@ -6,18 +6,14 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,54 +36,72 @@ class CheckpointWriteError(CheckpointError):
     exit_code = 1  # of a command: not the fault of what was asked for
 
 
-class Occupied(ValueError):
-    """Another process works in a folder: one line with its host and pid, and the way out."""
-
-
 AGAIN = "download or copy it again"
 MAX_JSON = 2**26  # bytes; indexes of data sets are larger, and say so
 MAX_DEPTH = 64  # Python's own recursion ends near 1000, in the middle of whatever reads the values
 MAX_INDEX = 2**32  # bytes: of JSON about every sample of a data set
 _MAX_DIGITS = 64
 _LISTED = 10
-HELD = ".held"  # in a folder that processes work in: a file and a lock of each
-RENEWED, BELIEVED = 30.0, 300.0  # seconds between signs of life, and those that one is good for
 
 
 @contextmanager
-def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield where to write a file or a folder, which takes the place of `path` if all goes well.
 
     The place is beside `path`, in a new folder of an unpredictable name. durable: flushed to the disk
     before it is renamed; without it, what is lost with the machine must be cheap to make again.
-    Raises what the writer raises, and OSError; nothing is left behind then.
+    replace: without it a file must be new, and FileExistsError is raised if one, or a link, has come to
+    be there. Raises what the writer raises, and OSError; nothing is left behind then.
     """
-    path = Path(os.path.realpath(path))  # through a link, not over it
+    if replace:
+        path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as a rename does not cross file systems.
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
     try:
         yield holder / "new"
-        publish(holder / "new", path, durable=durable)
+        publish(holder / "new", path, durable=durable, replace=replace)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a disk that is full does not say of what
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def publish(aside: Path, path: Path, *, durable: bool = True) -> None:
+def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
     """Rename a finished file or folder to `path`, in place of what stands there. OSError if the disk
-    refuses: what stood there is there still. A file is replaced in one step, a folder in two."""
+    refuses, or a file would replace a folder: what stood there is there still. A file is replaced in
+    one step, a folder in two. Without `replace` a file goes where none is, or FileExistsError is raised."""
     if durable:
         # The contents first: a disk may take the new name before them, and a crash would leave an
         # empty file under it.
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
             flush(written)
-    if path.is_dir() and not path.is_symlink():
+    if not replace:
+        _place(aside, path)
+    elif aside.is_dir() and path.is_dir() and not path.is_symlink():
         _exchange(path, aside)
     else:
         os.replace(aside, path)
     if durable:
         # A name is written with its folder, and lost with the machine until then.
         flush(path.parent)
+
+
+def _place(aside: Path, path: Path) -> None:
+    """In one step, of two processes one wins: a second name for the file, which ends with the first."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some shared disks have no second names
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(aside, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _exchange(path: Path, new: Path) -> None:
@@ -146,7 +160,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise CheckpointError(f"{path}: must be a file, got a folder, a pipe or a device")
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        # Not more at once than there is: Python makes room for all that it is asked for.
+        content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > most:
         raise CheckpointError(
             f"{path}: must be at most {most:,} bytes, got {os.stat(path).st_size:,}"
@@ -154,15 +169,17 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, name: str, most: int = MAX_JSON) -> Any:
+def parse_json(text: str | bytes, name: str, most: int = MAX_JSON, *, unique: bool = False) -> Any:
     """What JSON in UTF-8 says. ValueError, in one line that begins with `name`, for what is not JSON, is
-    longer than `most`, holds numbers of more than 64 digits, or is nested more than 64 deep."""
+    longer than `most`, or is nested more than 64 deep. unique: and for objects that have a key twice, of
+    which Python takes the last. Whole numbers of more than 64 digits are infinite, as 1e999 is."""
     if len(text) > most:
         raise ValueError(f"{name}: must be at most {most:,} bytes of JSON, got {len(text):,}")
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        values = _DECODER.decode(text.removeprefix("\ufeff"))
+        decoder = _UNIQUE_DECODER if unique else _DECODER
+        values = decoder.decode(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError(f"{name}: must be nested at most {MAX_DEPTH} deep, it is deeper") from None
     except ValueError as error:  # JSON and UTF-8 errors
@@ -188,140 +205,21 @@ def _is_deep(values: object) -> bool:
     return True
 
 
-def _whole_number(digits: str) -> int:
-    # Python's own limit is 4300, and quadratic time before 3.11.
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+def _whole_number(digits: str) -> int | float:
+    # Python refuses 4300 digits without a word of where, and overflows in comparisons with 310.
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return values
 
 
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
-
-
-@contextmanager
-def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process holds the lock; if another does, waits for it or gives False.
-
-    A lock ends with its process however that ends, so that no work stays claimed by the dead.
-    """
-    from filelock import FileLock, Timeout
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
-
-
-@contextmanager
-def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[None]:
-    """Hold a folder until the end of the block. Raises Occupied, with host and pid, where another does.
-
-    work: what is done there, in words, for those that are refused. shared: processes that give the
-    same text hold a folder together, with None each holds it alone.
-
-    The lock of a process of this machine opens when that ends, however it ends, and its place is
-    taken over. Some shared disks keep locks to each machine: one of another machine that looks open is
-    believed for five minutes after its last sign of life, of which there is one every half minute.
-    """
-    own = folder / HELD / f"{secrets.token_hex(8)}.json"
-    over = threading.Event()
-    with contextlib.ExitStack() as stack:
-        stack.callback(_leave, own)
-        _join(own, work, shared, stack)
-        renewing = threading.Thread(target=_renew, args=(own, over), daemon=True)
-        stack.callback(renewing.join)
-        stack.callback(over.set)
-        renewing.start()
-        yield
-
-
-def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack) -> None:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "machine": _machine(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "work": work,
-        "shared": shared,
-    }
-    # One after the other, or two that come at once would refuse each other.
-    with claimed(own.with_name("joining"), wait=True):
-        stack.enter_context(claimed(own.with_suffix(".lock"), wait=True))
-        # Before looking at others, and not after: also where locks do not reach other machines.
-        write_bytes(own, json.dumps(holder).encode(), durable=False)
-        for other in sorted(own.parent.glob("*.json")):
-            if other == own:
-                continue
-            values = _holder(other)
-            if not _is_alive(other, values, own.stat().st_mtime):
-                _remove_claim(other)
-            elif shared is None or values.get("shared") != shared:
-                raise Occupied(_refusal(other, values))
-
-
-def _machine() -> str:
-    """The same in all containers of a machine, whose locks see each other, and another after a boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-def _holder(claim: Path) -> dict[str, Any]:
-    try:
-        return read_json(claim)
-    except CheckpointError:  # gone, or damaged
-        return {}
-
-
-def _is_alive(claim: Path, holder: Mapping[str, Any], now: float) -> bool:
-    """now: by the clock of the disk, as the claim's own times are."""
-    with claimed(claim.with_suffix(".lock"), wait=False) as is_open:
-        if not is_open:
-            return True
-    is_here = holder.get("machine") == _machine() or holder.get("host") == socket.gethostname()
-    try:
-        return not is_here and claim.stat().st_mtime > now - BELIEVED
-    except FileNotFoundError:
-        return False
-
-
-def _refusal(claim: Path, holder: Mapping[str, Any]) -> str:
-    who = f"pid {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
-    return (
-        f"{claim.parent.parent}: is held by {who}, {holder.get('work', 'at work')} since "
-        f"{holder.get('since', 'an unknown time')}; wait for it, give another folder, or delete "
-        f"{claim} if that process is dead"
-    )
-
-
-def _renew(claim: Path, over: threading.Event) -> None:
-    while not over.wait(RENEWED):
-        with contextlib.suppress(OSError):  # a disk that is away for a while
-            os.utime(claim)
-
-
-def _remove_claim(claim: Path) -> None:
-    # Windows removes no file that is open elsewhere.
-    for path in (claim, claim.with_suffix(".lock")):
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _leave(own: Path) -> None:
-    """Take away what this process has put there, and the folder after the last."""
-    _remove_claim(own)
-    with contextlib.suppress(OSError):
-        if [path.name for path in own.parent.iterdir()] == ["joining"]:
-            own.with_name("joining").unlink()
-            own.parent.rmdir()
+_UNIQUE_DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_with_unique_keys)
 
 
 def sha256_of(path: Path) -> str:

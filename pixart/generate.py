@@ -14,11 +14,12 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 import json
 from typing import TYPE_CHECKING
 
-from pixart.command import BAD_INPUT, CANCELLED, DONE, exit_code, message_of, parse, run_command
+from pixart import process
+from pixart.command import BAD_INPUT, DONE, exit_code, message_of, parse, run_command
 
 if TYPE_CHECKING:
-    from pixart.generation.drawing import Report
     from pixart.generation.options import Options
+    from pixart.generation.report import Report
 
 NAME, KEPT = "generate", "cancelled; finished pictures are kept"
 
@@ -29,31 +30,40 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    from pixart.generation.options import Options
-
-    return run(parse(Options, NAME, arguments))
-
-
-def run(options: "Options") -> int:
-    """Draw; with --json report what is finished, also where something failed on the way."""
-    from pixart.generation.drawing import Report, generate
+    from pixart.generation.report import Report
 
     report = Report()
+    if "--json" in (sys.argv if arguments is None else arguments):
+        process.on_leaving(lambda: _as_json(report, error=process.ENDING.message()) + "\n")
+    from pixart.generation.options import Options
+
+    return run(parse(Options, NAME, arguments), report)
+
+
+def run(options: "Options", report: "Report") -> int:
+    """Draw; with --json report what is finished, also where something failed on the way."""
     try:
+        from pixart.generation.drawing import generate
+
         generate(options, report)
     except BaseException as error:
         if options.json:
             _report_failure(report, error)
         raise
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(_as_json(report))
     return DONE
 
 
 def _report_failure(report: "Report", error: BaseException) -> None:
     """Imports nothing: memory may be at its end, and Ctrl-C may have come in the middle of an import."""
-    is_cancelled = isinstance(error, KeyboardInterrupt)
-    code = CANCELLED if is_cancelled else exit_code(error)
-    if code not in (None, BAD_INPUT):
-        message = KEPT if is_cancelled else message_of(error)
-        print(json.dumps({**report.to_dict(), "error": message}, indent=2))
+    process.on_leaving(None)
+    is_cancelled = isinstance(error, KeyboardInterrupt) or process.ENDING.asked is not None
+    if is_cancelled:
+        print(_as_json(report, error=process.ENDING.message()))
+    elif report.drawn or exit_code(error) not in (None, BAD_INPUT):
+        print(_as_json(report, error=message_of(error)))
+
+
+def _as_json(report: "Report", **more: str) -> str:
+    return json.dumps({**report.to_dict(), **more}, indent=2)

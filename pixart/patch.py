@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
+from pixart.libraries import importing
 from pixart.model.compression import add_merging, compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
 from pixart_kernels.attention.operator import MAX_HEAD_DIM
@@ -103,7 +104,7 @@ def restore(pipe_or_transformer: T) -> T:
     state: _State | None = getattr(transformer, _STATE, None)
     if state is None:
         raise ValueError("pipe_or_transformer must be accelerated, got one that is not")
-    slots = [_forward_slot(block, _block_forward) for block in state.blocks]
+    slots = [_block_slot(block, _block_forward) for block in state.blocks]
     for block, (holder, name) in zip(state.blocks, slots, strict=True):
         # Deleted, so that the class's own is found again; where a hook keeps it, put back.
         if holder is vars(block) and name == "forward":
@@ -137,7 +138,8 @@ def _obstacle() -> str | None:
 
 def _find_transformer(pipe_or_transformer: object) -> Any:
     """The transformer itself, a pipeline's, or the one in a wrapper (PEFT, DDP, compiled)."""
-    from diffusers import PixArtTransformer2DModel
+    with importing():
+        from diffusers import PixArtTransformer2DModel
 
     root: Any = pipe_or_transformer
     if not isinstance(root, nn.Module):
@@ -152,7 +154,8 @@ def _find_transformer(pipe_or_transformer: object) -> Any:
 
 
 def _check_transformer(transformer: Any, kv_compression: KVCompression | None) -> None:
-    from diffusers.models.attention import BasicTransformerBlock
+    with importing():
+        from diffusers.models.attention import BasicTransformerBlock
 
     config, blocks = transformer.config, transformer.transformer_blocks
     head_dim = config.attention_head_dim
@@ -170,7 +173,7 @@ def _check_transformer(transformer: Any, kv_compression: KVCompression | None) -
                 f"transformer_blocks.{layer} must be a BasicTransformerBlock, "
                 f"got {type(block).__name__}; wrap blocks after accelerate()"
             )
-        _forward_slot(block, type(block).forward)
+        _block_slot(block, type(block).forward)
     if kv_compression is not None:
         _check_compression(kv_compression, blocks)
 
@@ -196,27 +199,39 @@ def _check_compression(kv_compression: KVCompression, blocks: Any) -> None:
 
 
 def _is_plain(processor: object) -> bool:
-    from diffusers.models import attention_processor
+    with importing():
+        from diffusers.models import attention_processor
 
     names = (*_PLAIN, _FUSED)
     return type(processor) in [getattr(attention_processor, name, None) for name in names]
 
 
-def _forward_slot(block: Any, function: Callable[..., Any]) -> tuple[dict[str, Any], str]:
-    """Where a block keeps its forward, which must be this function: hooks move it when they wrap it."""
-    holder, name = vars(block), "forward"
+def _block_slot(block: Any, function: Callable[..., Any]) -> tuple[dict[str, Any], str]:
+    """Where a block keeps its forward, which must be this function."""
+    holder, name = _forward_slot(block)
+    found = holder.get(name, block.forward)
+    if not _is_bound(found, function):
+        raise ValueError(
+            f"a block's forward must not have been replaced by somebody else, got {found}"
+        )
+    return holder, name
+
+
+def _forward_slot(module: Any) -> tuple[dict[str, Any], str]:
+    """Where a module keeps its forward if anywhere: hooks move it when they wrap it."""
+    holder, name = vars(module), "forward"
     registry = holder.get("_diffusers_hook")  # group offloading, caches
     if "_old_forward" in holder:  # sequential offloading
         name = "_old_forward"
     elif registry is not None and registry._fn_refs:
         holder = vars(registry._fn_refs[0])
         name = "forward" if holder["original_forward"] is None else "original_forward"
-    found = holder.get(name, block.forward)
-    if getattr(found, "__func__", None) is not function:
-        raise ValueError(
-            f"a block's forward must not have been replaced by somebody else, got {found}"
-        )
     return holder, name
+
+
+def _is_bound(found: Any, function: Callable[..., Any]) -> bool:
+    bound = found.func if isinstance(found, partial) else getattr(found, "__func__", None)
+    return bound is function
 
 
 def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
@@ -230,8 +245,9 @@ def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
             else:
                 kept = type(attention.processor).__name__
                 logger.info("transformer_blocks.%d.%s.processor stays: %s", layer, name, kept)
-        holder, name = _forward_slot(block, type(block).forward)
-        holder[name] = MethodType(_block_forward, block)
+        holder, name = _block_slot(block, type(block).forward)
+        # No method: one is pickled as an attribute of that name, which the block's class has not.
+        holder[name] = partial(_block_forward, block)
     if kv_compression is not None:
         values = asdict(kv_compression) | {"layers": list(kv_compression.layers)}
         transformer.register_to_config(kv_compression=values)  # save_pretrained writes it
@@ -251,6 +267,8 @@ def _prepare(
     names: tuple[str, ...], transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the transformer's forward: pack the captions, and tell the blocks the token grid."""
+    if not _hands_on(transformer):
+        return args, kwargs
     values = dict(zip(names, args, strict=False)) | kwargs
     caption: Any = values.get("encoder_hidden_states")
     mask: Any = values.get("encoder_attention_mask")
@@ -263,6 +281,19 @@ def _prepare(
     extra = values.get("cross_attention_kwargs") or {}
     values["cross_attention_kwargs"] = {**extra, _CALL: _Call((rows, cols), lengths)}
     return (), values
+
+
+def _hands_on(transformer: Any) -> bool:
+    """Whether forward gives its cross_attention_kwargs to the blocks: diffusers' own, or another that
+    names them. What was compiled ahead of time takes what it was compiled for and nothing else."""
+    holder, name = _forward_slot(transformer)
+    found = holder.get(name)
+    if found is None or _is_bound(found, type(transformer).forward):
+        return True
+    try:
+        return "cross_attention_kwargs" in inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _pack(caption: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageCms import ImageCmsTransform
+    from PIL.ImageFile import ImageFile
 
 Source = Path | bytes | IO[bytes]
 
@@ -46,7 +47,10 @@ UNREAD_SUFFIXES = {
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef",
     ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".iiq", ".rwl", ".gpr",
 }  # fmt: skip
+MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 # Colours that differ by so much after a conversion are the rounding of two ways to write one profile.
 _SAME_LEVELS = 1
 _SPACES = {
@@ -88,6 +92,15 @@ def picture_suffixes() -> frozenset[str]:
     return readable_suffixes() | UNREAD_SUFFIXES
 
 
+def unread(suffix: str) -> str:
+    """Why a file of this suffix cannot be read though it is a picture; "" for any other."""
+    suffix = suffix.lower()
+    if suffix in readable_suffixes() or suffix not in picture_suffixes():
+        return ""
+    way_out = "pip install pillow-heif or convert it" if suffix in HEIF["HEIF"] else "convert it"
+    return f"pictures in {suffix} are not read; {way_out} to one of {', '.join(_formats())}"
+
+
 def open_picture(source: Source, name: str) -> "Image":
     """The whole picture as it is stored: decoded, not turned, in its own mode. Of several, the first.
 
@@ -121,6 +134,9 @@ def head_of(source: Source, name: str) -> Head:
     """What the head of the file says; the pixels are not read. Raises PictureError."""
     with _opened(source, name) as image:
         width, height = image.size
+        # Of a TIFF, newer Pillows have turned the size already.
+        if tags := getattr(image, "tag_v2", None):
+            width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
         lies = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return Head(
             *((width, height) if lies else (height, width)),
@@ -202,28 +218,52 @@ def _transform(profile: bytes) -> tuple[str, "ImageCmsTransform | None"]:
 @contextmanager
 def _opened(source: Source, name: str) -> Iterator["Image"]:
     """With the head read."""
-    from PIL import Image
-
-    with (
-        decoding(name),
-        _file(source) as file,
-        Image.open(file, formats=list(_formats())) as image,
-    ):
+    with decoding(name), _identified(_content(source)) as image:
+        if 0 in image.size:
+            raise ValueError("it has no pixels")
         yield image
 
 
-@contextmanager
-def _file(source: Source) -> Iterator[IO[bytes]]:
+def _content(source: Source) -> bytes:
     if isinstance(source, bytes):
-        yield io.BytesIO(source)
-    elif isinstance(source, Path):
-        # Of a pipe or a device there might be no end, and no beginning either.
-        if not stat.S_ISREG(source.stat().st_mode):
-            raise OSError("a folder, a pipe or a device, not a file")
-        with source.open("rb") as file:
-            yield file
-    else:
-        yield source
+        return source
+    if not isinstance(source, Path):
+        source.seek(0)
+        return source.read()
+    status = source.stat()
+    # Of a pipe or a device there might be no end, and no beginning either.
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("a folder, a pipe or a device, not a file")
+    if status.st_size > MAX_BYTES:
+        raise OSError(f"{status.st_size:,} bytes, at most are {MAX_BYTES:,}")
+    return source.read_bytes()
+
+
+def _identified(content: bytes) -> "ImageFile":
+    from PIL import Image
+
+    formats = list(_formats())
+    try:
+        return Image.open(io.BytesIO(content), formats=formats)
+    except _damage():
+        bare = _without_profile(content)
+        if bare is None:
+            raise
+        image = Image.open(io.BytesIO(bare), formats=formats)
+        image.info["icc_profile"] = None
+        return image
+
+
+def _without_profile(content: bytes) -> bytes | None:
+    """A PNG without its profile, over which Pillow may fail: the picture can be shown all the same.
+    None for what is no PNG with one."""
+    place = len(_PNG)
+    while content.startswith(_PNG) and place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if kind == b"iCCP":
+            return content[:place] + content[place + 12 + length :]
+        place += 12 + length  # length, kind and checksum
+    return None
 
 
 @cache

@@ -2,8 +2,8 @@
 
 A run is taken up where it stopped: what a step learns from depends on its number alone. Under
 `torchrun` the batches are shared among processes. `python -m pixart.train plot RUN...` draws the
-curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled before
-or after the steps.
+curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled; what
+is done by then is saved.
 """
 
 import sys
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from pixart import process
 from pixart.command import BAD_INPUT, DONE, complain, parse, run_command
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Options:
     resume: str = "auto"
     """auto: the newest state of a stage. none: refuse an --output that holds a run. Or a state's folder,
     for --stage."""
+    accept_changes: tuple[str, ...] = ()
+    """Fields that may be others than those that a run was begun with: --accept-changes learning-rate,data"""
     save_every: int = 500
     """Steps between saved states."""
     keep: int = 2
@@ -114,6 +117,7 @@ def _plot(arguments: list[str]) -> int:
     options = parse(PlotOptions, f"{NAME} plot", arguments)
     if not options.runs:
         raise ValueError("RUN must name at least one folder, got none")
+    process.at_work()
     plot(options.runs, options.output)
     print(options.output)
     return DONE
@@ -158,6 +162,8 @@ def read_command(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     refuse([*wrong, *more])
     assert stages is not None
     given["track"] = tuple(given.get("track", ()))
+    words = ",".join(given.get("accept_changes", ())).split(",")
+    given["accept_changes"] = tuple(word for word in words if word)
     return Options(arguments[0], **given), stages
 
 
@@ -168,8 +174,8 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
     from pixart.device import choose_device
     from pixart.distributed import connect, rank
-    from pixart.training.execute import check_rules, train
-    from pixart.training.problems import attempt, refuse
+    from pixart.training.execute import alone, check_rules, check_writable
+    from pixart.training.problems import attempt, problems_of, refuse
     from pixart.training.run import Run
 
     device, lines = attempt(lambda: choose_device(options.device))
@@ -192,26 +198,45 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         keep=options.keep,
         trackers=options.track,
         quiet=options.quiet,
+        log_every=options.log_every,
         start_from=start_from,
+        accepted=options.accept_changes,
     )
     names = [options.stage] if options.stage else [stage.name for stage in stages]
     if options.dry_run:
         return _dry_run(run, names, wrong)
-    if wrong := [*wrong, *check_rules(run, names)]:
+    if wrong or list(problems_of(lambda: check_writable(output))):
+        return _complain([*wrong, *check_rules(run, names)])
+    with alone(output):
+        return _train_stages(run, names, options.stop_after)
+
+
+def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:
+    from pixart.distributed import rank
+    from pixart.training.checkpoints import last_words
+    from pixart.training.execute import check_rules, train
+    from pixart.training.state import latest_state
+
+    if wrong := check_rules(run, names):
         return _complain(wrong)
+    process.at_work()
     for name in names:
-        if not train(run, name, options.stop_after):
-            how = "--resume auto" if start_from else "the same command"
-            print(f"stopped in stage {name}; {how} goes on", file=sys.stderr)
-            return DONE
+        if not train(run, name, stop_after):
+            how = "--resume auto" if run.start_from else "the same command"
+            process.write_line(f"stopped in stage {name}; {how} goes on")
+            if process.ENDING.asked:
+                return process.ENDING.code()
+            break
+    state = latest_state(run.folder(name))
+    if state is not None and not run.quiet and rank() == 0:
+        print("\n".join(last_words(state, run.stage(name))))
     return DONE
 
 
 def _option_problems(options: Options, output: Path) -> Iterator[str]:
-    from pixart.training.bounds import Bounds, number_problems
-    from pixart.training.stage import MAX_STEPS
+    from pixart.training.bounds import MAX_STEPS, Bounds, number_problems
 
-    if options.resume == "none" and output.exists() and any(output.iterdir()):
+    if options.resume == "none" and _holds_a_run(output):
         yield f"--output must be new with --resume none, got {output}"
     if options.resume not in ("auto", "none") and options.stage is None:
         yield f"--stage must say which stage goes on from --resume {options.resume}, got none"
@@ -224,6 +249,12 @@ def _option_problems(options: Options, output: Path) -> Iterator[str]:
     for line in number_problems(options, bounds):
         name, rule = line.split(" ", 1)
         yield f"--{name.replace('_', '-')} {rule}"
+
+
+def _holds_a_run(output: Path) -> bool:
+    from pixart.locks import HELD
+
+    return output.is_dir() and any(path.name != HELD for path in output.iterdir())
 
 
 def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Weights on disk or on the hub: where a model is, and which files of its directory hold them."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,15 +83,33 @@ def check_loaded(
         raise CheckpointError(f"{folder}: cannot be used ({'; '.join(problems)}); {AGAIN}")
 
 
+@contextmanager
+def errors_naming(folder: Path) -> Iterator[None]:
+    """Other libraries say what is wrong with a file, but not with which."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # what libraries raise over a damaged file has no common kind
+        if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+            raise
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
+
+
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
     """Raise NotFiniteError, which begins with `where`, unless all numbers are finite. Names the first few
     tensors of those that are not. Reads each once, at the speed of a sum; fp8 too."""
-    found = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if found:
+    if found := not_finite(tensors):
         raise NotFiniteError(
             f"{where}: must be finite, got NaN or infinity in {listed(found)}; "
             "take a checkpoint from before its training diverged"
         )
+
+
+def not_finite(tensors: "Mapping[str, Tensor]") -> list[str]:
+    """The names of those that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: "Tensor") -> bool:
@@ -133,9 +152,17 @@ def _shards(index: Path) -> list[Path]:
         # An index may come from anywhere: it must not lead out of its folder.
         if Path(name).name != name:
             raise CheckpointError(f"{index}: must name files beside it, got {name!r}")
-        if not (index.parent / name).is_file():
+        if not _is_file(index.parent / name):
             raise CheckpointError(f"{index.parent}: lacks the shard {name}; {AGAIN}")
     return [index.parent / name for name in shards]
+
+
+def _is_file(path: Path) -> bool:
+    """False for a name that is too long, or holds what no name can, too."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -157,7 +184,19 @@ def is_on_hub(path_or_hub_id: str | Path) -> bool:
     """Whether `resolve` looks for it on the hub or in its cache: it has the form of a hub id, or is the
     short name of a release, and is no path that is here."""
     name = _long_name(path_or_hub_id)
-    return not Path(name).expanduser().exists() and _hub_place(name) is not None
+    return not _local(name).exists() and _hub_place(name) is not None
+
+
+def _local(name: str) -> Path:
+    """CheckpointError for what no path can be: a name that is too long, or the home of nobody."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{name}: is no path ({getattr(error, 'strerror', error)})"
+        ) from error
+    return path
 
 
 def _long_name(path_or_hub_id: str | Path) -> str:
@@ -170,7 +209,7 @@ def _hub_place(name: str) -> tuple[str, str | None] | None:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", name)
     if (
         not match
-        or Path(name).expanduser().parent.is_dir()
+        or _local(name).parent.is_dir()
         or Path(match[1]).suffix in (".pth", ".pt", ".safetensors")
     ):
         return None
@@ -181,7 +220,7 @@ def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None 
     """A local path as it is, else a Hugging Face hub id or id/file, from the hub or its cache. The short
     name of a release (pixart.releases) stands for its place."""
     name = _long_name(path_or_hub_id)
-    path = Path(name).expanduser()
+    path = _local(name)
     if path.exists():
         return path
     place = _hub_place(name)

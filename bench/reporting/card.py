@@ -1,6 +1,11 @@
 """Writes the embedded model's card from its run, that of its conversion, and the accuracy measured of
 both, so that no figure in it is typed: `python -m bench.reporting.card RUN CONVERTED MODEL`."""
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.reporting.card", "command")
+
 import shutil
 import sys
 from pathlib import Path
@@ -64,5 +69,6 @@ def main(
     write_bytes(model / "README.md", fill(TEMPLATE, parts).encode())
 
 
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.reporting.card"))
+def command() -> int | None:
+    """Run the command line."""
+    return tyro.cli(main, prog="python -m bench.reporting.card")

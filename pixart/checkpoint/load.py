@@ -28,6 +28,8 @@ from pixart.checkpoint.names import (
     NULL_CAPTION,
     POSITIONS,
     SIDECAR,
+    as_in_file,
+    check_depth,
     check_tensors,
 )
 from pixart.checkpoint.read import Contents, read_checkpoint
@@ -35,7 +37,7 @@ from pixart.config import KVCompression, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.model.transformer import PixArt
 from pixart.releases import release_of
-from pixart.weights import WEIGHTS
+from pixart.weights import WEIGHTS, check_finite, not_finite
 
 # What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
 TRANSFORMER_FILES = ("model_index.json", "transformer/*", CONFIG, WEIGHTS + "*", SIDECAR)
@@ -136,10 +138,14 @@ def open_transformer(
         config = config or _configuration(contents, kv_compression, _known(path, contents, around))
         config, notes = open_compression(config, kv_compression, contents.tensors)
         contents.notes += notes
+        check_depth(config.depth, contents.tensors, contents.naming)
         tensors = dict(contents.tensors)
         tensors.pop(POSITIONS, None)
         expected = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
         check_tensors(tensors, expected, contents.present, contents.naming)
+    # Last, as it reads all of the file; the load finds it in the system's cache.
+    in_file = {as_in_file(name, contents.naming): t for name, t in contents.tensors.items()}
+    check_finite(in_file, str(path))
     stored = NULL_CAPTION in tensors
     if not stored and contents.naming == "official":  # diffusers' files never hold it
         contents.notes.append(
@@ -247,14 +253,12 @@ def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
 
 
 def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-    """fp16 ends at 65504: a larger weight would become infinite, and every picture black."""
-    names = [
-        name
+    """fp16 ends at 65504: a larger weight becomes infinite, and every picture black."""
+    narrowed = {
+        name: tensor
         for name, tensor in after.items()
         if torch.finfo(tensor.dtype).max < torch.finfo(before[name].dtype).max / 2
-        and not tensor.isfinite().all()
-        and before[name].isfinite().all()
-    ]
-    if names:
+    }
+    if names := not_finite(narrowed):
         kind = str(after[names[0]].dtype).removeprefix("torch.")
         raise ValueError(f"{', '.join(names)} must fit into {kind}, got larger numbers; use bf16")

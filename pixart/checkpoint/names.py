@@ -56,8 +56,15 @@ _MARKERS = {
     "official": ("x_embedder.proj.weight", "t_block.1.weight", "final_layer.linear.weight"),
     "diffusers": ("pos_embed.proj.weight", "adaln_single.linear.weight", "proj_out.weight"),
 }
-# Wrappers that put a prefix before every name; "model.diffusion_model." is ComfyUI's.
-_PREFIXES = ("", "module.", "_orig_mod.", "model.", "model.diffusion_model.", "diffusion_model.")
+# Wrappers put prefixes before every name, in any order; "model.diffusion_model." is ComfyUI's.
+_WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model)\.)*")
+# And these around single layers too.
+_INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+# What single files of other programs hold beside the transformer.
+_BESIDE = re.compile(
+    r"(first_stage_model|cond_stage_model|conditioner|text_encoders?|vae|model_ema|ema)\..*"
+)
+_SCALED = re.compile(r"(.*\.)?(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale)")
 
 
 def diffusers_names(name: str) -> tuple[str, ...]:
@@ -123,18 +130,50 @@ def _stack(tensors: Mapping[str, Tensor], parts: tuple[str, ...]) -> Tensor:
     return cat([tensors[part] for part in parts])
 
 
-def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without a wrapper's prefix, and the naming: "official" or "diffusers"."""
+def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The transformer's tensors without the prefixes of wrappers, the naming, "official" or "diffusers",
+    and a note on what else the file holds."""
+    plain = {_INSIDE.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        raise ValueError(f"holds a tensor twice, with and without a wrapper: {listed(tensors)}")
+    if scaled := [name for name in plain if _SCALED.fullmatch(name)]:
+        raise ValueError(
+            f"holds fp8 weights with scales of their own ({listed(scaled)}), which are not read; "
+            "give the file in fp16, bf16 or plain fp8"
+        )
     for naming, markers in _MARKERS.items():
-        for prefix in _PREFIXES:
-            # Two of three: a file that lacks one is known still, and the error names what it lacks.
-            if sum(prefix + marker in tensors for marker in markers) >= 2:
-                return {name.removeprefix(prefix): tensors[name] for name in tensors}, naming
+        found = _prefixes(plain, markers)
+        if len(found) > 1:
+            raise ValueError(f"holds {len(found)} transformers, under {listed(found)}; give one")
+        if found:
+            stripped, notes = _without(found[0], plain)
+            return stripped, naming, notes
     if any(re.search(r"lora[_.]", name, re.IGNORECASE) for name in tensors):
         raise ValueError(f"holds a LoRA ({listed(tensors)}); give the transformer it belongs to")
     if any(name.startswith("controlnet.") for name in tensors):
         raise ValueError(f"holds a ControlNet ({listed(tensors)}); give the transformer alone")
     raise ValueError(f"holds no PixArt transformer, its tensors are {listed(tensors) or 'none'}")
+
+
+def _prefixes(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:
+    """Of wrappers, those under which a transformer lies."""
+    ends = [n.removesuffix(marker) for marker in markers for n in names if n.endswith(marker)]
+    # Two of three: a file that lacks one is known still, and the error names what it lacks.
+    return [p for p in dict.fromkeys(ends) if ends.count(p) >= 2 and _WRAPPED.fullmatch(p)]
+
+
+def _without(prefix: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    beside = [name for name in tensors if _BESIDE.fullmatch(name)]
+    kept = [name for name in tensors if not _BESIDE.fullmatch(name)]
+    stripped = {name.removeprefix(prefix): tensors[name] for name in kept}
+    if len(stripped) < len(kept):
+        twice = [
+            name for name in kept if name.startswith(prefix) and name[len(prefix) :] in tensors
+        ]
+        raise ValueError(f"holds a tensor twice, with and without {prefix}: {listed(twice)}")
+    roots = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
+    note = f"holds {len(beside)} tensors of other models ({roots}), which were left out"
+    return stripped, [note] if beside else []
 
 
 def check_tensors(
@@ -147,7 +186,7 @@ def check_tensors(
     absent = [name for name in expected if name not in tensors and name not in BUFFERS]
     extra = [name for name in tensors if name not in expected]
     misshapen = [
-        f"{' + '.join(_names_in_file(name, naming))} must be {tuple(expected[name])}, "
+        f"{as_in_file(name, naming)} must be {tuple(expected[name])}, "
         f"got {tuple(tensors[name].shape)}"
         for name in expected
         if name in tensors and tensors[name].shape != expected[name]
@@ -168,6 +207,23 @@ def check_tensors(
     ]
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def check_depth(depth: int, tensors: Iterable[str], naming: str) -> None:
+    """Raise ValueError if whole blocks are missing, before so many are built to compare with."""
+    found = {
+        match[1] for match in (re.match(r"blocks\.(\d+)\.", name) for name in tensors) if match
+    }
+    absent = [str(block) for block in range(depth) if str(block) not in found]
+    if absent:
+        blocks = "transformer_blocks" if naming == "diffusers" else "blocks"
+        names = listed(f"{blocks}.{block}" for block in absent)
+        raise ValueError(f"missing {names}: its configuration says {depth} blocks")
+
+
+def as_in_file(name: str, naming: str) -> str:
+    """What the file calls a tensor, or the parts of one."""
+    return " + ".join(_names_in_file(name, naming))
 
 
 def _names_in_file(name: str, naming: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
-"""Reads checkpoints. The format is taken from the contents, and no code in a file ever runs."""
+"""Reads checkpoints: official files, ours, diffusers' folders, and what trainers wrap them in."""
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from torch import Tensor
 
 from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, from_diffusers, recognise
 from pixart.config import MAX_LENGTH
-from pixart.files import CheckpointError, parse_json, read_json
-from pixart.tensors import check_plain, container, read_safetensors, read_torch
+from pixart.files import CheckpointError, listed, parse_json, read_json
+from pixart.tensors import FLOATS_OF_8_BITS, check_plain, container, read_safetensors, read_torch
 from pixart.weights import find_weights
+
+# The official trainer's and Lightning's, DiT's, DeepSpeed's; and their averages.
+_CONTAINERS = ("state_dict", "model", "module", "model_state_dict")
+_AVERAGED = ("state_dict_ema", "ema", "model_ema", "ema_state_dict")
+_NESTED = 4
 
 
 @dataclass
@@ -60,17 +66,36 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
         # Anybody may write metadata: "config" is ours only beside our "format".
         if metadata.get("format") == "pixart":
             config = _parse(metadata.get("config", ""))
+        is_official = False
     else:
-        tensors, config = _pick_state_dict(read_torch(path, kind), ema)
+        tensors, config, is_official = _pick_state_dict(read_torch(path, kind), ema)
     if config is not None and not isinstance(config, dict):
         raise ValueError(f"its configuration must be a mapping, got a {type(config).__name__}")
-    check_plain(path, tensors, dtype)
-    stripped, naming = recognise(tensors)
+    check_plain(path, tensors)
+    stripped, naming, notes = recognise(tensors)
+    # What is more than a transformer is never replaced by one.
+    is_alone = naming == "official" and len(stripped) == len(tensors)
+    format = "official" if is_official else "pixart" if config and kind == "safetensors" else None
+    stripped = widened(stripped, dtype, notes)
     official = from_diffusers(stripped) if naming == "diffusers" else stripped
-    format = None
-    if naming == "official":
-        format = "official" if kind != "safetensors" else "pixart" if config else None
-    return Contents(official, list(stripped), naming, format, config)
+    format = format if is_alone else None
+    return Contents(official, list(stripped), naming, format, config, notes=notes)
+
+
+def widened(
+    tensors: dict[str, Tensor], dtype: torch.dtype | None, notes: list[str]
+) -> dict[str, Tensor]:
+    """fp8 as `dtype`, or as the rest of the file: PyTorch computes nothing in it. Both kinds of fp8 are
+    exact in 16 bits."""
+    narrow = [name for name, tensor in tensors.items() if tensor.dtype in FLOATS_OF_8_BITS]
+    if not narrow:
+        return tensors
+    if dtype is None:
+        others = {t.dtype for t in tensors.values()} - set(FLOATS_OF_8_BITS)
+        dtype = functools.reduce(torch.promote_types, others) if others else torch.bfloat16
+        kind = str(dtype).removeprefix("torch.")
+        notes.append(f"has {len(narrow)} tensors of fp8, which were opened as {kind}")
+    return tensors | {name: tensors[name].to(dtype) for name in narrow}
 
 
 def _parse(text: str) -> Any:
@@ -80,18 +105,54 @@ def _parse(text: str) -> Any:
         raise ValueError(f"its metadata holds no valid configuration ({error})") from None
 
 
-def _pick_state_dict(payload: Any, ema: bool) -> tuple[dict[str, Any], Any]:
-    """(state dict, our configuration if it is there) out of what torch.load gave."""
+def _pick_state_dict(payload: Any, ema: bool) -> tuple[dict[str, Any], Any, bool]:
+    """(state dict, our configuration if it is there, whether the official code would find it too) out of
+    what torch.load gave."""
     if not isinstance(payload, dict):
         raise ValueError(f"holds a {type(payload).__name__}, not a state dict")
-    wanted = "state_dict_ema" if ema else "state_dict"
-    if isinstance(payload.get(wanted), dict):
-        return payload[wanted], payload.get(OWN_KEY)
-    if ema:
-        raise ValueError("has no averaged weights (state_dict_ema)")
-    if "state_dict_ema" in payload:
-        raise ValueError("has only averaged weights (state_dict_ema); ask for them with ema")
-    return payload, None
+    config = payload.get(OWN_KEY)
+    if config is not None and not _is_small(config):
+        raise ValueError(f"its configuration ({OWN_KEY}) must be a few plain values")
+    picked, keys = unpacked(payload, ema)
+    if ema and not set(keys) & set(_AVERAGED):
+        raise ValueError(f"has no averaged weights ({', '.join(_AVERAGED)})")
+    if not ema and (key := next((key for key in _AVERAGED if key in picked), None)):
+        raise ValueError(f"has only averaged weights ({key}); ask for them with ema")
+    return picked, config, keys in ([], ["state_dict"], ["state_dict_ema"])
+
+
+def unpacked(payload: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[str]]:
+    """The state dict inside the dicts of trainers, and the keys that lead to it."""
+    keys: list[str] = []
+    while len(keys) < _NESTED:
+        wanted = (
+            (*_AVERAGED, *_CONTAINERS) if ema and not set(keys) & set(_AVERAGED) else _CONTAINERS
+        )
+        key = next((key for key in wanted if isinstance(payload.get(key), dict)), None)
+        if key is None:
+            break
+        payload = payload[key]
+        keys.append(key)
+    return payload, keys
+
+
+def _is_small(config: Any) -> bool:
+    """Whether it is made of a few plain values. A pickle of a few bytes may unfold to any size."""
+    level, count = [config], 0
+    for _ in range(4):
+        count += len(level)
+        if count > 4096:
+            return False
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if not isinstance(inner, bool | int | float | str | None)
+        ]
+        if not all(isinstance(inner, dict | list | tuple) for inner in level):
+            return False
+    return not level
 
 
 def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) -> Contents:
@@ -107,15 +168,20 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
         part = read_safetensors(file)[0] if kind == "safetensors" else read_torch(file, kind)
         if not isinstance(part, dict):
             raise CheckpointError(f"{file}: holds a {type(part).__name__}, not a state dict")
-        check_plain(file, part, dtype)
+        check_plain(file, part)
+        if again := sorted(tensors.keys() & part.keys()):
+            raise CheckpointError(
+                f"{file}: must hold other tensors than the files before it, got {listed(again)}"
+            )
         tensors |= part
     config = read_json(directory / CONFIG)
-    stripped, naming = recognise(tensors)
+    stripped, naming, notes = recognise(tensors)
     if naming != "diffusers":
         raise ValueError(
             f"{weights[0].name} has official names; give that file instead of the directory"
         )
-    contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers")
+    stripped = widened(stripped, dtype, notes)
+    contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers", notes=notes)
     contents.diffusers_config = config
     if found != variant:
         contents.notes.append(f"has only the variant {found!r}, which was taken")
@@ -128,8 +194,8 @@ def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None)
     sidecar, index = directory / SIDECAR, directory.parent / "model_index.json"
     if sidecar.is_file():
         buffers, metadata = read_safetensors(sidecar)
-        check_plain(sidecar, buffers, dtype)
-        contents.tensors |= buffers
+        check_plain(sidecar, buffers)
+        contents.tensors |= widened(buffers, dtype, [])
         extra = _parse(metadata.get("config", "{}"))
         if not isinstance(extra, dict):
             raise CheckpointError(f"{sidecar}: its configuration must be a mapping, got {extra!r}")

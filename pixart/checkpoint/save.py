@@ -26,6 +26,7 @@ from pixart.checkpoint.write import (
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArt
 from pixart.resolution import position_embedding
+from pixart.weights import check_finite
 
 logger = logging.getLogger("pixart")
 
@@ -67,6 +68,7 @@ def save_transformer(
     if not getattr(model, "null_caption_stored", True):
         # Random numbers: see load_transformer.
         del tensors[NULL_CAPTION]
+    check_finite(tensors, f"the model to be saved as {path}")
     with whole_or_not_at_all(path) as aside:
         if format == "pixart":
             metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}

@@ -17,9 +17,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.images import ImageError, decode
-from pixart.dataset.samples import PROMPT, CaptionError, Item, Rejected, Sample, captions_of
-from pixart.files import claimed, parse_json, write_json
+from pixart.dataset.samples import (
+    PROMPT,
+    CaptionError,
+    Item,
+    Rejected,
+    Sample,
+    captions_of,
+    checked,
+    writable,
+)
+from pixart.files import (
+    MAX_INDEX,
+    CheckpointError,
+    check_text,
+    parse_json,
+    read_bounded,
+    write_json,
+)
+from pixart.locks import claimed
 from pixart.progress import counted
 
 if TYPE_CHECKING:
@@ -40,7 +58,7 @@ class Tally:
     def summary(self, done: str, output: Path) -> str:
         """A sentence on pictures that are `done`, such as "scored"."""
         earlier = f", {self.known} before" if self.known else ""
-        where = f": see {_report(output)}" if self.rejected else ""
+        where = f": see {writable(str(_report(output)))}" if self.rejected else ""
         return f"{self.new} pictures {done}{earlier}, {len(self.rejected)} rejected{where}"
 
 
@@ -72,7 +90,7 @@ def annotate(
         def run(sample: Sample) -> dict[str, Any] | Rejected:
             try:
                 return {"path": sample.key, **annotate_one(decode(sample.read()))}
-            except (ImageError, OSError) as error:
+            except (ImageError, CheckpointError, OSError) as error:
                 return Rejected(sample.path, str(error))
 
         for result in counted(in_order(run, todo(), workers), output.name):
@@ -131,26 +149,33 @@ def annotated(
 def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item]:
     """The items with the captions of annotation files beside their own; same names are replaced."""
     captions: dict[str, dict[str, str]] = {}
+    faults: dict[str, str] = {}
     for file in files:
         for line in read_lines(file):
             try:
                 captions.setdefault(line["path"], {}).update(captions_of(line))
             except CaptionError as error:
-                raise ValueError(f"{file}: {error}, for {line['path']}") from error
+                faults[line["path"]] = f"{file.name}: {error}"
     unused = set(captions)
     for item in items:
         if isinstance(item, Sample) and item.key in captions:
             unused.discard(item.key)
-            item = replace(item, captions={**item.captions, **captions[item.key]})
+            if fault := faults.get(item.key):
+                yield Rejected(item.path, fault)
+                continue
+            together = {**item.captions, **captions[item.key]}
+            item = checked(item.path, replace(item, captions=together))
         yield item
     if unused:
-        yield Rejected(sorted(unused)[0], f"{len(unused)} annotated paths are not in the source")
+        first = without_secrets(sorted(unused)[0])
+        yield Rejected(first, f"{len(unused)} annotated paths are not in the source")
 
 
 def with_prompt(items: Iterable[Item], text: str) -> Iterable[Item]:
     """The items with one caption "prompt" for all, as for pictures of one subject."""
     if not text.strip():
         raise ValueError(f"prompt must not be empty, got {text!r}")
+    check_text("prompt", text)
     return (
         replace(item, captions={**item.captions, PROMPT: text})
         if isinstance(item, Sample)
@@ -165,7 +190,7 @@ def with_scores(items: Iterable[Item], file: Path, minimum: float) -> Iterator[I
     for item in items:
         if isinstance(item, Sample):
             score = scores.get(item.key)
-            if not isinstance(score, int | float):
+            if not isinstance(score, int | float) or not math.isfinite(score):
                 item = Rejected(item.path, f"no score in {file.name}")
             elif score < minimum:
                 item = Rejected(item.path, f"score {score:.4g} is below {minimum:g}")
@@ -185,9 +210,11 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     file that is none."""
     try:
         # Not splitlines, which also cuts at U+2028 and its like within a caption.
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_bounded(file, MAX_INDEX).decode("utf-8", "surrogateescape").split("\n")
     except FileNotFoundError:
         raise ValueError(f"{file} must be an annotation file, there is none") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
     parsed = [_parsed(line) for line in lines]
     if parsed[-1] is None:
         del parsed[-1]

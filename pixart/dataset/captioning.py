@@ -17,6 +17,7 @@ from pixart.dataset.endpoint import Endpoint
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
 from pixart.files import without_controls
+from pixart.libraries import importing
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +75,17 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
     the beginning of the caption, so that "" is the one to give them.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    with importing():
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, torch_dtype=dtype)
+        # Not given, transformers would ask whether to run the code that came with a model.
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, torch_dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)

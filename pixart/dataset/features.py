@@ -5,25 +5,34 @@
     features/*.safetensors   NAME.mean and NAME.std of pictures, (C, h, w); NAME of captions, (L, D)
     index-512.json           for each resolution: which sample uses which of them
     report.json              what was rejected, and why
-    work/                    who does what while it is done
+    work/                    who does what while it is done, and with which settings
 
 A picture's NAME is a digest of its bytes, the VAE, its bucket and how it was scaled; a caption's of
 its text and the text encoder. So nothing is computed or kept twice: not for another resolution, not
 for a caption that many pictures have, not after samples were added, moved or renamed.
+
+A shard's name is a digest of the names in it, and its header has a checksum of each tensor, which is
+compared whenever one is read. Shards of earlier versions have none, and are read as they are.
 """
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pixart.files import MAX_INDEX, digest, read_json, write_bytes
+from pixart.files import MAX_INDEX, digest, parse_json, read_json, write_bytes
 
 FORMAT = 1  # raise it when the meaning of an index changes
 OPEN_SHARDS = 64  # files held open by a reader
+CHECKSUMS = "checksums"  # in a shard's header: of each tensor by name
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,7 @@ class ShardStore:
         """Take notice of the files that other processes have added."""
         names = {file.name for file in self.folder.glob("*.safetensors")}
         for name in sorted(names - self._seen):
-            with open_shard(self.folder / name) as file:
-                self._note(name, file.keys())
+            self._note(name, Shard(self.folder / name).names)
 
     def shard_of(self, name: str) -> str | None:
         """The file that holds a tensor, None if none does."""
@@ -63,8 +71,11 @@ class ShardStore:
         """Write a file with these. Two processes that write the same write the same file."""
         from safetensors.torch import save
 
-        name = f"{digest(' '.join(sorted(tensors)).encode())}.safetensors"
-        content = save({key: tensors[key].contiguous() for key in sorted(tensors)})
+        name = shard_name(tensors)
+        ordered = {key: tensors[key].contiguous() for key in sorted(tensors)}
+        checksums = {key: _checksum(tensor) for key, tensor in ordered.items()}
+        # In one entry: safetensors writes several in another order each time.
+        content = save(ordered, {CHECKSUMS: json.dumps(checksums)})
         # Flushed to the disk before a file in work/ says that the chunk is done.
         write_bytes(self.folder / name, content)
         self._note(name, tensors)
@@ -87,42 +98,101 @@ class PreparedFeatures:
             for s in self.index["samples"]
         ]
         self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
-        folder = directory / "features"
+        self.folder = folder = directory / "features"
         # Data may have thousands of shards, and a process only so many open files.
-        self._open: Callable[[str], Any] = lru_cache(OPEN_SHARDS)(
-            lambda shard: open_shard(folder / shard)
+        self._open: Callable[[str], Shard] = lru_cache(OPEN_SHARDS)(
+            lambda shard: Shard(folder / shard)
         )
 
     def moments(self, entry: Entry) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, (C, h, w) each."""
         shard, name = entry.image
-        return self._tensor(shard, f"{name}.mean"), self._tensor(shard, f"{name}.std")
+        mean, std = (self._tensor(shard, f"{name}.{moment}", 3) for moment in ("mean", "std"))
+        if mean.shape != std.shape or (std < 0).any():
+            raise _damaged(self.folder / shard, f"{name}.std is no deviation of {name}.mean")
+        return mean, std
 
     def caption(self, entry: Entry, name: str) -> Tensor:
         """The features of a caption, (L, D)."""
-        return self._tensor(*entry.captions[name])
+        shard, tensor = entry.captions[name]
+        return self._tensor(shard, tensor, 2)
 
-    def _tensor(self, shard: str, name: str) -> Tensor:
+    def _tensor(self, shard: str, name: str, dimensions: int) -> Tensor:
+        tensor = self._open(shard).read(name)
+        if tensor.ndim != dimensions or not tensor.isfinite().all():
+            raise _damaged(self.folder / shard, f"{name} is not finite, or has no such shape")
+        return tensor
+
+
+class Shard:
+    """A safetensors file, of which nothing is read yet but its header. ValueError, which names it, if it is
+    damaged or gone."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.names = set(self._file.keys())
+            stated = (self._file.metadata() or {}).get(CHECKSUMS)
+            self._checksums = None if stated is None else parse_json(stated, CHECKSUMS)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _damaged(path, str(error)) from error
+        if self.has_checksums and (
+            not isinstance(self._checksums, dict) or self.names != self._checksums.keys()
+        ):
+            raise _damaged(path, "its checksums are of other tensors")
+
+    @property
+    def has_checksums(self) -> bool:
+        return self._checksums is not None
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, compared with its checksum."""
         from safetensors import SafetensorError
 
         try:
-            return self._open(shard).get_tensor(name)
-        except SafetensorError as error:
-            raise _damaged(self.index_file.parent / "features" / shard, error) from error
+            tensor: Tensor = self._file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.path, str(error)) from error
+        if self._checksums is not None and self._checksums[name] != _checksum(tensor):
+            raise _damaged(self.path, f"{name} is not what was written")
+        return tensor
 
 
-def open_shard(path: Path) -> Any:
-    """A safetensors file, not read yet. Raises ValueError if it is damaged or gone."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+def shard_name(names: Iterable[str]) -> str:
+    """The file that tensors of these names are written to."""
+    return f"{digest(' '.join(sorted(names)).encode())}.safetensors"
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read ({error}); delete it and run prepare again")
+def _checksum(tensor: Tensor) -> str:
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:32]
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read ({reason}); `pixart data verify {path.parent.parent}` makes it again"
+    )
+
+
+def indices_of(directory: Path) -> dict[int, dict[str, Any]]:
+    """The indexes of a folder that `prepare` filled, by resolution. Raises ValueError for damaged ones."""
+    found = (
+        re.fullmatch(r"index-(\d{1,9})\.json", file.name) for file in directory.glob("index-*")
+    )
+    resolutions = sorted(int(match[1]) for match in found if match)
+    return {number: _read_index(directory / f"index-{number}.json") for number in resolutions}
+
+
+def places_of(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(shard, tensor) of everything that an index needs."""
+    for sample in index["samples"]:
+        shard, name = sample["image"]
+        yield from ((shard, f"{name}.mean"), (shard, f"{name}.std"))
+        yield from ((shard, name) for shard, name in sample["captions"].values())
 
 
 def _find_index(directory: Path, resolution: int | None) -> Path:
@@ -150,4 +220,31 @@ def _read_index(file: Path) -> dict[str, Any]:
         raise ValueError(f"{error}; run prepare again") from error
     if index.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
+    try:
+        _check_index(index)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}: {error}); run prepare again"
+        ) from error
     return index
+
+
+def _check_index(index: Mapping[str, Any]) -> None:
+    """Raises a KeyError, TypeError, ValueError or AttributeError over what no reader can use."""
+    factor = index["vae"]["scaling_factor"]
+    if factor is not None and not 0 < float(factor) < math.inf:
+        raise ValueError(f"scaling_factor must be positive, got {factor}")
+    for sample in index["samples"]:
+        for height, width in (sample["size"], sample["bucket"]):
+            if not (0 < int(height) < 2**20 and 0 < int(width) < 2**20):
+                raise ValueError(f"a size must be in pixels, got {height}, {width}")
+        if not isinstance(sample["path"], str) or not sample["captions"]:
+            raise ValueError("a sample must have a path and captions")
+    for shard, name in places_of(index):
+        # An index may come from anywhere: it must not lead out of its folder.
+        if not re.fullmatch(r"[\w.-]+\.safetensors", shard) or not _is_name(name):
+            raise ValueError(f"shards must be files of the folder features, got {shard!r}")
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable()  # a lone surrogate is no UTF-8

@@ -1,4 +1,4 @@
-"""The options of `python -m pixart.data prepare|caption|filter`."""
+"""The options of `python -m pixart.data prepare|caption|filter|verify`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ class Prepare:
     """Leave out pictures with a score below this."""
     max_ratio: float = 4.5
     """Reject pictures whose long side is more than this times the short one."""
+    min_side: int | None = None
+    """Reject pictures whose shorter side has fewer pixels. Default half the shorter side of the bucket
+    that they would be scaled up to."""
     max_length: int | None = None
     """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
     half: bool = False
@@ -88,8 +91,21 @@ class Filter:
     """MODULE:FUNCTION; called with an RGB Pillow image, it returns a number."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Find the damaged files of a prepared directory, and make them again from its source."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """What prepare filled."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... for what is encoded again. Default CUDA when there is one."""
+    json: bool = False
+    """Print what was found and done as JSON."""
+
+
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Filter, tyro.conf.subcommand("filter")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )

@@ -7,14 +7,15 @@ and the work goes on.
 The source is cut into chunks of 64 samples. Any number of processes may run the same command: each
 takes the chunks that no other has taken, and all end when everything is done. A chunk that is done
 is a file in work/, named by a digest of its samples and the settings, so that the same command does
-again only what was not finished, or what has changed since.
+again only what was not finished, or what has changed since. One that would prepare the same resolution
+from something else or otherwise is refused meanwhile.
 """
 
 import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
 from pixart.dataset.features import FORMAT, ShardStore
 from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
+from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import MAX_INDEX, claimed, digest, fingerprint, read_json, write_json
+from pixart.files import CheckpointError, digest, fingerprint, write_json
+from pixart.locks import claimed, occupied
+from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
@@ -43,18 +47,30 @@ MAX_RATIO = 4.5  # long side / short side; the buckets end at 4
 @dataclass(frozen=True)
 class Settings:
     """resolution: pixels of the buckets' square; square: crop everything to that. max_ratio: long
-    side / short side beyond which a picture is rejected. half: store moments in fp16, not fp32."""
+    side / short side beyond which a picture is rejected. half: store moments in fp16, not fp32.
+    min_side: pixels of the shorter side below which it is rejected; None is half of its bucket's."""
 
     resolution: int
     square: bool = False
     max_ratio: float = MAX_RATIO
     half: bool = False
+    min_side: int | None = None
 
     def bucket(self, height: int, width: int, multiple: int) -> tuple[int, int]:
         """The (height, width) that a picture is brought to; sides are multiples of `multiple`."""
         if self.square:
             return self.resolution, self.resolution
         return nearest_bucket(height, width, self.resolution, multiple)
+
+    def fault(self, height: int, width: int, bucket: tuple[int, int]) -> str:
+        """Why a picture of that size is rejected, "" if it is not."""
+        ratio = max(height, width) / min(height, width)
+        if ratio > self.max_ratio:
+            return f"ratio {ratio:.4g}:1 of {width}x{height} is over {self.max_ratio:g}:1"
+        least = min(bucket) // 2 if self.min_side is None else self.min_side
+        if min(height, width) < least:
+            return f"{width}x{height} is too small, its shorter side must be at least {least} px"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -74,24 +90,17 @@ class Encoders:
         return self.vae.downsample * 2
 
 
-@dataclass
-class Part:
-    """What became of a chunk, as the index and the report show it."""
-
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[dict[str, str]] = field(default_factory=list)
-    notes: list[dict[str, str]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class _Picture:
-    """A picture that passed; pixels (3, H, W) only if its moments are not in the store."""
+    """A picture that passed; pixels (3, H, W) only if its moments are not in the store. note: what
+    is to be told of it, "" for nothing."""
 
     sample: Sample
     size: tuple[int, int]
     bucket: tuple[int, int]
     name: str
     pixels: Tensor | None
+    note: str
 
 
 class Preparation:
@@ -107,15 +116,33 @@ class Preparation:
             )
         if not settings.max_ratio >= 1:
             raise ValueError(f"max_ratio must be at least 1, got {settings.max_ratio}")
+        if settings.min_side is not None and settings.min_side < 1:
+            raise ValueError(f"min_side must be at least 1, got {settings.min_side}")
         self.directory, self.encoders, self.settings = directory, encoders, settings
         self.workers = workers
         self.store = ShardStore(directory / "features")
         self.work = directory / "work"
         self.report = directory / "report.json"
 
-    def run(self, source: Callable[[], Iterable[Item]]) -> dict[str, Any]:
-        """Prepare what `source()` gives, which is called again if other processes are at work.
-        Returns this resolution's report. Raises ValueError if there is nothing in the source."""
+    def run(self, source: Callable[[], Iterable[Item]], origin: str = "") -> dict[str, Any]:
+        """Prepare what `source()` gives, which is called again if other processes are at work. origin:
+        what it reads and how, the same in processes that share the work.
+
+        Returns this resolution's report. Raises ValueError if there is nothing in the source, and
+        Occupied while another process prepares something else for this resolution: an index would
+        be written over the other.
+        """
+        resolution = self.settings.resolution
+        what = json.dumps([*self._made_by(), origin], sort_keys=True)
+        work = f"preparing other data or with other settings at {resolution} px"
+        with occupied(self.work / str(resolution), work, shared=digest(what.encode())):
+            return self._run(source)
+
+    def parts(self, source: Iterable[Item]) -> list[str]:
+        """The names of the chunks' files: they change with the samples, and with what encodes them."""
+        return [self._part_file(chunk).name for chunk in _chunks(source)]
+
+    def _run(self, source: Callable[[], Iterable[Item]]) -> dict[str, Any]:
         parts: list[Path] = []
         # First what nobody has begun; then wait for what others are doing. Where one of them dies
         # its lock opens, and the chunk is done here.
@@ -139,7 +166,7 @@ class Preparation:
             if mine and not self._is_done(file):
                 # Others may have encoded captions that this chunk shares.
                 self.store.refresh()
-                write_json(file, asdict(self._prepare(chunk)))
+                write_part(file, self._prepare(chunk))
         if mine:
             # Safe although others may hold the removed file locked and a new one at the same time:
             # both find the chunk done. Windows removes no file that is open elsewhere.
@@ -148,11 +175,17 @@ class Preparation:
 
     def _is_done(self, file: Path) -> bool:
         """Whether a chunk was prepared, and nobody has deleted its features since."""
-        if not file.exists():
+        part = read_part(file)
+        if part is None:
             return False
-        samples = read_json(file, MAX_INDEX)["samples"]
-        places = [place for s in samples for place in (s["image"], *s["captions"].values())]
+        places = [place for s in part.samples for place in (s["image"], *s["captions"].values())]
         return all((self.store.folder / shard).exists() for shard in {p[0] for p in places})
+
+    def _made_by(self) -> list[Any]:
+        """All that features depend on, short of the samples."""
+        encoders = self.encoders
+        identities = [encoders.vae_identity, encoders.text_identity]
+        return [FORMAT, asdict(self.settings), identities]
 
     def _part_file(self, chunk: list[Item]) -> Path:
         """Named by all that the chunk's features depend on, short of the pictures' bytes."""
@@ -162,8 +195,7 @@ class Preparation:
             else [item.path, item.version, dict(item.captions), item.uncaptioned]
             for item in chunk
         ]
-        identities = [self.encoders.vae_identity, self.encoders.text_identity]
-        key = json.dumps([FORMAT, asdict(self.settings), identities, content], sort_keys=True)
+        key = json.dumps([*self._made_by(), content], sort_keys=True)
         return self.work / f"{digest(key.encode())}.json"
 
     def _prepare(self, chunk: list[Item]) -> Part:
@@ -178,6 +210,7 @@ class Preparation:
                 part.rejected.append(asdict(result))
             else:
                 pictures.append(result)
+        part.notes = [{"path": p.sample.path, "note": p.note} for p in pictures if p.note]
         captions = [self._captions(picture.sample, new, part) for picture in pictures]
         if new:
             self.store.add(new)
@@ -194,27 +227,30 @@ class Preparation:
         try:
             content = item.read()
             head = head_of(content)
-            height, width = head.height, head.width
-            ratio = max(height, width) / min(height, width)
-            limit = self.settings.max_ratio
-            if ratio > limit:
-                reason = f"ratio {ratio:.4g}:1 of {width}x{height} is over {limit:g}:1"
-                return Rejected(item.path, reason)
-            bucket = self.settings.bucket(height, width, self.encoders.multiple)
-            name = self._image_name(content, bucket)
+            size = head.height, head.width
+            bucket = self.settings.bucket(*size, self.encoders.multiple)
+            if fault := self.settings.fault(*size, bucket):
+                return Rejected(item.path, fault)
+            name = self._image_name(content, head, bucket)
             pixels = None
             if self.store.shard_of(f"{name}.mean") is None:
-                pixels = cover(decode(content), bucket, self.settings.resolution)
-        except ImageError as error:
+                image = decode(content)
+                if image.size != (head.width, head.height):
+                    says = f"{head.width}x{head.height}, it is {image.width}x{image.height}"
+                    raise ImageError(f"unreadable image: its head says {says}")
+                pixels = cover(image, bucket, self.settings.resolution)
+        except (ImageError, CheckpointError) as error:
             return Rejected(item.path, str(error))
         except OSError as error:
             return Rejected(item.path, f"unreadable file: {error.strerror or error}")
-        return _Picture(item, (height, width), bucket, name, pixels)
+        return _Picture(item, size, bucket, name, pixels, head.profile_fault)
 
-    def _image_name(self, content: bytes, bucket: tuple[int, int]) -> str:
+    def _image_name(self, content: bytes, head: Head, bucket: tuple[int, int]) -> str:
         method = "lanczos" if self.settings.resolution >= LANCZOS_FROM else "bicubic"
         stored = "fp16" if self.settings.half else "fp32"
         made_from = [digest(content), self.encoders.vae_identity, bucket, method, stored]
+        if head.has_profile and not head.profile_fault:
+            made_from.append("sRGB")  # not the features of its colours as they are stored
         return digest(json.dumps(made_from).encode())
 
     def _encode(
@@ -259,10 +295,12 @@ class Preparation:
     def _finish(self, parts: list[Path]) -> dict[str, Any]:
         merged = Part()
         for file in parts:
-            values = read_json(file, MAX_INDEX)
-            merged.samples += values["samples"]
-            merged.rejected += values["rejected"]
-            merged.notes += values["notes"]
+            part = read_part(file)
+            if part is None:
+                raise RuntimeError(f"{file} was damaged meanwhile; run prepare again")
+            merged.samples += part.samples
+            merged.rejected += part.rejected
+            merged.notes += part.notes
         vae = {
             "identity": self.encoders.vae_identity,
             "scaling_factor": self.encoders.vae.scaling_factor,
@@ -272,6 +310,7 @@ class Preparation:
             **asdict(self.settings),
             "vae": vae,
             "text": {"identity": self.encoders.text_identity},
+            "parts": [file.name for file in parts],
             "samples": merged.samples,
         }
         report = {
@@ -280,29 +319,17 @@ class Preparation:
             "notes": merged.notes,
         }
         write_json(self.directory / f"index-{self.settings.resolution}.json", index)
-        write_json(self.work / f"report-{self.settings.resolution}.json", report)
+        write_report(self.work, self.settings.resolution, report)
         self._merge_reports()
         return report
 
     def _merge_reports(self) -> None:
         """report.json from every resolution's own, again until nobody has added to them meanwhile:
         of processes that end together, the last to write it has then seen what all have found."""
-        written, merged = None, self._merged_reports()
+        written, merged = None, merged_reports(self.work)
         while merged != written:
             write_json(self.report, merged, indent=1)
-            written, merged = merged, self._merged_reports()
-
-    def _merged_reports(self) -> dict[str, Any]:
-        reports = {
-            int(file.stem.removeprefix("report-")): read_json(file, MAX_INDEX)
-            for file in self.work.glob("report-*.json")
-        }
-        merged: dict[str, Any] = {"prepared": {}, "rejected": [], "notes": []}
-        for resolution, report in sorted(reports.items()):
-            merged["prepared"][str(resolution)] = report["prepared"]
-            for kind in ("rejected", "notes"):
-                merged[kind] += [{"resolution": resolution, **line} for line in report[kind]]
-        return merged
+            written, merged = merged, merged_reports(self.work)
 
 
 def open_encoders(

@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pixart.files import check_text
+
 PROMPT = "prompt"  # the name of a picture's first caption
 CAPTION_FIELDS = {"prompt": PROMPT, "caption": PROMPT, "text": PROMPT, "sharegpt4v": "sharegpt4v"}
 EMPTY, MISSING = "empty caption", "missing file"
+MAX_CAPTION = 2**20  # bytes of a file
+MAX_REASON = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What cannot become a sample, and why."""
+    """What cannot become a sample, and why: text that any report can hold, whatever it was made from."""
 
     path: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", writable(self.path))
+        reason = self.reason
+        if len(reason) > MAX_REASON:  # it may quote what is wrong
+            reason = f"{reason[:MAX_REASON]} ..."
+        object.__setattr__(self, "reason", writable(reason))
 
 
 Item = Sample | Rejected
@@ -38,6 +49,28 @@ Item = Sample | Rejected
 
 class CaptionError(ValueError):
     """Captions that are not text."""
+
+
+def writable(text: str) -> str:
+    """Text in UTF-8: what comes from bytes that were none is written as those bytes, `caf\\xe9.png`."""
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone half of a pair, which no file name has but JSON may
+        content = text.encode("utf-8", "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")
+
+
+def checked(name: str, sample: Sample) -> Item:
+    """The sample, or why it cannot be one: what becomes of it is written in UTF-8. name: of its file
+    within the source."""
+    try:
+        check_text("file name", name)
+        for key, text in sample.captions.items():
+            check_text("name of a caption", key)
+            check_text(f"caption {key}", text)
+    except ValueError as error:
+        return Rejected(sample.path, str(error))
+    return sample
 
 
 def captions_of(values: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.annotations import Tally, annotate, finite, read_lines
+from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def load_scorer(name: str) -> Scorer:
         raise ValueError(f"scorer must be MODULE:FUNCTION, got {name!r}")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"scorer must be importable, got {name!r} ({error})") from error
+    except Exception as error:  # a module of the user's may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"scorer must be importable, got {name!r} ({reason})") from error
     scorer = getattr(module, function_name, None)
     if not callable(scorer):
         raise ValueError(f"scorer must be a function of {module_name}, got {function_name!r}")
@@ -41,15 +43,20 @@ def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
     """Append {"path", "score"} for every picture without a score."""
 
     def annotate_one(image: "Image") -> dict[str, Any]:
-        # Also a number of NumPy's or PyTorch's, which JSON cannot hold.
-        return {"score": finite(float(scorer(image)), "score")}
+        try:
+            # Also a number of NumPy's or PyTorch's, which JSON cannot hold.
+            score = float(scorer(image))
+        except Exception as error:  # a function of the user's may raise anything
+            raise ImageError(f"the scorer raises {type(error).__name__}: {error}") from error
+        return {"score": finite(score, "score")}
 
     return annotate(items, output, annotate_one, lambda line: "score" in line)
 
 
 def quantiles(output: Path) -> str:
     """What share of the pictures each score would keep, for choosing a --min-score."""
-    scores = sorted(line["score"] for line in read_lines(output) if "score" in line)
+    found = (line.get("score") for line in read_lines(output))
+    scores = sorted(score for score in found if isinstance(score, int | float))
     if not scores:
         return "no scores"
     kept = {share: scores[round((1 - share) * (len(scores) - 1))] for share in (0.9, 0.5, 0.1)}

@@ -14,13 +14,18 @@ The caption of x.txt, `prompt`, `caption` and `text` is called "prompt". A list 
 NAME becomes NAME.1 ... NAME.n.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.samples import (
     EMPTY,
+    MAX_CAPTION,
     MISSING,
     PROMPT,
     CaptionError,
@@ -28,12 +33,15 @@ from pixart.dataset.samples import (
     Rejected,
     Sample,
     captions_of,
+    checked,
     text_of,
+    writable,
 )
-from pixart.files import MAX_INDEX, parse_json
-from pixart.pictures import readable_suffixes
+from pixart.files import MAX_INDEX, parse_json, read_bounded
+from pixart.pictures import MAX_BYTES, picture_suffixes, unread
 
 PATH_FIELDS = ("path", "file_name", "image", "file")
+OBJECT = "must be a JSON object"
 
 
 def open_source(source: str | Path) -> Iterable[Item]:
@@ -50,30 +58,56 @@ def open_source(source: str | Path) -> Iterable[Item]:
     if path.is_dir():
         if index := _index_of(path):
             return read_index(index)
-        if shards := sorted(map(str, path.glob("*.tar"))):
+        if shards := [
+            str(path / name) for name in sorted(_content(path)[1]) if name.endswith(".tar")
+        ]:
             return read_shards(shards)
         return read_folder(path)
     if path.is_file() and path.suffix in (".json", ".jsonl"):
         return read_index(path)
-    raise ValueError(f"source must be a folder, a .json, a .jsonl or .tar shards, got {source}")
+    raise ValueError(
+        f"source must be a folder, a .json, a .jsonl or .tar shards, got {without_secrets(str(source))}"
+    )
 
 
 def read_folder(root: Path) -> Iterator[Item]:
     """All pictures in a folder and its subfolders; a .txt without a picture is a missing file."""
     failures: list[OSError] = []
-    seen: set[str] = set()
-    for directory, folders, names in os.walk(root, onerror=failures.append, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:  # a link to a folder above would lead in circles
-            folders.clear()
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue  # a link to a folder above would lead in circles
+            seen.add((status.st_dev, status.st_ino))
+            folders, names = _content(folder)
+        except OSError as error:
+            failures.append(error)
             continue
-        seen.add(real)
-        # In place, so that os.walk follows: the disk's own order differs from machine to machine,
-        # and the chunks of several processes with it.
-        folders.sort()
-        yield from _read_directory(root, Path(directory), sorted(names))
-    for error in failures:
-        yield Rejected(str(error.filename), f"unreadable folder: {error.strerror}")
+        # Sorted: the disk's own order differs from machine to machine, and the chunks of several
+        # processes with it.
+        waiting += [folder / name for name in sorted(folders, reverse=True)]
+        yield from _read_directory(root, folder, sorted(names))
+    for failure in failures:
+        yield Rejected(str(failure.filename), f"unreadable folder: {failure.strerror}")
+
+
+def _content(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of folders and of other things in a folder, without files that desktops put there."""
+    folders, names = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link in circles
+                is_folder = False
+            if is_folder:
+                folders.append(entry.name)
+            elif not entry.name.startswith("."):  # ._x.png, .DS_Store
+                names.append(entry.name)
+    return folders, names
 
 
 def read_index(index: Path) -> Iterator[Item]:
@@ -102,14 +136,15 @@ def image_root(index: Path) -> Path:
 def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected"]]:
     """(place, object) of an index. Raises ValueError if a .json is none."""
     if index.suffix == ".jsonl":
-        # errors="replace": one bad byte must not cost all lines behind it.
-        with index.open(encoding="utf-8-sig", errors="replace") as lines:
+        # errors="surrogateescape": one bad byte must not cost all lines behind it, nor become part of
+        # a caption.
+        with index.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _checked(f"{index}:{number}", _parsed(line))
+                    yield _parsed(f"{index}:{number}", line)
         return
     try:
-        content = parse_json(index.read_bytes(), str(index), MAX_INDEX)
+        content = parse_json(read_bounded(index, MAX_INDEX), str(index), MAX_INDEX)
     except OSError as error:
         raise ValueError(f"{index}: cannot be read ({error.strerror})") from error
     if isinstance(content, dict):  # {path: caption} or {path: object}
@@ -124,7 +159,7 @@ def index_objects(index: Path) -> Iterator[tuple[str, "dict[str, Any] | Rejected
 
 
 def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item]:
-    images = [name for name in names if Path(name).suffix.lower() in readable_suffixes()]
+    images = [name for name in names if Path(name).suffix.lower() in picture_suffixes()]
     stems = {Path(name).stem for name in images}
     texts: dict[str, dict[str, Path]] = {stem: {} for stem in stems}
     for name in names:
@@ -139,12 +174,14 @@ def _read_directory(root: Path, folder: Path, names: list[str]) -> Iterator[Item
         files = texts[Path(name).stem]
         lacking = EMPTY if files else f"{MISSING}: no caption {Path(name).stem}.txt"
         try:
-            captions = {key: text_of(file.read_bytes()) for key, file in files.items()}
+            captions = {
+                key: text_of(read_bounded(file, MAX_CAPTION)) for key, file in files.items()
+            }
             captions = {key: text for key, text in captions.items() if text}
             yield _local_sample(
                 root, (folder / name).relative_to(root).as_posix(), captions, lacking
             )
-        except (OSError, CaptionError) as error:
+        except (OSError, ValueError) as error:
             yield Rejected(str(folder / name), f"unreadable caption: {error}")
 
 
@@ -163,25 +200,35 @@ def _local_sample(
     root: Path, path: str, captions: dict[str, str], uncaptioned: str = EMPTY
 ) -> Item:
     file = root / path
+    if reason := unread(file.suffix):
+        return Rejected(str(file), reason)
     try:
         status = file.stat()
-    except (OSError, ValueError):  # a zero byte in the path is a ValueError
+    except ValueError:  # a zero byte in the path, or half of a pair
         return Rejected(str(file), MISSING)
-    if file.is_dir():
-        return Rejected(str(file), f"{MISSING}: it is a folder")
+    except OSError as error:
+        is_there = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+        return Rejected(str(file), f"unreadable file: {error.strerror}" if is_there else MISSING)
+    if not stat.S_ISREG(status.st_mode):
+        return Rejected(str(file), f"{MISSING}: it is a folder, a pipe or a device")
+    if status.st_size > MAX_BYTES:
+        reason = f"must be at most {MAX_BYTES:,} bytes, got {status.st_size:,}"
+        return Rejected(str(file), reason)
     # Not a digest: every process lists the whole source before it reads a part of it.
     version = f"{status.st_size}-{status.st_mtime_ns}"
-    return Sample(path, str(file), version, file.read_bytes, captions, uncaptioned)
+    read = partial(read_bounded, file, MAX_BYTES)
+    return checked(path, Sample(path, writable(str(file)), version, read, captions, uncaptioned))
 
 
 def _index_of(folder: Path) -> Path | None:
     official = folder / "InternData" / "data_info.json"
     if official.is_file():
         return official
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    stems = {file.stem for file in files if file.suffix.lower() in readable_suffixes()}
+    files = [folder / name for name in sorted(_content(folder)[1])]
+    stems = {file.stem for file in files if file.suffix.lower() in picture_suffixes()}
     # x.json beside x.png is about that picture, and no index.
-    found = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
+    indices = [f for f in files if f.suffix in (".json", ".jsonl") and f.stem not in stems]
+    found = [file for file in indices if file.is_file()]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{folder} must hold one index at most, got {names}; name the file")
@@ -191,11 +238,12 @@ def _index_of(folder: Path) -> Path | None:
 def _checked(place: str, values: object) -> tuple[str, "dict[str, Any] | Rejected"]:
     if isinstance(values, dict):
         return place, values
-    return place, Rejected(place, "must be a JSON object")
+    return place, Rejected(place, OBJECT)
 
 
-def _parsed(line: str) -> object:
+def _parsed(place: str, line: str) -> tuple[str, "dict[str, Any] | Rejected"]:
     try:
-        return parse_json(line, "line")
-    except ValueError:
-        return None
+        return _checked(place, parse_json(line, "line"))
+    except ValueError as error:
+        reason = str(error).removeprefix("line: ")
+        return place, Rejected(place, OBJECT if reason.startswith("is not JSON") else reason)

@@ -5,14 +5,18 @@ reads http with curl and hf and gs in their ways. s3 goes through the `aws` comm
 """
 
 import importlib.util
+import lzma
 import re
 import shlex
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pixart.dataset.addresses import masking_of, without_secrets
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -22,12 +26,21 @@ from pixart.dataset.samples import (
     Sample,
     caption_name,
     captions_of,
+    checked,
     text_of,
+    writable,
 )
 from pixart.files import digest, parse_json
-from pixart.pictures import readable_suffixes
+from pixart.pictures import MAX_BYTES, readable_suffixes, unread
 
-_DAMAGED = (tarfile.TarError, OSError, EOFError, zlib.error)
+# What tarfile and the decompressors raise over damaged bytes.
+_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError,
+            MemoryError, RecursionError, zlib.error, lzma.LZMAError)  # fmt: skip
+MOST_ZEROS = (
+    2**20 + tarfile.BLOCKSIZE
+)  # at the end; tar rounds a shard's length up to 10 KiB unless told
+_CUT = "it is cut off before the end of its archive"
+_OF_MACOS = re.compile(r"(^|/)(PaxHeaders?(\.\d+)?|__MACOSX)(/|$)")
 
 
 def is_shards(source: str) -> bool:
@@ -50,7 +63,10 @@ def _expand(source: str) -> list[str]:
 
 def _open(url: str) -> IO[bytes]:
     if "://" not in url:
-        return open(Path(url).expanduser(), "rb")
+        path = Path(url).expanduser()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("a folder, a pipe or a device, not a file")
+        return path.open("rb")
     if url.startswith("s3://"):
         # Quoted, as webdataset hands this to a shell.
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
@@ -59,57 +75,149 @@ def _open(url: str) -> IO[bytes]:
 
 def _webdataset(source: str) -> Any:
     if importlib.util.find_spec("webdataset") is None:
-        raise ModuleNotFoundError(f"reading {source} needs: pip install webdataset")
+        raise ModuleNotFoundError(
+            f"reading {without_secrets(source)} needs: pip install webdataset"
+        )
     import webdataset
     import webdataset.shardlists
 
     return webdataset
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header. tarfile ends where it finds none, or a damaged one, as it does at the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(_CUT)
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not buf.strip(b"\0"):  # the end
+                raise
+            raise tarfile.ReadError(f"damaged header ({error})") from error
+        if header.size < 0:
+            raise tarfile.ReadError(f"damaged header (a size of {header.size})")
+        return header
+
+
+@dataclass
+class _Members:
+    """What a shard holds of one key. names: of all, by extension; contents: of those that count."""
+
+    key: str
+    names: list[str] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    fault: str = ""
+
+    def add(self, extension: str, header: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+        if extension in self.names:
+            self.fault = f"two members end in .{extension}"
+        self.names.append(extension)
+        if not _counts(extension) or self.fault:
+            return
+        # A sparse member of a few bytes may claim to hold any number of zeros.
+        if header.issparse() or not 0 <= header.size <= MAX_BYTES:
+            self.fault = f".{extension} must be at most {MAX_BYTES:,} bytes and not sparse"
+        elif file := archive.extractfile(header):
+            self.contents[extension] = file.read()
+
+
 def _read_shard(url: str) -> Iterator[Item]:
-    key = ""
-    members: dict[str, bytes] = {}
+    members: _Members | None = None
+    reading = ""  # the key of the member that is being read, "" within a header
     try:
         # "r|": front to back, as what comes through a pipe cannot be sought in.
-        with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
-                name, dot, extension = _split(member.name)
-                if file is None or not dot:
+        with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+            while header := tar.next():
+                reading, extension = _split(header.name) if header.isfile() else ("", "")
+                if not reading:
                     continue
                 # A sample's members are adjacent: another key ends it.
-                if name != key and members:
-                    yield _sample(url, key, members)
-                    members = {}
-                key, members[extension] = name, file.read()
+                if members is None or reading != members.key:
+                    if members is not None:
+                        yield _sample(url, members)
+                    members = _Members(reading)
+                members.add(extension, header, tar)
+                reading = ""
+            _check_end(tar)
     except _DAMAGED as error:
-        if members:
-            yield Rejected(f"{url}#{key}", "truncated shard: it breaks off within this sample")
-        yield Rejected(url, f"unreadable shard: {error}")
+        yield from _broken_off(url, members, reading)
+        reason = masking_of(url)(_reason(error))  # of curl's command, which holds the URL
+        yield Rejected(without_secrets(url), f"unreadable shard: {reason}")
         return
-    if members:
-        yield _sample(url, key, members)
+    if members is not None:
+        yield _sample(url, members)
 
 
-def _split(path: str) -> tuple[str, str, str]:
-    """Up to the first dot of the file's name, as WebDataset cuts."""
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Of the blocks of zeros that end an archive the first was read. A download that broke off may lack
+    them, and one that was given its length in advance has zeros in the place of members."""
+    assert tar.fileobj is not None
+    behind = 0
+    while block := tar.fileobj.read(1 << 20):
+        behind += len(block)
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("it goes on behind the end of its archive; that is not read")
+    if behind < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(_CUT)
+    if behind > MOST_ZEROS:
+        raise tarfile.ReadError(f"it ends in {behind:,} zeros, as a download that broke off may")
+
+
+def _broken_off(url: str, members: _Members | None, reading: str) -> Iterator[Item]:
+    """The last sample of a shard that breaks off: itself, if it can be used as far as it goes."""
+    if members is None:
+        return
+    item = _sample(url, members)
+    if reading or isinstance(item, Rejected) or not item.captions:
+        item = Rejected(item.path, "truncated shard: it breaks off within this sample")
+    yield item
+
+
+def _reason(error: Exception) -> str:
+    if str(error) == "unexpected end of data":  # tarfile's own words, within a member
+        return _CUT
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Up to the first dot of the file's name, as WebDataset cuts; "" for what is no part of a sample:
+    a name without a dot or that begins with one, and what the tar of macOS puts beside the files."""
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.partition(".")
-    return folder + slash + stem, dot, extension.lower()
+    if not stem or not dot or _OF_MACOS.search(folder):
+        return "", ""
+    return folder + slash + stem, extension.lower()
 
 
-def _sample(url: str, key: str, members: dict[str, bytes]) -> Item:
-    path = f"{url}#{key}"
+def _counts(extension: str) -> bool:
+    return (
+        f".{extension}" in readable_suffixes()
+        or extension == "json"
+        or bool(caption_name(extension))
+    )
+
+
+def _sample(url: str, members: _Members) -> Item:
+    key, path = (f"{place}#{members.key}" for place in (url, without_secrets(url)))
+    if members.fault:
+        return Rejected(path, members.fault)
+    contents = members.contents
     image = next(
-        (data for name, data in members.items() if f".{name}" in readable_suffixes()), None
+        (data for name, data in contents.items() if f".{name}" in readable_suffixes()), None
     )
     if image is None:
-        return Rejected(path, f"{MISSING}: no picture among {', '.join(members)}")
+        reasons = filter(None, (unread(f".{name}") for name in members.names))
+        no_picture = f"{MISSING}: no picture among {', '.join(members.names)}"
+        return Rejected(path, next(reasons, no_picture))
     try:
-        captions, lacking = _captions(members)
+        captions, lacking = _captions(contents)
     except CaptionError as error:
         return Rejected(path, f"unreadable caption: {error}")
-    return Sample(path, path, digest(image), lambda: image, captions, lacking)
+    sample = Sample(key, writable(path), digest(image), lambda: image, captions, lacking)
+    return checked(members.key, sample)
 
 
 def _captions(members: dict[str, bytes]) -> tuple[dict[str, str], str]:

@@ -1,63 +1,36 @@
 """What `python -m pixart.generate` does: jobs in, files and a report out."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from pixart import process
 from pixart.config import EMBEDDED
-from pixart.generation.console import Console, StageBar
+from pixart.generation.console import Console, RunBar
+from pixart.generation.jobs import Job, needs_model, placed, plan
+from pixart.generation.names import Places
+from pixart.generation.options import Options
+from pixart.generation.pictures import (
+    check_writable,
+    find_drawn,
+    read_metadata,
+    write_error,
+    write_picture,
+)
+from pixart.generation.prompts import naming
+from pixart.generation.report import Report
+from pixart.generation.sheet import Cell, write_sheet
+from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.request import Drawn, Request, passes
 
 if TYPE_CHECKING:
-    from pixart.generation.jobs import Job
-    from pixart.generation.options import Options
-    from pixart.pipeline.metadata import Metadata
-    from pixart.pipeline.request import Drawn
     from pixart.pipeline.text_to_image import Pipeline
     from pixart.sampler.loop import Progress
 
-STAGES = ("load", "text", "denoise", "decode", "write")
 
-
-@dataclass
-class Report:
-    """What is finished, also when it ends early. images: by the job's index. peak_memory: measures the
-    bytes used; nothing is imported for a report, which may follow on a lack of memory."""
-
-    images: dict[int, dict[str, Any]] = field(default_factory=dict)
-    drawn: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    peak_memory: Callable[[], int] = lambda: 0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
-
-    def add(self, job: "Job", width: int, height: int, note: str) -> None:
-        self.images[job.index] = {
-            "file": str(job.path),
-            "prompt": job.request.prompt,
-            "seed": job.request.seed,
-            "width": width,
-            "height": height,
-            "note": note,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "images": [self.images[index] for index in sorted(self.images)],
-            "drawn": self.drawn,
-            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
-            "peak_memory_bytes": self.peak_memory(),
-        }
-
-
-def generate(options: "Options", report: Report) -> None:
+def generate(options: Options, report: Report) -> None:
     """Draw what the options ask for, and keep the report of files, sizes and seconds by stage."""
     console = Console(options.quiet)
     with console.with_libraries():  # before anything slow is imported: libraries log as they are
@@ -65,46 +38,100 @@ def generate(options: "Options", report: Report) -> None:
 
         report.peak_memory = peak_memory
         peak_memory()  # what it imports is imported now
-        _generate(options, report, console)
+        # What a picture says may be wrong in ways that are only found on the way.
+        with naming("" if options.from_image is None else str(options.from_image)):
+            _generate(options, report, console)
 
 
-def _generate(options: "Options", report: Report, console: Console) -> None:
-    from pixart.generation.jobs import plan
-    from pixart.generation.pictures import check_writable, find_drawn
-
+def _generate(options: Options, report: Report, console: Console) -> None:
+    if options.seed == "random":
+        options = replace(options, seed=secrets.randbelow(2**32))
+        console.remark(f"seed {options.seed}")
     jobs, options = plan(options)
-    left = []
-    for job in jobs:
-        size = find_drawn(job.path, job.asked, job.asked_model) if options.prompts else None
-        if size is None:
-            left.append(job)
-        else:
-            report.add(job, *size, note=f"{size[0]}x{size[1]}, there already")
-    if len(left) < len(jobs):
-        console.remark(f"{len(jobs) - len(left)} of {len(jobs)} pictures are there already")
+    pipe = None
+    if needs_model(jobs, options):
+        pipe = _open(options, report, console)
+        jobs = placed(jobs, options, _resolved(pipe, jobs))
+    left = [job for job in jobs if job.there is None]
+    cells = _those_there(jobs, report, console)
     check_writable([job.path for job in left])
-    if not left:
-        return
-    pipe = _open(options, report, console)
-    notes = [pipe.size_of(job.request).note for job in left]
+    if left:
+        pipe = pipe or _open(options, report, console)
+        process.at_work()
+        cells |= _draw_all(pipe, left, len(cells), options, report, console)
+    if options.grid:
+        process.at_work()
+        with report.timed("write"):
+            sheet = write_sheet([cells[job.index] for job in jobs], options)
+        report.grid = str(sheet)
+        console.remark(report.grid)
+
+
+def _those_there(jobs: Sequence[Job], report: Report, console: Console) -> dict[int, Cell]:
+    cells = {}
+    for job in jobs:
+        if job.there is not None:
+            width, height = job.there.size
+            note = f"{width}x{height}, there already"
+            report.add(job, job.there.metadata, job.there.size, note)
+            cells[job.index] = Cell(job.path, job.there.metadata.request, job.swept)
+    if cells:
+        only = f" ({jobs[0].path})" if len(jobs) == 1 else ""
+        console.remark(
+            f"{len(cells)} of {len(jobs)} pictures are there already{only}; "
+            "--overwrite draws them again"
+        )
+    return cells
+
+
+def _draw_all(
+    pipe: "Pipeline",
+    jobs: Sequence[Job],
+    done: int,
+    options: Options,
+    report: Report,
+    console: Console,
+) -> dict[int, Cell]:
+    """Draw and write each picture; returns what is in which file. done: pictures that are there."""
+    passed = [len(group) for group in passes(_resolved(pipe, jobs), options.batch)]
+    notes = [pipe.size_of(job.request).note for job in jobs]
     for note in dict.fromkeys(notes):
         console.remark(note)
-    _warn_of_unknown_words(options, left, console)
-    with StageBar(console) as bar:
-        pictures = _draw(pipe, left, options.batch, bar)
-        for job, note, drawn in zip(left, notes, pictures, strict=True):
-            for stage, spent in drawn.seconds.items():
-                report.seconds[stage] += spent
-            with report.timed("write"):
-                metadata = _write(pipe, job, drawn, bar)
-            bar.close()
-            report.add(job, *drawn.image.size, note=note)
-            report.drawn += 1
-            console.remark(str(job.path))
+    _warn_of_unknown_words(options, jobs, console)
+    texts = len({text for job in jobs for text in (job.request.prompt, job.request.negative)})
+    cells = {}
+    with RunBar(console, texts, passed, done) as bar:
+        pictures = _draw(pipe, jobs, options.batch, bar)
+        for job, note, drawn in zip(jobs, notes, pictures, strict=True):
+            metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
+            bar.note("write")
+            with report.timed("write") as spent:
+                job, is_ours = _write(job, drawn, metadata, options)
+            bar.finish()
+            report.add(job, metadata, drawn.image.size, note, drawn.seconds | {"write": spent()})
+            report.count(drawn.seconds)
+            cells[job.index] = Cell(job.path, metadata.request, job.swept)
+            console.remark(str(job.path) + ("" if is_ours else " was drawn elsewhere meanwhile"))
             _compare(metadata, options, console)
+    return cells
 
 
-def _open(options: "Options", report: Report, console: Console) -> "Pipeline":
+def _resolved(pipe: "Pipeline", jobs: Sequence[Job]) -> list[Request]:
+    """The requests with what the model takes. ValueError names the file and line of one that it cannot
+    draw."""
+    known: dict[Request, Request] = {}
+    found = []
+    for job in jobs:
+        own = {name: getattr(job.request, name) for name in ("prompt", "negative", "seed")}
+        like = replace(job.request, prompt="", negative="", seed=0)
+        if like not in known:
+            with naming(job.place):
+                known[like] = pipe.resolve(like)
+        found.append(replace(known[like], **own))
+    return found
+
+
+def _open(options: Options, report: Report, console: Console) -> "Pipeline":
     import torch
 
     from pixart.checkpoint.load import read_config
@@ -131,57 +158,49 @@ def _open(options: "Options", report: Report, console: Console) -> "Pipeline":
             null_caption=options.null_caption,
             cuda_graph=options.cuda_graph,
             cache_dir="auto" if options.cache else None,
-            progress=bar.update,
+            progress=bar.advance,
         )
 
 
-def _draw(pipe: "Pipeline", jobs: "list[Job]", batch: int, bar: StageBar) -> "Iterator[Drawn]":
-    """The pictures, with a bar for each stage: T5 first, then the transformer; they need not fit
-    together."""
-    texts = len({text for job in jobs for text in (job.request.prompt, job.request.negative)})
-    encoded = 0
-
-    def encoding(_: str) -> None:
-        nonlocal encoded
-        encoded += 1
-        bar.reach("text", encoded, texts)
-        if encoded == texts:
-            bar.reach("load transformer", 0, 1)
+def _draw(pipe: "Pipeline", jobs: Sequence[Job], batch: int, bar: RunBar) -> Iterator[Drawn]:
+    """The pictures: T5 first, then the transformer; they need not fit together."""
 
     def step(progress: "Progress") -> None:
-        bar.reach(f"denoise {number}", progress.step, progress.total)
+        bar.denoise(progress.step, progress.total)
 
     def decoding(done: int, total: int) -> None:
-        bar.reach(f"decode {number}", done, total)
+        bar.note(f"decode {done}/{total}")
 
-    number = jobs[0].index + 1
-    requests = [job.request for job in jobs]
-    pictures = pipe.draw_many(
-        requests, batch=batch, callback=step, encoding=encoding, decoding=decoding
+    yield from pipe.draw_many(
+        [job.request for job in jobs],
+        batch=batch,
+        callback=step,
+        encoding=lambda _: bar.encode(),
+        decoding=decoding,
     )
-    for drawn, following in zip(pictures, [*jobs[1:], jobs[-1]], strict=True):
-        yield drawn
-        number = following.index + 1
 
 
-def _write(pipe: "Pipeline", job: "Job", drawn: "Drawn", bar: StageBar) -> "Metadata":
-    from pixart.generation.pictures import write_picture
-    from pixart.pipeline.metadata import Metadata
+def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tuple[Job, bool]:
+    """Write a picture, under another name if another process has taken its own; returns the job with its
+    file, and whether it is this picture: the same may have been drawn there."""
+    wanted = job.path
+    while True:
+        try:
+            quality, replaces = options.quality, options.overwrite
+            write_picture(drawn.image, job.path, metadata, quality=quality, replace=replaces)
+            return job, True
+        except FileExistsError as error:
+            if not os.path.lexists(job.path):  # what exists is a file where a folder should be
+                raise write_error(job.path, error) from error
+            if find_drawn(job.path, job.asked, job.asked_model):
+                return job, False
+            job = replace(job, path=Places().free(wanted))
 
-    stage = f"write {job.index + 1}"
-    bar.reach(stage, 0, 1)
-    metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
-    write_picture(drawn.image, job.path, metadata)
-    bar.reach(stage, 1, 1)
-    return metadata
 
-
-def _compare(metadata: "Metadata", options: "Options", console: Console) -> None:
+def _compare(metadata: Metadata, options: Options, console: Console) -> None:
     """Say what keeps a picture that is drawn again from having the bits of the one before."""
     if options.from_image is None:
         return
-    from pixart.generation.pictures import read_metadata
-
     before = read_metadata(options.from_image)
     if dict(before.model) == dict(metadata.model):
         other = [
@@ -201,13 +220,14 @@ def _compare(metadata: "Metadata", options: "Options", console: Console) -> None
         )
 
 
-def _warn_of_unknown_words(options: "Options", jobs: "list[Job]", console: Console) -> None:
+def _warn_of_unknown_words(options: Options, jobs: Sequence[Job], console: Console) -> None:
     """The embedded model knows a hundred words: say so, instead of drawing nonsense silently."""
     if options.model not in (None, EMBEDDED):
         return
     from pixart.shapes.caption import WORDS, unknown_words
 
-    unknown = dict.fromkeys(word for job in jobs for word in unknown_words(job.request.prompt))
+    texts = dict.fromkeys(t for job in jobs for t in (job.request.prompt, job.request.negative))
+    unknown = dict.fromkeys(word for text in texts for word in unknown_words(text))
     if unknown:
         console.remark(
             f"the embedded model does not know: {', '.join(unknown)}. "

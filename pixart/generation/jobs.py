@@ -1,87 +1,180 @@
 """From options to jobs: what generate draws, and where it goes."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pixart.config import EMBEDDED, KVCompression
-from pixart.generation.names import fill, template_of
+from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.pictures import check_room, read_metadata
-from pixart.generation.prompts import read_prompts
+from pixart.generation.pictures import Picture, check_room, find_drawn, read_metadata
+from pixart.generation.prompts import Line, naming, read_prompts
+from pixart.generation.sheet import MAX_PICTURES
+from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
 from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
 from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request
 from pixart.releases import RELEASES
+
+MAX_JOBS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture to draw. model: the options that open the pipeline. asked, asked_model: what its file
-    is to say was asked for; where a picture is drawn again, choices that were left open still are."""
+    is to say was asked for; where a picture is drawn again, choices that were left open still are.
+    place: file and line that ask for it, for messages. name: what that line calls it. swept: what --sweep
+    sets. path: its file. there: the picture, if this very request drew it before."""
 
     index: int
     request: Request
     model: Mapping[str, Any]
     asked: Request
     asked_model: Mapping[str, Any]
+    place: str = ""
+    name: str | None = None
+    swept: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path()
+    there: Picture | None = None
 
 
 def plan(options: Options) -> tuple[list[Job], Options]:
     """All jobs, checked as far as they can be without a model. A picture given by --from-image
-    supplies every option that was not given anew."""
-    sources = sum(
-        (bool(options.prompt), options.prompts is not None, options.from_image is not None)
-    )
-    if sources != 1:
-        given = "none of them" if sources == 0 else "several"
+    supplies every option that was not given anew. They have their files unless `needs_model`."""
+    sweeps = parse_sweeps(options.sweep)
+    _check_counts(options, sweeps)
+    check_alone(sweeps, _given_settings(options), "options")
+    source = _source(options, sweeps)
+    with naming(source):
+        if options.from_image is None:
+            jobs = list(_jobs_of_lines(options, sweeps))
+        else:
+            jobs, options = _plan_again(options, sweeps)
+        _check_early(options, jobs)
+    _check_output(options, jobs)
+    return (jobs if needs_model(jobs, options) else placed(jobs, options)), options
+
+
+def needs_model(jobs: Sequence[Job], options: Options) -> bool:
+    """Whether --output names settings that are left to the model."""
+    template = template_of(options, len(jobs))
+    return any(template.is_open(job.request) for job in jobs)
+
+
+def placed(
+    jobs: Sequence[Job], options: Options, resolved: Sequence[Request] | None = None
+) -> list[Job]:
+    """The jobs with their files: those that this very request drew before, or free names.
+
+    Names are unique within a run, and the same in the next one. resolved: the requests with what the
+    model takes where they leave something open.
+    """
+    template, places = template_of(options, len(jobs)), Places()
+    requests = [job.request for job in jobs] if resolved is None else resolved
+    return [
+        _placed(job, _wanted(template, job, request, options), places, options.overwrite)
+        for job, request in zip(jobs, requests, strict=True)
+    ]
+
+
+def _wanted(template: Template, job: Job, request: Request, options: Options) -> Path:
+    path = template.fill(request, job.index, picture_name(request, job.name, job.swept))
+    if options.from_image is not None and path.resolve() == options.from_image.resolve():
+        raise ValueError(f"--output must not be the picture to draw again, got {path}")
+    return path
+
+
+def _placed(job: Job, wanted: Path, places: Places, overwrite: bool) -> Job:
+    there = None
+    for path in places.there(wanted):
+        if there := find_drawn(path, job.asked, job.asked_model):
+            break
+    else:
+        is_taken = os.path.isdir(wanted)  # which is refused where it is to be written
+        path = wanted if is_taken else places.free(wanted, beside=not overwrite)
+    places.take(path)
+    check_room(path, Metadata(job.request, job.model, job.asked, job.asked_model))
+    return replace(job, path=path, there=None if overwrite else there)
+
+
+def _source(options: Options, sweeps: Sweeps) -> str:
+    """The name of the picture to draw again, for messages; "" if prompts are given."""
+    sources = (options.prompt, options.prompts, options.from_image, sweeps.get("prompt"))
+    count = sum(bool(source) for source in sources)
+    if count != 1:
+        given = "none of them" if count == 0 else "several"
         raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
+    return "" if options.from_image is None else str(options.from_image)
+
+
+def _check_counts(options: Options, sweeps: Sweeps) -> None:
     for name in ("num_images", "batch"):
         if (count := getattr(options, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
-    lines: list[dict[str, Any]] = [{"prompt": text} for text in options.prompt]
-    if options.from_image is not None:
-        return _plan_again(options, read_metadata(options.from_image))
+    if "seed" in sweeps and options.num_images > 1:
+        raise ValueError(
+            f"--num-images must be 1 where seed is swept, got {options.num_images}; sweep more seeds"
+        )
+    if options.quality is not None and not 1 <= options.quality <= 100:
+        raise ValueError(f"--quality must be from 1 to 100, got {options.quality}")
+
+
+def _check_output(options: Options, jobs: Sequence[Job]) -> None:
+    template = template_of(options, len(jobs))
+    if options.quality is not None and template.text.lower().endswith(".png"):
+        raise ValueError(
+            "--quality must be left out for .png, which loses nothing; give --format jpg or webp"
+        )
+    if options.grid and len(jobs) > MAX_PICTURES:
+        raise ValueError(
+            f"--grid must be of at most {MAX_PICTURES} pictures, got {len(jobs)}; leave it out"
+        )
+
+
+def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
+    """Every line in every combination; seeds change first."""
+    lines = [Line({"prompt": text}) for text in options.prompt]
     if options.prompts is not None:
         lines = read_prompts(options.prompts)
-    requests = _all_requests(options, lines)
-    model = _model_of(options)
-    jobs = [Job(k, request, model, request, model) for k, request in enumerate(requests)]
-    return _checked(jobs, lines, options), options
+    elif "prompt" in sweeps:
+        lines = [Line({})]
+    several = combinations(sweeps)
+    count = len(lines) * len(several) * options.num_images
+    if count > MAX_JOBS:
+        raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
+    settings, model, index = _given_settings(options), _model_of(options), 0
+    for line in lines:
+        own = {name for name, value in line.values.items() if value is not None}
+        with naming(line.place):
+            check_alone(sweeps, own, "the line")
+            for swept in several:
+                for request in _requests(settings, {**line.values, **swept}, options.num_images):
+                    name = line.values.get("name")
+                    yield Job(index, request, model, request, model, line.place, name, swept)
+                    index += 1
 
 
-def _plan_again(options: Options, drawn: Metadata) -> tuple[list[Job], Options]:
+def _plan_again(options: Options, sweeps: Sweeps) -> tuple[list[Job], Options]:
     """The picture as it was drawn, and what its file says was asked for, both with what is given now."""
-    asked, asked_model = _as_asked(options, drawn)
-    options, line = _as_drawn(options, drawn)
-    requests = _all_requests(options, [line])
-    was_asked = _all_requests(options, [asked])
-    model = _model_of(options)
-    jobs = [
-        Job(k, request, model, one, asked_model)
-        for k, (request, one) in enumerate(zip(requests, was_asked, strict=True))
-    ]
-    return _checked(jobs, [line], options), options
-
-
-def _checked(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
-    """The jobs with their files, refused as early as can be."""
-    _check_early(options, [job.request for job in jobs])
-    jobs = _with_paths(jobs, lines, options)
-    for job in jobs:
-        _check_file(job, options.from_image)
-    return jobs
+    assert options.from_image is not None
+    drawn, place = read_metadata(options.from_image), str(options.from_image)
+    jobs: list[Job] = []
+    opened = options
+    for swept in combinations(sweeps):
+        asked, asked_model = _as_asked(options, drawn, swept)
+        opened, line = _as_drawn(options, drawn, swept)
+        model = _model_of(opened)
+        requests = _requests({}, line, options.num_images)
+        was_asked = _requests({}, asked, options.num_images)
+        for request, one in zip(requests, was_asked, strict=True):
+            job = Job(len(jobs), request, model, one, asked_model, place, None, swept)
+            jobs.append(job)
+    return jobs, opened
 
 
 def _model_of(options: Options) -> dict[str, Any]:
     return {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
-
-
-def _all_requests(options: Options, lines: list[dict[str, Any]]) -> list[Request]:
-    settings = _given_settings(options)
-    return [one for line in lines for one in _requests(settings, line, options.num_images)]
 
 
 def _given_settings(options: Options) -> dict[str, Any]:
@@ -104,25 +197,21 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
     return [replace(first, seed=first.seed + k) for k in range(count)]
 
 
-def _check_early(options: Options, requests: list[Request]) -> None:
+def _check_early(options: Options, jobs: Iterable[Job]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
     from pixart.device import check_cuda_graph, choose_device
     from pixart.sampler.schedulers import SCHEDULERS
 
-    for name in dict.fromkeys(request.scheduler for request in requests):
+    for job in jobs:
+        name = job.request.scheduler
         if name is not None and name not in SCHEDULERS:
-            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
+            with naming(job.place):
+                raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     if options.kv_compress:
         KVCompression.parse(options.kv_compress)
     check_cuda_graph(options.cuda_graph, choose_device(options.device))
     if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
-
-
-def _check_file(job: Job, source: Path | None) -> None:
-    if source is not None and job.path.resolve() == source.resolve():
-        raise ValueError(f"--output must not be the picture to draw again, got {job.path}")
-    check_room(job.path, Metadata(job.request, job.model, job.asked, job.asked_model))
 
 
 def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
@@ -147,23 +236,8 @@ def _absolute(place: str | Path) -> str:
     """A path that is there, from the root; anything else is a release or a hub id."""
     if place in RELEASES:
         return str(place)
-    path = Path(place).expanduser()
-    return os.path.abspath(path) if path.exists() else str(place)
-
-
-def _with_paths(jobs: list[Job], lines: list[dict[str, Any]], options: Options) -> list[Job]:
-    """Give every job its file. Names are unique within a run and the same in the next one."""
-    template = template_of(options, len(jobs))
-    placed: list[Job] = []
-    seen: set[Path] = set()
-    for job in jobs:
-        line = lines[job.index // options.num_images]
-        path = fill(template, job.request, job.index, line.get("name"))
-        while path in seen:  # the same prompt and seed twice
-            path = path.with_name(f"{path.stem}-{job.index}{path.suffix}")
-        seen.add(path)
-        placed.append(replace(job, path=path))
-    return placed
+    path = os.path.expanduser(place)  # of os, which has an answer for text that is no path at all
+    return os.path.abspath(path) if os.path.exists(path) else str(place)
 
 
 def _given(options: Options) -> set[str]:
@@ -174,34 +248,39 @@ def _given(options: Options) -> set[str]:
     }
 
 
-def _as_asked(options: Options, drawn: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
+def _as_asked(
+    options: Options, drawn: Metadata, swept: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and the options of the model that were asked for, overridden by those given now."""
-    given, settings, model = _given(options), drawn.asked.to_dict(), dict(drawn.asked_model)
-    if given & {"size", *BUCKET}:
+    given, settings = {*_given(options), *swept}, drawn.asked.to_dict()
+    model = dict(drawn.asked_model)
+    if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-    settings |= {name: value for name, value in _given_settings(options).items() if name in given}
+    settings |= {**_given_settings(options), **swept}
     if "device" in given:
         model["cuda_graph"] = False  # it may not record one
     return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
 
 
-def _as_drawn(options: Options, drawn: Metadata) -> tuple[Options, dict[str, Any]]:
+def _as_drawn(
+    options: Options, drawn: Metadata, swept: Mapping[str, Any]
+) -> tuple[Options, dict[str, Any]]:
     """The options under which a picture was drawn, overridden by those given now, and its settings.
 
     A choice that was left open and that depends on what is given now is left open again.
     """
-    given, source = _given(options), options.from_image
+    given, source = {*_given(options), *swept}, options.from_image
     assert source is not None
     is_other_model = bool(given & {*MODEL_OPTIONS})
     settings = (drawn.asked if is_other_model else drawn.request).to_dict()
-    if given & {"size", *BUCKET}:
+    if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
         settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
     if "scheduler" in given:
         settings |= {
             name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
         }
-    settings |= {name: value for name, value in _given_settings(options).items() if name in given}
+    settings |= {**_given_settings(options), **swept}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others
     if "device" in given:

@@ -20,8 +20,13 @@ class Options(_Sampling):
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """What to draw; several prompts give several pictures."""
     prompts: Path | None = None
-    """A file of prompts: .txt, one a line, or .jsonl with a prompt, a name for the
-    file, and any of seed, size, steps ... Pictures that are already there are not drawn again."""
+    """A file of prompts: .txt, one a line and # for a comment, or .jsonl with a prompt, a name for the
+    file, and any of seed, size, steps ..."""
+    seed: int | Literal["random"] | None = None
+    """Seed of the first picture, or "random" for one that is drawn by lot, and said. Default 0."""
+    sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """SETTING=VALUE,VALUE,... such as guidance=3,4.5,6: a picture for each value. Give it again for further
+    settings: every combination is drawn. A JSON list may stand for the values."""
     from_image: Path | None = None
     """Draw a picture again from what its file says; other options change single settings."""
     model: str | None = None
@@ -39,10 +44,17 @@ class Options(_Sampling):
     ema: bool = False
     """Take the averaged weights of an official .pth."""
     output: Path | None = None
-    """A file, a directory, or a template with {prompt}, {seed}, {index}, {name}. Default outputs,
-    with --from-image NAME-again beside it."""
+    """A file, a directory, or a template with {prompt}, {seed}, {guidance:.1f} or any other setting,
+    {index} and {name}. Default outputs, with --from-image NAME-again beside it. Where there is another
+    picture, -2, -3 ... is added; what the very request drew before is not drawn again."""
+    overwrite: bool = False
+    """Draw what is there again, in place, and take the places of other pictures."""
+    grid: bool = False
+    """Also a sheet of all pictures, labelled with what differs, as grid.png beside them."""
     format: Literal["png", "jpg", "webp"] | None = None
     """File format; by default that of --output, or png."""
+    quality: int | None = None
+    """Of JPEG and WebP, from 1 to 100. Default 95."""
     num_images: int = 1
     """Pictures per prompt, with seeds from --seed upwards."""
     batch: int = 1
@@ -63,6 +75,6 @@ class Options(_Sampling):
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False
-    """Print the result as JSON: files, seeds, seconds by stage, peak memory."""
+    """Print the result as JSON: files, every setting, seconds by stage and picture, peak memory."""
     quiet: bool = False
-    """No progress bars and no remarks."""
+    """Nothing on standard error but what went wrong."""

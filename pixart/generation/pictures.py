@@ -4,11 +4,12 @@ import errno
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.files import written_aside
-from pixart.pictures import head_of, open_picture
+from pixart.pictures import open_picture
 from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
 from pixart.pipeline.request import SETTINGS, Request
 
@@ -18,18 +19,30 @@ if TYPE_CHECKING:
 KEY = "pixart"  # of the PNG text chunk; JPEG and WebP carry the same text as an EXIF description
 GALLERY_KEY = "parameters"  # in JPEG and WebP the EXIF comment of whoever took the picture
 EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
+QUALITY = 95  # of JPEG and WebP
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXIF_DESCRIPTION, _EXIF_SUB_DIRECTORY, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
 
 
-def write_picture(image: "Image", path: Path, metadata: Metadata) -> None:
-    """Write a picture with what drew it: JSON, and the line that gallery tools read."""
+def write_picture(
+    image: "Image",
+    path: Path,
+    metadata: Metadata,
+    *,
+    quality: int | None = None,
+    replace: bool = True,
+) -> None:
+    """Write a picture with what drew it: JSON, and the line that gallery tools read.
+
+    quality: of JPEG and WebP, 1 to 100, None for QUALITY. replace: without it, FileExistsError is raised
+    where there is a file.
+    """
     from PIL import Image as PILImage
     from PIL.PngImagePlugin import PngInfo
 
     kind = SUFFIXES[path.suffix.lower()]
     try:
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with written_aside(path, replace=replace) as aside, aside.open("wb") as file:
             if kind == "png":
                 info = PngInfo()
                 info.add_itxt(KEY, metadata.to_text())
@@ -39,9 +52,12 @@ def write_picture(image: "Image", path: Path, metadata: Metadata) -> None:
                 exif = PILImage.Exif()
                 exif[_EXIF_DESCRIPTION] = metadata.to_text()
                 exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
-                image.save(file, "JPEG" if kind == "jpg" else "WEBP", quality=95, exif=exif)
+                name = "JPEG" if kind == "jpg" else "WEBP"
+                image.save(file, name, quality=quality or QUALITY, exif=exif)
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def check_room(path: Path, metadata: Metadata) -> None:
@@ -58,7 +74,7 @@ def _comment(metadata: Metadata) -> bytes:
     return b"UNICODE\0" + metadata.to_parameters().encode("utf-16-be")
 
 
-def _write_error(path: Path, error: OSError) -> Exception:
+def write_error(path: Path, error: OSError) -> Exception:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return RuntimeError(f"{path}: cannot be written ({reason}); finished pictures are kept")
@@ -72,7 +88,7 @@ def check_writable(paths: list[Path]) -> None:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
     for folder in dict.fromkeys(path.parent for path in paths):
         try:
             above = next(place for place in (folder, *folder.parents) if place.exists())
@@ -80,36 +96,48 @@ def check_writable(paths: list[Path]) -> None:
             probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
-            raise _write_error(folder, error) from error
+            raise write_error(folder, error) from error
 
 
-def read_metadata(path: Path) -> Metadata:
-    """What a picture of ours carries, of any version so far. ValueError says why there is none."""
+@dataclass(frozen=True)
+class Picture:
+    """What a picture file of ours carries, and its width and height in pixels."""
+
+    metadata: Metadata
+    size: tuple[int, int]
+
+
+def read_picture(path: Path) -> Picture:
+    """A picture of ours, of any version so far. ValueError says why it is none."""
     image = open_picture(path, str(path))  # all of it: half a picture is none
     text = image.info.get(KEY) or image.getexif().get(_EXIF_DESCRIPTION)
     try:
-        return Metadata.from_text(text if isinstance(text, str) else "")
+        return Picture(Metadata.from_text(text if isinstance(text, str) else ""), image.size)
     except NewerVersionError as error:
         raise ValueError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path}: carries no request of pixart.generate; it was not drawn by it"
         ) from error
 
 
-def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Width and height of the picture, if its file is there and made by this very request."""
+def read_metadata(path: Path) -> Metadata:
+    """What a picture of ours carries, of any version so far. ValueError says why there is none."""
+    return read_picture(path).metadata
+
+
+def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> Picture | None:
+    """The picture, if its file is there and made by this very request."""
     try:
-        found = read_metadata(path)
+        found = read_picture(path)
     except ValueError:
         return None
-    if dict(found.asked_model) != dict(model):
+    if dict(found.metadata.asked_model) != dict(model):
         return None
     for name in SETTINGS:
         wanted = getattr(asked, name)
         is_choice = name in CHOICES
-        there = getattr(found.request if is_choice else found.asked, name)
+        there = getattr(found.metadata.request if is_choice else found.metadata.asked, name)
         if wanted != there and not (is_choice and wanted is None):
             return None
-    head = head_of(path, str(path))
-    return head.width, head.height
+    return found

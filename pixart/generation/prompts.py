@@ -1,40 +1,80 @@
 """Files of prompts: .txt with one a line, .jsonl with an object a line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pixart.files import parse_json
 from pixart.pipeline.request import SETTINGS, Request, check_keys
 
+MAX_BYTES = 2**28  # a million long prompts; devices never end
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .txt or .jsonl file as {"prompt": ..., ...}; empty lines are passed over."""
+
+@dataclass(frozen=True)
+class Line:
+    """Settings of a picture and, under "name", of its file. place: file and line, for messages."""
+
+    values: dict[str, Any]
+    place: str = ""
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Begin what a ValueError says with the place that it came from."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
+        yield
+    except ValueError as error:
+        if not place or str(error).startswith(place) or hasattr(error, "exit_code"):
+            raise
+        raise ValueError(f"{place}: {error}") from error
+
+
+def read_prompts(path: Path) -> list[Line]:
+    """The lines of a .txt or .jsonl file. Empty lines are passed over, and in .txt those that begin with
+    `#`; a prompt that does is written `\\#`. ValueError names the file, and the line."""
+    numbered = [(n, line.strip()) for n, line in enumerate(_read(path).split("\n"), 1)]
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
+    is_text = suffix != ".jsonl"
+    numbered = [(n, line) for n, line in numbered if line and not (is_text and line[0] == "#")]
+    if not numbered:
+        raise ValueError(f"{path}: holds no prompt")
+    lines = []
+    for number, line in numbered:
+        place = f"{path}, line {number}"
+        if is_text:
+            text = line[1:] if line.startswith("\\#") else line
+            values = {"prompt": text}
+        else:
+            values = _read_line(line, place)
+        lines.append(Line(values, place))
+    return lines
+
+
+def _read(path: Path) -> str:
+    # Not splitlines for what is read here: it also cuts where JSON allows it, at U+2028.
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"{path}: must be at most {MAX_BYTES:,} bytes, it is longer")
+        return content.decode("utf-8-sig")  # Windows editors begin with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    # Not splitlines, which also cuts where JSON allows it, at U+2028.
-    numbered = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path}: holds no prompt")
-    if path.suffix.lower() == ".json":
-        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
-    if path.suffix.lower() == ".jsonl":
-        return [_read_line(path, number, line) for number, line in numbered]
-    return [{"prompt": line} for _, line in numbered]
 
 
-def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    values = parse_json(line, f"{path}, line {number}")
+def _read_line(line: str, place: str) -> dict[str, Any]:
+    values = parse_json(line, place)
     if not isinstance(values, dict) or not values.get("prompt"):
-        raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
-    try:
+        raise ValueError(f'{place}: must be an object with a "prompt"')
+    with naming(place):
         check_keys(values, ("name", "version", *SETTINGS))  # from_dict checks the version
         if not isinstance(values.get("name", ""), str):
             raise ValueError(f"name must be text, got {values['name']!r}")
         Request.from_dict({name: value for name, value in values.items() if name != "name"})
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
     return values

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from pixart.checkpoint.write import whole_or_not_at_all, write_safetensors
 from pixart.files import CheckpointError, listed
+from pixart.libraries import importing
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
 from pixart.model.transformer import PixArt
+from pixart.weights import check_finite, not_finite
 
 TARGETS = (
     "attn.qkv",
@@ -98,7 +100,8 @@ def merge_lora(model: PixArt) -> PixArt:
     """Add all adapters to the weights beside which they lie, and take them off. In place.
 
     Summed in fp32 and rounded once to the weights' dtype. What is left is a plain model, all of
-    which trains; where there is no adapter nothing happens.
+    which trains; where there is no adapter nothing happens. Raises ValueError for a sum that the dtype
+    cannot hold; the model is of no use then.
     """
     adapted = list(_adapted(model))
     for name, layer in adapted:
@@ -106,8 +109,12 @@ def merge_lora(model: PixArt) -> PixArt:
         dtype = base.weight.dtype
         base.weight.data = base.weight.data.to(torch.promote_types(dtype, torch.float32))
         layer.merge(safe_merge=True)  # in a copy: another model may share the weights
+        merged = base.weight.data.to(dtype)
+        if not_finite({name: merged}):
+            kind = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{name} with its adapters must fit into {kind}, got larger numbers")
         # A new parameter: who holds what was made of the old one must see that it is another.
-        base.weight = nn.Parameter(base.weight.data.to(dtype))
+        base.weight = nn.Parameter(merged)
         model.set_submodule(name, base)
     if adapted:
         del model.peft_config
@@ -130,6 +137,7 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
     config.inference_mode = True
     state = _peft().get_peft_model_state_dict(model, adapter_name=names[0])
     tensors = {f"base_model.model.{name}": t.detach().cpu() for name, t in state.items()}
+    check_finite(tensors, f"the adapter to be saved as {directory}")
     with whole_or_not_at_all(directory) as aside:
         aside.mkdir()
         write_safetensors(aside / WEIGHTS, tensors, {"format": "pt"})
@@ -138,8 +146,9 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
 
 def _peft() -> ModuleType:
     try:
-        import peft
-    except ImportError as error:
+        with importing():
+            import peft
+    except ModuleNotFoundError as error:
         raise ValueError(
             "LoRA must have peft, which is not installed; pip install 'pixart-fast[lora]'"
         ) from error

@@ -8,8 +8,8 @@ layer of the model (adapters of a text encoder) is refused, never left out.
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,31 @@ from torch import Size, Tensor
 from pixart.checkpoint.names import diffusers_names
 from pixart.files import AGAIN, CheckpointError, listed, parse_json, read_json
 from pixart.tensors import check_plain, container, read_safetensors
-from pixart.weights import resolve
+from pixart.weights import check_finite, resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's layout
 _SINGLE = "pytorch_lora_weights.safetensors"  # diffusers', whose configuration is in its metadata
 
 _FACTOR = re.compile(r"(.+)\.lora[_.](A|B|down|up)(?:\.\w+)?\.weight")
-_ALPHA = re.compile(r"(.+)\.(alpha)")  # of kohya's layout
+_ALPHA = re.compile(r".+\.alpha")  # of kohya's layout
 _KINDS = {"down": "A", "up": "B"}
-_WRAPPERS = re.compile(r"(?:(?:base_model|model|module|transformer|unet|diffusion_model)\.)*")
-_UNDERSCORED = ("", "lora_transformer_", "lora_unet_", "lora_")
+_WRAPPERS = re.compile(
+    r"(?:(?:base_model|model|module|transformer|unet|diffusion_model|_orig_mod)\.)*"
+)
+# The same where a dot is an underscore, and kohya's own.
+_UNDERSCORED = re.compile(
+    r"(?:lora|base_model|model|module|transformer|unet|diffusion_model|_orig_mod)_"
+)
+_FUSED = {"to_q": "to_qkv", "to_k": "to_kv"}  # by the first of diffusers' layers that lie in ours
 # The others move a part of the model's own weights into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Settings of peft that make something else of A and B.
+_OTHER_METHODS = (
+    "fan_in_fan_out", "use_dora", "use_qalora", "use_bdlora", "velora_config", "monteclora_config",
+    "alora_invocation_tokens", "layer_replication", "modules_to_save",
+)  # fmt: skip
+_NAME = re.compile(r"(\^)?(\.\*)?((?:[\w.-]|\\[.-])+)\$?")
+_MAX_PATTERNS, _MAX_ALPHA, _MAX_WRAPPERS = 1024, 1e6, 8
 
 
 @dataclass(frozen=True)
@@ -51,19 +64,52 @@ class _Place:
 
 
 @dataclass(frozen=True)
+class _Pattern:
+    """What peft's alpha_pattern means: a layer's name, or the end of one after a dot, in which a dot may be
+    any character. `^` in front takes it for the whole, `.*` for any end.
+
+    That much of an expression is compared character by character: `re` would let a file run for ever.
+    """
+
+    characters: tuple[str, ...]
+    is_whole: bool
+    is_any_end: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "_Pattern":
+        match = _NAME.fullmatch(text)
+        if match is None or len(text) > 512:
+            raise ValueError(
+                "alpha_pattern must name layers (letters, digits, _ and -, dots, ^ or .* in front), "
+                f"got {text[:99]!r}"
+            )
+        return cls(tuple(re.findall(r"\\?.", match[3])), bool(match[1]), bool(match[2]))
+
+    def fits(self, name: str) -> bool:
+        start = len(name) - len(self.characters)
+        if start < 0 or not all(map(_is_same, self.characters, name[start:])):
+            return False
+        return start == 0 or self.is_any_end or not self.is_whole and name[start - 1] == "."
+
+
+def _is_same(character: str, there: str) -> bool:
+    return character == "." or character[-1] == there
+
+
+@dataclass(frozen=True)
 class _Settings:
-    """B·A is scaled by alpha over the rank, or over its root. patterns: alphas by expressions for
-    names. Where no alpha is given, it is the rank."""
+    """B·A is scaled by alpha over the rank, or over its root. patterns: alphas of layers, of which the
+    first that fits counts. Where no alpha is given, it is the rank."""
 
     alpha: float | None = None
-    patterns: Mapping[str, float] = field(default_factory=dict)
+    patterns: Sequence[tuple[_Pattern, float]] = ()
     by_root: bool = False
 
-    def scale(self, name: str, rank: int, own: Tensor | None) -> float:
-        # As peft reads alpha_pattern: at the end of a name, and the first that fits.
-        fitting = (p for p in self.patterns if re.fullmatch(rf"(.*\.)?({p})", name))
-        alpha = self.patterns.get(next(fitting, ""), self.alpha)
-        alpha = alpha if own is None else float(own)
+    def scale(self, name: str, rank: int, own: float | None) -> float:
+        alpha = own
+        if alpha is None:
+            fitting = (alpha for pattern, alpha in self.patterns if pattern.fits(name))
+            alpha = next(fitting, self.alpha)
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
@@ -82,13 +128,29 @@ def read_adapter(source: str | Path, sizes: Mapping[str, Size]) -> Adapter:
     if container(file) != "safetensors":
         raise CheckpointError(f"{file}: must be a safetensors file, got a pickle")
     tensors, metadata = read_safetensors(file)
-    check_plain(file, tensors, torch.float32)
+    alphas = {name: tensors.pop(name) for name in list(tensors) if _ALPHA.fullmatch(name)}
+    check_plain(file, tensors)
     try:
-        return _collect(tensors, _settings(file, metadata, tensors), sizes)
+        own = {name: _number(name, tensor) for name, tensor in alphas.items()}
+        layers = [match[1] for match in map(_FACTOR.fullmatch, tensors) if match]
+        settings = _settings(file, metadata, [n for n in layers if f"{n}.alpha" not in own])
+        adapter = _collect(tensors, own, settings, sizes)
     except CheckpointError:
         raise
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    check_finite(tensors, str(file))
+    return adapter
+
+
+def _number(name: str, tensor: Tensor) -> float:
+    """An alpha of any real dtype, alone in any shape."""
+    if tensor.numel() != 1 or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must be one number, got {tensor.dtype} of {tuple(tensor.shape)}")
+    value = float(tensor.reshape(()))
+    if not abs(value) <= _MAX_ALPHA:
+        raise ValueError(f"{name} must be a number up to {_MAX_ALPHA:g}, got {value}")
+    return value
 
 
 def _find(folder: Path) -> Path:
@@ -98,7 +160,8 @@ def _find(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no LoRA, neither {WEIGHTS} nor {_SINGLE}")
 
 
-def _settings(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> _Settings:
+def _settings(file: Path, metadata: Mapping[str, str], layers: Iterable[str]) -> _Settings:
+    """layers: those without an alpha of their own."""
     if file.name == WEIGHTS:
         if not file.with_name(CONFIG).is_file():
             raise ValueError(f"lacks the {CONFIG} beside it; {AGAIN}")
@@ -107,32 +170,63 @@ def _settings(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Ten
         stored = parse_json(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
         if not isinstance(stored, dict):
             raise ValueError("must say in lora_adapter_metadata what its adapters are")
-        if not stored and any(name.startswith("base_model.model.") for name in tensors):
+        if not stored and any(name.startswith("base_model.model.") for name in layers):
             raise ValueError(
                 f"is in peft's layout: it must be named {WEIGHTS}, beside its {CONFIG}"
             )
         values = {key.removeprefix("transformer."): value for key, value in stored.items()}
+    return _plain_settings(values)
+
+
+def _plain_settings(values: Mapping[str, Any]) -> _Settings:
     kind, start = values.get("peft_type", "LORA"), values.get("init_lora_weights")
     if kind != "LORA":
         raise ValueError(f"must be a LoRA, got peft_type {kind!r}")
-    if start not in _PLAIN_STARTS or values.get("fan_in_fan_out"):
+    if start not in _PLAIN_STARTS:
         raise ValueError(
             f"must leave the weights of the model alone, got init_lora_weights {start!r}"
         )
-    alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern") or {}
+    if other := [key for key in _OTHER_METHODS if values.get(key)]:
+        raise ValueError(f"must be a plain LoRA, got {other[0]} {values[other[0]]!r}")
+    alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern")
+    patterns = {} if patterns is None else patterns
     alphas = [0 if alpha is None else alpha]
     alphas += patterns.values() if isinstance(patterns, dict) else [patterns]
-    if not all(isinstance(one, int | float) and math.isfinite(one) for one in alphas):
+    if not isinstance(patterns, dict) or not all(map(_is_number, alphas)):
         raise ValueError(f"lora_alpha and alpha_pattern must be numbers, got {alpha!r}, {patterns}")
-    return _Settings(alpha, patterns, bool(values.get("use_rslora")))
+    if any(abs(one) > _MAX_ALPHA for one in alphas):
+        raise ValueError(
+            f"lora_alpha and alpha_pattern must be up to {_MAX_ALPHA:g}, got {alpha!r}, {patterns}"
+        )
+    if len(patterns) > _MAX_PATTERNS:
+        raise ValueError(
+            f"alpha_pattern must name at most {_MAX_PATTERNS} layers, got {len(patterns)}"
+        )
+    by_root = values.get("use_rslora")
+    if by_root not in (None, True, False):
+        raise ValueError(f"use_rslora must be true or false, got {by_root!r}")
+    parsed = [(_Pattern.parse(name), own) for name, own in patterns.items()]
+    return _Settings(alpha, parsed, bool(by_root))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _collect(
-    tensors: Mapping[str, Tensor], settings: _Settings, sizes: Mapping[str, Size]
+    tensors: Mapping[str, Tensor],
+    alphas: Mapping[str, float],
+    settings: _Settings,
+    sizes: Mapping[str, Size],
 ) -> Adapter:
     places = _places(sizes)
     parts: dict[str, dict[_Place, tuple[Tensor, Tensor, float]]] = {}
     found = _by_layer(tensors)
+    own = {name.removesuffix(".alpha"): alpha for name, alpha in alphas.items()}
+    if lone := [name for name in own if name not in found]:
+        raise ValueError(
+            f"must hold nothing but pairs of A and B, got an alpha alone: {listed(lone)}"
+        )
     if strange := [name for name in found if _place(name, places) is None]:
         raise ValueError(f"is for layers that this model does not have: {listed(strange)}")
     for name, values in found.items():
@@ -141,7 +235,8 @@ def _collect(
         others = parts.setdefault(place.layer, {})
         if place in others or any(other.count != place.count for other in others):
             raise ValueError(f"has several adapters for {place.layer}")
-        others[place] = _pair(name, values, sizes[place.layer], place.count, settings)
+        a, b = _pair(name, values, sizes[place.layer], place.count)
+        others[place] = (a, b, settings.scale(_unwrapped(name), len(a), own.get(name)))
     packed = {layer: _pack(some, sizes[layer]) for layer, some in parts.items()}
     return Adapter(
         {layer: (a, b) for layer, (a, b, _) in packed.items()},
@@ -150,14 +245,16 @@ def _collect(
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The file's tensors by its own names of layers: A, B, and alpha where it has its own."""
+    """The file's tensors by its own names of layers: A and B."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _FACTOR.fullmatch(name) or _ALPHA.fullmatch(name)
+        match = _FACTOR.fullmatch(name)
+        if name.startswith("bundle_emb."):
+            raise ValueError(
+                f"holds embeddings of new words ({name}), which are not read; save the LoRA without them"
+            )
         if match is None:
             raise ValueError(f"must hold nothing but pairs of A and B, got {name}")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} must be finite")
         found.setdefault(match[1], {})[_KINDS.get(match[2], match[2])] = tensor
     if not found:
         raise ValueError("must hold an adapter, got no tensors")
@@ -172,6 +269,9 @@ def _places(sizes: Mapping[str, Size]) -> dict[str, _Place]:
         theirs = [name.removesuffix(".weight") for name in diffusers_names(f"{layer}.weight")]
         for part, name in enumerate(theirs):
             places[_flat(name)] = _Place(layer, part, len(theirs))
+        if len(theirs) > 1:  # as diffusers' fuse_qkv_projections names them, stacked as here
+            attention, _, first = theirs[0].rpartition(".")
+            places[_flat(f"{attention}.{_FUSED[first]}")] = _Place(layer, 0, 1)
     return places
 
 
@@ -183,8 +283,13 @@ def _flat(name: str) -> str:
 
 def _place(name: str, places: Mapping[str, _Place]) -> _Place | None:
     flat = _flat(_unwrapped(name))
-    candidates = (places.get(flat.removeprefix(prefix)) for prefix in _UNDERSCORED)
-    return next((place for place in candidates if place is not None), None)
+    # One by one: "transformer_" is a wrapper, and how "transformer_blocks_0" begins.
+    for _ in range(_MAX_WRAPPERS):
+        match = _UNDERSCORED.match(flat)
+        if flat in places or match is None:
+            break
+        flat = flat[match.end() :]
+    return places.get(flat)
 
 
 def _unwrapped(name: str) -> str:
@@ -193,9 +298,9 @@ def _unwrapped(name: str) -> str:
 
 
 def _pair(
-    name: str, values: Mapping[str, Tensor], shape: Size, count: int, settings: _Settings
-) -> tuple[Tensor, Tensor, float]:
-    """(A, B, what their product is times), if they fit a part of a weight of this shape."""
+    name: str, values: Mapping[str, Tensor], shape: Size, count: int
+) -> tuple[Tensor, Tensor]:
+    """A and B, if they fit a part of a weight of this shape."""
     if missing := {"A", "B"} - values.keys():
         raise ValueError(f"{name} must have A and B, got no {missing.pop()}")
     a, b = values["A"].float(), values["B"].float()
@@ -207,7 +312,7 @@ def _pair(
             f"{name} must fit weights of {(shape[0] // count, *shape[1:])}, got A {given[0]} and "
             f"B {given[1]}; it was made for another model"
         )
-    return a, b, settings.scale(_unwrapped(name), rank, values.get("alpha"))
+    return a, b
 
 
 def _pack(

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixart_kernels.dispatch.registration import in_forward_mode
+
 
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     """The dtypes for which oneDNN's GELU is tuned on this CPU; elsewhere the plain call is quicker."""
@@ -57,9 +59,11 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
 
 
 def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
-    """Whether calling the layer would do nothing but the product of x: no hook, autocast or cast."""
+    """Whether calling the layer would do nothing but the product of x: no hook, autocast or cast, and
+    no tangent, which fused products lose without a word."""
     return (
         type(linear) is nn.Linear
+        and not in_forward_mode()
         and linear.bias is not None
         and linear.weight.dtype == x.dtype
         and not linear._forward_hooks

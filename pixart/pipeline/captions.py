@@ -10,8 +10,8 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import Family
-from pixart.pipeline.directory import errors_naming
 from pixart.text.encoder import PromptEmbeddings, TextEncoder
+from pixart.weights import errors_naming
 
 NullCaption = Literal["own-mask", "prompt-mask"]
 

@@ -1,9 +1,6 @@
 """The files of a pipeline directory: where they are, and what is wrong with those that are not."""
 
 import logging
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +13,16 @@ from pixart.config import EMBEDDED, MAX_LENGTH, Family, PixArtConfig
 from pixart.files import CheckpointError, read_json
 from pixart.pipeline.defaults import Sampling
 from pixart.releases import release_named
-from pixart.sampler.schedulers import make_scheduler
+from pixart.sampler.loop import check_sampling
+from pixart.sampler.schedulers import default_steps, make_scheduler
 from pixart.text.encoder import Quantization
-from pixart.weights import T5_WEIGHTS, WEIGHTS, find_weights, resolve, variants_of
+from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
 SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
-_PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
+INDEX = "model_index.json"
+PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
 _FILES = ("*.safetensors", "*.bin", "*.model")
-_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in _PARTS for kind in _FILES))
+_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in PARTS for kind in _FILES))
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
@@ -43,7 +42,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
         source = release.pipeline
     wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
     directory = resolve(source, allow_patterns=wanted)
-    needed = [*_PARTS, *["transformer"] * with_transformer]
+    needed = [*PARTS, *["transformer"] * with_transformer]
     if missing := [name for name in needed if not (directory / name).is_dir()]:
         way_out = "give the directory of a whole pipeline"
         if missing == ["transformer"]:
@@ -54,7 +53,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
 
 def family_of(directory: Path) -> Family | None:
     """Σ or α by the class that model_index.json names, None if it names neither."""
-    index = directory / "model_index.json"
+    index = directory / INDEX
     if not index.is_file():
         return None
     name = str(read_json(index).get("_class_name")).lower()
@@ -128,18 +127,6 @@ def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
             )
 
 
-@contextmanager
-def errors_naming(folder: Path) -> Iterator[None]:
-    """Other libraries say what is wrong with a file, but not with which."""
-    try:
-        yield
-    except (CheckpointError, MemoryError, ModuleNotFoundError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:  # what libraries raise over a damaged file has no common kind
-        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise CheckpointError(f"{folder}: cannot be used ({reason})") from error
-
-
 def text_dtype(
     directory: Path,
     wanted: torch.dtype | Quantization | None,
@@ -172,5 +159,7 @@ def read_scheduler(directory: Path) -> dict[str, Any]:
     file = directory / "scheduler" / "scheduler_config.json"
     values = read_json(file)
     with errors_naming(file):
-        make_scheduler(None, values).set_timesteps(1)
+        scheduler = make_scheduler(None, values)
+        steps = min(default_steps(scheduler), scheduler.config.num_train_timesteps)
+        check_sampling(scheduler, steps, None, (0.0, 1.0))
     return values

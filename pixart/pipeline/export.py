@@ -1,5 +1,7 @@
 """From training state to a pipeline in the published layout that generate opens."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,15 @@ from torch import nn
 
 from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
+from pixart.config import PixArtConfig
 from pixart.files import read_json
+from pixart.libraries import importing
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
-from pixart.pipeline.directory import SAMPLING
+from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
+from pixart.weights import check_finite
 
+_CLASSES = {"sigma": "PixArtSigmaPipeline", "alpha": "PixArtAlphaPipeline"}
 MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
@@ -36,15 +42,18 @@ def export_pipeline(
 ) -> None:
     """Write model_index.json, sampling.json if there is anything to say, and the five folders, weights
     in fp16."""
-    import diffusers
-    from diffusers import DPMSolverMultistepScheduler
+    with importing():
+        import diffusers
+        from diffusers import DPMSolverMultistepScheduler
 
     directory.mkdir(parents=True, exist_ok=True)
     save_transformer(
         transformer.to(torch.float16), directory / "transformer", format="diffusers", overwrite=True
     )
-    text_encoder.to(torch.float16).save_pretrained(directory / "text_encoder")  # type: ignore[operator]
-    vae.to(torch.float16).save_pretrained(directory / "vae")  # type: ignore[operator]
+    for name, part in (("text_encoder", text_encoder), ("vae", vae)):
+        # fp16 ends at 65504.
+        check_finite(part.to(torch.float16).state_dict(), f"the {name} to be saved in fp16")
+        part.save_pretrained(directory / name)  # type: ignore[operator]
     _forget_origin(directory / "vae" / "config.json")
     scheduler: Any = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type
@@ -57,9 +66,38 @@ def export_pipeline(
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": False, **SPECIAL_TOKENS}
     write_config(tokenizer / "tokenizer_config.json", settings)
     index = {"_diffusers_version": diffusers.__version__, **MODEL_INDEX}
-    write_config(directory / "model_index.json", index)
+    write_config(directory / INDEX, index)
     if sampling is not None:
         write_config(directory / SAMPLING, sampling.to_dict())
+
+
+def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
+    """Make a whole pipeline of a directory that has a transformer, of this config, by the other parts of
+    another pipeline. They take no space: files are linked, and copied only where the disk has no links."""
+    for part in PARTS:
+        for file in sorted((source / part).rglob("*")):
+            if file.is_file():
+                _link(file, directory / part / file.relative_to(source / part))
+    index = read_json(source / INDEX) if (source / INDEX).is_file() else dict(MODEL_INDEX)
+    family = family_of(source)
+    if (trained := choose_family(config, family, True)) != family:
+        index["_class_name"] = _CLASSES[trained]
+    write_config(directory / INDEX, {**index, "transformer": MODEL_INDEX["transformer"]})
+    if (source / SAMPLING).is_file():
+        write_config(directory / SAMPLING, read_json(source / SAMPLING))
+
+
+def _link(file: Path, place: Path) -> None:
+    """A hard link, which outlives the file's own name; a symbolic one to another disk; else a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    real = file.resolve()  # the hub's cache has links to it
+    for make in (os.link, os.symlink):
+        try:
+            make(real, place)
+            return
+        except OSError:
+            continue
+    shutil.copyfile(real, place)
 
 
 def _forget_origin(config: Path) -> None:

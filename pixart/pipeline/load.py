@@ -23,7 +23,6 @@ from pixart.pipeline.captions import NullCaption
 from pixart.pipeline.directory import (
     check_fit,
     choose_variants,
-    errors_naming,
     open_directory,
     surroundings,
     text_dtype,
@@ -168,10 +167,9 @@ def open_text_encoder(
 
 
 def open_vae(source: Source, dtype: torch.dtype, device: torch.device) -> VAE:
-    with errors_naming(source.directory / "vae"):
-        return VAE.from_pretrained(
-            source.directory, dtype=dtype, device=device, variant=source.variants["vae"]
-        )
+    return VAE.from_pretrained(
+        source.directory, dtype=dtype, device=device, variant=source.variants["vae"]
+    )
 
 
 def weight_files(source: Source, lora: Adapters) -> dict[str, list[Path]]:

@@ -32,7 +32,9 @@ _MODEL_TYPES: dict[str, Any] = {
 CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
 _SAMPLERS = {  # as gallery tools call them
     "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
-    "unipc": "UniPC", "lcm": "LCM", "dmd": "DMD",
+    "unipc": "UniPC", "lcm": "LCM", "dmd": "DMD", "euler-a": "Euler a", "heun": "Heun",
+    "dpm-solver++-karras": "DPM++ 2M Karras", "sa-solver-karras": "SA-Solver Karras",
+    "euler-karras": "Euler Karras", "heun-karras": "Heun Karras", "unipc-karras": "UniPC Karras",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ and a request over the network are their `to_dict`. Importing this module import
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VERSION = 5  # other fields, another number; pixart.pipeline.metadata reads what 1 to 4 wrote
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
+MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -61,7 +62,9 @@ class Request:
     )
     scheduler: str | None = _setting(
         None,
-        "dpm-solver++, sa-solver, ddim, euler, unipc, lcm or dmd. Default: the pipeline's own.",
+        "dpm-solver++, sa-solver, ddim, euler, euler-a, heun, unipc, lcm or dmd; with -karras after "
+        "dpm-solver++, sa-solver, euler, heun or unipc, noise levels as in EDM. Default: the pipeline's "
+        "own.",
     )
     batched: bool | None = _setting(
         None,
@@ -184,7 +187,7 @@ def _check_values(request: Request) -> None:
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
     if request.steps is not None and request.steps < 1:
         raise ValueError(f"steps must be an integer from 1 up, got {request.steps}")
-    if request.guidance is not None and not 0 <= request.guidance < math.inf:
+    if request.guidance is not None and not 0 <= request.guidance <= sys.float_info.max:
         raise ValueError(f"guidance must be a finite number from 0 up, got {request.guidance}")
     start, end = request.guidance_interval or (0.0, 1.0)
     if not 0 <= start <= end <= 1:
@@ -193,6 +196,11 @@ def _check_values(request: Request) -> None:
         raise ValueError(
             f"tile must be True, False, None or at least 16 pixels, got {request.tile}"
         )
+    if type(request.tile) is int and request.tile > MAX_SIDE:
+        raise ValueError(f"tile must be at most {MAX_SIDE} pixels, got {request.tile}")
+    for name in ("height", "width"):
+        if (side := getattr(request, name)) is not None and not 1 <= side <= MAX_SIDE:
+            raise ValueError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
     buckets = [name for name in BUCKET if getattr(request, name) is not None]
     if request.size is not None and buckets:
         raise ValueError(

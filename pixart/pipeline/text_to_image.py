@@ -23,6 +23,7 @@ from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
+from pixart.pipeline.decoding import decode
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
 from pixart.pipeline.request import Drawn, Request, passes
@@ -39,7 +40,7 @@ from pixart.sampler.loop import (
 )
 from pixart.sampler.schedulers import Scheduler, make_scheduler
 from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
-from pixart.vae.autoencoder import VAE, Tiled, to_images
+from pixart.vae.autoencoder import VAE, Tiled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,8 +143,7 @@ class Pipeline:
         vae = load.open_vae(found, dtype, device)
         advance()
         scheduler_config = read_scheduler(found.directory)
-        # They were found for the pipeline's own transformer.
-        sampling = Sampling() if found.is_guest else read_sampling(found.directory)
+        sampling = read_sampling(found.directory)
         advance()
         family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
         return cls(
@@ -227,8 +227,9 @@ class Pipeline:
         has no name here stays None.
         """
         name = request.scheduler or self.scheduler or self._own_scheduler
-        solver = self._solver(request.scheduler)
-        return defaults.with_defaults(request, self.size_of(request), solver, name, self.sampling)
+        solver, size = self._solver(request.scheduler), self.size_of(request)
+        is_guest = bool(request.scheduler or self.scheduler)
+        return defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
 
     def prepare(
         self,
@@ -276,8 +277,8 @@ class Pipeline:
 
         All requests are checked before anything runs, and all prompts encoded before the first
         picture. batch: so many pictures at most are denoised in one pass, if they follow each other
-        and agree in everything but prompts and seed. Their bits may then differ by rounding from
-        those of the picture drawn alone, which is what the default draws.
+        and agree in everything but prompts and seed: their bits may differ by rounding from those of the
+        picture drawn alone. NotFinitePicture is raised for one of NaN or infinity, after those before.
 
         callback: called after every step of a pass. cancel: asked before each prompt, pass and step;
         when it returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt
@@ -329,8 +330,7 @@ class Pipeline:
         for request, latent in zip(group, latents.split(1), strict=True):
             with _timed(seconds, "decode"):
                 self.vae.to(self.device)
-                tile = self.vae.choose_tile(like.height, like.width, request.tile)
-                image = to_images(self.vae.decode(latent, tile=tile, progress=hooks.decoding))[0]
+                image, tile = decode(self.vae, latent, request, hooks.decoding)
             settings = replace(request, batched=batched, tile=tile)
             yield Drawn(image, settings, dict(seconds), len(group))
 

@@ -60,7 +60,28 @@ def check_sampling(
     _check_guidance(
         default_guidance(scheduler) if guidance is None else guidance, guidance_interval
     )
-    _set_timesteps(copy.deepcopy(scheduler), default_steps(scheduler) if steps is None else steps)
+    scheduler = copy.deepcopy(scheduler)
+    steps = default_steps(scheduler) if steps is None else steps
+    timesteps = _set_timesteps(scheduler, steps)
+    try:
+        _walk_nothing(scheduler, timesteps[:2])
+    except Exception as error:  # what diffusers raises over a configuration has no common kind
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot draw in {steps} steps as it is configured "
+            f"({_one_line(error)}); take another number of steps or name another scheduler"
+        ) from error
+
+
+def _walk_nothing(scheduler: Scheduler, timesteps: Tensor) -> None:
+    latents = torch.zeros(1, 1, 2, 2)
+    options = _step_options(scheduler, latents, seed_generators([0]))
+    for timestep in timesteps:
+        inputs = scheduler.scale_model_input(latents, timestep)
+        latents = scheduler.step(inputs, timestep, latents, return_dict=False, **options)[0]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def seed_generators(seeds: Iterable[int]) -> list[torch.Generator]:
@@ -147,17 +168,35 @@ def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
     limit = min(training_steps, scheduler.config.get("original_inference_steps", training_steps))
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
         raise ValueError(f"steps must be an integer from 1 to {limit}, got {steps!r}")
-    scheduler.set_timesteps(steps)
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # what diffusers raises over a configuration has no common kind
+        raise ValueError(
+            f"steps must be a number that {type(scheduler).__name__} can make as it is configured, "
+            f"got {steps} ({_one_line(error)})"
+        ) from error
     timesteps = scheduler.timesteps
     if timesteps[0] == 0:  # diffusers' Euler would walk its single step from the clean end
         raise ValueError(f"steps must be at least 2 for this scheduler, got {steps}")
-    levels = list(zip(timesteps.tolist(), _sigmas(scheduler).tolist(), strict=False))
+    _check_levels(scheduler, timesteps, steps)
+    return timesteps
+
+
+def _check_levels(scheduler: Scheduler, timesteps: Tensor, steps: int) -> None:
+    sigmas = _sigmas(scheduler)
+    if not (torch.isfinite(timesteps).all() and torch.isfinite(sigmas).all()):
+        raise ValueError(
+            f"{type(scheduler).__name__} must have finite noise levels, got others at {steps} steps; "
+            "its configuration is damaged"
+        )
+    levels = list(zip(timesteps.tolist(), sigmas.tolist(), strict=False))
     # Rounding can give two steps the same noise level, between which multistep solvers divide by 0.
-    if getattr(scheduler, "order", 1) == 1 and len(set(levels)) < len(levels):
+    # PNDM evaluates one twice on purpose.
+    repeats = getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "pndm_order")
+    if not repeats and len(set(levels)) < len(levels):
         raise ValueError(
             f"steps must be fewer for this scheduler, got {steps}: two fall on one timestep"
         )
-    return timesteps
 
 
 def _sigmas(scheduler: Scheduler) -> Tensor:
@@ -167,15 +206,17 @@ def _sigmas(scheduler: Scheduler) -> Tensor:
 def _step_options(
     scheduler: Scheduler, noise: Tensor, generators: Sequence[torch.Generator] | None
 ) -> dict[str, Any]:
+    taken = inspect.signature(scheduler.step).parameters
+    # As diffusers' pipelines do: TCD's own default would add noise at every step.
+    options: dict[str, Any] = {"eta": 0.0} if "eta" in taken else {}
     if generators is None:
-        return {}
+        return options
     if len(generators) != len(noise):
         raise ValueError(
             f"generators must be one per image, got {len(generators)} for {len(noise)} images"
         )
     # UniPC draws nothing and takes none.
-    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
-    return {"generator": list(generators)} if takes_generators else {}
+    return options | ({"generator": list(generators)} if "generator" in taken else {})
 
 
 def _bind(

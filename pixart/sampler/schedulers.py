@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from pixart.libraries import importing
+from pixart.sampler.numbers import check_numbers
 from pixart.sampler.one_step import OneStep
 
 
@@ -33,17 +36,39 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-SCHEDULERS = {
+_GENERAL = {
     "dpm-solver++": Solver("DPMSolverMultistepScheduler"),
     "sa-solver": Solver("SASolverScheduler"),
     # DDIM is DPM-Solver++ of order 1. diffusers' DDIMScheduler assumes that the number of steps
     # divides 1000: otherwise its steps fall short of the next timestep and noise remains.
     "ddim": Solver("DPMSolverMultistepScheduler", {"solver_order": 1}),
     "euler": Solver("EulerDiscreteScheduler"),
+    "euler-a": Solver("EulerAncestralDiscreteScheduler"),
+    "heun": Solver("HeunDiscreteScheduler"),
     "unipc": Solver("UniPCMultistepScheduler"),
-    "lcm": Solver("LCMScheduler"),
+}
+# Noise levels spaced as in EDM (arXiv 2206.00364, equation 5), where the class has them.
+_KARRAS = ("dpm-solver++", "sa-solver", "euler", "heun", "unipc")
+SCHEDULERS = {
+    **_GENERAL,
+    **{
+        f"{name}-karras": Solver(_GENERAL[name].class_name, {"use_karras_sigmas": True})
+        for name in _KARRAS
+    },
+    "lcm": Solver("LCMScheduler"),  # of distilled models
     "dmd": Solver("OneStep"),
 }
+# Those of diffusers that a pipeline may have of its own: made for a model that predicts the noise of
+# DDPM, and drawing all their random numbers from the caller's generators. Others are for flow matching,
+# EDM's preconditioning, discrete tokens, or walk from the picture to the noise.
+OWN = (
+    "DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler",
+    "SASolverScheduler", "LCMScheduler", "PNDMScheduler", "DDPMScheduler", "TCDScheduler",
+    "DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "UnCLIPScheduler",
+    "DDIMParallelScheduler", "DDPMParallelScheduler", "CogVideoXDDIMScheduler",
+)  # fmt: skip
 # Facts of a model's training, which no sampler may choose.
 _TRAINING = {
     "num_train_timesteps": 1000,
@@ -74,31 +99,43 @@ def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = N
     if name is not None and name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     facts = dict(config or {})
+    check_numbers(facts)
     if "_class_name" in facts:
         # Through its class: what the file leaves out has the defaults of that class, not of
         # another.
-        own = _find_class(facts["_class_name"]).from_config(facts)
+        own = _make_own(facts)
         if name is None:
-            return _check_prediction(own)
+            return _check(own)
         facts = dict(own.config)
-    return _check_prediction(_build(SCHEDULERS[name or "dpm-solver++"], facts))
+    return _check(_build(SCHEDULERS[name or "dpm-solver++"], facts))
 
 
-def _find_class(class_name: object) -> Any:
-    from diffusers import schedulers
-
-    scheduler_class = getattr(schedulers, str(class_name), None)
-    if not hasattr(scheduler_class, "scale_model_input"):  # those for flow matching have none
+def _make_own(facts: Mapping[str, Any]) -> Any:
+    class_name = facts["_class_name"]
+    if class_name not in OWN:
+        # The name first: callers cut long lines.
         raise ValueError(
-            f"scheduler must be one of {', '.join(SCHEDULERS)}; "
-            f"the pipeline's own {class_name} is not supported"
+            f"the pipeline's own {str(class_name):.60} is not supported; _class_name must be one of "
+            f"{', '.join(OWN)}"
         )
-    return scheduler_class
+    try:
+        return _class_named(class_name).from_config(facts)
+    except Exception as error:  # what diffusers raises over a configuration has no common kind
+        raise ValueError(
+            f"{class_name} cannot be made of this configuration ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _class_named(class_name: str) -> Any:
+    with importing():
+        from diffusers import schedulers
+
+    return getattr(schedulers, class_name)
 
 
 def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
     is_ours = solver.class_name == OneStep.__name__
-    scheduler_class: Any = OneStep if is_ours else _find_class(solver.class_name)
+    scheduler_class: Any = OneStep if is_ours else _class_named(solver.class_name)
     accepted = inspect.signature(scheduler_class.__init__).parameters
     training = {key: facts.get(key, default) for key, default in _TRAINING.items()}
     refused = [key for key, value in training.items() if value and key not in accepted]
@@ -112,11 +149,18 @@ def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
     return scheduler_class(**{key: value for key, value in options.items() if key in accepted})
 
 
-def _check_prediction(scheduler: Scheduler) -> Scheduler:
-    if scheduler.config.prediction_type not in PREDICTIONS:
+def _check(scheduler: Scheduler) -> Scheduler:
+    kind = scheduler.config.prediction_type
+    if kind not in PREDICTIONS:
+        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+    levels = scheduler.alphas_cumprod
+    # Under rescale_betas_zero_snr the last level is nothing but noise on purpose.
+    seen = levels[:-1] if scheduler.config.get("rescale_betas_zero_snr") else levels
+    if not (torch.isfinite(levels).all() and (seen > 0).all() and (levels <= 1).all()):
         raise ValueError(
-            f"prediction_type must be one of {', '.join(PREDICTIONS)}, "
-            f"got {scheduler.config.prediction_type!r}"
+            "beta_start, beta_end and trained_betas must leave something of the picture at every "
+            f"timestep, got {scheduler.config.get('beta_start')} to "
+            f"{scheduler.config.get('beta_end')} in {scheduler.config.num_train_timesteps} steps"
         )
     return scheduler
 

@@ -6,6 +6,7 @@ shows and what the checker demands are therefore the same thing: the statements 
 
 import random
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from pixart.shapes.scene import (
@@ -154,8 +155,36 @@ def words_of(text: str) -> list[str]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """Words that the embedded model never saw in training, in order, each once."""
-    return list(dict.fromkeys(word for word in words_of(text) if word not in WORDS))
+    """Words of any alphabet, and signs such as emoji, that the embedded model never saw in training, in
+    order, each once."""
+    return list(dict.fromkeys(word for word in _all_words(text.lower()) if word not in WORDS))
+
+
+def _all_words(text: str) -> list[str]:
+    """Runs of letters and digits, and runs of signs."""
+    words, last = [""], "between"
+    for letter in text:
+        kind = _kind_of(letter)
+        if kind == "mark":
+            kind = last
+        if kind != last:
+            words.append("")
+        if kind != "between":
+            words[-1] += letter
+        last = kind
+    return [word for word in words if word]
+
+
+def _kind_of(letter: str) -> str:
+    category = unicodedata.category(letter)
+    if category[0] in "LN":
+        return "word"
+    # Accents, vowels of some scripts, and what joins several emoji to one.
+    if category[0] == "M" or category == "Cf":
+        return "mark"
+    # Emoji of a Unicode that is younger than this Python's are "not assigned".
+    is_sign = category[0] == "S" or category in ("Cn", "Co")
+    return "sign" if is_sign and not letter.isascii() else "between"
 
 
 def parse(text: str) -> list[Statement]:

@@ -30,12 +30,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import check_text, fingerprint
+from pixart.files import CheckpointError, check_text, fingerprint, read_json
+from pixart.libraries import importing
+from pixart.tensors import check_size
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
-from pixart.weights import T5_WEIGHTS, check_loaded, find_weights
+from pixart.weights import (
+    T5_WEIGHTS,
+    NotFiniteError,
+    check_finite,
+    check_loaded,
+    errors_naming,
+    find_weights,
+)
 
 Quantization = Literal["8bit", "4bit"]
+# What transformers takes for a size that a config.json leaves out.
+_T5_DEFAULTS = {
+    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class TextEncoder:
     device: torch.device
     max_length: int
     quantization: Quantization | None
-    cache_dir: Path | None
+    cache_dir: str | Path | None
     variant: str | None = None
     _cache: PromptCache | None = field(default=None, init=False, repr=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False)
@@ -125,7 +139,8 @@ class TextEncoder:
     ) -> "TextEncoder":
         """Checks the arguments and reads nothing yet.
 
-        cache_dir: "auto" is the user's cache directory, None is no cache. variant: "fp16" or
+        cache_dir: "auto" is the user's cache directory, and no cache where that cannot be used; None is no
+        cache. variant: "fp16" or
         another of the weights; None takes the plain ones, or the only variant there is. bf16 is the safe half
         precision: fp16 overflows in T5's feed-forward layers, which transformers therefore keeps in
         fp32. quantization needs CUDA, bitsandbytes and accelerate.
@@ -136,9 +151,10 @@ class TextEncoder:
                 raise FileNotFoundError(f"{directory} must have a {folder} folder, it has none")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
+        if "\0" in str(cache_dir):  # which no system call takes
+            raise ValueError(f"cache_dir must be a folder, got {str(cache_dir)!r}")
         _check_quantization(quantization, device)
-        cache = default_cache_dir() if cache_dir == "auto" else cache_dir and Path(cache_dir)
-        return cls(directory, dtype, device, max_length, quantization, cache or None, variant)
+        return cls(directory, dtype, device, max_length, quantization, cache_dir or None, variant)
 
     @property
     def is_loaded(self) -> bool:
@@ -193,7 +209,10 @@ class TextEncoder:
 
     def _opened_cache(self) -> PromptCache | None:
         if self._cache is None and self.cache_dir is not None:
-            self._cache = PromptCache(self.cache_dir, self._identity())
+            needed = self.cache_dir != "auto"
+            directory = Path(self.cache_dir) if needed else default_cache_dir()
+            if directory is not None:
+                self._cache = PromptCache(directory, self._identity(), needed=needed)
         return self._cache
 
     @torch.no_grad()
@@ -207,6 +226,11 @@ class TextEncoder:
         mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self.device)
         output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
         features = output.last_hidden_state[0].to(self.dtype).cpu()
+        if not features.isfinite().all():
+            raise NotFiniteError(
+                f"{self.directory / 'text_encoder'}: must give finite features, got others for "
+                f"{text[:60]!r}; use bf16 or fp32 for the text encoder, not {self.dtype}"
+            )
         return Encoded(features, len(ids), cut)
 
     def _ready_model(self) -> Any:
@@ -260,9 +284,11 @@ def _load_t5(
     quantization: str | None,
     variant: str | None,
 ) -> Any:
-    from transformers.models.t5.modeling_t5 import T5EncoderModel
+    with importing():
+        from transformers.models.t5.modeling_t5 import T5EncoderModel
 
     files, variant = find_weights(folder, variant, T5_WEIGHTS)
+    _check_size(folder, files)
     options: dict[str, Any] = {
         "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
         "variant": variant,
@@ -272,18 +298,41 @@ def _load_t5(
     }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
-    with _silenced():
+    with errors_naming(folder), _silenced():
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
+    check_finite(dict(model.named_parameters()), str(folder))
     # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
     return model.eval() if quantization else model.eval().to(device)
+
+
+def _check_size(folder: Path, files: list[Path]) -> None:
+    """Raise CheckpointError for a configuration of more weights than the files hold, before the memory
+    for them is taken."""
+    config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
+    try:
+        held = check_size(config, _T5_DEFAULTS, files)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    layer = 4 * width * inner + 2 * width * config["d_ff"]
+    least = config["vocab_size"] * width + config["num_layers"] * layer
+    # What is stored quantised packs several numbers into one.
+    if least > 2 * held and "quantization_config" not in config:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: must describe the {held:,} weights there are, got sizes of "
+            f"more than {least:,}"
+        )
 
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """No progress bar and no report of transformers' own: errors of ours take one line."""
-    from transformers.utils import logging
+    with importing():
+        from transformers.utils import logging
 
     had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -313,7 +362,8 @@ def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None
 def _bitsandbytes_options(
     quantization: str, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
+    with importing():
+        from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
         load_in_8bit=quantization == "8bit",

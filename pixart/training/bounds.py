@@ -1,8 +1,14 @@
-"""What the numbers of a recipe may be, so that none trains a model into what is not finite."""
+"""What the numbers of a recipe and the names of its stages may be."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+MAX_SIDE = 16384  # pixels
+MAX_IMAGES = 10**6  # of a step
+MAX_STEPS = 10**8 - 1  # eight digits, by whose order states are found
+MAX_NAME = 100  # bytes of a stage's name
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,12 @@ def _shown(value: float) -> str:
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"a number of {value.bit_length()} bits"
     return str(value)
+
+
+def name_problems(name: str) -> Iterator[str]:
+    """Yield what is wrong with the name of a stage, which its folder has."""
+    is_folder = name not in ("", ".", "..") and Path(name).name == name and "\\" not in name
+    if not is_folder or not name.isprintable():
+        yield f"name must be that of a folder, got {name!r}"
+    elif len(name.encode()) > MAX_NAME:
+        yield f"name must have at most {MAX_NAME} bytes, got {len(name.encode())}"

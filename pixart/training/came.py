@@ -13,6 +13,7 @@ Everything that is no matrix keeps g² whole and steps by m. There is no bias co
 steps are ten times too long: warm up.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,7 @@ _FACTORS = ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row", "exp_avg_res_
 
 
 class CAME(torch.optim.Optimizer):
-    """Steps all tensors of a group together, in fp32 whatever their dtype.
+    """Steps all tensors of a group together, in fp32 whatever their dtype, and rounds them once.
 
     Only true matrices are factored: 2-D weights and 1×1 convolutions. (The published implementation
     also takes the two sides of a convolution's kernel for rows and columns.) Weights that FSDP2 has
@@ -42,8 +43,13 @@ class CAME(torch.optim.Optimizer):
         clip_threshold: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise ValueError(f"lr and weight_decay must not be negative, got {lr}, {weight_decay}")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0 up, got {value}")
+        if not clip_threshold > 0 or not all(0 < one < math.inf for one in eps):
+            raise ValueError(
+                f"clip_threshold and eps must be positive, got {clip_threshold} and {eps}"
+            )
         if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be three numbers from 0 below 1, got {betas}")
         defaults = {
@@ -74,6 +80,11 @@ class CAME(torch.optim.Optimizer):
             if others:
                 self._step_others(others, group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the states of a state_dict, in fp32 as they are."""
+        super().load_state_dict(state_dict)
+        keep_fp32(self, state_dict)
 
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         (_, beta2, beta3), (eps1, eps2) = group["betas"], group["eps"]
@@ -149,10 +160,30 @@ def _average(
 
 def _apply(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
     weights = [local(p) for p in params]
+    wide = [widened(w) for w in weights]
     if group["weight_decay"]:
-        torch._foreach_add_(weights, weights, alpha=-float(group["weight_decay"] * group["lr"]))
-    steps = [u.view_as(w).to(w.dtype) for u, w in zip(updates, weights, strict=True)]
-    torch._foreach_add_(weights, steps, alpha=-float(group["lr"]))
+        torch._foreach_add_(wide, wide, alpha=-float(group["weight_decay"] * group["lr"]))
+    steps = [u.view_as(w).to(w.dtype) for u, w in zip(updates, wide, strict=True)]
+    torch._foreach_add_(wide, steps, alpha=-float(group["lr"]))
+    for weight, value in zip(weights, wide, strict=True):
+        if value is not weight:
+            weight.copy_(value)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or itself if it is not narrower: what is computed in it is rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def keep_fp32(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """After load_state_dict(saved), which rounds states to the dtype of their weights: as saved."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, params, strict=True):
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dtype != parameter.dtype:
+                kept = value.to(device=parameter.device, copy=True)
+                optimizer.state[parameter][name] = kept
 
 
 def _is_matrix(parameter: Tensor) -> bool:

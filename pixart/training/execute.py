@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import torch
 
 from pixart.device import measure_peak
-from pixart.distributed import world_size
+from pixart.distributed import rank, said_by_first, world_size
+from pixart.locks import Occupied, occupied
+from pixart.training.changes import check_accepted, check_changes, other_settings, record
 from pixart.training.optimizers import check_installed
-from pixart.training.problems import attempt, problems_of, refuse
+from pixart.training.problems import Problems, attempt, problems_of, refuse
 from pixart.training.progress import Progress
 from pixart.training.run import Run
 from pixart.training.stage import Stage
@@ -27,29 +30,59 @@ from pixart.weights import without_downloads
 logger = logging.getLogger("pixart")
 
 
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold a run's directory for the processes of this run. Raises Occupied, in all of them, where
+    another run has it."""
+    failure: Exception | None = None
+    with ExitStack() as stack:
+        if rank() == 0:
+            try:
+                stack.enter_context(occupied(directory, "training"))
+            except (OSError, Occupied) as error:
+                failure = error
+        if line := said_by_first(str(failure or "")):
+            raise failure or Problems([line])
+        yield
+
+
 def train(run: Run, name: str, stop_after: int | None = None) -> bool:
     """Bring a stage to its end, or so many steps further. Returns whether it is finished. Raises
     Problems, before anything is written, for what cannot be trained."""
     stage = run.stage(name)
     if run.is_over(stage):
+        _say_finished(run, stage)
         return True
     # What a stage needs is looked for where it says nothing that cannot be.
     refuse(check_fields(run, stage))
     refuse(check_surroundings(run, stage))
     resolved = run.resolved(stage)
+    begun = record(run, resolved)  # before the run forgets its data
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(stage.precision, torch.bfloat16)
     peak = world_size() * measure_peak(run.device, dtype)  # draws random numbers
     torch.manual_seed(step_seed(stage.seed, stage.name, 0))
     task = build(run, resolved)
-    trainer = Trainer(task, resolved, run.folder(name), run.device, run.save_every, run.keep)
+    trainer = Trainer(task, resolved, run.folder(name), run.device, run.save_every, run.keep, begun)
     progress = Progress(
         run.folder(name),
         name,
+        every=run.log_every,
         peak=peak,
         trackers=run.trackers,
         quiet=run.quiet,
     )
     return trainer.run(progress, stop_after, run.start_from)
+
+
+def _say_finished(run: Run, stage: Stage) -> None:
+    """What a finished stage says now does nothing any more."""
+    resolved, _ = attempt(lambda: run.resolved(stage))
+    others, _ = attempt(lambda: other_settings(run, resolved)) if resolved else (None, [])
+    if others:
+        run.say(
+            f"stage {stage.name} is finished; it was trained with {', '.join(others)}; another "
+            "--output trains it anew"
+        )
 
 
 def build(run: Run, stage: Stage) -> Task:
@@ -125,6 +158,7 @@ def check_fields(run: Run, stage: Stage) -> Iterator[str]:
     """Yield what is wrong with the fields of a stage, whatever there is on this machine."""
     yield from problems_of(lambda: check_save_every(run.save_every))
     yield from problems_of(lambda: stage.batch.unit(world_size()))
+    yield from check_accepted(run.accepted)
     unknown = list(problems_of(lambda: task_of(stage)))
     yield from unknown or task_of(stage).check(stage)
 
@@ -150,6 +184,8 @@ def check_surroundings(run: Run, stage: Stage) -> Iterator[str]:
     yield from lines
     if resolved is not None:
         yield from task_of(stage).check_files(resolved, run)
+        _, lines = attempt(lambda: refuse(check_changes(run, resolved)))
+        yield from lines
 
 
 def _check_state(run: Run, stage: Stage) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pixart.distributed import local
 from pixart.training.bounds import Bounds, number_problems
-from pixart.training.came import CAME
+from pixart.training.came import CAME, keep_fp32, widened
 from pixart.training.problems import refuse
 
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
@@ -114,6 +114,8 @@ def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torc
 class Muon(torch.optim.Muon):
     """PyTorch's Muon, whose steps do not depend on how FSDP2 has cut the matrices among processes.
 
+    Momentum is fp32 whatever the weights' dtype, and these are rounded once a step.
+
     Its five iterations in bf16 magnify every rounding: products of parts, added up, would lead to
     other steps. So a process gathers each matrix of momentum, in bf16, and iterates on the whole.
     """
@@ -139,8 +141,13 @@ class Muon(torch.optim.Muon):
                     self._step(parameter, parameter.grad, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the states of a state_dict, in fp32 as they are."""
+        super().load_state_dict(state_dict)
+        keep_fp32(self, state_dict)
+
     def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], widened(gradient)
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
@@ -151,8 +158,11 @@ class Muon(torch.optim.Muon):
             update = step.redistribute(placements=update.placements)
         else:
             update = _orthogonal(update, group)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+        weight = widened(parameter)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+        if weight is not parameter:
+            parameter.copy_(weight)
 
 
 def _orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:

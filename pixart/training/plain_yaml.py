@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from pixart.files import read_bounded
+
 MAX_BYTES = 2**18
 MAX_VALUES = 4_000  # aliases count as often as they are named
 MAX_DEPTH = 32
@@ -24,14 +26,8 @@ _WORDS = {"yes": True, "no": False, "true": True, "false": False, "on": True, "o
 def read_yaml(path: Path) -> Any:
     """The values of a file: mappings, lists, texts, numbers, booleans and None. Raises ValueError in one
     line that names the file, and the line and the field in it; OSError for what cannot be read."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never end
-        raise ValueError(f"{path}: must be a file")
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES // 1024} KiB of YAML")
     try:
-        text = content.decode("utf-8-sig")
+        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 text ({error.reason} at {error.start})") from None
     try:

@@ -1,29 +1,31 @@
 """`python -m pixart.train plot RUN...`: loss and validation curves of runs, as a PNG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart.files import parse_json, written_aside
-from pixart.training.progress import LOG
+from pixart.files import written_aside
+from pixart.training.progress import LOG, read_log
+
+Points = list[tuple[float, float]]
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that was cut off is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(parse_json(line, str(path)))
-        except ValueError:
-            continue
-    return lines
+def read_curve(lines: Sequence[dict[str, Any]], name: str) -> Points:
+    """The steps of a log that have a value of this name, and the value."""
+    points = [(line["step"], line.get(name)) for line in lines]
+    return [
+        (step, float(value))
+        for step, value in points
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
 
 
 def find_logs(runs: Sequence[Path]) -> list[tuple[str, Path]]:
     """The logs of runs or of single stages, named. Raises ValueError for a place without one."""
     found = []
     for run in runs:
-        logs = [run / LOG] if (run / LOG).exists() else sorted(run.glob(f"*/{LOG}"))
+        logs = [run / LOG] if (run / LOG).is_file() else sorted(run.glob(f"*/{LOG}"))
         if not logs:
             raise ValueError(f"RUN must hold {LOG} or stages that do, got {run}")
         logs.sort(key=lambda path: path.stat().st_mtime)
@@ -32,7 +34,8 @@ def find_logs(runs: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def plot(runs: Sequence[Path], output: Path) -> None:
-    """Draw the training loss, smoothed, and the validation loss of each log against steps."""
+    """Draw the training loss, smoothed, and the validation loss of each log against steps. Raises
+    ValueError for what cannot be drawn or written."""
     try:
         import matplotlib
     except ImportError as error:
@@ -40,21 +43,46 @@ def plot(runs: Sequence[Path], output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    curves = _read_curves(runs)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    try:
+        kinds = figure.canvas.get_supported_filetypes()
+        kind = output.suffix[1:].lower() or "png"
+        if kind not in kinds or output.is_dir():
+            raise ValueError(f"--output must be a file ending in {', '.join(kinds)}, got {output}")
+        for number, (name, trained, validated) in enumerate(curves):
+            _draw_curves(axes, name, trained, validated, f"C{number % 10}")
+        positive = all(value > 0 for _, *both in curves for points in both for _, value in points)
+        axes.set(
+            xlabel="step", ylabel="loss (○ validation)", yscale="log" if positive else "linear"
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+        with written_aside(output) as aside:
+            figure.savefig(aside, dpi=120, format=kind)
+    finally:
+        pyplot.close(figure)
+
+
+def _read_curves(runs: Sequence[Path]) -> list[tuple[str, Points, Points]]:
+    """Name, training loss and validation loss of each log that has any."""
+    curves = []
     for name, path in find_logs(runs):
-        lines = read_log(path)
-        steps = [line["step"] for line in lines if "loss" in line]
-        losses = [line["loss"] for line in lines if "loss" in line]
-        axes.plot(steps, losses, alpha=0.25, color=(colour := f"C{len(axes.lines) // 3 % 10}"))
-        axes.plot(steps, smooth(losses), label=name, color=colour)
-        validated = [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
-        axes.plot(*zip(*validated, strict=True) if validated else ([], []), "o--", color=colour)
-    axes.set(xlabel="step", ylabel="loss (○ validation)", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with written_aside(output) as aside:
-        figure.savefig(aside, dpi=120, format=output.suffix[1:] or "png")
-    pyplot.close(figure)
+        lines = [values for _, values in read_log(path)]
+        both = read_curve(lines, "loss"), read_curve(lines, "validation/loss")
+        if any(both):
+            curves.append((name, *both))
+    if not curves:
+        raise ValueError(f"RUN must hold losses, got none in {LOG} of {', '.join(map(str, runs))}")
+    return curves
+
+
+def _draw_curves(axes: Any, name: str, trained: Points, validated: Points, colour: str) -> None:
+    steps, losses = [step for step, _ in trained], [loss for _, loss in trained]
+    axes.plot(steps, losses, alpha=0.25, color=colour)
+    # With a mark where it begins: a line of one point has no length.
+    axes.plot(steps, smooth(losses), marker="o", markevery=[0], label=name, color=colour)
+    axes.plot([step for step, _ in validated], [loss for _, loss in validated], "o--", color=colour)
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -1,15 +1,18 @@
-"""What a person sees of a run: a bar, a log of JSON lines, and trackers that are asked for."""
+"""What a person sees of a run: a bar, or a line now and then where nobody watches, a log of JSON lines,
+and trackers that are asked for."""
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from pixart.device import peak_memory
 from pixart.distributed import rank
 from pixart.files import parse_json, write_bytes
+from pixart.progress import Bar
+from pixart.training.bounds import MAX_STEPS
 from pixart.training.trackers import Tracker, TrackerName
 
 LOG = "log.jsonl"
@@ -18,6 +21,7 @@ LOG = "log.jsonl"
 class Progress:
     """Reports of one stage, from the first process only; the others keep silent.
 
+    every: steps between two lines of the log; the first and the last step have one too.
     peak: FLOP/s that the devices reach in matrix products, for the share that is used (MFU).
     """
 
@@ -46,9 +50,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         silent = self.quiet or not self._is_first
-        self._bar = tqdm(
-            total=self._total, initial=self._step, desc=self.stage, mininterval=2, disable=silent
-        )
+        self._bar = Bar(self.stage, self._total, done=self._step, quiet=silent)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,13 +70,13 @@ class Progress:
     ) -> None:
         """One step is done. seconds: of the step; waited: those spent on waiting for data. flops: of
         the forward pass of all images; the whole step takes three times as many."""
-        self._bar.update()
         self._since.add(values, seconds, waited, images, tokens, flops)
-        if step % self.every and step != self._total or not self._is_first:
+        if not self._is_first or step % self.every and step not in (1, self._total):
+            self._bar.reach(step)
             return
         report = self._since.report(self.peak) | {"memory_bytes": float(peak_memory())}
         self._since = _Sums()
-        self._bar.set_postfix(_shown(report), refresh=False)
+        self._bar.reach(step, _shown(report))
         self._write({"step": step, **report})
 
     def validation(self, step: int, values: dict[str, float]) -> None:
@@ -82,14 +84,20 @@ class Progress:
             self._write({"step": step, **{f"validation/{k}": v for k, v in values.items()}})
 
     def _write(self, line: dict[str, float]) -> None:
-        with open(self.directory / LOG, "a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        path = self.directory / LOG
+        # JSON has no word for what is not finite.
+        values = {key: value if math.isfinite(value) else None for key, value in line.items()}
+        try:
+            with path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(values) + "\n")
+        except OSError as error:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
         for tracker in self._trackers:
             tracker.log(line)
 
 
-def _shown(report: dict[str, float]) -> dict[str, str]:
-    """What stands behind the bar, which itself has the rate of steps and the time left."""
+def _shown(report: dict[str, float]) -> str:
+    """What stands behind the count and the time left."""
     shown = {
         "loss": f"{report['loss']:.4f}",
         "img/s": f"{report['images_per_s']:.1f}",
@@ -97,7 +105,8 @@ def _shown(report: dict[str, float]) -> dict[str, str]:
         "wait": f"{report['data_wait']:.0%}",
         "GB": f"{report['memory_bytes'] / 1e9:.1f}",
     }
-    return shown | ({"MFU": f"{report['mfu']:.0%}"} if "mfu" in report else {})
+    shown |= {"MFU": f"{report['mfu']:.0%}"} if "mfu" in report else {}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 class _Sums:
@@ -140,15 +149,23 @@ class _Sums:
         return {name: value / self.steps for name, value in self.values.items()} | rates
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Leave the lines up to `step`; a last line that was cut off goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_log(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log and what they say; those that are damaged, as the last of a killed run, are left
+    out. ValueError for what is no file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: must be a file")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if parse_json(line, str(path))["step"] <= step:
-                kept.append(line + "\n")
+            values = parse_json(line, str(path))
         except ValueError:
             continue
-    write_bytes(path, "".join(kept).encode())
+        step = values.get("step") if isinstance(values, dict) else None
+        if type(step) is int and 0 <= step <= MAX_STEPS:
+            yield line, values
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Leave the lines up to `step`."""
+    if path.exists():
+        kept = (line + "\n" for line, values in read_log(path) if values["step"] <= step)
+        write_bytes(path, "".join(kept).encode())

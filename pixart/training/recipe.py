@@ -11,9 +11,10 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from pixart.training.bounds import name_problems
 from pixart.training.plain_yaml import read_yaml
 from pixart.training.problems import Problems, refuse
-from pixart.training.stage import Stage, name_problems
+from pixart.training.stage import Stage
 
 RECIPES = Path(__file__).parent / "recipes"
 PAIRS = tuple[tuple[str, float], ...]  # a mapping in a recipe

@@ -45,8 +45,11 @@ class Run:
     keep: int = 2
     trackers: tuple[TrackerName, ...] = ()
     quiet: bool = False
+    log_every: int = 20
     start_from: Path | None = None
     """A state to go on from instead of a stage's newest."""
+    accepted: tuple[str, ...] = ()
+    """Names of fields that may be others than a state was trained with."""
     to_come: frozenset[str] = frozenset()
     """Stages that will be trained before the one that is looked at: their states need not be there."""
     resolutions: dict[Any, ResolvedStage] = field(default_factory=dict, repr=False)
@@ -210,12 +213,13 @@ class Run:
             if name in left:
                 values[name] = value
                 left.remove(name)
-                self._log(f"stage {stage.name}: {name} {value}, as {source} says")
+                self.say(f"stage {stage.name}: {name} {value}, as {source} says")
             if not left:
                 break
         return stage.resolved(**values)
 
-    def _log(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Log a line, once."""
         if line not in self._logged and rank() == 0:
             self._logged.add(line)
             logger.info("%s", line)

@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,14 @@ import tyro
 from pixart.config import MAX_LENGTH, KVCompression
 from pixart.diffusion import NUM_TIMESTEPS
 from pixart.lora.adapters import TARGETS
-from pixart.training.bounds import Bounds, number_problems
+from pixart.training.bounds import (
+    MAX_IMAGES,
+    MAX_SIDE,
+    MAX_STEPS,
+    Bounds,
+    name_problems,
+    number_problems,
+)
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.problems import Problems, problems_of, refuse
 
@@ -32,10 +38,6 @@ DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
 
-MAX_SIDE = 16384  # pixels
-MAX_IMAGES = 10**6  # of a step
-MAX_STEPS = 10**8 - 1  # eight digits, by whose order states are found
-MAX_NAME = 100  # bytes of a stage's name
 MAX_COMPRESSION = 200  # characters of kv_compress
 MAX_LOGIT = 20  # beyond it all timesteps are the first or the last
 
@@ -52,15 +54,6 @@ _STAGE_BOUNDS = {
     "vae_scale": Bounds(0, 1e3, above=True),
     "seed": Bounds(-(2**63), 2**63 - 1),
 }
-
-
-def name_problems(name: str) -> Iterator[str]:
-    """Yield what is wrong with the name of a stage, which its folder has."""
-    is_folder = name not in ("", ".", "..") and Path(name).name == name and "\\" not in name
-    if not is_folder or not name.isprintable():
-        yield f"name must be that of a folder, got {name!r}"
-    elif len(name.encode()) > MAX_NAME:
-        yield f"name must have at most {MAX_NAME} bytes, got {len(name.encode())}"
 
 
 @dataclass(frozen=True)

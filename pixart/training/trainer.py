@@ -12,8 +12,7 @@ import math
 import signal
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,24 +25,31 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
+from pixart.training.ahead import Ahead
 from pixart.training.ema import EMA
+from pixart.training.finite import not_finite
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
 from pixart.training.parallel import gradients_later, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (
+    check_whole,
     latest_state,
     load_tensors,
+    newest_name,
     numbered,
     read_progress,
     save_state,
 )
+from pixart.weights import NotFiniteError
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is given up
 SKIP_RATIO = 10.0  # a gradient norm so many times its running mean skips the step
 FIRST_NORMS = 10  # tell which norm is usual, also where there is no warm-up
+RESUMED = ("step", "accepted", "mean_norm", "skipped", "seconds", "scaler")  # that a state says
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 Losses = dict[str, Tensor]  # must hold "loss"; everything else is only logged
@@ -93,6 +99,8 @@ class Trainer:
     device: torch.device
     save_every: int = 500
     keep: int = 2
+    begun: Mapping[str, Any] | None = None
+    """What the stage is trained with, kept with its states."""
 
     def __post_init__(self) -> None:
         check_save_every(self.save_every)
@@ -123,7 +131,7 @@ class Trainer:
         last = self.stage.steps if stop_after is None else self.step + stop_after
         resumed = start_from or latest_state(self.directory)
         saved = self.step if resumed and resumed.parent == self.directory else -1
-        with StopSignals() as stop, _Ahead(self._load) as ahead, progress:
+        with StopSignals() as stop, Ahead(self._load) as ahead, progress:
             # One process's clock may be ahead: all leave together, or the others wait for ever.
             while not any_process(self.done or self.step >= last or stop.asked, self.device):
                 self._advance_and_report(ahead, progress)
@@ -133,7 +141,7 @@ class Trainer:
                 self.save()
             return any_process(self.done, self.device)
 
-    def _advance_and_report(self, ahead: "_Ahead", progress: Progress) -> None:
+    def _advance_and_report(self, ahead: Ahead, progress: Progress) -> None:
         started = time.perf_counter()
         parts = ahead(self.step)
         waited = time.perf_counter() - started
@@ -171,7 +179,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = _clip(self.parameters, self.stage.optimizer.clip_norm)
-        accepted = self._accept(norm)
+        accepted = self._accept(norm, losses["loss"])
         if accepted:
             self._update(sum(map(self.task.images, parts)) * world_size())
         elif self.scaler.is_enabled():
@@ -181,10 +189,9 @@ class Trainer:
         self.step += 1
         if self.skipped >= MAX_SKIPPED:
             raise TrainingFailed(
-                f"stage {self.stage.name}: gradients of {MAX_SKIPPED} steps in a row were not "
-                f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (norm {norm:g});"
-                f" the last good state is {latest_state(self.directory)}; try a lower "
-                "optimizer.learning_rate or --precision bf16"
+                f"stage {self.stage.name}: losses or gradients of {MAX_SKIPPED} steps in a row were not "
+                f"finite or {SKIP_RATIO:g} times the usual, last at step {self.step} (loss "
+                f"{losses['loss']:g}, norm {norm:g}); {self._way_back()}"
             )
         return {**losses, "norm": norm, "skipped": float(not accepted)}
 
@@ -208,9 +215,16 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.step)
 
-    def _accept(self, norm: float) -> bool:
+    def _way_back(self) -> str:
+        return (
+            f"the last good state is {latest_state(self.directory)}; try a lower "
+            "optimizer.learning_rate or --precision bf16"
+        )
+
+    def _accept(self, norm: float, loss: float = 0.0) -> bool:
         warm = self.step < self.stage.optimizer.warmup_steps or self.accepted < FIRST_NORMS
-        good = math.isfinite(norm) and (warm or norm <= SKIP_RATIO * self.mean_norm)
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        good = finite and (warm or norm <= SKIP_RATIO * self.mean_norm)
         if good:
             rest = min(0.98, self.accepted / (self.accepted + 1))
             self.mean_norm = rest * self.mean_norm + (1 - rest) * norm
@@ -234,18 +248,28 @@ class Trainer:
         return contextlib.nullcontext() if self.ema is None else self.ema.swapped()
 
     def save(self) -> int:
-        """Save the state of this step, and what a user opens beside it; returns the step."""
+        """Save the state of this step, and what a user opens beside it; returns the step. Raises
+        TrainingFailed, and saves nothing, for what is not finite."""
+        tensors = self._tensors()
+        if problem := not_finite(tensors, self.device):
+            raise TrainingFailed(
+                f"stage {self.stage.name}: step {self.step} is not saved: {problem}; {self._way_back()}"
+            )
 
         def export(folder: Path) -> None:
             self.model.eval()
-            with self._averaged():
-                self.task.export(folder)
+            try:
+                with self._averaged():
+                    self.task.export(folder)
+            except NotFiniteError as error:  # rounded to fp16, say
+                raise TrainingFailed(str(error)) from error
             self.model.train()
 
         progress = {
             "stage": self.stage.name,
             "averaged": self.ema is not None,
             "lora": asdict(self.stage.lora),
+            **({} if self.begun is None else {"begun": self.begun}),
             "accepted": self.accepted,
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
@@ -256,7 +280,7 @@ class Trainer:
         save_state(
             self.directory,
             self.step,
-            self._tensors(),
+            tensors,
             progress,
             keep=self.keep,
             spare=self.resumed_from,
@@ -266,14 +290,20 @@ class Trainer:
 
     def resume(self, state: Path | None = None) -> bool:
         """Take up the newest state, if there is one, or the one that is named."""
-        self.resumed_from = state
-        state = latest_state(self.directory) if state is None else state
+        named, state = state, state or latest_state(self.directory)
         if state is None:
             return False
+        is_newest = state.name == newest_name(self.directory)
+        # What was gone back to stays until there is something better.
+        self.resumed_from = state if named or not is_newest else None
         values = read_progress(state)
         check_state(self.stage, state, values)
+        if missing := [name for name in RESUMED if name not in values]:
+            raise ValueError(f"{state} must say {', '.join(missing)}; give another --output")
         tensors = self._tensors()
         load_tensors(state, tensors)
+        if problem := not_finite(tensors, self.device):
+            raise ValueError(f"{state}: {problem}; go on from an earlier state with --resume")
         states: dict[str, Any] = get_state_dict(self.model, self.optimizers, options=_FLAT)[1]
         states.update(tensors["optimizer"])
         set_state_dict(
@@ -286,8 +316,16 @@ class Trainer:
         self.step, self.accepted = values["step"], values["accepted"]
         self.mean_norm = values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
-        self.scaler.load_state_dict(values["scaler"])
+        self._resume_scaler(state, values["scaler"])
         return True
+
+    def _resume_scaler(self, state: Path, values: dict[str, Any]) -> None:
+        if not values:  # of another precision
+            return
+        try:
+            self.scaler.load_state_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{state}: scaler must be that of fp16, got {values}") from error
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
         untouched = [optimizer for optimizer in self.optimizers if not optimizer.state]
@@ -311,13 +349,14 @@ def check_save_every(steps: int) -> None:
 
 def check_state(stage: Stage, state: Path, progress: Mapping[str, Any]) -> None:
     """Raise ValueError for a saved state that a stage cannot go on from. progress: what it says."""
+    check_whole(state)
     trained, wanted = progress.get("lora"), parse_json(json.dumps(asdict(stage.lora)), "lora")
     if trained is not None and trained != wanted:
         raise ValueError(f"lora must be as {state} was trained, {trained}, got {wanted}")
-    if progress["stage"] != stage.name:
+    if progress.get("stage") != stage.name:
         raise ValueError(
             f"--resume must name a state of stage {stage.name}, got one of "
-            f"{progress['stage']}, {state}"
+            f"{progress.get('stage')}, {state}"
         )
 
 
@@ -339,26 +378,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
-
-
-class _Ahead:
-    """Loads the data of the next steps while the current one is computed."""
-
-    def __init__(self, load: Callable[[int], list[Any]], depth: int = 2) -> None:
-        self.load, self.depth = load, depth
-        self._pool = ThreadPoolExecutor(max_workers=depth, thread_name_prefix="pixart-data")
-        self._futures: dict[int, Future[list[Any]]] = {}
-
-    def __enter__(self) -> "_Ahead":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def __call__(self, step: int) -> list[Any]:
-        for number in range(step, step + 1 + self.depth):
-            if number not in self._futures:
-                self._futures[number] = self._pool.submit(self.load, number)
-        return self._futures.pop(step).result()
+        if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
+            process.ENDING.note(number)

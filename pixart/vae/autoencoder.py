@@ -7,7 +7,7 @@ for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always d
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pixart.device import free_memory
 from pixart.files import read_json
+from pixart.libraries import importing
+from pixart.tensors import check_size
 from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
-from pixart.weights import check_loaded, find_weights
+from pixart.weights import check_finite, check_loaded, errors_naming, find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +34,7 @@ TILES = (1024, 512, 256, 128)  # pixels; the largest that fits is taken
 PEAK = 6.5
 BETWEEN_STAGES = 1.25  # what a tiled run keeps of the whole image, in the same unit
 SHARE_OF_FREE = 0.9
+_MOST_LEVELS, _MOST_SCALE = 16, 1e6
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,8 @@ class VAE:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.scaling_factor: float = model.config.scaling_factor
-        # null in the files of those that have none.
-        self.shift_factor: float = getattr(model.config, "shift_factor", None) or 0.0
+        self.scaling_factor = _scaling_factor(model.config.scaling_factor)
+        self.shift_factor = _shift_factor(getattr(model.config, "shift_factor", None))
         self.latent_channels: int = model.config.latent_channels
         self.downsample = 2 ** (len(model.config.block_out_channels) - 1)
 
@@ -64,14 +66,19 @@ class VAE:
         variant: str | None = None,
     ) -> "VAE":
         """variant: "fp16" or another of the weights; None takes the plain ones, or the only variant
-        there is. CheckpointError lists the tensors that are not those of the configuration."""
+        there is. CheckpointError lists the tensors that are not those of the configuration, or that are
+        not finite, and names a scaling factor that is no number."""
         folder = Path(pipeline_dir) / "vae"
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{pipeline_dir} must hold vae/config.json, it does not")
         config = read_json(folder / "config.json")
         if dtype == torch.float16 and config.get("force_upcast", True):
             dtype = torch.float32
-        return cls(_load(folder, dtype, variant).to(device))
+        with errors_naming(folder):
+            files, variant = find_weights(folder, variant)
+            _check_size(config, files)
+            is_safe = files[0].suffix == ".safetensors"
+            return cls(_load(folder, dtype, variant, is_safe).to(device))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -223,11 +230,52 @@ class VAE:
         return max(width / 4**level for level, width in enumerate(channels))
 
 
-def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    from diffusers import AutoencoderKL
-    from diffusers.utils import logging
+def _scaling_factor(value: object) -> float:
+    least, most = 1 / _MOST_SCALE, _MOST_SCALE
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"scaling_factor must be a number from {least} to {most}, got {value!r}")
+    return float(value)
 
-    files, variant = find_weights(folder, variant)
+
+def _shift_factor(value: object) -> float:
+    if value is None:  # in the files of those that have none
+        return 0.0
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) <= _MOST_SCALE
+    ):
+        raise ValueError(
+            f"shift_factor must be null or a number up to {_MOST_SCALE}, got {value!r}"
+        )
+    return float(value)
+
+
+def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
+    """Raise ValueError for a configuration of more weights than the files hold, before the memory for them
+    is taken."""
+    channels, layers = config.get("block_out_channels", [64]), config.get("layers_per_block", 1)
+    if not isinstance(channels, list) or not 1 <= len(channels) <= _MOST_LEVELS:
+        raise ValueError(
+            f"block_out_channels must be a list of 1 to {_MOST_LEVELS} numbers, got {channels!r}"
+        )
+    levels = {f"block_out_channels[{level}]": width for level, width in enumerate(channels)}
+    sizes = ("latent_channels", "in_channels", "out_channels", "layers_per_block", *levels)
+    held = check_size({**config, **levels}, sizes, files)
+    # One 3×3 convolution of each block of the encoder and of the decoder has that many.
+    least = sum(9 * width**2 * (2 * layers + 1) for width in channels)
+    if least > 2 * held:  # what lacks a few is told better by their names
+        raise ValueError(
+            f"config.json must describe {held:,} weights, got block_out_channels {channels} of "
+            f"{layers} layers, which have more than {least:,}"
+        )
+
+
+def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) -> Any:
+    with importing():
+        from diffusers import AutoencoderKL
+        from diffusers.utils import logging
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings become our error
     try:
@@ -235,7 +283,7 @@ def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
             folder,
             torch_dtype=dtype,
             variant=variant,
-            use_safetensors=files[0].suffix == ".safetensors",
+            use_safetensors=is_safe,
             # Needs accelerate and saves nothing worth having on so small a model.
             low_cpu_mem_usage=False,
             ignore_mismatched_sizes=True,
@@ -245,6 +293,7 @@ def _load(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         logging.set_verbosity(verbosity)
     never = re.compile(r"(?!)")
     check_loaded(folder, info, dict.fromkeys(("missing", "mismatched", "unexpected"), never))
+    check_finite(dict(model.named_parameters()), str(folder))
     return model
 
 

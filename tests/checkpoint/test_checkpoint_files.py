@@ -133,7 +133,6 @@ BAD = {
     "a tensor": (_saved(ZERO), "holds a Tensor, not a state dict"),
     "a number inside": (_state(x=ZERO, y=1), "'y' is a int, not a tensor"),
     "integers": (_state(x=torch.zeros(2, dtype=torch.int8)), "x must be float64.*got torch.int8"),
-    "fp8": (_state(x=ZERO.to(torch.float8_e4m3fn)), "got torch.float8_e4m3fn; pass a dtype"),
     "meta": (_state(x=torch.zeros(2, device="meta")), "x must be a dense tensor with data"),
     "sparse": (_state(x=ZERO.to_sparse()), "x must be a dense tensor with data"),
     "LoRA": (
@@ -203,12 +202,6 @@ def test_a_bad_file_is_refused_in_one_line(
         load_transformer(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message and len(message) < 600
-
-
-def test_fp8_opens_when_a_dtype_is_given(tmp_path: Path) -> None:
-    state = {name: t.to(torch.float8_e4m3fn) for name, t in official(positions=False).items()}
-    path = save_official(tmp_path / "m.pth", state)
-    assert load_transformer(path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 # Writing

@@ -28,6 +28,27 @@ def test_a_named_function_scores_rgb_pictures(
     assert [r.reason for r in broken.rejected] == ["score must be finite, got nan"] * 3
 
 
+def test_a_function_that_fails_costs_the_picture_and_a_module_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sour.py").write_text("def score(image):\n    return {}['x']\n")
+    (tmp_path / "foul.py").write_text("raise RuntimeError('no')")
+    (tmp_path / "torn.py").write_text("def")
+    monkeypatch.syspath_prepend(tmp_path)
+    source, output = pictures.folder(tmp_path / "s", 1), tmp_path / "o.jsonl"
+    (rejected,) = score_source(open_source(source), output, load_scorer("sour:score")).rejected
+    assert rejected.reason == "the scorer raises KeyError: 'x'"
+    for name, reason in (
+        ("foul", "RuntimeError: no"),
+        ("torn", "SyntaxError"),
+        ("..x", "TypeError"),
+    ):
+        with pytest.raises(ValueError, match=f"^scorer must be importable, got .*{reason}"):
+            load_scorer(f"{name}:f")
+    output.write_text('{"path": "a", "score": 1}\n{"path": "b", "score": "c"}\n')
+    assert quantiles(output) == "90% reach 1, 50% reach 1, 10% reach 1"
+
+
 def test_what_names_no_function_is_refused() -> None:
     for name, reason in (
         ("taste", "MODULE:FUNCTION"),

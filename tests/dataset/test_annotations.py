@@ -1,6 +1,7 @@
 """Captions and scores beside a source: appended line by line, and joined to its samples."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pixart.dataset.annotations import (
     in_order,
     read_lines,
     with_captions,
+    with_prompt,
     with_scores,
 )
 from pixart.dataset.samples import Rejected, Sample
@@ -109,6 +111,34 @@ def test_scores_below_the_minimum_are_rejected(tmp_path: Path) -> None:
     assert isinstance(zero, Sample)
     assert isinstance(one, Rejected) and one.reason == "score 4.99 is below 5"
     assert isinstance(two, Rejected) and two.reason == "no score in scores.jsonl"
+
+
+def test_a_bad_line_costs_its_sample(tmp_path: Path) -> None:
+    source = pictures.folder(tmp_path / "s", 3)
+    lines = (
+        b'{"path": "2.png", "prompt": 5}\n'
+        b'{"path": "0.png", "captions": {"long": "\\ud83d"}}\n'
+        b'{"path": "1.png", "prompt": "caf\xe9"}'
+    )
+    zero, one, two = with_captions(open_source(source), [write(tmp_path / "c.jsonl", lines)])
+    assert isinstance(zero, Rejected) and "caption long must be UTF-8" in zero.reason
+    assert isinstance(one, Rejected) and "must be UTF-8" in one.reason
+    assert two == Rejected(str(source / "2.png"), "c.jsonl: caption prompt must be text, got 5")
+    (scored, *_) = with_scores(
+        open_source(source), write(tmp_path / "n.jsonl", '{"path": "0.png", "score": NaN}'), 5.0
+    )
+    assert isinstance(scored, Rejected) and scored.reason == "no score in n.jsonl"
+
+
+def test_a_prompt_that_utf8_cannot_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt must be UTF-8"):
+        with_prompt(open_source(pictures.folder(tmp_path, 1)), "caf\udce9")
+
+
+def test_a_pipe_is_no_annotation_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="a.jsonl: must be a file"):
+        read_lines(tmp_path / "a.jsonl")
 
 
 def test_files_that_are_no_annotations_are_refused(tmp_path: Path) -> None:

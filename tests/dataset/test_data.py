@@ -1,6 +1,7 @@
 """The command line of training data, from raw pictures to a batch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,9 @@ def test_pictures_become_batches_through_every_command(
     assert "5 pictures scored, 2 rejected" in capsys.readouterr().out
     prepare = ("prepare", source, out, "--resolution", 64, "--device", "cpu")
     assert run(*prepare, "--captions", long, "--scores", scores, "--min-score", 75) == 0
-    assert "2 samples prepared, 5 rejected" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 samples prepared, 5 rejected" in said.out
+    assert re.search(r"pixart\.data: rejected .+ \(.+\), and 4 more\n", said.err)
 
     report = json.loads((out / "report.json").read_text())
     assert report["prepared"] == {"64": 2}
@@ -64,6 +67,15 @@ def test_pictures_become_batches_through_every_command(
     assert features.caption_names == ["long", "prompt"] and len(features) == 2
     batch = features.batch([0, 1], Random(0), {"long": 60, "prompt": 40})
     assert batch.mean.shape[:2] == (2, 4) and batch.features.shape[2] == 128
+
+
+def test_another_limit_for_tiny_pictures_may_be_set(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("prepare", source, out, "--resolution", 64, "--min-side", 61, "--device", "cpu")
+    assert run(*command) == 0
+    report = json.loads((out / "report.json").read_text())
+    reasons = {Path(line["path"]).stem: line["reason"] for line in report["rejected"]}
+    assert reasons["0"] == "80x60 is too small, its shorter side must be at least 61 px"
 
 
 def test_only_bad_samples_finish_with_all_of_them_reported(source: Path, tmp_path: Path) -> None:

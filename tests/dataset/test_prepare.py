@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ import published
 import pytest
 import torch
 from pictures import write
+from PIL import Image
 from pipelines import CHANNELS, open_pipeline
 from tiny_checkpoints import edit_json
 from torch import Tensor
@@ -26,6 +28,7 @@ from pixart.dataset import prepare
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.images import cover, decode
 from pixart.dataset.prepare import Encoders, Preparation, Settings, open_encoders
+from pixart.dataset.samples import Item
 from pixart.dataset.sources import open_source
 from pixart.text.encoder import PromptEmbeddings
 
@@ -315,7 +318,7 @@ def test_several_processes_share_the_work_and_each_ends_when_all_is_done(tmp_pat
 
 
 def test_several_resolutions_may_be_prepared_at_the_same_time(tmp_path: Path) -> None:
-    source, out = pictures.folder(tmp_path / "s", 3), tmp_path / "out"
+    source, out = pictures.folder(tmp_path / "s", 3, height=150, width=200), tmp_path / "out"
     write(source / "bad.png", pictures.corrupt_png())
     write(source / "bad.txt", "bad")
     sizes = [64, 128, 192, 256]
@@ -332,6 +335,133 @@ def test_several_resolutions_may_be_prepared_at_the_same_time(tmp_path: Path) ->
     assert reported(out)["prepared"] == {str(size): 3 for size in sizes}
     assert [line["resolution"] for line in reported(out)["rejected"]] == sizes
     assert not list(out.rglob("*.lock")) and not list(out.rglob(".*"))
+
+
+def test_two_that_would_write_one_index_differently_refuse_each_other(tmp_path: Path) -> None:
+    source, out = pictures.folder(tmp_path / "s", 1), tmp_path / "out"
+    tried = []
+
+    def meanwhile() -> Iterator[Item]:
+        preparing = Preparation(out, encoders(), SETTINGS)
+        preparing.run(lambda: open_source(source), "this")  # the same: both may go on
+        for other, origin in (
+            (Preparation(out, encoders(), replace(SETTINGS, square=True)), "this"),
+            (Preparation(out, encoders(text_identity="u"), SETTINGS), "this"),
+            (preparing, "that"),
+        ):
+            with pytest.raises(
+                ValueError, match=f"held by pid {os.getpid()} on .*at 64 px"
+            ) as error:
+                other.run(lambda: open_source(source), origin)
+            tried.append(str(error.value))
+        yield from open_source(source)
+
+    report = Preparation(out, encoders(), SETTINGS).run(meanwhile, "this")
+    assert len(tried) >= 3 and report["prepared"] == 1
+    run(source, out, settings=replace(SETTINGS, square=True))  # and nothing is left behind
+    assert not list(out.rglob(".*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"samples": 3}', b"\xff" * 99, "flip"])
+def test_damaged_files_of_work_are_made_again(tmp_path: Path, damage: bytes | str) -> None:
+    source, out = pictures.folder(tmp_path / "s", 2), tmp_path / "out"
+    write(source / "bad.png", pictures.corrupt_png())
+    write(source / "bad.txt", "bad")
+    report, texts = run(source, out), {}
+    for file in (out / "work").glob("*.json"):
+        texts[file] = file.read_bytes()
+        flipped = texts[file].replace(b"bad.png", b"bed.png")
+        file.write_bytes(flipped if isinstance(damage, str) else damage)
+    fake = encoders()
+    assert len(texts) == 2 and run(source, out, fake) == report
+    assert {file: file.read_bytes() for file in texts} == texts
+    assert fake.vae.encoded == 0  # the features are there still
+    (out / "work" / "report-64.json").write_bytes(b"{")
+    run(source, out, settings=Settings(128))
+    (note,) = reported(out)["notes"]
+    assert note["path"].endswith("report-64.json") and "prepare at this resolution" in note["note"]
+
+
+def test_tiny_pictures_are_rejected(tmp_path: Path) -> None:
+    for name, height, width in (("a", 32, 32), ("b", 31, 32), ("c", 23, 90), ("d", 7, 20)):
+        write(tmp_path / "s" / f"{name}.png", pictures.png(height, width))
+        write(tmp_path / "s" / f"{name}.txt", "text")
+    # At 64 px the buckets of c and d are 32 and 48 px high.
+    report = run(tmp_path / "s", tmp_path / "out")
+    assert report["prepared"] == 2 and reasons(report) == {
+        "b.png": "32x31 is too small, its shorter side must be at least 32 px",
+        "d.png": "20x7 is too small, its shorter side must be at least 16 px",
+    }
+    low, high = (replace(SETTINGS, min_side=side) for side in (1, 32))
+    assert run(tmp_path / "s", tmp_path / "out", settings=low)["prepared"] == 4
+    assert run(tmp_path / "s", tmp_path / "out", settings=high)["prepared"] == 1
+    with pytest.raises(ValueError, match="min_side must be at least 1, got 0"):
+        Preparation(tmp_path, encoders(), replace(SETTINGS, min_side=0))
+
+
+def test_pictures_with_a_profile_have_features_of_their_own(tmp_path: Path) -> None:
+    """Not those that were made of the same file when its profile was ignored."""
+    image, source, out = (
+        Image.new("RGB", (64, 64), (60, 200, 120)),
+        tmp_path / "s",
+        tmp_path / "out",
+    )
+    for name, profile in (("a", b""), ("b", pictures.wide_profile()), ("c", b"damaged")):
+        write(source / f"{name}.png", pictures.encoded(image, icc_profile=profile))
+        write(source / f"{name}.txt", "text")
+    report = run(source, out)
+    assert report["prepared"] == 3 and report["rejected"] == []
+    (note,) = report["notes"]
+    assert note["path"].endswith("c.png") and "the embedded profile cannot be used" in note["note"]
+    data = FeatureDataset(out)
+    a, b, c = (data.batch([k], Random(0)).mean for k in range(3))
+    assert torch.equal(a, c) and not torch.equal(a, b)
+    stored = json.dumps(
+        [prepare.digest((source / "b.png").read_bytes()), "v", [64, 64], "bicubic", "fp32"]
+    )
+    assert prepare.digest(stored.encode()) not in {entry.image[1] for entry in data.entries}
+    run(source, out)
+    assert reported(out)["notes"] == [{"resolution": 64, **note}]
+
+
+HOSTILE = {
+    # DDS with an unknown pixel format, AVIF without a picture, a PNG without pixels.
+    "dds": b"DDS |\0\0\0\x0f\x10\0\0" + (30).to_bytes(4, "little") * 2 + bytes(120),
+    "avif": pictures.encoded(Image.new("RGB", (64, 64)), "AVIF").replace(b"pitm", b"free"),
+    "empty": pictures.png().replace((80).to_bytes(4, "big") + (60).to_bytes(4, "big"), bytes(8), 1),
+}
+
+
+def test_nothing_that_pillow_raises_stops_the_others(tmp_path: Path) -> None:
+    source = pictures.folder(tmp_path / "s", 1)
+    for name, content in HOSTILE.items():
+        write(source / f"{name}.png", content)
+        write(source / f"{name}.txt", "text")
+    (source / os.fsdecode(b"caf\xe9.png")).write_bytes(pictures.png())
+    (source / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"text")
+    report = run(source, tmp_path / "out")
+    assert report["prepared"] == 1
+    assert sorted(reasons(report)) == ["avif.png", "caf\\xe9.png", "dds.png", "empty.png"]
+    assert reported(tmp_path / "out")["prepared"] == {"64": 1}
+
+
+def test_a_picture_of_another_size_than_its_head_says_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features would carry the wrong size, of which the model learns."""
+    monkeypatch.setattr(prepare, "decode", lambda content: decode(content).rotate(90, expand=True))
+    report = run(pictures.folder(tmp_path / "s", 1), tmp_path / "out")
+    assert reasons(report) == {"0.png": "unreadable image: its head says 80x60, it is 60x80"}
+
+
+def test_a_source_whose_own_path_is_no_utf8_is_prepared(tmp_path: Path) -> None:
+    source = pictures.folder(tmp_path / os.fsdecode(b"caf\xe9"), 1)
+    write(source / "1.png", pictures.corrupt_png())
+    write(source / "1.txt", "text")
+    out = tmp_path / os.fsdecode(b"out\xe9")
+    assert run(source, out)["prepared"] == 1
+    (line,) = reported(out)["rejected"]
+    assert line["path"].endswith("caf\\xe9/1.png") and len(FeatureDataset(out)) == 1
 
 
 def test_a_killed_run_is_taken_up_and_another_process_does_its_work(tmp_path: Path) -> None:

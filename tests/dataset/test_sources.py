@@ -1,11 +1,18 @@
 """Raw samples: where pictures and captions are found, and how missing ones are reported."""
 
+import inspect
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pictures
 import pytest
 from pictures import write
 
+from pixart import pictures as opening
 from pixart.dataset.samples import Item, Rejected, Sample
 from pixart.dataset.sources import open_source
 
@@ -71,6 +78,127 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     assert list(captions(read(tmp_path / "s"))) == ["link/0.png"]
 
 
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kept = (opening._formats, opening.readable_suffixes, opening.picture_suffixes)
+    monkeypatch.setattr(opening, "find_spec", lambda _: None)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_the_folder_of_a_phone_is_read_or_told(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b.jpe", "c.HEIC", "d.cr2", "e.svg", "f.mp4", "._a.jfif", ".DS_Store"):
+        write(tmp_path / name, pictures.png())
+        write(tmp_path / Path(name).with_suffix(".txt"), "a photo")
+    items = read(tmp_path)
+    assert sorted(captions(items)) == ["a.jfif", "b.jpe"]
+    found = rejected(items)
+    assert sorted(found) == ["c.HEIC", "d.cr2", "e.svg", "f.txt"]
+    assert "pictures in .heic are not read; pip install pillow-heif or" in found["c.HEIC"]
+    assert "pictures in .svg are not read; convert" in found["e.svg"]
+
+
+def test_an_index_of_macos_is_no_second_one(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", pictures.png())
+    write(tmp_path / "index.jsonl", '{"path": "a.png", "prompt": "a"}')
+    write(tmp_path / "._index.jsonl", b"\0")
+    assert captions(read(tmp_path)) == {"a.png": {"prompt": "a"}}
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    """A pipe has no end, or no beginning: to read one would hang."""
+    for name in ("a.png", "b.txt"):
+        os.mkfifo(tmp_path / name)
+    for name in ("a.txt", "c.txt", "d.txt", "e.txt"):
+        write(tmp_path / name, "text")
+    write(tmp_path / "b.png", pictures.png())
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    (tmp_path / "d.png").symlink_to("d.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "e.png"))  # its name must be short
+    items = read(tmp_path)
+    assert not captions(items)
+    found = rejected(items)
+    for name in ("a.png", "c.png", "e.png"):
+        assert found[name] == "missing file: it is a folder, a pipe or a device"
+    assert found["b.png"].startswith("unreadable caption") and "a pipe" in found["b.png"]
+    assert found["d.png"].startswith("unreadable file: Too many levels")
+
+
+def test_files_and_reasons_beyond_all_measure_are_cut_short(tmp_path: Path) -> None:
+    pictures.folder(tmp_path, 1)
+    write(tmp_path / "0.txt", b"a" * (2**20 + 1))
+    assert rejected(read(tmp_path))["0.png"].endswith(
+        "must be at most 1,048,576 bytes, got 1,048,577"
+    )
+    assert len(Rejected("a", "b" * 10**6).reason) < 1100
+    (tmp_path / "0.txt").write_text("a")
+    with (tmp_path / "0.png").open("r+b") as file:
+        file.truncate(2**31)  # of which the disk stores nothing
+    assert rejected(read(tmp_path))["0.png"].startswith("must be at most 1,073,741,824 bytes")
+
+
+def test_folders_may_lie_deeper_than_functions_may_call(tmp_path: Path) -> None:
+    pictures.folder(tmp_path / "/".join("d" * 200), 1)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        items = read(tmp_path)
+    finally:
+        sys.setrecursionlimit(before)
+    assert [item.key for item in items if isinstance(item, Sample)] == ["d/" * 200 + "0.png"]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_text_that_utf8_cannot_write_costs_its_sample(tmp_path: Path, kind: str) -> None:
+    for name in "abcd":
+        write(tmp_path / f"{name}.png", pictures.png())
+    lines = [
+        '{"path": "a.png", "prompt": "a face \\ud83d"}',
+        '{"path": "b.png", "captions": {"\\udc00": "b"}}',
+        '{"path": "\\udfff.png", "prompt": "no"}',
+        '{"path": "c.png", "prompt": "c \\ud83d\\ude00"}',
+    ]
+    content = "\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]"
+    items = read(write(tmp_path / f"index.{kind}", content))
+    assert captions(items) == {"c.png": {"prompt": "c 😀"}}
+    found = rejected(items)
+    assert sorted(found) == ["\\udfff.png", "a.png", "b.png"]
+    assert "caption prompt must be UTF-8" in found["a.png"]
+    json.dumps(found, ensure_ascii=False).encode()
+
+
+def test_bytes_that_are_no_utf8_cost_their_line(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.png", pictures.png())
+    lines = b'{"path": "a.png", "prompt": "caf\xe9"}\n{"path": "b.png", "prompt": "b"}\n'
+    items = read(write(tmp_path / "index.jsonl", lines))
+    assert captions(items) == {"b.png": {"prompt": "b"}}
+    assert rejected(items)["a.png"].startswith("caption prompt must be UTF-8")
+
+
+def test_a_file_name_that_is_no_utf8_costs_its_sample(tmp_path: Path) -> None:
+    pictures.folder(tmp_path, 1)
+    for suffix, content in ((b".png", pictures.png()), (b".txt", b"a dog")):
+        (tmp_path / os.fsdecode(b"caf\xe9" + suffix)).write_bytes(content)
+    items = read(tmp_path)
+    assert list(captions(items)) == ["0.png"]
+    assert rejected(items) == {"caf\\xe9.png": r"file name must be UTF-8 text, got 'caf\udce9.png'"}
+
+
+def test_a_deep_line_costs_itself(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", pictures.png())
+    deep = '{"path": "a.png", "prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    lines = deep + '\n{"path": "a.png", "prompt": "a"}\n'
+    items = read(write(tmp_path / "index.jsonl", lines))
+    assert captions(items) == {"a.png": {"prompt": "a"}}
+    assert rejected(items)["index.jsonl:1"].startswith("must be nested at most")
+
+
 OBJECTS = [
     {"path": "a.png", "prompt": "raw", "sharegpt4v": "long", "width": 80, "height": 60},
     {"file_name": "b.png", "text": "raw b", "captions": {"synthetic": ["one", "", "three"]}},
@@ -86,8 +214,6 @@ OBJECTS = [
 def test_an_index_gives_its_objects(tmp_path: Path, kind: str) -> None:
     for name in "ab":
         write(tmp_path / f"{name}.png", pictures.png())
-    import json
-
     lines = "\n".join(map(json.dumps, OBJECTS)) + "\n\nnot json\n"
     index = write(tmp_path / f"index.{kind}", OBJECTS if kind == "json" else lines)
     for source in (index, tmp_path):  # a folder with one index is that index

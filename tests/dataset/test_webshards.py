@@ -1,8 +1,10 @@
 """WebDataset shards: what is grouped, what breaks off, and what is read over http and s3."""
 
+import gzip
 import http.server
 import importlib.util
 import io
+import os
 import shutil
 import stat
 import tarfile
@@ -93,6 +95,138 @@ def test_a_shard_that_is_none_is_rejected(tmp_path: Path) -> None:
         assert isinstance(item, Rejected) and item.reason.startswith("unreadable shard")
 
 
+def bad(items: list[Item]) -> dict[str, str]:
+    return {
+        item.path.rpartition("/")[2]: item.reason for item in items if isinstance(item, Rejected)
+    }
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_wherever_a_shard_is_cut_it_is_said_and_whole_samples_stay(
+    tmp_path: Path, suffix: str
+) -> None:
+    whole = good(tmp_path / "whole.tar", "0", "1", "2").read_bytes()
+    ends = [whole.index(f"{key}.txt".encode()) + 512 + 1 for key in "012"]  # of their contents
+    last = ends[-1] + 511
+    if suffix == ".tar.gz":
+        whole = gzip.compress(whole, 1)
+    kept = set()
+    for length in range(0, len(whole), 256 if suffix == ".tar" else 400):
+        (tmp_path / f"cut{suffix}").write_bytes(whole[:length])
+        items = list(open_source(tmp_path / f"cut{suffix}"))
+        found = prompts([item for item in items if isinstance(item, Sample) and item.captions])
+        kept.add(len(found))
+        assert found == ["0", "1", "2"][: len(found)]
+        if suffix == ".tar":  # all that lie before the cut
+            assert len(found) == sum(end <= length for end in ends)
+        if suffix == ".tar.gz" or length < last + 1024:  # two blocks of zeros
+            assert "is cut off" in bad(items)[f"cut{suffix}"], length
+    assert kept >= {0, 1, 2}
+
+
+def test_a_shard_that_is_damaged_within_is_said(tmp_path: Path) -> None:
+    whole = good(tmp_path / "a.tar", "0", "1", "2").read_bytes()
+    place = whole.index(b"1.png")
+    for content, reason in (
+        (whole[: place + 148] + b"zzzz" + whole[place + 152 :], "damaged header"),
+        (whole[: place + 124] + b"\xff" * 12 + whole[place + 136 :], "damaged header"),
+        (whole + whole, "goes on behind the end"),
+        (whole[:place] + bytes(2 << 20), "zeros"),
+    ):
+        (tmp_path / "a.tar").write_bytes(content)
+        items = list(open_source(tmp_path / "a.tar"))
+        assert prompts(items)[:1] == ["0"] and reason in bad(items)["a.tar"], reason
+
+
+def test_a_negative_size_is_refused_at_once(tmp_path: Path) -> None:
+    """tarfile of Python before 3.13.6 read some such members for ever."""
+    info = tarfile.TarInfo("0.png")
+    for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        info.type, info.size = kind, -512
+        header = info.tobuf(tarfile.GNU_FORMAT)
+        (tmp_path / "a.tar").write_bytes(header + bytes(4096))
+        assert "a size of -512" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
+
+
+def test_members_that_claim_to_be_huge_are_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("0.png")
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.map": "0,1",
+        "GNU.sparse.size": str(2**50),
+    }
+    info.size = 1
+    content = info.tobuf(tarfile.PAX_FORMAT) + b"x" + bytes(2048)
+    (tmp_path / "a.tar").write_bytes(content)
+    (found,) = bad(list(open_source(tmp_path / "a.tar"))).values()
+    assert "sparse" in found
+
+
+def test_members_of_one_name_are_no_sample(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("0.png", "0.txt", "0.TXT"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    assert bad(list(open_source(tmp_path / "a.tar"))) == {"a.tar#0": "two members end in .txt"}
+
+
+def of_macos(file: Path, *keys: str) -> Path:
+    """What the tar of macOS makes of a folder: before each file one with its attributes."""
+    members = {"./.DS_Store": b"x", "./._.DS_Store": b"x"}
+    for seed, key in enumerate(keys):
+        folder, _, name = f"./{key}".rpartition("/")
+        for extension, content in (("png", pictures.png(seed=seed)), ("txt", key.encode())):
+            members |= {
+                f"{folder}/._{name}.{extension}": b"\0\5\x16\7" + bytes(100),
+                f"./{key}.{extension}": content,
+            }
+    return shard(file, members)
+
+
+def test_what_macos_puts_beside_files_is_passed_over(tmp_path: Path) -> None:
+    keys = ["0001", "a/0002", "a.b/0003"]
+    assert prompts(list(open_source(of_macos(tmp_path / "a.tar", *keys)))) == keys
+    again = shard(
+        tmp_path / "b.tar", {"PaxHeader/0.png": b"mtime", "__MACOSX/0.txt": b"x", "0.txt": b""}
+    )
+    assert bad(list(open_source(again))) == {"b.tar#0": "missing file: no picture among txt"}
+
+
+@needs_webdataset
+def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
+    from webdataset import WebDataset
+
+    # In folders the library takes ._0.png for a part of a sample, which tears the sample in two.
+    file = of_macos(tmp_path / "a.tar", "0001", "0002")
+    theirs = {
+        sample["__key__"]: (sample["png"], sample["txt"].decode())
+        for sample in WebDataset(str(file), shardshuffle=False)
+        if "png" in sample
+    }
+    ours = {
+        item.key.partition("#")[2]: (item.read(), item.captions["prompt"])
+        for item in open_source(file)
+        if isinstance(item, Sample)
+    }
+    assert ours == theirs and len(ours) == 2
+
+
+def test_pictures_that_are_not_read_and_names_that_are_no_utf8_are_rejected(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("caf\udce9.png")
+    with tarfile.open(shard(tmp_path / "a.tar", {"0.jxl": b"x", "0.txt": b"a"}), "a") as tar:
+        info.size = len(pictures.png())
+        tar.addfile(info, io.BytesIO(pictures.png()))
+    found = bad(list(open_source(tmp_path / "a.tar")))
+    assert "pictures in .jxl are not read" in found["a.tar#0"]
+    assert "must be UTF-8" in found["a.tar#caf\\xe9"]
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    assert "not a file" in bad(list(open_source(tmp_path)))["a.tar"]
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -112,6 +246,23 @@ def test_braces_and_http_go_through_webdataset(tmp_path: Path, server: str) -> N
     assert prompts(list(open_source(f"{server}/s-{{1..2}}.tar"))) == ["1", "2"]
     (absent,) = open_source(f"{server}/absent.tar")
     assert isinstance(absent, Rejected) and absent.path == f"{server}/absent.tar"
+
+
+@needs_webdataset
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_what_a_url_has_of_passwords_and_keys_is_told_to_nobody(
+    tmp_path: Path, server: str
+) -> None:
+    good(tmp_path / "s.tar", "0")
+    (tmp_path / "torn.tar").write_bytes(b"nonsense" * 99)
+    address = server.replace("//", "//me:p4ssword@")
+    (sample,) = open_source(f"{address}/s.tar?token=abcdef&v=1")
+    assert isinstance(sample, Sample) and sample.path.startswith(server.replace("//", "//***@"))
+    for name in ("absent", "torn"):
+        (rejected,) = open_source(f"{address}/{name}.tar?token=abcdef&v=1")
+        assert isinstance(rejected, Rejected) and f"{name}.tar?***" in rejected.path
+        for secret in ("p4ssword", "abcdef", "me:"):
+            assert secret not in sample.path + str(rejected)
 
 
 @needs_webdataset

@@ -180,31 +180,39 @@ def test_a_list_that_is_done_opens_no_model_and_another_request_draws_anew(
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert draw(sigma, "--prompts", "p.jsonl", "--json") == 0
     assert report(capsys)["drawn"] == 1
-    assert read_metadata(Path("outputs/two.png")).request.guidance == 2
+    guidance = {
+        name: read_metadata(Path("outputs", name)).request.guidance
+        for name in files(Path("outputs"))
+    }
+    assert guidance == {"one.png": 4.5, "two.png": 4.5, "two-2.png": 2}
 
 
 def test_json_goes_to_standard_output_alone_and_progress_beside_it(
-    sigma: Path, capsys: Any
+    sigma: Path, capsys: Any, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr("pixart.progress.FIRST_SECONDS", 0.0)
     assert draw(sigma, "a cat", "--json") == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
-    assert result["images"] == [
-        {
-            "file": "outputs/a-cat-0.png",
-            "prompt": "a cat",
-            "seed": 0,
-            "width": 128,
-            "height": 128,
-            "note": "128x128, the model's own size",
-        }
-    ]
+    [image] = result["images"]
+    drawn = read_metadata(Path(image["file"]))
+    settings, model, seconds = (image.pop(name) for name in ("settings", "model", "seconds"))
+    assert settings | {"version": 5} == drawn.request.to_dict() and model == drawn.model
+    assert seconds.keys() == result["seconds"].keys()
+    assert image == {
+        "file": "outputs/a-cat-0.png",
+        "prompt": "a cat",
+        "seed": 0,
+        "width": 128,
+        "height": 128,
+        "note": "128x128, the model's own size",
+    }
     assert set(result["seconds"]) == {"load", "text", "denoise", "decode", "write"}
     assert all(spent > 0 for spent in result["seconds"].values())
     assert result["peak_memory_bytes"] > 10**8
     assert "128x128" in printed.err and "outputs/a-cat-0.png" in printed.err
-    for stage in ("load", "text", "denoise 1", "decode 1", "write 1"):
-        assert f"{stage}: " in printed.err, "every stage has its bar"
+    for shown in ("load: ", "text: ", "load transformer", "denoise 1/2", "decode 1/1", "write"):
+        assert shown in printed.err, "every stage is shown"
 
 
 def test_hostile_prompts_stay_in_the_folder(sigma: Path, tmp_path: Path) -> None:

@@ -292,6 +292,13 @@ def test_cuda_that_is_not_there_is_bad_input(sigma: Path, capsys: Any) -> None:
     assert "PyTorch finds no CUDA device; use --device cpu" in line
 
 
+def test_a_picture_of_nan_is_a_failure_and_no_file(sigma: Path, capsys: Any) -> None:
+    line = refused(sigma, capsys, ["a cat", "--guidance", "3e38", "--steps", "2"], code=1)
+    assert (
+        "must be finite, got NaN or infinity for 'a cat' (seed 0, 2 steps, guidance 3e+38)" in line
+    )
+
+
 def test_a_full_disk_is_a_failure_that_keeps_finished_pictures(
     sigma: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -63,7 +63,8 @@ def write(image: Image.Image, one: Job, **drawn: Any) -> None:
 
 
 def found(one: Job) -> tuple[int, int] | None:
-    return find_drawn(one.path, one.request, one.model)
+    there = find_drawn(one.path, one.request, one.model)
+    return there and there.size
 
 
 def picture(color: str = "red") -> Image.Image:
@@ -109,7 +110,7 @@ def test_prompts_that_differ_only_in_what_a_name_cannot_hold_have_names_of_their
         ("v1.2", None, 1, ["v1.2/cat-0.png"]),
         ("{seed}/{prompt}", "jpg", 2, ["0/cat.jpg", "1/cat.jpg"]),
         ("x-{index}.jpg", None, 2, ["x-0000.jpg", "x-0001.jpg"]),
-        ("{prompt}.png", None, 3, ["cat.png", "cat-1.png", "cat-2.png"]),
+        ("{prompt}.png", None, 3, ["cat.png", "cat-2.png", "cat-3.png"]),
     ],
 )
 def test_output_is_a_file_a_folder_or_a_template(
@@ -129,7 +130,12 @@ def test_output_is_a_file_a_folder_or_a_template(
             "--output must end in .png, .jpg or .webp, or name a folder, got pic.gif",
         ),
         ("{prompt}.TIFF", None, "--output must end in .png, .jpg or .webp"),
-        ("{seeds}.jpg", None, "--output knows {name}, {prompt}, {seed}, {index}, got {seeds}"),
+        (
+            "{seeds}.jpg",
+            None,
+            "--output knows {name}, {prompt}, {seed}, {index}, {negative}, .*, got {seeds}; did you mean "
+            "{seed}?",
+        ),
     ],
 )
 def test_an_output_that_cannot_be_meant_is_refused(output: str, format: Any, rule: str) -> None:
@@ -152,7 +158,10 @@ def test_names_are_the_same_in_the_next_run() -> None:
 def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
     file.write_bytes("\ufeffa cat\r\n\r\n  ein Bär  \r\n".encode())
-    assert read_prompts(file) == [{"prompt": "a cat"}, {"prompt": "ein Bär"}]
+    assert [line.values for line in read_prompts(file)] == [
+        {"prompt": "a cat"},
+        {"prompt": "ein Bär"},
+    ]
 
 
 def test_a_jsonl_file_sets_what_it_names_and_options_set_the_rest(tmp_path: Path) -> None:

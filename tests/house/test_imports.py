@@ -76,6 +76,25 @@ def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(pat
         assert library not in _roots(_anywhere(path)) or _name(path) in doors
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -> None:
+    """Each stands in a `with importing()`; see pixart.libraries."""
+    inside = [
+        node
+        for parent in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(parent, ast.With)
+        and "importing()" in [ast.unparse(item.context_expr) for item in parent.items]
+        for node in parent.body
+    ]
+    found = sum(bool(_roots(_imports(node)) & DOORS.keys()) for node in inside)
+    every = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and _roots(_imports(node)) & DOORS.keys()
+    ]
+    assert found == len(every)
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "kernels" / "pixart_kernels").rglob("*.py")), ids=_name
 )
@@ -133,9 +152,12 @@ GROUND = [
     "device",
     "distributed",
     "files",
+    "locks",
     "command",
+    "libraries",
     "pictures",
     "progress",
+    "process",
     "shapes",
     "tensors",
 ]
@@ -228,24 +250,29 @@ def test_the_model_leaves_triton_to_the_operators(path: Path) -> None:
     assert "triton" not in _roots(_anywhere(path))
 
 
-def _opens_with_pillow(node: ast.AST) -> bool:
-    """Image.open(...) by any name that Pillow's module goes by here, and what opens a file as it does."""
-    if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
-        return any(alias.name == "open" for alias in node.names)
-    called = node.func if isinstance(node, ast.Call) else None
-    return (
-        isinstance(called, ast.Attribute)
-        and called.attr == "open"
-        and isinstance(called.value, ast.Name | ast.Attribute)
-        and "Image" in ast.unparse(called.value)
+def _opens_with_pillow(tree: ast.AST) -> bool:
+    """Whether it calls PIL.Image.open, by whatever name."""
+    nodes = list(ast.walk(tree))
+    names = {"Image", "PIL.Image"}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL":
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
+            if any(alias.name == "open" for alias in node.names):
+                return True
+        elif isinstance(node, ast.Import):
+            names |= {alias.asname for alias in node.names if alias.asname and "PIL" in alias.name}
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) in names
+        for node in nodes
     )
 
 
 @pytest.mark.parametrize("path", HOUSE, ids=_name)
 def test_pictures_are_opened_in_one_place(path: Path) -> None:
     """There Pillow gets the formats that it may try: for some it starts other programs."""
-    if _name(path) != "pixart/pictures.py":
-        assert not any(map(_opens_with_pillow, ast.walk(ast.parse(path.read_text()))))
+    opens = _opens_with_pillow(ast.parse(path.read_text(encoding="utf-8")))
+    assert opens == (_name(path) == "pixart/pictures.py")
 
 
 def test_there_is_no_drawer_for_leftovers() -> None:

@@ -3,6 +3,9 @@
 import io
 import os
 import socket
+import struct
+import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pixart.pictures import (
     profile_fault,
     readable_suffixes,
     to_srgb,
+    unread,
 )
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -74,6 +78,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "device.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(tmp_path / "socket.png"))  # its name must be short
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(2**40)  # of which the disk stores nothing
     for path in (*sorted(tmp_path.iterdir()), tmp_path / "absent.png"):
         with pytest.raises(PictureError, match=rf"^{path.name}: cannot be read \("):
             open_picture(path, path.name)
@@ -171,3 +177,45 @@ def test_a_profile_that_cannot_be_used_is_told_and_colours_stay(mode: str, profi
     assert to_srgb(opened).tobytes() == image.convert("RGB").tobytes()
     head = head_of(content, "x")
     assert head.has_profile and head.profile_fault == profile_fault(opened)
+
+
+def with_chunk(content: bytes) -> bytes:
+    """A PNG with what should be a profile in it."""
+    chunk = b"iCCP" + content
+    made = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    png = encoded(Image.new("RGB", (8, 8), COLOUR))
+    return png[:33] + made + png[33:]  # behind the first chunk
+
+
+HUGE = struct.pack(">I", 3 << 20) + pictures.wide_profile()[4:]
+
+
+# No name; an unknown way to compress; cut off within; nothing compressed; more than Pillow unpacks.
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x", b"x\0\5y", b"x\0\0" + zlib.compress(SRGB)[:-30], b"x\0\0junk",
+     b"x\0\0" + zlib.compress(HUGE.ljust(3 << 20, b"\0"))],
+)  # fmt: skip
+def test_a_png_is_read_whatever_its_chunk_of_a_profile_holds(content: bytes) -> None:
+    opened = open_picture(with_chunk(content), "x")
+    assert to_srgb(opened).getpixel((0, 0)) == COLOUR
+    assert "the embedded profile cannot be used" in profile_fault(opened)
+    assert head_of(with_chunk(content), "x").profile_fault == profile_fault(opened)
+    with pytest.raises(PictureError):
+        open_picture(with_chunk(content)[:-40], "x")
+
+
+@pytest.mark.skipif(find_spec("pillow_heif") is None, reason="needs pip install pillow-heif")
+def test_heic_is_read_where_pillow_heif_is_installed() -> None:
+    import pillow_heif
+
+    assert {".heic", ".heif"} <= readable_suffixes() and unread(".heic") == ""
+    content = io.BytesIO()
+    image = Image.new("RGB", (64, 64), COLOUR)
+    pillow_heif.from_pillow(image).save(content, quality=100, icc_profile=pictures.wide_profile())
+    opened = open_picture(content.getvalue(), "x")
+    found = to_srgb(opened).getpixel((0, 0))
+    assert opened.size == (64, 64) and np.abs(np.subtract(found, wide(*COLOUR))).max() <= 4
+    for damaged in (content.getvalue()[:-100], content.getvalue()[:24] + bytes(200)):
+        with pytest.raises(PictureError, match="^x: "):
+            open_picture(damaged, "x")

@@ -242,7 +242,7 @@ REFUSED = [
     (lambda: modulate(X[0], ROW, ROW), "x must have 3 dimensions"),
     (lambda: gate_add(X, X[:, :1], ROW), "branch must have the shape of x"),
     (lambda: gate_add(X, X, ROW[:, :1]), "gate must have shape"),
-    (lambda: gate_add_modulate(X, X, None, ROW, X), "scale must have shape"),
+    (lambda: gate_add_modulate(X, X, None, ROW, X[:, :2]), "scale must have shape"),
     (lambda: compress_kv(X, X, *MERGE, None, None, grid=(3, 3), ratio=2), "grid must have 6"),
     (lambda: compress_kv(X, X, *MERGE, None, None, grid=(2, 3), ratio=5), "ratio must be from 1"),
     (lambda: compress_kv(X, X, *MERGE, None, None, grid=(2, 3), ratio=3), "weight must have"),

@@ -287,7 +287,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not a number": (
         lambda f: _change(f, lambda t: t[f"{QKV}.lora_B.weight"].fill_(torch.nan)),
-        "lora_B.weight must be finite",
+        "must be finite, got NaN or infinity in .*qkv.lora_B.weight;",
     ),
     "a text encoder": (
         lambda f: _change(f, lambda t: t.update({"encoder.q.lora_A.weight": torch.ones(4, 8)})),

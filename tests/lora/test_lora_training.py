@@ -222,7 +222,7 @@ REFUSED = {
     "with compression": (["--kv-compress", "0-1:2"], "kv_compress must be empty"),
     "drawn data": (["--data.source", "shapes"], "data.source must be prepared data"),
     "new conditions": (["--micro-condition"], "micro_condition must be known to the start"),
-    "alpha below": (["--lora.alpha", "-1"], "alpha must be a positive number"),
+    "alpha below": (["--lora.alpha", "-1"], "lora.alpha must be positive, got -1.0"),
 }
 
 

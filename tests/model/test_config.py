@@ -51,6 +51,10 @@ def test_a_compression_that_cannot_be_is_refused(arguments: dict, message: str) 
     ("arguments", "message"),
     [
         ({"depth": 0}, "depth must be a positive integer, got 0"),
+        ({"depth": 10**9}, "depth must be at most 1000, got 1000000000"),
+        ({"in_channels": 10**400}, "in_channels must be at most 4096, got 1000"),
+        ({"mlp_ratio": 10**400}, "mlp_ratio must be from 0.015625 to 64, got 1000"),
+        ({"pe_interpolation": 1e-300}, "pe_interpolation must be from 1e-06 to .*, got 1e-300"),
         ({"depth": 2.5}, "depth must be a positive integer, got 2.5"),
         ({"input_size": 1}, "input_size must be at least patch_size 2, got 1"),
         ({"num_heads": 7}, "hidden_size must be divisible by num_heads 7, got 1152"),

@@ -95,3 +95,16 @@ def test_it_compiles_into_one_graph(backend: str) -> None:
     compiled = torch.compile(mlp, fullgraph=True, backend=backend)
     with torch.no_grad():
         assert torch.allclose(compiled(x), mlp(x), atol=1e-6)
+
+
+def test_the_fused_gelu_keeps_tangents_without_gradients() -> None:
+    torch.manual_seed(0)
+    linear, x, direction = nn.Linear(8, 8), torch.randn(3, 8), torch.randn(3, 8)
+
+    def tangent() -> Tensor:
+        return torch.func.jvp(lambda x: linear_gelu(x, linear), (x,), (direction,))[1].detach()
+
+    expected = tangent()
+    with torch.no_grad():
+        assert torch.equal(tangent(), expected)
+    assert expected.count_nonzero() > 0

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from pixart import resolution
 from pixart.generation.options import SAMPLING, Options
+from pixart.pipeline import request
 from pixart.pipeline.request import SETTINGS, VERSION, Request, passes
 
 FULL = Request(
@@ -97,3 +99,12 @@ def test_requests_are_read_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pixart.pipeline.request" in done.stdout.split()
     assert not {"torch", "tyro", "PIL"} & {*done.stdout.split()}
+
+
+def test_sizes_of_a_request_are_bounded_as_those_of_a_command_line() -> None:
+    assert request.MAX_SIDE == resolution.MAX_SIDE
+    for settings in ({"height": 8208}, {"width": 10**12}, {"tile": 10**9}, {"height": 0}):
+        with pytest.raises(ValueError, match="must be .*8192 pixels"):
+            Request("a", **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="guidance must be a finite number"):
+        Request("a", guidance=10**400)

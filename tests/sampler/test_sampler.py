@@ -10,7 +10,8 @@ from pixart.sampler.schedulers import SCHEDULERS, make_scheduler
 
 LEVELS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 MEAN, DEVIATION = 0.7, 0.5
-STEPPING = [name for name in SCHEDULERS if name != "dmd"]  # dmd jumps from 400 in one
+# dmd jumps from 400 in one; a solver with other noise levels is the same solver.
+STEPPING = [name for name in SCHEDULERS if name != "dmd" and not name.endswith("-karras")]
 SHAPE = (4, 6, 7)  # odd sizes: nothing may depend on how the batch fills vector registers
 
 
@@ -101,7 +102,8 @@ def test_samples_have_the_mean_and_spread_of_the_data(name):
     noise = initial_noise((4, 8, 8), generators)
     denoise = consistency_epsilon if name == "lcm" else gaussian_epsilon
     scheduler = make_scheduler(name)
-    steps = 4 if name == "lcm" else 50
+    # Ancestral steps are of first order and longer than they look: they go down further, and up again.
+    steps = {"lcm": 4, "euler-a": 120}.get(name, 50)
     latents = sample(denoise, noise, scheduler, steps, guidance=1.0, generators=generators)
     # 25 600 values: the mean is known to 0.003. First-order solvers at 50 steps shrink by 6 %.
     assert latents.mean().item() == pytest.approx(MEAN, abs=0.012)
@@ -228,7 +230,9 @@ def test_guidance_in_two_calls_equals_guidance_in_one(name):
         noise = initial_noise(SHAPE, generators)
         options = {"guidance": 4.5, "batched": batched, "generators": generators}
         results.append(sample(recorder, noise, make_scheduler(name), 4, **options))
-        one, two = [("both", 4)] * 4, [("unconditional", 2), ("conditional", 2)] * 4
+        evaluations = 7 if name == "heun" else 4  # two for every step but the last
+        one = [("both", 4)] * evaluations
+        two = [("unconditional", 2), ("conditional", 2)] * evaluations
         assert recorder.calls == (one if batched else two)
     assert torch.equal(*results)
 

@@ -1,8 +1,17 @@
+import inspect
+import math
+
 import pytest
 import torch
 
-from pixart.sampler.loop import initial_noise, sample, seed_generators
-from pixart.sampler.schedulers import SCHEDULERS, default_guidance, default_steps, make_scheduler
+from pixart.sampler.loop import check_sampling, initial_noise, sample, seed_generators
+from pixart.sampler.schedulers import (
+    OWN,
+    SCHEDULERS,
+    default_guidance,
+    default_steps,
+    make_scheduler,
+)
 
 # As the scheduler_config.json of the released PixArt pipelines reads.
 PUBLISHED = {
@@ -74,7 +83,15 @@ def test_lcm_walks_timesteps_of_its_distillation():
     assert walk(make_scheduler("lcm", PUBLISHED)) == [999, 759, 499, 259]
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("lcm", "dmd")])
+# SA-Solver takes seconds for as many steps, and Heun twice as many evaluations.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in SCHEDULERS
+        if name not in ("lcm", "dmd", "sa-solver-karras", "heun", "heun-karras")
+    ],
+)
 def test_as_many_steps_as_a_scheduler_can_tell_apart(name):
     noise = initial_noise((1, 2, 2), seed_generators([0]))
     assert sample(damp, noise, make_scheduler(name), 999).isfinite().all()
@@ -109,7 +126,7 @@ def test_a_name_takes_only_the_training_facts_of_the_pipeline():
         scheduler = make_scheduler(name, tuned)
         assert type(scheduler).__name__ == SCHEDULERS[name].class_name
         assert scheduler.betas[-1].item() == pytest.approx(0.03)
-        assert not scheduler.config.get("use_karras_sigmas")
+        assert bool(scheduler.config.get("use_karras_sigmas")) == name.endswith("-karras")
         assert scheduler.config.get("solver_order", 2) == (1 if name == "ddim" else 2)
 
 
@@ -132,7 +149,7 @@ def test_defaults_follow_the_scheduler():
     for name in SCHEDULERS:
         scheduler = make_scheduler(name)
         got = default_steps(scheduler), default_guidance(scheduler)
-        assert got == expected.get(name, (20, 4.5))
+        assert got == expected.get(name.removesuffix("-karras"), (20, 4.5))
 
 
 @pytest.mark.parametrize(
@@ -164,3 +181,140 @@ def test_dmd_takes_noise_for_the_state_at_timestep_400_and_ends_in_one_predictio
     expected = (noise - (1 - level).sqrt() * 0.1 * noise) / level.sqrt()
     assert asked == [([400.0], "conditional")]
     assert torch.allclose(clean, expected.float(), atol=1e-5)
+
+
+def classes_of_diffusers():
+    """All schedulers, those whose libraries are not installed too."""
+    from diffusers import schedulers
+
+    return sorted(
+        name for name in dir(schedulers) if name.endswith("Scheduler") and name[0].isupper()
+    )
+
+
+def draw_as_diffusers(scheduler, noise, steps, generators):
+    """The loop of diffusers' PixArtSigmaPipeline without guidance."""
+    scheduler.set_timesteps(steps)
+    latents = noise * scheduler.init_noise_sigma
+    taken = inspect.signature(scheduler.step).parameters
+    options = {"eta": 0.0, "generator": generators}
+    options = {name: value for name, value in options.items() if name in taken}
+    for timestep in scheduler.timesteps:
+        output = damp(scheduler.scale_model_input(latents, timestep), timestep, "conditional")
+        latents = scheduler.step(output, timestep, latents, **options, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("class_name", classes_of_diffusers())
+@pytest.mark.parametrize("options", [{}, {"skip_prk_steps": True, "timestep_spacing": "trailing"}])
+def test_every_scheduler_of_diffusers_draws_the_same_or_is_refused_by_name(class_name, options):
+    from diffusers import schedulers
+
+    config = {"_class_name": class_name, **options}
+    try:
+        own = make_scheduler(None, config)
+        check_sampling(own, 4, 1.0, (0.0, 1.0))
+    except ValueError as error:
+        assert class_name in str(error) and "\n" not in str(error)
+        missing = "was not found in your environment" in str(error)
+        assert class_name not in OWN or missing
+        return
+    generators = seed_generators([1, 2])
+    noise = initial_noise(SHAPE, generators)
+    seen = []
+    drawn = sample(damp, noise, own, 4, guidance=1.0, generators=generators, callback=seen.append)
+    theirs = getattr(schedulers, class_name).from_config(config)
+    generators = seed_generators([1, 2])
+    noise = initial_noise(SHAPE, generators)
+    assert torch.equal(drawn, draw_as_diffusers(theirs, noise, 4, generators))
+    assert drawn.isfinite().all() and seen[-1].predicted.isfinite().all()
+    assert class_name in OWN
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "options"),
+    [
+        ("euler-a", "EulerAncestralDiscreteScheduler", {}),
+        ("heun", "HeunDiscreteScheduler", {}),
+        ("dpm-solver++-karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("sa-solver-karras", "SASolverScheduler", {"use_karras_sigmas": True}),
+        ("euler-karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("heun-karras", "HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("unipc-karras", "UniPCMultistepScheduler", {"use_karras_sigmas": True}),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 7])
+def test_a_name_draws_what_its_class_of_diffusers_does(name, class_name, options, steps):
+    from diffusers import schedulers
+
+    facts = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    theirs = getattr(schedulers, class_name)(**facts, **options)
+    drawn = []
+    for draw in (
+        lambda noise, generators: sample(
+            damp, noise, make_scheduler(name, PUBLISHED), steps, guidance=1.0, generators=generators
+        ),
+        lambda noise, generators: draw_as_diffusers(theirs, noise, steps, generators),
+    ):
+        generators = seed_generators([1, 2])
+        drawn.append(draw(initial_noise(SHAPE, generators), generators))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 20, 100])
+def test_pndm_draws_with_and_without_its_first_steps_of_another_kind(steps):
+    noise = initial_noise(SHAPE, seed_generators([0]))
+    config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    assert sample(damp, noise, make_scheduler(None, config), steps).isfinite().all()
+    whole = make_scheduler(None, {"_class_name": "PNDMScheduler"})
+    if steps < 4:
+        with pytest.raises(ValueError, match="PNDMScheduler can make as it is configured, got"):
+            check_sampling(whole, steps, 1.0, (0.0, 1.0))
+    else:
+        assert sample(damp, noise, whole, steps).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        *[({"num_train_timesteps": n}, "num_train_timesteps") for n in (0, -1, 10**9, 1e3, None)],
+        *[({"beta_start": b}, "beta_start") for b in (0, -0.1, math.nan, math.inf, 1, "x", True)],
+        *[({"beta_end": b}, "beta_end") for b in (0, 2.0, math.nan, None)],
+        ({"beta_start": 0.02, "beta_end": 0.01}, "beta_end"),
+        ({"beta_start": 0.5, "beta_end": 0.9}, "beta_start"),
+        *[({"flow_shift": s}, "flow_shift") for s in (0, -3, math.nan, 1e9, None)],
+        ({"shift": math.nan}, "shift"),
+        *[
+            ({"trained_betas": b}, "trained_betas")
+            for b in ([0.1], [0.0] * 1000, 3, [math.nan] * 1000)
+        ],
+        ({"solver_order": 0}, "solver_order"),
+        ({"sigma_max": -1.0}, "sigma_max"),
+        ({"lambda_min_clipped": math.nan}, "lambda_min_clipped"),
+        ({"something_new": math.inf}, "something_new"),
+    ],
+)
+def test_numbers_that_no_scheduler_can_draw_with_are_refused_by_name(config, name):
+    for own in ({}, PUBLISHED, {"_class_name": "UniPCMultistepScheduler"}):
+        with pytest.raises(ValueError, match=f"{name}.* must") as raised:
+            make_scheduler(None, {**own, **config})
+        assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_that_fails_at_the_first_step_is_refused_before_anything_is_drawn():
+    config = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+    state = torch.get_rng_state()
+    with pytest.raises(
+        ValueError, match="DDPMScheduler cannot draw in 4 steps as it is configured"
+    ):
+        check_sampling(make_scheduler(None, config), 4, 1.0, (0.0, 1.0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_help_of_the_option_names_every_scheduler():
+    from pixart.pipeline.request import Request
+
+    help = Request.__dataclass_fields__["scheduler"].metadata["help"]
+    plain, suffixed = help.split("; with -karras after ")
+    for name in SCHEDULERS:
+        assert name.removesuffix("-karras") in (suffixed if name.endswith("-karras") else plain)

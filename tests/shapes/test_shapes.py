@@ -107,6 +107,22 @@ def test_a_sentence_without_shapes_states_at_most_its_background() -> None:
     assert parse("nothing on white") == [Statement("background", "white")]
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a red кот", ["кот"]),
+        ("猫 on white", ["猫"]),
+        ("a red circle 🐈 and 🐈‍⬛🌵", ["🐈", "🐈‍⬛🌵"]),
+        ("ein großer, naïve क्षेत्र", ["ein", "großer", "naïve", "क्षेत्र"]),
+        ("εἷς κύκλος; دائرة 👍🏽", ["εἷς", "κύκλος", "دائرة", "👍🏽"]),
+        ("a RED circle, left-of “a” — star!", []),
+        ("2€ ½ x² \U000e0041\U0001fb00", ["2", "€", "½", "x²", "\U0001fb00"]),
+    ],
+)
+def test_unknown_words_are_named_in_any_alphabet(text: str, words: list[str]) -> None:
+    assert unknown_words(text) == words
+
+
 def test_unknown_words_are_named_once_in_order() -> None:
     assert unknown_words("a photo of a teal circle and a teal dog") == ["photo", "teal", "dog"]
 

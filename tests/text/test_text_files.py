@@ -1,5 +1,7 @@
 """The files of the text encoder: its weights and their variants, its tokenizer, its cache."""
 
+import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -9,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from text_encoders import encoder
 
-from pixart.files import CheckpointError
+from pixart.files import CheckpointError, written_aside
 from pixart.text import cache as text_cache
 from pixart.text.cache import Encoded, PromptCache
 from pixart.text.tokenizer import load_tokenizer
+from pixart.weights import NotFiniteError
 
 
 def renamed(pipeline: Path, path: Path, name: str, **changes: torch.Tensor | None) -> Path:
@@ -83,7 +86,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
             load_tokenizer(tmp_path)
 
 
-def test_whether_a_prompt_is_cached_is_known_without_reading_it(
+def test_whether_a_prompt_is_cached_is_known_without_the_encoder(
     pipeline: Path, cache: Path
 ) -> None:
     model = encoder(pipeline, cache)
@@ -136,11 +139,49 @@ def test_what_was_not_used_for_longest_leaves_a_cache_that_is_too_large(
 def test_what_a_killed_process_was_writing_leaves_a_full_cache_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = tmp_path / ".entry.abc"
-    left.mkdir()
-    (left / "new").write_bytes(bytes(1000))
-    os.utime(left, (1e9, 1e9))
-    monkeypatch.setattr(text_cache, "LIMIT", 500)
     cache = PromptCache(tmp_path, {})
+    writing = written_aside(cache.path("a dog", False))
+    aside = writing.__enter__()  # and never left
+    aside.write_bytes(bytes(1000))
+    os.utime(aside, (1e9, 1e9))
+    monkeypatch.setattr(text_cache, "LIMIT", 500)
     cache.write("a cat", False, Encoded(torch.zeros(4, 8), 4, ""))
     assert [path.name for path in tmp_path.iterdir()] == [cache.path("a cat", False).name]
+    empty = tmp_path / f".{'0' * 40}.abcdefgh"
+    empty.mkdir()  # killed before the first byte
+    os.utime(empty, (1e9, 1e9))
+    PromptCache(tmp_path, {}).write("a dog", False, Encoded(torch.zeros(4, 8), 4, ""))
+    assert not empty.exists()
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    for number, (name, value, reason) in enumerate((
+        ("num_layers", 10**9, "num_layers must be a whole number that fits"),
+        ("d_ff", 10**400, "d_ff must be a whole number that fits .*, got inf"),
+        ("d_model", 0, "d_model must be"),
+        ("num_heads", "2", "num_heads must be"),
+        ("d_kv", 9000, "config.json: must describe the .* weights there are"),
+    )):  # fmt: skip
+        path = shutil.copytree(pipeline, tmp_path / str(number))
+        file = path / "text_encoder" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            encoder(path).encode(["a cat"])
+        assert str(caught.value).startswith(str(file))
+
+
+def test_weights_that_are_not_finite_give_no_features(pipeline: Path, tmp_path: Path) -> None:
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    size = load_t5(pipeline)[name].shape
+    path = renamed(
+        pipeline, tmp_path / "m", "model.safetensors", **{name: torch.full(size, math.nan)}
+    )
+    with pytest.raises(NotFiniteError, match=rf"text_encoder: must be finite, .* in {name};"):
+        encoder(path).encode(["a cat"])
+
+
+def load_t5(pipeline: Path) -> dict[str, torch.Tensor]:
+    files = (pipeline / "text_encoder").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -33,7 +33,7 @@ HOSTILE = {
     "merged": ("a: &a {x: 1}\n" + "b: &a {<<: [*a, *a, *a], y: *a}\n" * 40, "b"),
     "itself": ("stages: &a [*a]", "stages[0]"),
     "itself, inside": ("stages: [{name: a, data: {captions: &c {x: *c}}}]", "captions.x"),
-    "large": (A * 20_000, f"at most {MAX_BYTES // 1024} KiB"),
+    "large": (A * 20_000, f"at most {MAX_BYTES:,} bytes"),
     "many": ("stages: [" + "1, " * 60_000 + "]", "stages["),
     # Keys.
     "twice": ("stages: [{name: a}]\nstages: [{name: b}]", "line 2: stages stands there twice"),

@@ -102,6 +102,59 @@ def test_came_states_are_fp32_and_zero_gradients_move_nothing() -> None:
     assert weight.isfinite().all() and not torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(33, 17), (33,)])
+def test_came_rounds_16_bit_weights_once_a_step(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The step in fp64 from the same rounded weights, rounded: bit for bit, but where fp32 lands on the
+    other side of a midpoint (some 1 in 2 ** 13 of bf16, 1 in 2 ** 10 of fp16, and twice that here)."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape).to(dtype))
+    optimizer, state, differ = CAME([weight], lr=1e-2, weight_decay=0.3), {}, 0  # type: ignore[var-annotated]
+    for _ in range(30):
+        expected = weight.detach().double()
+        weight.grad = torch.randn(shape).to(dtype)
+        optimizer.step()
+        reference_step(expected, weight.grad.double(), state, 1e-2, 0.3)
+        differ += int((weight.detach() != expected.to(dtype)).sum())
+    assert differ <= 30 * weight.numel() / 2**9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_muon_rounds_16_bit_weights_once_a_step(dtype: torch.dtype) -> None:
+    """Against the step of fp32 weights that hold the same numbers."""
+    torch.manual_seed(0)
+    narrow = nn.Parameter(torch.randn(64, 96).to(dtype))
+    wide = nn.Parameter(narrow.detach().float())
+    both = [Muon([weight], lr=1e-2, weight_decay=0.3) for weight in (narrow, wide)]
+    for _ in range(4):
+        with torch.no_grad():
+            wide.copy_(narrow)
+        narrow.grad = torch.randn(64, 96).to(dtype)
+        wide.grad = narrow.grad.float()
+        for optimizer in both:
+            optimizer.step()
+        assert torch.equal(narrow, wide.to(dtype))
+    assert both[0].state[narrow]["momentum_buffer"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [CAME, Muon])
+def test_states_of_16_bit_weights_are_taken_up_as_they_were(kind: Any) -> None:
+    """PyTorch rounds what it loads to the dtype of the weights."""
+    torch.manual_seed(0)
+    whole, parts = (nn.Parameter(torch.ones(64, 96).bfloat16()) for _ in range(2))
+    options = {"lr": 1e-2, "weight_decay": 0.1}
+    first, second, resumed = kind([whole], **options), kind([parts], **options), None
+    for step in range(4):
+        whole.grad = torch.randn(64, 96).bfloat16()
+        parts.grad = whole.grad.clone()
+        if step == 2:
+            resumed = kind([parts], **options)
+            resumed.load_state_dict(second.state_dict())
+        first.step(), (resumed or second).step()
+    assert torch.equal(whole, parts)
+    assert all(t.dtype == torch.float32 for t in resumed.state[parts].values())
+
+
 def test_came_resumes_from_its_state() -> None:
     torch.manual_seed(0)
     gradients = torch.randn(6, 4, 3)
@@ -123,7 +176,19 @@ def test_came_resumes_from_its_state() -> None:
     assert torch.equal(second, whole)
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": 1.0, "betas": (0.9, 0.9)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -1.0},
+        {"lr": 1.0, "betas": (0.9, 0.9)},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"lr": 1.0, "weight_decay": math.nan},
+        {"lr": 1.0, "eps": (0.0, 1e-16)},
+        {"lr": 1.0, "clip_threshold": math.nan},
+        {"lr": 1.0, "betas": (0.9, math.nan, 0.9)},
+    ],
+)
 def test_came_refuses_settings_that_mean_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         CAME([nn.Parameter(torch.ones(1))], **options)
@@ -314,6 +379,12 @@ def test_8_bit_states_without_torchao_say_what_to_install(monkeypatch: Any) -> N
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(ValueError, match="must not be adamw-8bit without torchao"):
         build_optimizers(nn.Linear(2, 2), OptimizerSettings(name="adamw-8bit"))
+
+
+@pytest.mark.parametrize("decay", [1.0, math.nan, -0.5])
+def test_an_average_of_a_decay_that_means_nothing_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay must be from 0 to below 1, got"):
+        EMA([nn.Parameter(torch.ones(1))], decay)
 
 
 def test_averages_start_quickly_and_give_the_weights_back_bit_for_bit() -> None:

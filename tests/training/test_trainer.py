@@ -22,6 +22,7 @@ from pixart.training.progress import Progress
 from pixart.training.stage import Batch, Stage
 from pixart.training.state import StateSaveError, latest_state, load_average
 from pixart.training.trainer import Trainer, TrainingFailed
+from pixart.weights import check_finite
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -289,7 +290,7 @@ def test_what_interrupted_saves_left_goes_with_the_next_one(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize("where", ["save", "publish"])
+@pytest.mark.parametrize("where", ["write_chunks", "write_json", "publish"])
 def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
     tmp_path: Path, monkeypatch: Any, where: str
 ) -> None:
@@ -298,7 +299,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_state_stays(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.dcp if where == "save" else state, where, full)
+    monkeypatch.setattr(state, where, full)
     with pytest.raises(StateSaveError, match="No space left on device.*step-00000002"):
         run(make(tmp_path))
     monkeypatch.undo()
@@ -340,10 +341,11 @@ def test_validation_sees_the_averages_and_leaves_the_model_training(tmp_path: Pa
     assert seen == [3.0, 6.0]
 
 
-def test_the_bar_shows_loss_rates_and_memory(tmp_path: Path, capsys: Any) -> None:
+def test_the_bar_shows_loss_rates_and_memory(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     one = make(tmp_path, QUICK)
     one.run(Progress(tmp_path, "toy", every=1, peak=1e12), 1)
-    bar = capsys.readouterr().err.split("\r")[-1]
+    bar = next(shown for shown in capsys.readouterr().err.split("\r") if "loss" in shown)
     for name in ("loss=", "img/s=", "tok/s=", "wait=", "GB=", "MFU="):
         assert name in bar
 
@@ -441,3 +443,97 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
     run(whole)
     assert survivor.resume() and survivor.step == 300
     assert same(whole, survivor)
+
+
+class Diverging(Toy):
+    """Whose weights, averages or optimizer states stop being numbers at a step, in one place."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def spoil(self, one: Trainer) -> None:
+        optimizer = next(iter(one.optimizers[0].state.values()))
+        tensors = {
+            "0.bias": one.parameters[1],
+            "00001": one.ema.tensors[1] if one.ema else one.parameters[1],
+            "exp_avg": optimizer["exp_avg"],
+        }
+        with torch.no_grad():
+            tensors[self.place].flatten()[0] = math.inf
+
+
+@pytest.mark.parametrize("place", ["0.bias", "00001", "exp_avg"])
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, place: str) -> None:
+    task = Diverging(place)
+    one = make(tmp_path, replace(QUICK, optimizer=replace(QUICK.optimizer, name="adamw")), task)
+    run(one, stop_after=2)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    task.spoil(one)
+    message = f"stage toy: step 2 is not saved: .*{place}.*the last good state is .*step-00000002"
+    with pytest.raises(TrainingFailed, match=message):
+        one.save()
+    assert before == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+
+
+def test_8_bit_states_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    stage = replace(QUICK, optimizer=replace(QUICK.optimizer, name="adamw-8bit"))
+    one = make(tmp_path, stage, Wide())
+    run(one, stop_after=1)
+    state = one.optimizers[0].state[one.parameters[2]]
+    state["exp_avg"].scale[0] = math.nan
+    with pytest.raises(TrainingFailed, match="not saved: optimizer must be finite.*scale"):
+        one.save()
+
+
+def test_a_rate_that_blows_weights_up_ends_in_one_line_with_the_state_before(
+    tmp_path: Path,
+) -> None:
+    run(make(tmp_path), stop_after=2)
+    one = make(tmp_path, replace(QUICK, steps=4, optimizer=replace(QUICK.optimizer)))
+    object.__setattr__(one.stage.optimizer, "learning_rate", 1e38)  # which no recipe can say
+    with pytest.raises(TrainingFailed, match="is not saved: weights must be finite.*00000002"):
+        run(one)
+    assert latest_state(tmp_path) == tmp_path / "step-00000002"
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_loss_that_is_not_finite_skips_its_step_whatever_its_gradient(
+    tmp_path: Path, precision: Any
+) -> None:
+    class Endless(Toy):
+        def losses(self, model: nn.Module, part: Any) -> dict[str, Any]:
+            return {"loss": super().losses(model, part)["loss"] + math.inf}
+
+    one = make(tmp_path, replace(QUICK, steps=100, precision=precision), Endless())
+    before = weights(one)
+    with pytest.raises(TrainingFailed, match="20 steps in a row .*loss inf"):
+        run(one)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(one), strict=True))
+    assert latest_state(tmp_path) is None
+
+
+def test_a_state_that_is_not_finite_is_not_gone_on_from(tmp_path: Path, monkeypatch: Any) -> None:
+    one = make(tmp_path)
+    with torch.no_grad():
+        one.parameters[0].fill_(math.nan)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "not_finite", lambda *_: None)  # as states were saved before
+        one.save()
+    with pytest.raises(ValueError, match="step-00000000: weights must be finite, got NaN or inf"):
+        make(tmp_path).resume()
+
+
+def test_an_export_that_is_not_finite_leaves_the_state_before(tmp_path: Path) -> None:
+    """As weights that are finite in fp32 and none in the fp16 of a pipeline."""
+
+    class Overflowing(Toy):
+        def export(self, folder: Path) -> None:
+            check_finite({"weight": torch.tensor(1e5).half()}, "the vae to be saved")
+
+    run(make(tmp_path), stop_after=2)
+    with pytest.raises((StateSaveError, TrainingFailed), match="the vae to be saved: must be fin"):
+        run(make(tmp_path, task=Overflowing()))
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-00000002"]

@@ -3,10 +3,13 @@
 results.json has every number, README.md and the pictures are made from it and from what was drawn.
 """
 
-import sys
-from concurrent.futures import ProcessPoolExecutor
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.studies.weak_to_strong.__main__", "command")
+
 from datetime import datetime, timezone
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -15,6 +18,7 @@ import torch
 import tyro
 
 from bench.measure import machine
+from bench.measure.processes import pool
 from bench.studies.weak_to_strong.experiments import CPU, EXPERIMENTS, Scale, recover, run
 from bench.studies.weak_to_strong.report import (
     contact_sheet,
@@ -35,14 +39,13 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
     """
     began, scale = perf_counter(), TINY if tiny else Scale()
     output.mkdir(parents=True, exist_ok=True)
-    # A fork would inherit locks of threads that it does not have.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
-    with TemporaryDirectory() as folder, pool:
+    one_thread = partial(torch.set_num_threads, 1)
+    with TemporaryDirectory() as folder, pool(processes, one_thread) as workers:
         weights = Path(folder) / "dense.pt"
-        pool.submit(recover, weights, scale).result()
+        workers.submit(recover, weights, scale).result()
         # The largest first, so that the processes end together.
         order = sorted(EXPERIMENTS, key=lambda one: -one.resolution)
-        futures = {one.name: pool.submit(run, one, weights, scale) for one in order}
+        futures = {one.name: workers.submit(run, one, weights, scale) for one in order}
         found = [futures[one.name].result() for one in EXPERIMENTS]
     for one in found:
         contact_sheet(one.pop("pictures")).save(output / f"{file_name(one['name'])}.png")
@@ -61,5 +64,6 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m bench.studies.weak_to_strong"))
+def command() -> int | None:
+    """Run the command line."""
+    return tyro.cli(main, prog="python -m bench.studies.weak_to_strong")

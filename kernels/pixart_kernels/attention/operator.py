@@ -6,6 +6,7 @@ B batch, N image tokens, M key tokens (image tokens after compression, or captio
 D head channels. Softmax and sums are fp32; the output is rounded once.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,13 +15,18 @@ from torch import Tensor
 
 from pixart_kernels.dispatch.registration import (
     TRITON_DEVICES,
+    check_floating,
+    in_forward_mode,
+    is_transformed,
     register_backward,
     register_operator,
+    without_autocast,
 )
 
 MAX_HEAD_DIM = 128
 
 
+@without_autocast
 def flash_attention_reference(
     q: Tensor,
     k: Tensor,
@@ -32,14 +38,21 @@ def flash_attention_reference(
     """softmax_m(scale · Q Kᵀ) V in plain PyTorch (Vaswani et al., arXiv:1706.03762, equation 1).
 
     q: (B, N, H, D); k, v: (B, M, H, D), all of one floating dtype; kv_lengths: (B,) integers, the
-    keys of each sample that count; scale: 1/√D unless given. Returns (B, N, H, D) in q's dtype, and
-    zeros for a sample without keys. What runs on a CPU: differentiable, in any dtype, D unlimited.
+    keys of each sample that count, whatever the others hold; scale: 1/√D unless given. Returns
+    (B, N, H, D) in q's dtype, under autocast too, and zeros for a sample without keys. What runs on a
+    CPU: differentiable, in any dtype, D unlimited.
     """
     if k.shape[1] == 0:
         return torch.zeros_like(q)
-    # (B, 1, 1, M); a row without any key comes out of SDPA as zeros, with zero gradients.
-    mask = None if kv_lengths is None else _key_mask(kv_lengths, k.shape[1])
-    if _sdpa_backward_is_slow(q, k, v):
+    mask = None
+    if kv_lengths is not None:
+        # (B, 1, 1, M); a row without any key comes out of SDPA as zeros, with zero gradients.
+        mask = _key_mask(kv_lengths, k.shape[1])
+        # A weight of 0 does not hide NaN: 0 · NaN is NaN, in the output and in every gradient.
+        beyond = ~mask.transpose(1, 3)  # (B, M, 1, 1)
+        k, v = k.masked_fill(beyond, 0), v.masked_fill(beyond, 0)
+    # SDPA has no rule for forward mode, none for second derivatives, and on a CPU none for vmap.
+    if in_forward_mode() or is_transformed() or _sdpa_backward_is_slow(q, k, v):
         return _explicit_attention(q, k, v, mask, scale)
     q, k, v = (tokens.transpose(1, 2) for tokens in (q, k, v))  # (B, H, N or M, D)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
@@ -72,11 +85,12 @@ def _explicit_attention(
     q, k, v = (tokens.transpose(1, 2).flatten(0, 1) for tokens in (q, k, v))  # (B·H, N or M, D)
     bias = q.new_zeros(1, 1, 1)
     if mask is not None:
-        # Finite, so that a row without any key has no NaN on its way to being zeroed below.
-        bias = bias.expand(mask.shape).masked_fill(~mask, -3e4)
+        # A row without any key keeps its scores, to have no NaN on its way to being zeroed below.
+        bias = bias.expand(mask.shape).masked_fill(~mask & mask[..., :1], -torch.inf)
         bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)  # (B·H, N, M)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=wide).to(v.dtype)
     out = torch.bmm(weights, v).unflatten(0, (batch, heads)).transpose(1, 2)
     return out if mask is None else out.masked_fill(~mask[..., :1], 0)
 
@@ -157,42 +171,88 @@ def flash_attention(
     k: Tensor,
     v: Tensor,
     *,
-    kv_lengths: Tensor | None = None,
+    kv_lengths: Tensor | Sequence[int] | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Softmax attention that never stores the N × M scores of a long sequence.
 
-    q: (B, N, H, D); k, v: (B, M, H, D), any strides with D contiguous, D at most 128.
-    All three are fp32, bf16 or fp16, the same; softmax and sums are fp32. kv_lengths: (B,) integers.
-    Keys at and beyond a sample's length are ignored; a sample of length 0 gives zeros. scale: 1/√D
-    unless given. Returns (B, N, H, D) in q's dtype. Raises ValueError for shapes or dtypes that do
-    not fit together. Differentiable in q, k and v (FlashAttention-2, arXiv:2307.08691).
+    q: (B, N, H, D); k, v: (B, M, H, D), tokens before heads, any strides, D at most 128. All three
+    are of one dtype, fp32, bf16, fp16 or fp64; softmax and sums are fp32 (fp64 for fp64, by the
+    reference). kv_lengths: (B,) integers, a tensor or a list. Keys at and beyond a sample's length are
+    ignored, NaN too, and have gradients of zero; a sample of length 0 gives zeros. scale: 1/√D unless
+    given. Returns (B, N, H, D) in q's dtype, under autocast too. Raises ValueError for shapes or dtypes
+    that do not fit together: for (B, H, N, D), too, where q, k or lengths on the host show it.
+    Differentiable in q, k and v (FlashAttention-2, arXiv:2307.08691); in forward mode and under
+    torch.func by the reference.
     """
     _check_tokens(q, k, v)
-    if kv_lengths is not None and kv_lengths.shape != q.shape[:1]:
-        raise ValueError(
-            f"kv_lengths must have shape ({q.shape[0]},), got {tuple(kv_lengths.shape)}"
-        )
-    if kv_lengths is not None and (
-        kv_lengths.is_floating_point() or kv_lengths.dtype == torch.bool
-    ):
-        raise ValueError(f"kv_lengths must be integers, got {kv_lengths.dtype}")
+    lengths = None if kv_lengths is None else _check_lengths(kv_lengths, k)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    return _attention(q, k, v, kv_lengths, scale)[0]
+    return _attention(q, k, v, lengths, scale)[0]
+
+
+def _check_lengths(given: Tensor | Sequence[int], k: Tensor) -> Tensor:
+    """(B,) integers on the device of k."""
+    lengths = given if isinstance(given, Tensor) else _as_lengths(given)
+    if lengths.shape != k.shape[:1]:
+        raise ValueError(f"kv_lengths must have shape ({k.shape[0]},), got {tuple(lengths.shape)}")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"kv_lengths must be integers, got {lengths.dtype}")
+    longest = _longest(given)
+    if k.shape[1] < longest <= k.shape[2]:
+        raise ValueError(
+            f"kv_lengths must be at most the {k.shape[1]} tokens of k, {tuple(k.shape)}, got {longest}"
+            + _SWAPPED
+        )
+    # Asked, so that exported programs have no cast that does nothing.
+    return lengths if lengths.device == k.device else lengths.to(k.device)
+
+
+def _as_lengths(given: Sequence[int]) -> Tensor:
+    try:
+        lengths = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"kv_lengths must be integers, got {given!r}") from error
+    return lengths.long() if lengths.numel() == 0 else lengths  # an empty list has no integers
+
+
+def _longest(given: Tensor | Sequence[int]) -> int:
+    """The largest, 0 where reading it would wait for a GPU or cannot be traced."""
+    # In words that torch.compile knows: it has no default of max.
+    if not isinstance(given, Tensor):
+        return max([0, *[int(length) for length in given]])
+    is_plain = type(given) is Tensor and not is_transformed()
+    if torch.compiler.is_compiling() or not is_plain or given.device.type != "cpu":
+        return 0
+    return max([0, *given.tolist()])
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tokens in (("q", q), ("k", k), ("v", v)):
         if tokens.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got {tuple(tokens.shape)}")
+        check_floating(name, tokens)
         if tokens.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {tokens.dtype}")
     if k.shape != v.shape:
-        raise ValueError(f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
+        raise ValueError(
+            f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}"
+            + (_SWAPPED if v.shape == k.transpose(1, 2).shape else "")
+        )
     if (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
         raise ValueError(
             f"k must have the batch, heads and channels of q, {tuple(q.shape)}, "
-            f"got {tuple(k.shape)}"
+            f"got {tuple(k.shape)}{_SWAPPED if _looks_swapped(q, k) else ''}"
         )
     if q.shape[3] > MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[3]}")
+
+
+_SWAPPED = "; tokens come before heads, (B, N, H, D): pass x.transpose(1, 2) of tensors that have heads first"
+
+
+def _looks_swapped(q: Tensor, k: Tensor) -> bool:
+    """Whether both have heads where tokens belong, or one has."""
+    if (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]):
+        return False
+    return q.shape[1] == k.shape[1] or q.shape[1] == k.shape[2] or q.shape[2] == k.shape[1]

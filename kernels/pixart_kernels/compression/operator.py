@@ -14,11 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixart_kernels.dispatch.registration import register_backward, register_operator
+from pixart_kernels.dispatch.registration import (
+    check_floating,
+    register_backward,
+    register_operator,
+    without_autocast,
+)
 
 MAX_RATIO = 4
 
 
+@without_autocast
 def compress_kv_reference(
     k: Tensor,
     v: Tensor,
@@ -51,8 +57,7 @@ def compress_kv_reference(
             )
         return merged.to(tokens.dtype)
 
-    with torch.autocast(k.device.type, enabled=False):
-        return compress(k), compress(v)
+    return compress(k), compress(v)
 
 
 def _merge_patches(
@@ -185,16 +190,18 @@ def compress_kv(
 
     k, v: (B, H·W, C) in row-major grid order, C contiguous, any token stride; grid: (H, W).
     weight: (C, 1, ratio, ratio); bias: (C,). norm_weight, norm_bias: (C,), or both None to leave
-    the LayerNorm out. Tokens are fp32, bf16 or fp16; weights may be fp32 beside them; sums are fp32.
-    Returns (B, ⌈H/ratio⌉·⌈W/ratio⌉, C) twice, in the dtype of k and v. Raises ValueError for shapes
-    that do not fit the grid and for a ratio beyond 4. Differentiable in all tensors. From PixArt-Σ
-    (arXiv:2403.04692), section 3.2.
+    the LayerNorm out. k and v are of one dtype, fp32, bf16, fp16 or fp64, each weight of any; sums are
+    fp32 (fp64 for fp64, by the reference). Returns (B, ⌈H/ratio⌉·⌈W/ratio⌉, C) twice, in the dtype of
+    k and v, under autocast too. Raises ValueError for shapes that do not fit the grid and for a ratio
+    beyond 4. Differentiable in all tensors; in forward mode and under torch.func by the reference.
+    From PixArt-Σ (arXiv:2403.04692), section 3.2.
     """
     channels = k.shape[-1]
     if k.dim() != 3 or k.shape != v.shape:
         raise ValueError(
             f"k and v must be two (B, H·W, C), got {tuple(k.shape)} and {tuple(v.shape)}"
         )
+    check_floating("k", k)
     if k.dtype != v.dtype:
         raise ValueError(f"v must have the dtype of k, {k.dtype}, got {v.dtype}")
     if grid[0] * grid[1] != k.shape[1]:

@@ -8,7 +8,8 @@ The gradients of shift, scale and gate are sums over tokens. Each program adds u
 a second step adds those in a fixed order, so that the result is the same every time.
 
 Tokens are contiguous: N rows of C channels for each sample. The row (C,) of shift, scale or gate for
-sample b is at b · its stride.
+token n of sample b is at b · its stride + n · its step; where all tokens share it, there is no step.
+A gradient with a row for each token is no sum, and takes a pass of its own over A.
 """
 
 import torch
@@ -21,6 +22,18 @@ from pixart_kernels.dispatch import launch, row_blocks
 MAX_BATCH = 65_535  # programs along a grid's second axis
 MOST_PROGRAMS = 512  # of a backward: a few for each multiprocessor, and few sums to add up
 FEWEST_TOKENS = 8  # for each of them, or sums outweigh tokens
+
+
+@triton.jit
+def _load_vector(
+    pointer, stride, step, sample, tokens, mask, ROWS: tl.constexpr, C: tl.constexpr
+):  # fmt: skip
+    """The rows of shift, scale or gate for some tokens of a sample."""
+    if step is None:
+        return row_blocks.load_for_all(pointer + sample * stride, ROWS, C)
+    else:
+        starts = sample * stride + tokens.to(tl.int64) * step
+        return row_blocks.load(pointer, starts[:, None], mask, C)
 
 
 @triton.autotune(
@@ -43,6 +56,9 @@ def _modulation_forward(
     y,
     out,
     strides,  # of gate, shift and scale
+    gate_step,  # None or from token to token
+    shift_step,
+    scale_step,
     N,
     eps,
     C: tl.constexpr,
@@ -57,16 +73,15 @@ def _modulation_forward(
     if branch is not None:
         added = row_blocks.load(branch, starts, mask, C)
         if gate is not None:
-            added = row_blocks.multiply(
-                added, row_blocks.load_for_all(gate + sample * strides[0], ROWS, C)
-            )
+            opening = _load_vector(gate, strides[0], gate_step, sample, tokens, mask, ROWS, C)
+            added = row_blocks.multiply(added, opening)
         # Rounded: y is what the LayerNorm sees, mask and in the backward.
         values = row_blocks.rounded(row_blocks.add(values, added), y.dtype.element_ty)
         row_blocks.store(y, starts, mask, values, C)
     if out is not None:
         normed, _ = row_blocks.layer_norm(values, eps, C)
-        offset = row_blocks.load_for_all(shift + sample * strides[1], ROWS, C)
-        factor = row_blocks.load_for_all(scale + sample * strides[2], ROWS, C)
+        offset = _load_vector(shift, strides[1], shift_step, sample, tokens, mask, ROWS, C)
+        factor = _load_vector(scale, strides[2], scale_step, sample, tokens, mask, ROWS, C)
         modulated = row_blocks.add(
             row_blocks.add(normed, row_blocks.multiply(normed, factor)), offset
         )
@@ -91,22 +106,39 @@ def forward(
     y = None if branch is None else torch.empty_like(x)
     out = None if scale is None else torch.empty_like(x)
     if x.numel() > 0:
-        vectors, strides = _vectors(gate, shift, scale)
+        vectors, strides, steps = _vectors(gate, shift, scale)
 
         def grid(config: dict[str, int]) -> tuple[int, int]:
             return triton.cdiv(tokens, row_blocks.rows_of(config["MOST_ROWS"], channels)), batch
 
         with launch.on(x.device):
             _modulation_forward[grid](
-                x, branch, *vectors, y, out, strides, tokens, eps, channels, enable_fp_fusion=True
+                x,
+                branch,
+                *vectors,
+                y,
+                out,
+                strides,
+                *steps,
+                tokens,
+                eps,
+                channels,
+                enable_fp_fusion=True,
             )
     return y, out
 
 
-def _vectors(*rows: Tensor | None) -> tuple[list[Tensor | None], tuple[int, ...]]:
-    """The rows, contiguous but for their stride from sample to sample, and these strides."""
-    vectors = [row if row is None or row.stride(1) == 1 else row.contiguous() for row in rows]
-    return vectors, tuple(0 if row is None else row.stride(0) for row in vectors)
+def _vectors(
+    *rows: Tensor | None,
+) -> tuple[list[Tensor | None], tuple[int, ...], list[int | None]]:
+    """The rows, their channels side by side, their strides from sample to sample and their steps."""
+    vectors = [row if row is None or row.stride(-1) == 1 else row.contiguous() for row in rows]
+    strides = tuple(0 if row is None else row.stride(0) for row in vectors)
+    return (
+        vectors,
+        strides,
+        [None if row is None or row.dim() == 2 else row.stride(1) for row in vectors],
+    )
 
 
 @triton.autotune(
@@ -133,7 +165,11 @@ def _modulation_backward(
     shift_sums,  # (B, programs, C)
     scale_sums,
     gate_sums,
+    dscale,  # (B, N, C) where there is a step
+    dgate,
     strides,  # of scale and gate
+    scale_step,  # None or from token to token
+    gate_step,
     N,
     span,  # tokens of a program
     eps,
@@ -147,7 +183,7 @@ def _modulation_backward(
     first = tl.program_id(0) * span
     last = tl.minimum(first + span, N)
     none = row_blocks.zeros(ROWS, C)
-    dshift, dscale, dgate = none, none, none
+    shift_sum, scale_sum, gate_sum = none, none, none
     for start in tl.range(first, last, ROWS, num_stages=STAGES):
         tokens = start + tl.arange(0, ROWS)
         starts, mask = (sample * N + tokens)[:, None] * C, (tokens < last)[:, None]
@@ -156,10 +192,14 @@ def _modulation_backward(
         else:
             normed, deviation = row_blocks.layer_norm(row_blocks.load(y, starts, mask, C), eps, C)
             grads = row_blocks.load(grad_out, starts, mask, C)
-            dshift = row_blocks.add(dshift, grads)
-            dscale = row_blocks.add(dscale, row_blocks.multiply(grads, normed))
+            shift_sum = row_blocks.add(shift_sum, grads)
+            slopes = row_blocks.multiply(grads, normed)
+            if scale_step is None:
+                scale_sum = row_blocks.add(scale_sum, slopes)
+            else:
+                row_blocks.store(dscale, starts, mask, slopes, C)
             # Loaded again for each row: over the loop it would take registers that there are not.
-            factor = row_blocks.load_for_all(scale + sample * strides[0], ROWS, C)
+            factor = _load_vector(scale, strides[0], scale_step, sample, tokens, mask, ROWS, C)
             grads = row_blocks.add(grads, row_blocks.multiply(grads, factor))
             grads = row_blocks.layer_norm_backward(grads, normed, deviation, C)
             if grad_y is not None:
@@ -167,15 +207,20 @@ def _modulation_backward(
             row_blocks.store(dx, starts, mask, grads, C)
         if gate is not None:
             added = row_blocks.load(branch, starts, mask, C)
-            dgate = row_blocks.add(dgate, row_blocks.multiply(grads, added))
-            opening = row_blocks.load_for_all(gate + sample * strides[1], ROWS, C)
+            slopes = row_blocks.multiply(grads, added)
+            if gate_step is None:
+                gate_sum = row_blocks.add(gate_sum, slopes)
+            else:
+                row_blocks.store(dgate, starts, mask, slopes, C)
+            opening = _load_vector(gate, strides[1], gate_step, sample, tokens, mask, ROWS, C)
             row_blocks.store(dbranch, starts, mask, row_blocks.multiply(grads, opening), C)
     program = (sample * tl.num_programs(0) + tl.program_id(0)) * C
     if grad_out is not None:
-        row_blocks.store_sum(shift_sums + program, dshift, C)
-        row_blocks.store_sum(scale_sums + program, dscale, C)
-    if gate is not None:
-        row_blocks.store_sum(gate_sums + program, dgate, C)
+        row_blocks.store_sum(shift_sums + program, shift_sum, C)
+        if scale_step is None:
+            row_blocks.store_sum(scale_sums + program, scale_sum, C)
+    if gate is not None and gate_step is None:
+        row_blocks.store_sum(gate_sums + program, gate_sum, C)
 
 
 def backward(
@@ -186,8 +231,8 @@ def backward(
     gate: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dbranch and the gradients of the rows (0 to 3, B, C) as in operator.py."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dbranch, the gradients of the rows (0 to 3, B, C) and those of tokens as in operator.py."""
     grad = grad_y if grad_out is None else grad_out
     assert grad is not None
     batch, tokens, channels = grad.shape
@@ -195,11 +240,15 @@ def backward(
     dbranch = grad.new_empty(0) if branch is None else branch.new_empty(grad.shape)
     span = max(FEWEST_TOKENS, triton.cdiv(batch * tokens, MOST_PROGRAMS))
     programs = triton.cdiv(tokens, span)
+    dscale, dgate = (
+        grad.new_empty(0) if row is None or row.dim() == 2 else row.new_empty(grad.shape)
+        for row in (scale, gate)
+    )
     count = (0 if scale is None else 2) + (0 if gate is None else 1)
     sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
     if grad.numel() > 0:
         inputs = [t if t is None else t.contiguous() for t in (grad_y, grad_out, y, branch)]
-        vectors, strides = _vectors(scale, gate)
+        vectors, strides, steps = _vectors(scale, gate)
         shift_scale_gate = (
             *((None, None) if scale is None else sums[:2]),
             None if gate is None else sums[-1],
@@ -211,11 +260,14 @@ def backward(
                 dx,
                 dbranch,
                 *shift_scale_gate,
+                dscale if steps[0] is not None else None,
+                dgate if steps[1] is not None else None,
                 strides,
+                *steps,
                 tokens,
                 span,
                 eps,
                 channels,
                 enable_fp_fusion=True,
             )
-    return dx, dbranch, sums.sum(2)
+    return dx, dbranch, sums.sum(2), dscale, dgate

@@ -4,32 +4,46 @@
     gate_add(x, branch, gate)  = x + gate · branch
     gate_add_modulate(...)     = y, modulate(y, shift, scale)  with y = gate_add(x, branch, gate)
 
-x, branch: (B, N, C); shift, scale, gate: (B, C), which may be fp32 beside 16-bit tokens.
+x, branch: (B, N, C); shift, scale, gate: one row for each sample, (B, C), or for each token, (B, N, C),
+which may be fp32 beside 16-bit tokens. The public functions take other shapes as views of these two.
 Statistics and sums are fp32; what is stored is rounded to the dtype of x. B batch, N tokens,
 C channels.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixart_kernels.dispatch.registration import register_backward, register_operator
+from pixart_kernels.dispatch.registration import (
+    check_floating,
+    register_backward,
+    register_operator,
+    without_autocast,
+)
+
+Row = Tensor | float
 
 
+@without_autocast
 def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm(x) · (1 + scale) + shift in plain PyTorch, the LayerNorm without weights over C.
 
-    x: (B, N, C); shift, scale: (B, C), of any floating dtype. Returns (B, N, C) in x's dtype. The
-    adaLN of DiT (arXiv:2212.09748), whose rows PixArt-α shares among blocks (arXiv:2310.00426,
-    section 2.3).
+    x: (B, N, C); shift, scale: (B, C) or (B, N, C), of any floating dtype. Returns (B, N, C) in x's
+    dtype, under autocast too. The adaLN of DiT (arXiv:2212.09748), whose rows PixArt-α shares among
+    blocks (arXiv:2310.00426, section 2.3).
     """
-    if x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled():
+    by_sample = shift.dim() == scale.dim() == 2
+    if by_sample and x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled():
         return _modulate_each(x, shift, scale, eps)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
     shift, scale = shift.to(x.dtype), (1 + scale).to(x.dtype)
-    return torch.addcmul(shift.unsqueeze(1), normed, scale.unsqueeze(1))
+    return torch.addcmul(_over_tokens(shift), normed, _over_tokens(scale))
+
+
+def _over_tokens(row: Tensor) -> Tensor:
+    return row.unsqueeze(1) if row.dim() == 2 else row
 
 
 def _modulate_each(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -41,16 +55,19 @@ def _modulate_each(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
     return torch.stack([F.layer_norm(tokens, x.shape[-1:], w, b, eps) for tokens, w, b in rows])
 
 
+@without_autocast
 def gate_add_reference(x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
     """x + gate · branch in plain PyTorch: the end of a residual branch (DiT, arXiv:2212.09748).
 
-    x, branch: (B, N, C); gate: (B, C), or None for 1. Returns (B, N, C) in x's dtype.
+    x, branch: (B, N, C); gate: (B, C) or (B, N, C), or None for 1. Returns (B, N, C) in x's dtype,
+    under autocast too.
     """
     if gate is None:
         return (x + branch).to(x.dtype)
-    return torch.addcmul(x, gate.to(x.dtype).unsqueeze(1), branch).to(x.dtype)
+    return torch.addcmul(x, _over_tokens(gate.to(x.dtype)), branch).to(x.dtype)
 
 
+@without_autocast
 def gate_add_modulate_reference(
     x: Tensor,
     branch: Tensor,
@@ -62,8 +79,8 @@ def gate_add_modulate_reference(
 ) -> tuple[Tensor, Tensor]:
     """y = gate_add_reference(x, branch, gate), and modulate_reference(y, shift, scale).
 
-    x, branch: (B, N, C); gate, shift, scale: (B, C), gate None for 1. Returns two (B, N, C) in x's
-    dtype. y is rounded to it before the LayerNorm sees it.
+    x, branch: (B, N, C); gate, shift, scale: (B, C) or (B, N, C), gate None for 1. Returns two
+    (B, N, C) in x's dtype, under autocast too. y is rounded to it before the LayerNorm sees it.
     """
     y = gate_add_reference(x, branch, gate)
     return y, modulate_reference(y, shift, scale, eps=eps)
@@ -122,12 +139,20 @@ def _launch_forward(
     return forward(x, branch, gate, shift, scale, eps)
 
 
+_ROWS = ("shift", "scale", "gate")
+
+
+def _is_of_tokens(row: Tensor | None) -> TypeGuard[Tensor]:
+    return row is not None and row.dim() == 3
+
+
 def _save(ctx: Any, y: Tensor | None, given: dict[str, Any], eps: float) -> None:
     """y: what the LayerNorm saw; given: the operator's arguments that may have gradients."""
     gate = given.get("gate")
     branch = None if gate is None else given["branch"]
     ctx.save_for_backward(y, branch, gate, given.get("scale"))
     ctx.dtypes = {name: None if value is None else value.dtype for name, value in given.items()}
+    ctx.of_tokens = [name for name in _ROWS if name in given and _is_of_tokens(given[name])]
     ctx.eps = eps
     ctx.set_materialize_grads(False)  # or zeros for an output that nothing uses would be read
 
@@ -140,11 +165,14 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None) -> list[
         y, scale = None, None
     if gate is not None or scale is not None:
         inputs = (grad_y, grad_out, y, branch, gate, scale, ctx.eps)
-        dx, dbranch, rows = _modulation_backward(*inputs)
+        dx, dbranch, rows, dscale, dgate = _modulation_backward(*inputs)
         found["x"] = grad_y if scale is None else dx
         found["branch"] = found["x"] if gate is None else dbranch
         names = ([] if scale is None else ["shift", "scale"]) + ([] if gate is None else ["gate"])
         found.update(zip(names, rows, strict=True))
+        # No sums over tokens for those that have a row of their own. That of shift is what came in.
+        each = {"shift": grad_out, "scale": dscale, "gate": dgate}
+        found.update((name, each[name]) for name in ctx.of_tokens if name in names)
     gradients = [found.get(name) for name in ctx.dtypes]
     return [
         grad.to(dtype) if needs and grad is not None else None
@@ -162,9 +190,10 @@ def _launch_backward(
     gate: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, empty without grad_out; dbranch, empty without gate; and as one (rows, B, C) in fp32, the
-    gradients of shift and scale, if there is grad_out, and of gate, if there is one."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, empty without grad_out; dbranch, empty without gate; as one (rows, B, C) in fp32 the
+    gradients of shift and scale, if there is grad_out, and of gate, if there is one; and those of scale
+    and gate where these are (B, N, C), else empty: the row among the sums is then undefined."""
     from pixart_kernels.modulation.kernels import backward
 
     return backward(grad_y, grad_out, y, branch, gate, scale, eps)
@@ -178,7 +207,7 @@ def _fake_backward(
     gate: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad = grad_y if grad_out is None else grad_out
     assert grad is not None
     batch, tokens, channels = grad.shape
@@ -187,6 +216,8 @@ def _fake_backward(
         grad.new_empty(0) if y is None else y.new_empty(grad.shape),
         grad.new_empty(0) if branch is None else branch.new_empty(grad.shape),
         grad.new_empty((rows, batch, channels), dtype=torch.float32),
+        scale.new_empty(grad.shape) if _is_of_tokens(scale) else grad.new_empty(0),
+        gate.new_empty(grad.shape) if _is_of_tokens(gate) else grad.new_empty(0),
     )
 
 
@@ -219,60 +250,76 @@ _modulation_backward = register_backward(
 )
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6) -> Tensor:
+def modulate(x: Tensor, shift: Row, scale: Row, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm without weights over C, then times (1 + scale), plus shift.
 
-    x: (B, N, C) in fp32, bf16 or fp16; shift, scale: (B, C), which may be fp32 beside 16-bit
-    tokens. Returns (B, N, C) in x's dtype; statistics are fp32. Raises ValueError for other shapes.
-    Differentiable in all three. From DiT and PixArt-α, as modulate_reference says.
+    x: (B, N, C) in fp32, bf16, fp16 or fp64; shift, scale: (B, C), (B, 1, C), (C,), (B, N, C) or a
+    number, of any floating dtype. Returns (B, N, C) in x's dtype, under autocast too; statistics are
+    fp32 (fp64 for fp64, by the reference). Raises ValueError for other shapes. Differentiable in all
+    three, in forward mode and under torch.func by the reference. From DiT and PixArt-α, as
+    modulate_reference says.
     """
-    _check_rows(x, shift=shift, scale=scale)
-    return _modulate_operator(x, shift, scale, eps)
+    _check_tokens(x)
+    return _modulate_operator(x, _row("shift", shift, x), _row("scale", scale, x), eps)
 
 
-def gate_add(x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
+def gate_add(x: Tensor, branch: Tensor, gate: Row | None = None) -> Tensor:
     """x + gate · branch, the end of a residual branch.
 
-    x, branch: (B, N, C) in fp32, bf16 or fp16; gate: (B, C), or None for 1. Returns (B, N, C) in
-    x's dtype. Raises ValueError for other shapes. Differentiable in all three.
+    x: (B, N, C) in fp32, bf16, fp16 or fp64; branch: the same shape; gate: (B, C), (B, 1, C), (C,),
+    (B, N, C) or a number, None for 1; both of any floating dtype. Returns (B, N, C) in x's dtype, under
+    autocast too. Raises ValueError for other shapes. Differentiable as modulate is.
     """
-    _check_branch(x, branch, gate)
-    return _gate_add_operator(x, branch, gate)
+    _check_tokens(x, branch)
+    return _gate_add_operator(x, branch, None if gate is None else _row("gate", gate, x))
 
 
 def gate_add_modulate(
     x: Tensor,
     branch: Tensor,
-    gate: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
+    gate: Row | None,
+    shift: Row,
+    scale: Row,
     *,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """End one branch and prepare the next: y = x + gate · branch, and modulate(y, shift, scale).
 
-    x, branch: (B, N, C) in fp32, bf16 or fp16; gate, shift, scale: (B, C), gate None for 1. Returns
-    two (B, N, C) in x's dtype, in one pass over memory. Raises ValueError for other shapes.
-    Differentiable in all five.
+    x: (B, N, C) in fp32, bf16, fp16 or fp64; branch: the same shape; gate, shift, scale: (B, C),
+    (B, 1, C), (C,), (B, N, C) or a number, gate None for 1; all of any floating dtype. Returns two
+    (B, N, C) in x's dtype, under autocast too, in one pass over memory. Raises ValueError for other
+    shapes. Differentiable as modulate is.
     """
-    _check_branch(x, branch, gate)
-    _check_rows(x, shift=shift, scale=scale)
-    return _gate_add_modulate_operator(x, branch, gate, shift, scale, eps)
+    _check_tokens(x, branch)
+    opening = None if gate is None else _row("gate", gate, x)
+    rows = (opening, _row("shift", shift, x), _row("scale", scale, x))
+    return _gate_add_modulate_operator(x, branch, *rows, eps)
 
 
-def _check_branch(x: Tensor, branch: Tensor, gate: Tensor | None) -> None:
-    if branch.shape != x.shape:
+def _check_tokens(x: Tensor, branch: Tensor | None = None) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x must have 3 dimensions, got {tuple(x.shape)}")
+    check_floating("x", x)
+    if branch is not None and branch.shape != x.shape:
         raise ValueError(
             f"branch must have the shape of x, {tuple(x.shape)}, got {tuple(branch.shape)}"
         )
-    _check_rows(x, **({} if gate is None else {"gate": gate}))
 
 
-def _check_rows(x: Tensor, **rows: Tensor) -> None:
-    if x.dim() != 3:
-        raise ValueError(f"x must have 3 dimensions, got {tuple(x.shape)}")
-    for name, row in rows.items():
-        if row.shape != (x.shape[0], x.shape[2]):
-            raise ValueError(
-                f"{name} must have shape {(x.shape[0], x.shape[2])}, got {tuple(row.shape)}"
-            )
+def _row(name: str, value: Row, x: Tensor) -> Tensor:
+    """A view (B, C) or (B, N, C) of what stands for that, so that its gradient has its own shape."""
+    batch, tokens, channels = x.shape
+    if not isinstance(value, Tensor):
+        value = x.new_full((channels,), value, dtype=torch.promote_types(x.dtype, torch.float32))
+    if value.dim() == 0:
+        value = value.to(x.device)  # which PyTorch's own arithmetic does not ask for either
+    if value.shape in ((), (channels,)):
+        return value.expand(batch, channels)
+    if value.shape == (batch, 1, channels):
+        return value.squeeze(1)
+    if value.shape not in ((batch, channels), (batch, tokens, channels)):
+        raise ValueError(
+            f"{name} must have shape {(batch, channels)}, got {tuple(value.shape)}; "
+            f"{(batch, 1, channels)}, {(channels,)}, {(batch, tokens, channels)} and a number will do"
+        )
+    return value

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart.distributed import own, rank, share, world_size
+from pixart.libraries import importing
 from pixart.pipeline.directory import open_directory
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
@@ -111,7 +112,8 @@ def anchor_latents(pictures: Tensor) -> Tensor:
 
 def build_vae() -> Any:
     """A small AutoencoderKL in the published layout: 8× downsampling, 4 latent channels."""
-    from diffusers import AutoencoderKL
+    with importing():
+        from diffusers import AutoencoderKL
 
     vae: Any = AutoencoderKL(
         block_out_channels=(16, 32, 64, 96),
@@ -132,7 +134,8 @@ def build_vae() -> Any:
 
 def load_vae(folder: Path) -> Any:
     """Open what AutoencoderTask exported."""
-    from diffusers import AutoencoderKL
+    with importing():
+        from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
 

@@ -20,6 +20,7 @@ from pixart.cost import forward_flops
 from pixart.diffusion import add_noise
 from pixart.distributed import barrier, own, rank, share, world_size
 from pixart.files import read_json, written_aside
+from pixart.libraries import importing
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import open_directory
@@ -176,7 +177,8 @@ def train_tokenizer(path: Path, captions: int = 20_000) -> None:
 
 def build_text_encoder(width: int) -> Any:
     """A two-layer T5 encoder in the v1.1 form (gated GELU), from random weights."""
-    from transformers import T5Config, T5EncoderModel
+    with importing():
+        from transformers import T5Config, T5EncoderModel
 
     options: dict[str, Any] = {"tie_word_embeddings": False}
     config = T5Config(
@@ -213,7 +215,8 @@ def _start_folder(stage: ResolvedStage) -> Path:
 
 def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
-    from transformers import T5EncoderModel
+    with importing():
+        from transformers import T5EncoderModel
 
     folder = _start_folder(stage)
     transformer = load_transformer(folder / "transformer", dtype=torch.float32)

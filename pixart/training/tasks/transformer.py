@@ -34,6 +34,7 @@ from pixart.training.batch import (
     unread_data,
     whole_state,
 )
+from pixart.training.checkpoints import complete, other_parts
 from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import attempt, problems_of, refuse
@@ -126,7 +127,8 @@ def build(stage: ResolvedStage, run: Run) -> "DenoisingTask":
     model = PixArt(transformer_config(stage)) if start is None else adapt(start.load(), stage)
     pipe = _open_pipeline(stage, model, run.device) if stage.pipeline else None
     model = model.to(run.device)
-    task = DenoisingTask(model, stage, data, run.device, prior=prior, pipeline=pipe)
+    parts = other_parts(stage, run, model.config)
+    task = DenoisingTask(model, stage, data, run.device, prior=prior, pipeline=pipe, parts=parts)
     add_compression(stage, task)
     add_adapters(stage, model)
     return task
@@ -158,7 +160,9 @@ class DenoisingTask:
         *,
         prior: FeatureDataset | None = None,
         pipeline: Any = None,
+        parts: Path | None = None,
     ) -> None:
+        self.parts = parts
         self.model: nn.Module = model
         self.transformer, self.stage, self.device = model, stage, device
         self.dataset, self.prior, self.pipeline = dataset, prior, pipeline
@@ -292,7 +296,8 @@ class DenoisingTask:
 
     def export(self, folder: Path) -> None:
         """FOLDER/transformer in diffusers' layout, and FOLDER/model.safetensors with its config; both
-        with adapters merged, which are in FOLDER/lora too."""
+        with adapters merged, which are in FOLDER/lora too. FOLDER is a whole pipeline where the other
+        parts of one are known."""
         state = whole_state(self.model)
         if rank() != 0:
             return
@@ -306,6 +311,8 @@ class DenoisingTask:
         whole.null_caption_stored = getattr(self.transformer, "null_caption_stored", True)  # type: ignore[assignment]
         save_transformer(whole, folder / "transformer", format="diffusers")
         save_transformer(whole, folder / "model.safetensors")
+        if self.parts is not None:
+            complete(folder, self.parts, whole.config)
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""What a run tells with --json: each picture with its settings and seconds, and how long the whole took."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixart.generation.jobs import Job
+    from pixart.pipeline.metadata import Metadata
+
+STAGES = ("load", "text", "denoise", "decode", "write")
+
+
+@dataclass
+class Report:
+    """What is finished, also when it ends early. images: by the job's index. peak_memory: measures the
+    bytes used; nothing is imported for a report, which may follow on a lack of memory."""
+
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)
+    drawn: int = 0
+    grid: str | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    peak_memory: Callable[[], int] = lambda: 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[Callable[[], float]]:
+        """Count a stage's seconds; yields what tells those of this time."""
+        before, started = self.seconds[stage], time.perf_counter()
+        try:
+            yield lambda: self.seconds[stage] - before
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def add(
+        self,
+        job: "Job",
+        metadata: "Metadata",
+        size: tuple[int, int],
+        note: str,
+        seconds: dict[str, float] | None = None,
+    ) -> None:
+        """A picture that is in its file. seconds: by stage, None if it was there."""
+        settings = metadata.request.to_dict()
+        del settings["version"]
+        self.images[job.index] = {
+            "file": str(job.path),
+            "prompt": job.request.prompt,
+            "seed": job.request.seed,
+            "width": size[0],
+            "height": size[1],
+            "note": note,
+            "settings": settings,
+            "model": dict(metadata.model),
+            "seconds": None if seconds is None else _rounded(seconds),
+        }
+
+    def count(self, seconds: dict[str, float]) -> None:
+        """One more picture is drawn, in so many seconds of each stage."""
+        self.drawn += 1
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "images": [self.images[index] for index in sorted(self.images)],
+            "drawn": self.drawn,
+            "grid": self.grid,
+            "seconds": _rounded(self.seconds),
+            "peak_memory_bytes": self.peak_memory(),
+        }
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(spent, 3) for stage, spent in seconds.items()}

@@ -1,0 +1,38 @@
+"""From the latents of one picture to its pixels; numbers that are not finite become no picture."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pixart.pipeline.request import Request
+from pixart.vae.autoencoder import VAE, Tiled, to_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class NotFinitePicture(RuntimeError):
+    """A picture that came to NaN or infinity, which would be drawn black. One line with its prompt."""
+
+
+def decode(
+    vae: VAE, latent: Tensor, request: Request, progress: Tiled | None
+) -> "tuple[Image, int | bool]":
+    """Latents (1, C, h, w) to a picture, and the tile that the VAE took. Raises NotFinitePicture."""
+    assert request.height and request.width
+    _check_finite(latent, request, "latents", "a lower guidance, or a checkpoint that is whole")
+    tile = vae.choose_tile(request.height, request.width, request.tile)
+    image = vae.decode(latent, tile=tile, progress=progress)
+    _check_finite(image, request, "pixels", "a VAE that does not overflow")
+    return to_images(image)[0], tile
+
+
+def _check_finite(numbers: Tensor, request: Request, what: str, way_out: str) -> None:
+    if bool(numbers.isfinite().all()):
+        return
+    prompt = textwrap.shorten(request.prompt, 60, placeholder="…")
+    raise NotFinitePicture(
+        f"{what} must be finite, got NaN or infinity for {prompt!r} (seed {request.seed}, "
+        f"{request.steps} steps, guidance {request.guidance}); draw it in bf16 or fp32, with {way_out}"
+    )
