@@ -26,7 +26,7 @@ from pixart.training.batch import TrainingSample, stack
 from pixart.training.outlines import outline_blocks, outline_errors
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
-from pixart.training.stage import Stage
+from pixart.training.stage import Batch, Data, Stage
 from pixart.training.state import latest_state
 from pixart.training.tasks import autoencoder
 from pixart.training.tasks.autoencoder import anchor_latents
@@ -298,26 +298,38 @@ def test_outlines_are_the_blocks_of_more_than_one_colour_and_their_error_is_of_x
     assert found == pytest.approx({50: 0.5, 100: 0.5, 200: 0.5}, abs=1e-3)
 
 
-def test_the_last_stage_logs_the_error_on_outlines_at_both_sizes(tiny_run: Path) -> None:
-    lines = map(json.loads, (tiny_run / "sharpen" / "log.jsonl").read_text().splitlines())
+def test_drawn_stages_log_the_error_on_outlines_at_every_size(tiny_run: Path) -> None:
+    lines = map(json.loads, (tiny_run / "compress" / "log.jsonl").read_text().splitlines())
     found = {key.removeprefix("validation/") for line in lines for key in line}
     wanted = {f"outline_error_{size}@{t}" for size in (128, 256) for t in (50, 100, 200)}
     assert wanted <= found
 
 
-def test_a_decoder_trains_alone_and_the_encoder_stays(tiny_run: Path) -> None:
+def test_a_decoder_trains_alone_and_the_encoder_stays(tmp_path: Path) -> None:
+    stage = {"steps": 1, "data": {"source": "shapes", "crop": 16}, "batch": {"images": 2}}
+    stage |= {"resolution": 32, "checkpoint_blocks": 0, "precision": "fp32"}
+    whole = {"name": "whole", "trains": "autoencoder", "start": "random", **stage}
+    alone = {"name": "alone", "trains": "decoder", **stage}
+    again = {"name": "again", "trains": "decoder", **stage}
+    recipe = tmp_path / "decoder.json"
+    recipe.write_text(json.dumps({"stages": [whole, alone, again]}))
+    assert (
+        train([str(recipe), "--output", str(tmp_path / "run"), "--quiet", "--device", "cpu"]) == 0
+    )
+
     def weights(stage: str) -> dict[str, Tensor]:
-        (file,) = (tiny_run / stage / "step-00000002" / "vae").glob("*.safetensors")
+        (file,) = (tmp_path / "run" / stage / "step-00000001" / "vae").glob("*.safetensors")
         return load_file(file)
 
-    before, after = weights("vae-fine"), weights("vae-last")
+    before, after = weights("whole"), weights("again")
     for name, weight in before.items():
         is_same = torch.equal(weight, after[name])
         assert is_same == name.startswith(("encoder.", "quant_conv.")), name
 
 
 def test_a_decoder_may_start_from_a_pipeline(tmp_path: Path) -> None:
-    stage = replace(load_recipe("shapes")[3], start="shapes")
+    data = Data(source="shapes", sizes=(256, 128), crop=128)
+    stage = Stage("alone", "decoder", "shapes", resolution=128, data=data, batch=Batch(images=8))
     run = Run(tmp_path, [stage], torch.device("cpu"))
     task = autoencoder.build(stage.resolved(), run)
     shipped = load_file(ASSETS / "vae" / "diffusion_pytorch_model.safetensors")
