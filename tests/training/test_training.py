@@ -307,7 +307,7 @@ def test_drawn_stages_log_the_error_on_outlines_at_every_size(tiny_run: Path) ->
 
 def test_a_decoder_trains_alone_and_the_encoder_stays(tmp_path: Path) -> None:
     stage = {"steps": 1, "data": {"source": "shapes", "crop": 16}, "batch": {"images": 2}}
-    stage |= {"resolution": 32, "checkpoint_blocks": 0, "precision": "fp32"}
+    stage |= {"resolution": 32, "precision": "fp32", "optimizer": {"warmup_steps": 0}}
     whole = {"name": "whole", "trains": "autoencoder", "start": "random", **stage}
     alone = {"name": "alone", "trains": "decoder", **stage}
     again = {"name": "again", "trains": "decoder", **stage}
