@@ -21,6 +21,7 @@ from pixart.config import EMBEDDED
 from pixart.evaluation import METRICS, SAMPLING, Settings
 
 NAME = "evaluate"
+MOST = 1_000_000  # captions; all are made before the first picture
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ def run(options: Options) -> int:
 
     if options.metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {options.metric!r}")
-    if options.count < 1:
-        raise ValueError(f"--count must be at least 1, got {options.count}")
+    if not 1 <= options.count <= MOST:
+        raise ValueError(f"--count must be from 1 to {MOST:,}, got {options.count}")
+    if options.json_file is not None and options.json_file.is_dir():
+        raise ValueError(f"--json-file must be a file, got the folder {options.json_file}")
     like = options.like  # refused before a model is opened
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(

@@ -169,6 +169,37 @@ def test_what_unraisable_exceptions_are_not_of_a_signal_is_shown(
     assert len(shown) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--count", "0"],
+        ["--count", "9" * 30],
+        ["--json-file", "."],
+        ["--metric", ""],
+        ["--seed", "-1"],
+    ],
+)
+def test_evaluate_refuses_in_one_line_before_it_opens_a_model(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["evaluate", *arguments, "--model", "no such"]) == command.BAD_INPUT
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and arguments[0][2:] in line and "no such" not in line
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("a\n b", "a b"),
+        ("x" * 5000, f"{'x' * 500} ... {'x' * 500}"),
+        ("a\x1b[31m\ud800b", "a\\x1b[31m\\ud800b"),
+        ("\u5706 é", "\u5706 é"),
+    ],
+)
+def test_a_message_is_one_line_that_a_terminal_shows_as_it_is(message: str, line: str) -> None:
+    assert command.one_line(message) == line
+
+
 PRESSED = """
 import os, signal, sys
 class Finder:
