@@ -321,7 +321,7 @@ def test_a_decoder_trains_alone_and_the_encoder_stays(tmp_path: Path) -> None:
         (file,) = (tmp_path / "run" / stage / "step-00000001" / "vae").glob("*.safetensors")
         return load_file(file)
 
-    before, after = weights("whole"), weights("again")
+    before, after = weights("whole"), weights("alone")
     for name, weight in before.items():
         is_same = torch.equal(weight, after[name])
         assert is_same == name.startswith(("encoder.", "quant_conv.")), name
