@@ -54,8 +54,14 @@ def prepare(options: Prepare) -> str:
     process.at_work()
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))
     write_settings(options)
-    rejected, where = len(report["rejected"]), writable(str(preparation.report))
-    return f"{report['prepared']} samples prepared, {rejected} rejected: see {where}"
+    rejected, where = report["rejected"], writable(str(preparation.report))
+    if rejected:
+        example, more = rejected[0], len(rejected) - 1
+        process.write_line(
+            f"pixart.data: rejected {example['path']} ({example['reason']})"
+            + (f", and {more} more" if more else "")
+        )
+    return f"{report['prepared']} samples prepared, {len(rejected)} rejected: see {where}"
 
 
 def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
@@ -142,18 +148,20 @@ def verify(options: Verify) -> str:
     import json
 
     from pixart.dataset.features import indices_of
-    from pixart.dataset.verify import check_shards, check_source, read_settings
+    from pixart.dataset.verify import check_shards, check_source, settings_of
+
+    directory = options.directory.absolute()
 
     def remake(resolution: int) -> None:
-        made_by = read_settings(options.directory, resolution, options.device)
-        items = _items(made_by)
-        preparation = _preparation(made_by)
-        index = indices_of(options.directory)[resolution]
-        check_source(preparation.parts(items()), index, made_by.source)
-        preparation.run(items, _origin(made_by))
+        with settings_of(directory, resolution, options.device) as made_by:
+            items = _items(made_by)
+            preparation = _preparation(made_by)
+            index = indices_of(directory)[resolution]
+            check_source(preparation.parts(items()), index, made_by.source)
+            preparation.run(items, _origin(made_by))
 
     process.at_work()
-    found = check_shards(options.directory, remake)
+    found = check_shards(directory, remake)
     told = json.dumps(found.to_dict(), indent=2) if options.json else found.summary()
     if found.is_whole:
         return told

@@ -1,4 +1,4 @@
-"""Files: written aside and renamed, read as JSON, locked, compared by digests; and text for them.
+"""Files: written aside and renamed, read as JSON, compared by digests; and text for them.
 
 Nothing here is written in place. Of a file, a reader, a crash or a full disk meets the old one or the
 new one. Of a folder that replaces another too, but for the moment between two renames, in which there
@@ -6,19 +6,15 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import tempfile
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,18 +36,12 @@ class CheckpointWriteError(CheckpointError):
     exit_code = 1  # of a command: not the fault of what was asked for
 
 
-class Occupied(ValueError):
-    """Another process works in a folder: one line with its host and pid, and the way out."""
-
-
 AGAIN = "download or copy it again"
 MAX_JSON = 2**26  # bytes; indexes of data sets are larger, and say so
 MAX_DEPTH = 64  # Python's own recursion ends near 1000, in the middle of whatever reads the values
 MAX_INDEX = 2**32  # bytes: of JSON about every sample of a data set
 _MAX_DIGITS = 64
 _LISTED = 10
-HELD = ".held"  # in a folder that processes work in: a file and a lock of each
-RENEWED, BELIEVED = 30.0, 300.0  # seconds between signs of life, and those that one is good for
 
 
 @contextmanager
@@ -230,135 +220,6 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
 _UNIQUE_DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_with_unique_keys)
-
-
-@contextmanager
-def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process holds the lock; if another does, waits for it or gives False.
-
-    A lock ends with its process however that ends, so that no work stays claimed by the dead.
-    """
-    from filelock import FileLock, Timeout
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
-
-
-@contextmanager
-def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[None]:
-    """Hold a folder until the end of the block. Raises Occupied, with host and pid, where another does.
-
-    work: what is done there, in words, for those that are refused. shared: processes that give the
-    same text hold a folder together, with None each holds it alone.
-
-    The lock of a process of this machine opens when that ends, however it ends, and its place is
-    taken over. Some shared disks keep locks to each machine: one of another machine that looks open is
-    believed for five minutes after its last sign of life, of which there is one every half minute.
-    """
-    own = folder / HELD / f"{secrets.token_hex(8)}.json"
-    over = threading.Event()
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    with contextlib.ExitStack() as stack:
-        stack.callback(_leave, own, new)
-        _join(own, work, shared, stack)
-        renewing = threading.Thread(target=_renew, args=(own, over), daemon=True)
-        stack.callback(renewing.join)
-        stack.callback(over.set)
-        renewing.start()
-        yield
-
-
-def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack) -> None:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "machine": _machine(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "work": work,
-        "shared": shared,
-    }
-    # One after the other, or two that come at once would refuse each other.
-    with claimed(own.with_name("joining"), wait=True):
-        stack.enter_context(claimed(own.with_suffix(".lock"), wait=True))
-        # Before looking at others, and not after: also where locks do not reach other machines.
-        write_bytes(own, json.dumps(holder).encode(), durable=False)
-        for other in sorted(own.parent.glob("*.json")):
-            if other == own:
-                continue
-            values = _holder(other)
-            if not _is_alive(other, values, own.stat().st_mtime):
-                _remove_claim(other)
-            elif shared is None or values.get("shared") != shared:
-                raise Occupied(_refusal(other, values))
-
-
-def _machine() -> str:
-    """The same in all containers of a machine, whose locks see each other, and another after a boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-def _holder(claim: Path) -> dict[str, Any]:
-    try:
-        return read_json(claim)
-    except CheckpointError:  # gone, or damaged
-        return {}
-
-
-def _is_alive(claim: Path, holder: Mapping[str, Any], now: float) -> bool:
-    """now: by the clock of the disk, as the claim's own times are."""
-    with claimed(claim.with_suffix(".lock"), wait=False) as is_open:
-        if not is_open:
-            return True
-    is_here = holder.get("machine") == _machine() or holder.get("host") == socket.gethostname()
-    try:
-        return not is_here and claim.stat().st_mtime > now - BELIEVED
-    except FileNotFoundError:
-        return False
-
-
-def _refusal(claim: Path, holder: Mapping[str, Any]) -> str:
-    who = f"pid {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
-    return (
-        f"{claim.parent.parent}: is held by {who}, {holder.get('work', 'at work')} since "
-        f"{holder.get('since', 'an unknown time')}; wait for it, give another folder, or delete "
-        f"{claim} if that process is dead"
-    )
-
-
-def _renew(claim: Path, over: threading.Event) -> None:
-    while not over.wait(RENEWED):
-        with contextlib.suppress(OSError):  # a disk that is away for a while
-            os.utime(claim)
-
-
-def _remove_claim(claim: Path) -> None:
-    # Windows removes no file that is open elsewhere.
-    for path in (claim, claim.with_suffix(".lock")):
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _leave(own: Path, new: Sequence[Path]) -> None:
-    """Take away what this process has put there, and after the last the folder; new ones too, if nothing
-    came of them."""
-    _remove_claim(own)
-    with contextlib.suppress(OSError):
-        if [path.name for path in own.parent.iterdir()] == ["joining"]:
-            own.with_name("joining").unlink()
-            for path in (own.parent, *new):
-                path.rmdir()
 
 
 def sha256_of(path: Path) -> str:

@@ -50,6 +50,7 @@ UNREAD_SUFFIXES = {
 MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 # Colours that differ by so much after a conversion are the rounding of two ways to write one profile.
 _SAME_LEVELS = 1
 _SPACES = {
@@ -133,6 +134,9 @@ def head_of(source: Source, name: str) -> Head:
     """What the head of the file says; the pixels are not read. Raises PictureError."""
     with _opened(source, name) as image:
         width, height = image.size
+        # Of a TIFF, newer Pillows have turned the size already.
+        if tags := getattr(image, "tag_v2", None):
+            width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
         lies = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return Head(
             *((width, height) if lies else (height, width)),

@@ -1,5 +1,6 @@
 """The published checkpoints: their short names, where they are, and what their files do not say."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def release_named(source: str) -> Release | None:
     if source in RELEASES:
         return RELEASES[source]
     found = (release for release in RELEASES.values() if release.place == source)
-    return None if Path(source).exists() else next(found, None)
+    # Of os, which has an answer for what is too long for a path, too.
+    return None if os.path.exists(source) else next(found, None)
 
 
 def release_of(path: str | Path) -> Release | None:

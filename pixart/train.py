@@ -252,7 +252,7 @@ def _option_problems(options: Options, output: Path) -> Iterator[str]:
 
 
 def _holds_a_run(output: Path) -> bool:
-    from pixart.files import HELD
+    from pixart.locks import HELD
 
     return output.is_dir() and any(path.name != HELD for path in output.iterdir())
 

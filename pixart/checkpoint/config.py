@@ -166,10 +166,10 @@ def infer_config(
     kv_compression: what the caller asked for; it decides only where there is no convolution to see.
     around: tells what the tensors do not.
     """
-    hidden, channels, patch, _ = _shape(tensors, "x_embedder.proj.weight", 4)
-    mlp_hidden, _ = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
-    _, caption_channels = _shape(tensors, "y_embedder.y_proj.fc1.weight", 2)
-    outputs, _ = _shape(tensors, "final_layer.linear.weight", 2)
+    hidden, channels, patch, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
+    mlp_hidden, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)
+    _, caption_channels = shape_of(tensors, "y_embedder.y_proj.fc1.weight", 2)
+    outputs, _ = shape_of(tensors, "final_layer.linear.weight", 2)
     # Three digits: a stray name must not ask for a million blocks.
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in tensors) if m]
     depth, micro = max(blocks) + 1, _has(tensors, "csize_embedder.")
@@ -209,7 +209,8 @@ def _has(tensors: Mapping[str, Tensor], pattern: str) -> bool:
     return any(re.match(pattern, name) for name in tensors)
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """ValueError for a tensor that is missing, empty, or of other dimensions."""
     if name not in tensors:
         raise ValueError(f"missing {name}")
     shape = tuple(tensors[name].shape)
@@ -250,7 +251,7 @@ def _infer_max_length(
     tensors: Mapping[str, Tensor], micro: bool, around: Surroundings, notes: list[str]
 ) -> int:
     if NULL_CAPTION in tensors:
-        return _shape(tensors, NULL_CAPTION, 2)[0]
+        return shape_of(tensors, NULL_CAPTION, 2)[0]
     length, assumed = caption_length(micro, around)
     if assumed:
         notes.append(f"{NULL_CAPTION} is absent: assumed captions of {length} tokens")
@@ -278,10 +279,7 @@ def _infer_positions(
             f"pe_interpolation {side / 32}; pass a configuration if that is wrong"
         )
         return side * patch, side / 32
-    _, tokens, _ = _shape(tensors, POSITIONS, 3)
-    side = math.isqrt(tokens)
-    if side * side != tokens or side < 1:
-        raise ValueError(f"{POSITIONS} must be a table of a square grid, got {tokens} tokens")
+    side = side_of_positions(tensors)
     scale = solve_interpolation(tensors[POSITIONS][0], side)
     if scale is None:
         scale = side / 32
@@ -289,6 +287,15 @@ def _infer_positions(
             f"{POSITIONS} is no table of sines and cosines: assumed pe_interpolation {scale}"
         )
     return side * patch, scale
+
+
+def side_of_positions(tensors: Mapping[str, Tensor]) -> int:
+    """Of the square grid of which the stored table is."""
+    _, tokens, _ = shape_of(tensors, POSITIONS, 3)
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"{POSITIONS} must be a table of a square grid, got {tokens} tokens")
+    return side
 
 
 def solve_interpolation(table: Tensor, side: int) -> float | None:
@@ -341,7 +348,7 @@ def _infer_compression(
             f"missing {listed(wanted)}; if it is compressed without a convolution, "
             "say how with kv_compression="
         )
-    ratio = _shape(tensors, convolutions[0], 4)[-1]
+    ratio = shape_of(tensors, convolutions[0], 4)[-1]
     norm = "layer" if any(match[2] == "norm" for match in found) else "none"
     return KVCompression(tuple(layers), ratio, "conv", norm)
 

@@ -10,7 +10,6 @@ blocks' own at every other timestep too. Cross-attention starts with an output o
 captions with the published random weights; everything else is taken as it is.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixart.checkpoint.config import solve_interpolation
-from pixart.checkpoint.names import POSITIONS
+from pixart.checkpoint.config import shape_of, side_of_positions, solve_interpolation
+from pixart.checkpoint.load import empty_model
+from pixart.checkpoint.names import POSITIONS, check_depth, recognise
+from pixart.checkpoint.read import unpacked, widened
 from pixart.config import MAX_LENGTH, PixArtConfig
 from pixart.files import CheckpointError, listed
 from pixart.model.transformer import PixArt
@@ -49,16 +50,21 @@ def open_dit(
         raise CheckpointError(f"{path}: no such file")
     kind = container(path)
     tensors = read_safetensors(path)[0] if kind == "safetensors" else read_torch(path, kind)
-    if isinstance(tensors, dict):
-        tensors = tensors.get("ema", tensors.get("model", tensors))
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not a state dict")
+    tensors, _ = unpacked(tensors, ema=True)
     check_plain(path, tensors)
-    check_finite(tensors, str(path))
     try:
+        if any(name.endswith(f".{CLASSES}") for name in tensors):
+            tensors, _, _ = recognise(tensors)  # out of a wrapper
+        tensors = widened(tensors, None, [])
         sizes: dict[str, int] = {"caption_channels": caption_channels, "max_length": max_length}
+        state = reparameterise(tensors, **sizes)
+        check_finite(tensors, str(path))
         model = PixArt(dit_config(tensors, **sizes))
-        model.load_official(reparameterise(tensors, **sizes))
+        model.load_official(state)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return model.eval()
@@ -79,7 +85,8 @@ def dit_config(
     absent = [name for name in names if name not in dit]
     if absent:
         raise ValueError(f"state_dict must be a DiT's, got none of {listed(absent)}")
-    hidden, channels, patch, _ = dit[names[0]].shape
+    hidden, channels, patch, _ = shape_of(dit, names[0], 4)
+    (mlp_hidden, _), (outputs, _) = (shape_of(dit, name, 2) for name in names[1:])
     if num_heads is None:
         head_dim = next((size for size in _HEAD_DIMS if hidden % size == 0), None)
         if head_dim is None:
@@ -87,7 +94,7 @@ def dit_config(
         num_heads = hidden // head_dim
     side, scale = 16, 1.0
     if POSITIONS in dit:
-        side = math.isqrt(dit[POSITIONS].shape[1])
+        side = side_of_positions(dit)
         scale = solve_interpolation(dit[POSITIONS][0], side) or scale
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in dit) if m]
     return PixArtConfig(
@@ -97,11 +104,11 @@ def dit_config(
         hidden_size=hidden,
         depth=max(blocks) + 1,
         num_heads=num_heads,
-        mlp_ratio=dit[names[1]].shape[0] / hidden,
+        mlp_ratio=mlp_hidden / hidden,
         caption_channels=caption_channels,
         model_max_length=max_length,
         pe_interpolation=scale,
-        pred_sigma=dit[names[2]].shape[0] == 2 * channels * patch**2,
+        pred_sigma=outputs == 2 * channels * patch**2,
     )
 
 
@@ -121,10 +128,11 @@ def reparameterise(
     dit = dict(dit_state_dict)
     sizes: dict[str, int] = {"caption_channels": caption_channels, "max_length": max_length}
     # No tensor depends on the number of heads; heads of 8 exist at every width.
-    heads = max(len(dit.get("x_embedder.proj.bias", ())) // 8, 1)
-    config = dit_config(dit, **sizes, num_heads=heads)
+    rows = dit["x_embedder.proj.weight"].shape[:1] if "x_embedder.proj.weight" in dit else ()
+    config = dit_config(dit, **sizes, num_heads=max(sum(rows) // 8, 1))
+    check_depth(config.depth, dit, "official")
+    _check(dit, empty_model(config))
     model = PixArt(config)
-    _check(dit, model)
     state = model.state_dict()
     dtype = dit["x_embedder.proj.weight"].dtype
     result = {name: dit[name].detach() if name in dit else state[name] for name in state}

@@ -245,15 +245,20 @@ def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
         table *= config.caption_channels**-0.5
         tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
     moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
-    _check_range(moved)
+    _check_range(tensors, moved)
     # assign: on the meta device there is no memory to copy into.
     model.load_state_dict(moved, assign=True)
     model.null_caption_stored = opened.null_caption_stored  # type: ignore[assignment]
     return model.eval()
 
 
-def _check_range(tensors: dict[str, Tensor]) -> None:
+def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     """fp16 ends at 65504: a larger weight becomes infinite, and every picture black."""
-    if names := not_finite(tensors):
-        kind = str(tensors[names[0]].dtype).removeprefix("torch.")
+    narrowed = {
+        name: tensor
+        for name, tensor in after.items()
+        if torch.finfo(tensor.dtype).max < torch.finfo(before[name].dtype).max / 2
+    }
+    if names := not_finite(narrowed):
+        kind = str(after[names[0]].dtype).removeprefix("torch.")
         raise ValueError(f"{', '.join(names)} must fit into {kind}, got larger numbers; use bf16")

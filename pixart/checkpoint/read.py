@@ -76,13 +76,13 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     # What is more than a transformer is never replaced by one.
     is_alone = naming == "official" and len(stripped) == len(tensors)
     format = "official" if is_official else "pixart" if config and kind == "safetensors" else None
-    stripped = _widened(stripped, dtype, notes)
+    stripped = widened(stripped, dtype, notes)
     official = from_diffusers(stripped) if naming == "diffusers" else stripped
     format = format if is_alone else None
     return Contents(official, list(stripped), naming, format, config, notes=notes)
 
 
-def _widened(
+def widened(
     tensors: dict[str, Tensor], dtype: torch.dtype | None, notes: list[str]
 ) -> dict[str, Tensor]:
     """fp8 as `dtype`, or as the rest of the file: PyTorch computes nothing in it. Both kinds of fp8 are
@@ -113,7 +113,7 @@ def _pick_state_dict(payload: Any, ema: bool) -> tuple[dict[str, Any], Any, bool
     config = payload.get(OWN_KEY)
     if config is not None and not _is_small(config):
         raise ValueError(f"its configuration ({OWN_KEY}) must be a few plain values")
-    picked, keys = _unpacked(payload, ema)
+    picked, keys = unpacked(payload, ema)
     if ema and not set(keys) & set(_AVERAGED):
         raise ValueError(f"has no averaged weights ({', '.join(_AVERAGED)})")
     if not ema and (key := next((key for key in _AVERAGED if key in picked), None)):
@@ -121,7 +121,7 @@ def _pick_state_dict(payload: Any, ema: bool) -> tuple[dict[str, Any], Any, bool
     return picked, config, keys in ([], ["state_dict"], ["state_dict_ema"])
 
 
-def _unpacked(payload: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[str]]:
+def unpacked(payload: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[str]]:
     """The state dict inside the dicts of trainers, and the keys that lead to it."""
     keys: list[str] = []
     while len(keys) < _NESTED:
@@ -180,7 +180,7 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
         raise ValueError(
             f"{weights[0].name} has official names; give that file instead of the directory"
         )
-    stripped = _widened(stripped, dtype, notes)
+    stripped = widened(stripped, dtype, notes)
     contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers", notes=notes)
     contents.diffusers_config = config
     if found != variant:
@@ -195,7 +195,7 @@ def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None)
     if sidecar.is_file():
         buffers, metadata = read_safetensors(sidecar)
         check_plain(sidecar, buffers)
-        contents.tensors |= _widened(buffers, dtype, [])
+        contents.tensors |= widened(buffers, dtype, [])
         extra = _parse(metadata.get("config", "{}"))
         if not isinstance(extra, dict):
             raise CheckpointError(f"{sidecar}: its configuration must be a mapping, got {extra!r}")

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 from pixart.files import without_controls
 
 MASK = "***"
+_USER, _QUERY = r"://([^/?#]*)@", r"\?([^#]+)"  # in addresses of any kind
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -97,6 +98,21 @@ def proxy_for(address: Address) -> Address | None:
     if found.scheme != "http":
         raise ValueError(f"{address.scheme}_proxy must begin with http://, got {found}")
     return found
+
+
+def without_secrets(address: str) -> str:
+    """An address of any kind, as messages may hold it; what is none, as a path, stays as it is."""
+    if "://" not in address:
+        return address
+    return re.sub(_QUERY, f"?{MASK}", re.sub(_USER, f"://{MASK}@", address))
+
+
+def masking_of(address: str) -> Callable[[str], str]:
+    """A function that takes the secrets of an address of any kind out of a text."""
+    found = [re.search(pattern, address) for pattern in (_USER, _QUERY) if "://" in address]
+    secrets = [match[1] for match in found if match]
+    parts = [part for text in secrets for part in re.split("[:&=]", text)[1:]]
+    return masking([*secrets, *(part for part in parts if len(part) > 3)])
 
 
 def masking(secrets: Iterable[str]) -> Callable[[str], str]:

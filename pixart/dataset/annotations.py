@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import (
     PROMPT,
@@ -32,11 +33,11 @@ from pixart.files import (
     MAX_INDEX,
     CheckpointError,
     check_text,
-    claimed,
     parse_json,
     read_bounded,
     write_json,
 )
+from pixart.locks import claimed
 from pixart.progress import counted
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item
             item = checked(item.path, replace(item, captions=together))
         yield item
     if unused:
-        yield Rejected(sorted(unused)[0], f"{len(unused)} annotated paths are not in the source")
+        first = without_secrets(sorted(unused)[0])
+        yield Rejected(first, f"{len(unused)} annotated paths are not in the source")
 
 
 def with_prompt(items: Iterable[Item], text: str) -> Iterable[Item]:

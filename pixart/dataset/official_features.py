@@ -8,8 +8,10 @@ last slash turns into an underscore), b.c (caption extractor), b (VAE extractor)
 agree for the published data, whose paths are flat and whose names have one dot.
 """
 
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,11 @@ CAPTION_FOLDERS = {
     "prompt": ("caption_features_new", "caption_feature_wmask"),
     "sharegpt4v": ("sharegpt4v_caption_features_new",),
 }
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+# What NumPy raises over damaged files; it reads a header as Python's tokens and literals.
+_DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, SyntaxError,
+            RuntimeError, OverflowError, MemoryError, tokenize.TokenError, zipfile.BadZipFile,
+            zlib.error)  # fmt: skip
+MAX_CAPTION = 2**30  # bytes, unpacked
 
 
 def find_data_info(directory: Path) -> Path | None:
@@ -75,6 +81,8 @@ class OfficialFeatures:
         try:
             # NumPy refuses pickled objects, which could run code, unless allow_pickle is given.
             mean, std = torch.from_numpy(np.load(entry.image)).chunk(2)
+            if mean.ndim != 3 or mean.shape != std.shape or not _is_finite(mean, std):
+                raise ValueError(f"no finite latents, {tuple(mean.shape)} and {tuple(std.shape)}")
         except _DAMAGED as error:
             raise ValueError(f"{entry.image} cannot be read ({error}); extract it again") from error
         if (std < 0).any():
@@ -89,11 +97,20 @@ class OfficialFeatures:
         file = entry.captions[name]
         try:
             with np.load(file) as stored:
+                if sum(member.file_size for member in stored.zip.infolist()) > MAX_CAPTION:
+                    raise ValueError(f"it unpacks to more than {MAX_CAPTION >> 20} MiB")
                 features = torch.from_numpy(stored["caption_feature"]).flatten(0, -2)
                 mask = torch.from_numpy(stored["attention_mask"]).flatten()
-            return features[mask.bool()]
-        except (*_DAMAGED, IndexError, TypeError, AttributeError) as error:
+            features = features[mask.bool()]
+            if features.ndim != 2 or not len(features) or not _is_finite(features):
+                raise ValueError(f"no finite features, {tuple(features.shape)}")
+            return features
+        except _DAMAGED as error:
             raise ValueError(f"{file} must be an official caption file ({error})") from error
+
+
+def _is_finite(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _latent_folder(root: Path, resolution: int | None) -> Path:

@@ -26,24 +26,24 @@ class Part:
 
 def write_part(file: Path, part: Part) -> None:
     """Write a chunk's file. OSError if the disk refuses."""
-    _write(file, asdict(part))
+    write_checked(file, asdict(part))
 
 
 def read_part(file: Path) -> Part | None:
     """What a chunk's file holds, None if it is damaged or not there."""
-    values = _read(file)
+    values = read_checked(file)
     return None if values is None else Part(**values)
 
 
 def write_report(work: Path, resolution: int, report: Mapping[str, Any]) -> None:
     """Write the report of a resolution. OSError if the disk refuses."""
-    _write(work / f"report-{resolution}.json", report)
+    write_checked(work / f"report-{resolution}.json", report)
 
 
 def merged_reports(work: Path) -> dict[str, Any]:
     """The reports of all resolutions as one; of one that cannot be read, a note that says so."""
     reports = {
-        int(found[1]): _read(file)
+        int(found[1]): read_checked(file)
         for file in work.glob("report-*.json")
         if (found := re.fullmatch(r"report-(\d{1,9})", file.stem))
     }
@@ -60,11 +60,13 @@ def merged_reports(work: Path) -> dict[str, Any]:
     return merged
 
 
-def _write(file: Path, values: Mapping[str, Any]) -> None:
+def write_checked(file: Path, values: Mapping[str, Any]) -> None:
+    """Write an object with a digest of it. OSError if the disk refuses."""
     write_json(file, {**values, DIGEST: _digest(values)})
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read_checked(file: Path) -> dict[str, Any] | None:
+    """What write_checked wrote, None if it is damaged or not there."""
     try:
         values = read_json(file, MAX_INDEX)
     except CheckpointError:

@@ -29,7 +29,8 @@ from pixart.dataset.features import FORMAT, ShardStore
 from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
 from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import CheckpointError, claimed, digest, fingerprint, occupied, write_json
+from pixart.files import CheckpointError, digest, fingerprint, write_json
+from pixart.locks import claimed, occupied
 from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
@@ -233,7 +234,11 @@ class Preparation:
             name = self._image_name(content, head, bucket)
             pixels = None
             if self.store.shard_of(f"{name}.mean") is None:
-                pixels = cover(decode(content), bucket, self.settings.resolution)
+                image = decode(content)
+                if image.size != (head.width, head.height):
+                    says = f"{head.width}x{head.height}, it is {image.width}x{image.height}"
+                    raise ImageError(f"unreadable image: its head says {says}")
+                pixels = cover(image, bucket, self.settings.resolution)
         except (ImageError, CheckpointError) as error:
             return Rejected(item.path, str(error))
         except OSError as error:

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.samples import (
     EMPTY,
     MAX_CAPTION,
@@ -64,7 +65,9 @@ def open_source(source: str | Path) -> Iterable[Item]:
         return read_folder(path)
     if path.is_file() and path.suffix in (".json", ".jsonl"):
         return read_index(path)
-    raise ValueError(f"source must be a folder, a .json, a .jsonl or .tar shards, got {source}")
+    raise ValueError(
+        f"source must be a folder, a .json, a .jsonl or .tar shards, got {without_secrets(str(source))}"
+    )
 
 
 def read_folder(root: Path) -> Iterator[Item]:

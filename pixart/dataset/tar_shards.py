@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pixart.dataset.addresses import masking_of, without_secrets
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,
@@ -74,7 +75,9 @@ def _open(url: str) -> IO[bytes]:
 
 def _webdataset(source: str) -> Any:
     if importlib.util.find_spec("webdataset") is None:
-        raise ModuleNotFoundError(f"reading {source} needs: pip install webdataset")
+        raise ModuleNotFoundError(
+            f"reading {without_secrets(source)} needs: pip install webdataset"
+        )
     import webdataset
     import webdataset.shardlists
 
@@ -141,7 +144,8 @@ def _read_shard(url: str) -> Iterator[Item]:
             _check_end(tar)
     except _DAMAGED as error:
         yield from _broken_off(url, members, reading)
-        yield Rejected(url, f"unreadable shard: {_reason(error)}")
+        reason = masking_of(url)(_reason(error))  # of curl's command, which holds the URL
+        yield Rejected(without_secrets(url), f"unreadable shard: {reason}")
         return
     if members is not None:
         yield _sample(url, members)
@@ -197,7 +201,7 @@ def _counts(extension: str) -> bool:
 
 
 def _sample(url: str, members: _Members) -> Item:
-    path = f"{url}#{members.key}"
+    key, path = (f"{place}#{members.key}" for place in (url, without_secrets(url)))
     if members.fault:
         return Rejected(path, members.fault)
     contents = members.contents
@@ -212,7 +216,7 @@ def _sample(url: str, members: _Members) -> Item:
         captions, lacking = _captions(contents)
     except CaptionError as error:
         return Rejected(path, f"unreadable caption: {error}")
-    sample = Sample(path, writable(path), digest(image), lambda: image, captions, lacking)
+    sample = Sample(key, writable(path), digest(image), lambda: image, captions, lacking)
     return checked(members.key, sample)
 
 

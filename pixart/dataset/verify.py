@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixart.dataset.addresses import without_secrets
 from pixart.dataset.features import Shard, indices_of, places_of, shard_name
 from pixart.dataset.options import Prepare
-from pixart.files import listed, read_json, write_json
+from pixart.dataset.parts import read_checked, write_checked
+from pixart.files import listed
 from pixart.progress import counted
 
 ASIDE = ".damaged"  # behind the name of a shard while it is made again
@@ -169,28 +171,35 @@ def _needed(indices: Mapping[int, Mapping[str, Any]]) -> dict[str, set[str]]:
 def write_settings(options: Prepare) -> None:
     """Keep beside the work what prepared it, for `verify`. OSError if the disk refuses."""
     values = asdict(options)
-    if "://" not in options.source:
-        values["source"] = os.path.abspath(os.path.expanduser(options.source))
-    if os.path.exists(options.model):
-        values["model"] = os.path.abspath(options.model)
-    values["captions"] = [os.path.abspath(file) for file in options.captions]
-    values["scores"] = options.scores and os.path.abspath(options.scores)
     del values["output"], values["device"]  # the folder may move, and to another machine
-    write_json(_settings_file(options.output, options.resolution), values)
+    if without_secrets(options.source) != options.source:
+        values["source"] = None  # a password or a key is not kept
+    values["captions"] = [str(file) for file in options.captions]
+    values["scores"] = options.scores and str(options.scores)
+    # Paths stay as they were given: those of samples begin with them, and name the work.
+    content = {"folder": os.getcwd(), "options": values}
+    write_checked(_settings_file(options.output, options.resolution), content)
 
 
-def read_settings(directory: Path, resolution: int, device: str | None) -> Prepare:
-    """What prepared a resolution. Raises ValueError where that was not kept, or is damaged."""
-    file = _settings_file(directory, resolution)
-    if not file.exists():
-        raise ValueError(f"{directory} was prepared by an earlier version: {_BY_HAND}")
-    values = read_json(file)
+@contextlib.contextmanager
+def settings_of(directory: Path, resolution: int, device: str | None) -> Iterator[Prepare]:
+    """What prepared a resolution, in the working directory that it was prepared from. Raises ValueError
+    where that was not kept or is damaged, OSError where the working directory is gone."""
+    content = read_checked(_settings_file(directory.absolute(), resolution))
+    if content is None:
+        raise ValueError(f"what prepared it is damaged, or of an earlier version: {_BY_HAND}")
+    folder, values = content["folder"], content["options"]
+    if values["source"] is None:
+        raise ValueError(f"its source has a password or a key, which is not kept: {_BY_HAND}")
+    values["captions"] = tuple(map(Path, values["captions"]))
+    values["scores"] = values["scores"] and Path(values["scores"])
+    options = Prepare(**values, output=directory.absolute(), device=device)
+    before = os.getcwd()
+    os.chdir(folder)
     try:
-        values["captions"] = tuple(map(Path, values["captions"]))
-        values["scores"] = values["scores"] and Path(values["scores"])
-        return Prepare(**values, output=directory, device=device)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): {_BY_HAND}") from error
+        yield options
+    finally:
+        os.chdir(before)
 
 
 def check_source(parts: list[str], index: Mapping[str, Any], source: str) -> None:

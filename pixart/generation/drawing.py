@@ -1,5 +1,6 @@
 """What `python -m pixart.generate` does: jobs in, files and a report out."""
 
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +12,13 @@ from pixart.generation.console import Console, RunBar
 from pixart.generation.jobs import Job, needs_model, placed, plan
 from pixart.generation.names import Places
 from pixart.generation.options import Options
-from pixart.generation.pictures import check_writable, find_drawn, read_metadata, write_picture
+from pixart.generation.pictures import (
+    check_writable,
+    find_drawn,
+    read_metadata,
+    write_error,
+    write_picture,
+)
 from pixart.generation.prompts import naming
 from pixart.generation.report import Report
 from pixart.generation.sheet import Cell, write_sheet
@@ -182,7 +189,9 @@ def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tupl
             quality, replaces = options.quality, options.overwrite
             write_picture(drawn.image, job.path, metadata, quality=quality, replace=replaces)
             return job, True
-        except FileExistsError:
+        except FileExistsError as error:
+            if not os.path.lexists(job.path):  # what exists is a file where a folder should be
+                raise write_error(job.path, error) from error
             if find_drawn(job.path, job.asked, job.asked_model):
                 return job, False
             job = replace(job, path=Places().free(wanted))

@@ -70,10 +70,10 @@ def write_sheet(cells: Sequence[Cell], options: Options) -> Path:
             with written_aside(path, replace=options.overwrite) as aside:
                 aside.write_bytes(content)
             return path
-        except FileExistsError:  # by another process, just now
-            places.take(path)
         except OSError as error:
-            raise write_error(path, error) from error
+            if not (isinstance(error, FileExistsError) and os.path.lexists(path)):
+                raise write_error(path, error) from error
+            places.take(path)  # another process has, just now
 
 
 def _encoded(sheet: "Image", kind: str) -> bytes:

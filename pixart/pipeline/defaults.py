@@ -42,7 +42,7 @@ class Sampling:
     """What a pipeline is drawn with best, where a request leaves it open: its `sampling.json`.
 
     None: what the scheduler is published with. A number that is a scheduler's own (the 4 steps of lcm,
-    and that it takes no guidance) stays where a request names it.
+    and that it takes no guidance) stays where it is not the pipeline's.
     """
 
     steps: int | None = None
@@ -63,14 +63,22 @@ class Sampling:
 
 
 def with_defaults(
-    request: Request, size: Resolved, solver: Scheduler, scheduler: str | None, own: Sampling
+    request: Request,
+    size: Resolved,
+    solver: Scheduler,
+    scheduler: str | None,
+    own: Sampling,
+    is_guest: bool,
 ) -> Request:
     """The request with its size in pixels, the name of its scheduler, steps, guidance and interval.
-    ValueError for what the scheduler cannot sample."""
+
+    own: what the pipeline is drawn with. is_guest: whether the scheduler is another than the pipeline's.
+    ValueError for what the scheduler cannot sample.
+    """
     published = default_steps(solver), default_guidance(solver)
-    if request.scheduler is not None and published[0] != STEPS:
+    if is_guest and published[0] != STEPS:
         own = replace(own, steps=None)
-    if request.scheduler is not None and published[1] != GUIDANCE:
+    if is_guest and published[1] != GUIDANCE:
         own = replace(own, guidance=None, guidance_interval=None)
     steps = _first(request.steps, own.steps, published[0])
     guidance = _first(request.guidance, own.guidance, published[1])

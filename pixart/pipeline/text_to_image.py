@@ -143,8 +143,7 @@ class Pipeline:
         vae = load.open_vae(found, dtype, device)
         advance()
         scheduler_config = read_scheduler(found.directory)
-        # They were found for the pipeline's own transformer.
-        sampling = Sampling() if found.is_guest else read_sampling(found.directory)
+        sampling = read_sampling(found.directory)
         advance()
         family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
         return cls(
@@ -228,8 +227,9 @@ class Pipeline:
         has no name here stays None.
         """
         name = request.scheduler or self.scheduler or self._own_scheduler
-        solver = self._solver(request.scheduler)
-        return defaults.with_defaults(request, self.size_of(request), solver, name, self.sampling)
+        solver, size = self._solver(request.scheduler), self.size_of(request)
+        is_guest = bool(request.scheduler or self.scheduler)
+        return defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
 
     def prepare(
         self,

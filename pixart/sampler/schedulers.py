@@ -62,12 +62,12 @@ SCHEDULERS = {
 # DDPM, and drawing all their random numbers from the caller's generators. Others are for flow matching,
 # EDM's preconditioning, discrete tokens, or walk from the picture to the noise.
 OWN = (
-    "CogVideoXDDIMScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
-    "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
-    "UnCLIPScheduler", "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler",
+    "SASolverScheduler", "LCMScheduler", "PNDMScheduler", "DDPMScheduler", "TCDScheduler",
+    "DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "UnCLIPScheduler",
+    "DDIMParallelScheduler", "DDPMParallelScheduler", "CogVideoXDDIMScheduler",
 )  # fmt: skip
 # Facts of a model's training, which no sampler may choose.
 _TRAINING = {
@@ -113,9 +113,10 @@ def make_scheduler(name: str | None = None, config: Mapping[str, Any] | None = N
 def _make_own(facts: Mapping[str, Any]) -> Any:
     class_name = facts["_class_name"]
     if class_name not in OWN:
+        # The name first: callers cut long lines.
         raise ValueError(
-            f"scheduler must be one of {', '.join(OWN)} in scheduler_config.json; the pipeline's own "
-            f"{class_name} is not supported"
+            f"the pipeline's own {str(class_name):.60} is not supported; _class_name must be one of "
+            f"{', '.join(OWN)}"
         )
     try:
         return _class_named(class_name).from_config(facts)

@@ -219,7 +219,7 @@ def _entries(directory: Path) -> Iterator[tuple[float, int, Path]]:
             if _ENTRY.fullmatch(path.name):
                 status = path.lstat()
             elif _LEFT_OVER.fullmatch(path.name):
-                status = (path / "new").lstat()
+                status = (path / "new" if (path / "new").exists() else path).lstat()
             else:
                 continue
             yield status.st_mtime, status.st_size, path
@@ -230,7 +230,8 @@ def _is_ours(path: Path) -> bool:
     try:
         if _LEFT_OVER.fullmatch(path.name):
             inside = [file.name for file in path.iterdir()]
-            return not path.is_symlink() and inside == ["new"] and _is_file(path / "new")
+            is_ours = inside == [] or inside == ["new"] and _is_file(path / "new")
+            return is_ours and not path.is_symlink()
         with _opened(path) as file:
             metadata, kind, (rows, columns), begin = _header(file)
             size = os.fstat(file.fileno()).st_size
@@ -260,7 +261,7 @@ def _remove(path: Path) -> None:
         if _ENTRY.fullmatch(path.name):
             path.unlink()
         else:
-            (path / "new").unlink()
+            (path / "new").unlink(missing_ok=True)
             path.rmdir()
 
 

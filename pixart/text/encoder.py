@@ -40,6 +40,7 @@ from pixart.weights import (
     NotFiniteError,
     check_finite,
     check_loaded,
+    errors_naming,
     find_weights,
 )
 
@@ -226,17 +227,11 @@ class TextEncoder:
         output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
         features = output.last_hidden_state[0].to(self.dtype).cpu()
         if not features.isfinite().all():
-            self._check_weights(text)
+            raise NotFiniteError(
+                f"{self.directory / 'text_encoder'}: must give finite features, got others for "
+                f"{text[:60]!r}; use bf16 or fp32 for the text encoder, not {self.dtype}"
+            )
         return Encoded(features, len(ids), cut)
-
-    def _check_weights(self, text: str) -> None:
-        """Raises NotFiniteError, where features are not finite: over the weights, or else the dtype."""
-        folder = self.directory / "text_encoder"
-        check_finite(dict(self._ready_model().named_parameters()), str(folder))
-        raise NotFiniteError(
-            f"{folder}: must give finite features, got others for {text[:60]!r}; "
-            f"use bf16 or fp32 for the text encoder, not {self.dtype}"
-        )
 
     def _ready_model(self) -> Any:
         if self._model is None:
@@ -303,7 +298,7 @@ def _load_t5(
     }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
-    with _silenced():
+    with errors_naming(folder), _silenced():
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)

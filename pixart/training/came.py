@@ -13,6 +13,7 @@ Everything that is no matrix keeps g² whole and steps by m. There is no bias co
 steps are ten times too long: warm up.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,8 +43,13 @@ class CAME(torch.optim.Optimizer):
         clip_threshold: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise ValueError(f"lr and weight_decay must not be negative, got {lr}, {weight_decay}")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0 up, got {value}")
+        if not clip_threshold > 0 or not all(0 < one < math.inf for one in eps):
+            raise ValueError(
+                f"clip_threshold and eps must be positive, got {clip_threshold} and {eps}"
+            )
         if len(betas) != 3 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be three numbers from 0 below 1, got {betas}")
         defaults = {

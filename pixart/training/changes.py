@@ -123,7 +123,7 @@ def check_changes(run: Run, stage: ResolvedStage) -> Iterator[str]:
         elif kind == "free" or any(_is_of(field, name.replace("-", "_")) for name in run.accepted):
             said.append(f"{field} {now} instead of {before}")
         else:
-            option = _option(field.split(".")[-1])
+            option = "data" if field in _SOURCES else _option(field.split(".")[-1])
             yield f"{rule}; if it is meant, --accept-changes {option}, else another --output"
     if said:
         run.say(f"stage {stage.name}: goes on with {', '.join(said)}")

@@ -16,6 +16,8 @@ class EMA:
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be from 0 to below 1, got {decay}")
         self.parameters = list(parameters)
         self.decay = decay
         self.tensors = [p.detach().float().clone() for p in self.parameters]

@@ -13,7 +13,7 @@ import torch
 
 from pixart.device import measure_peak
 from pixart.distributed import rank, said_by_first, world_size
-from pixart.files import Occupied, occupied
+from pixart.locks import Occupied, occupied
 from pixart.training.changes import check_accepted, check_changes, other_settings, record
 from pixart.training.optimizers import check_installed
 from pixart.training.problems import Problems, attempt, problems_of, refuse

@@ -1,16 +1,21 @@
 """Pictures of fixed prompts while a stage trains."""
 
+import logging
 from pathlib import Path
 
 from pixart.distributed import rank
 from pixart.files import written_aside
+from pixart.pipeline.decoding import NotFinitePicture
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.stage import Stage
 
+logger = logging.getLogger("pixart")
+
 
 def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
-    """The stage's validation prompts, each from noise of its own that is the same every time."""
+    """The stage's validation prompts, each from noise of its own that is the same every time. Of one that
+    comes to NaN there is a warning instead."""
     validation, side = stage.validation, stage.resolution
     requests = [
         Request(
@@ -24,7 +29,11 @@ def draw_pictures(pipe: Pipeline, stage: Stage, folder: Path) -> None:
         )
         for number, prompt in enumerate(validation.prompts)
     ]
-    for number, drawn in enumerate(pipe.draw_many(requests)):
+    try:
+        for number, drawn in enumerate(pipe.draw_many(requests)):
+            if rank() == 0:
+                with written_aside(folder / f"{number:02d}.png", durable=False) as aside:
+                    drawn.image.save(aside, format="PNG")
+    except NotFinitePicture as error:  # a look at a model is no reason to lose it
         if rank() == 0:
-            with written_aside(folder / f"{number:02d}.png", durable=False) as aside:
-                drawn.image.save(aside, format="PNG")
+            logger.warning("stage %s: %s", stage.name, error)

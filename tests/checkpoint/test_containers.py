@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from dit_model import dit
 from safetensors.torch import save_file
 from tiny_checkpoints import CONV, assert_same, build, official, save_official
 from torch import Tensor
 
+from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.names import to_diffusers
 from pixart.checkpoint.save import save_transformer
@@ -150,3 +152,38 @@ def test_what_cannot_be_told_is_refused_by_name(
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_transformer(save_official(tmp_path / "m.pth", state))
     assert str(caught.value).startswith(str(tmp_path / "m.pth"))
+
+
+def test_a_dit_is_opened_out_of_its_trainers_dict_a_wrapper_and_fp8(tmp_path: Path) -> None:
+    plain = dit()
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in plain.items()}
+    older = {name: tensor + 1 for name, tensor in plain.items()}
+    options = argparse.Namespace(lr=1e-4)
+    torch.save({"model": older, "ema": wrapped, "opt": {}, "args": options}, tmp_path / "dit.pt")
+    torch.save(plain, tmp_path / "plain.pt")
+    small: dict[str, Any] = {"caption_channels": 8, "max_length": 4}
+    torch.manual_seed(0)
+    expected = open_dit(tmp_path / "plain.pt", **small)
+    torch.manual_seed(0)
+    assert_same(open_dit(tmp_path / "dit.pt", **small), expected)
+    narrow = {name: tensor.to(FP8[0]) for name, tensor in plain.items()}
+    save_file(contiguous(narrow), tmp_path / "dit.safetensors")
+    opened = open_dit(tmp_path / "dit.safetensors", **small).state_dict()["x_embedder.proj.weight"]
+    assert torch.equal(opened.double(), narrow["x_embedder.proj.weight"].double())
+
+
+DAMAGED = {
+    "blocks.999.attn.proj.bias": (torch.zeros(1), "missing blocks.3, .* says 1000 blocks"),
+    "x_embedder.proj.weight": (torch.zeros(30000, 4, 2, 2), "got .*of another shape"),
+    "blocks.0.mlp.fc1.weight": (torch.zeros(()), "mlp.fc1.weight must have 2 dimensions"),
+    "pos_embed": (torch.zeros(1, 63, 144), "must be a table of a square grid, got 63 tokens"),
+    "final_layer.linear.bias": (torch.full((32,), torch.nan), "NaN or infinity in final_layer.lin"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_dit_is_refused_before_memory_is_taken(tmp_path: Path, name: str) -> None:
+    value, reason = DAMAGED[name]
+    torch.save(dit() | {name: value}, tmp_path / "dit.pt")
+    with pytest.raises(CheckpointError, match=f"dit.pt: .*{reason}"):
+        open_dit(tmp_path / "dit.pt", caption_channels=8, max_length=4)

@@ -1,6 +1,7 @@
 """The command line of training data, from raw pictures to a batch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,9 @@ def test_pictures_become_batches_through_every_command(
     assert "5 pictures scored, 2 rejected" in capsys.readouterr().out
     prepare = ("prepare", source, out, "--resolution", 64, "--device", "cpu")
     assert run(*prepare, "--captions", long, "--scores", scores, "--min-score", 75) == 0
-    assert "2 samples prepared, 5 rejected" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 samples prepared, 5 rejected" in said.out
+    assert re.search(r"pixart\.data: rejected .+ \(.+\), and 4 more\n", said.err)
 
     report = json.loads((out / "report.json").read_text())
     assert report["prepared"] == {"64": 2}

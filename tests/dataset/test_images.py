@@ -42,6 +42,15 @@ def test_pictures_are_turned_upright_and_measured_so() -> None:
     assert decode(content).size == (20, 40)
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_every_format_is_turned_as_its_head_says(format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.new("RGB", (40, 20)), format, exif=exif)
+    head = head_of(content)
+    assert (head.width, head.height) == decode(content).size == (20, 40)
+
+
 def test_transparency_lies_over_white() -> None:
     image = decode(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0))))
     assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)

@@ -147,3 +147,46 @@ def test_a_damaged_caption_file_is_named(tmp_path: Path, content: bytes | str) -
         np.savez(file, something=np.zeros(3))
     with pytest.raises(ValueError, match="0.npz"):
         FeatureDataset(tmp_path).batch([0], Random(0))
+
+
+HEADERS = {
+    "open brackets": b"\x93NUMPY\x01\x00\x76\x00{'descr': ((((((((".ljust(126) + b"\n",
+    "endless shape": b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f2', 'fortran_order': False, "
+    b"'shape': (8, 999999999, 99999999), }".ljust(86) + b"\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [*HEADERS, "nan", "text", "objects", "flat", "odd"])
+def test_damaged_latents_are_named(tmp_path: Path, damage: str) -> None:
+    data = layout(tmp_path, info("0.png"))
+    save_caption(data / "caption_features_new" / "0.npz")
+    file = data / MULTI / "0.npy"
+    save_latents(file, value=np.nan if damage == "nan" else 1.0)
+    features = FeatureDataset(tmp_path)  # before it is damaged
+    arrays: dict[str, Any] = {
+        "text": np.array([["a"]]),
+        "objects": np.array([{}], dtype=object),
+        "flat": np.ones(8, np.float32),
+        "odd": np.ones((5, 4, 4), np.float32),
+    }
+    if damage in arrays:
+        np.save(file, arrays[damage])
+    elif damage in HEADERS:
+        file.write_bytes(HEADERS[damage])
+    with pytest.raises(ValueError, match=r"0\.npy cannot be read .*; extract it again") as caught:
+        features.batch([0], Random(0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_captions_that_are_not_finite_or_unpack_without_end_are_named(
+    tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = layout(tmp_path, info("0.png"))
+    save_latents(data / MULTI / "0.npy")
+    save_caption(data / "caption_features_new" / "0.npz", value=value)
+    with pytest.raises(ValueError, match="0.npz must be an official caption file .no finite"):
+        FeatureDataset(tmp_path).batch([0], Random(0))
+    monkeypatch.setattr("pixart.dataset.official_features.MAX_CAPTION", 100)
+    with pytest.raises(ValueError, match="0.npz must be .*unpacks to more than"):
+        FeatureDataset(tmp_path).batch([0], Random(0))

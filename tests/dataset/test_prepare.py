@@ -445,6 +445,15 @@ def test_nothing_that_pillow_raises_stops_the_others(tmp_path: Path) -> None:
     assert reported(tmp_path / "out")["prepared"] == {"64": 1}
 
 
+def test_a_picture_of_another_size_than_its_head_says_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features would carry the wrong size, of which the model learns."""
+    monkeypatch.setattr(prepare, "decode", lambda content: decode(content).rotate(90, expand=True))
+    report = run(pictures.folder(tmp_path / "s", 1), tmp_path / "out")
+    assert reasons(report) == {"0.png": "unreadable image: its head says 80x60, it is 60x80"}
+
+
 def test_a_source_whose_own_path_is_no_utf8_is_prepared(tmp_path: Path) -> None:
     source = pictures.folder(tmp_path / os.fsdecode(b"caf\xe9"), 1)
     write(source / "1.png", pictures.corrupt_png())

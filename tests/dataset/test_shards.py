@@ -10,7 +10,8 @@ import torch
 
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.features import FORMAT, ShardStore
-from pixart.files import claimed, write_bytes
+from pixart.files import write_bytes
+from pixart.locks import claimed
 
 CAPTIONS = {"prompt": 3, "long": 7, "synthetic.1": 2, "synthetic.2": 4}  # name: tokens
 WIDE, TALL = (64, 128), (128, 64)

@@ -1,7 +1,6 @@
 """Checksums of prepared shards: readers notice damage, `verify` finds it and makes it again."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,20 @@ from safetensors.torch import load_file, save, save_file
 from pixart import data
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.features import ShardStore
+from pixart.dataset.options import Prepare
+from pixart.dataset.verify import settings_of, write_settings
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source of two pictures and what `prepare` made of it, at two sizes."""
     folder = tmp_path_factory.mktemp("verify")
-    source = pictures.folder(folder / "source", 2)
-    for size in (64, 48):
-        command = ["prepare", str(source), str(folder / "out"), "--resolution", str(size)]
-        assert data.main([*command, "--device", "cpu", "--min-side", "1"]) == 0
+    pictures.folder(folder / "source", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # and verify runs elsewhere
+        for size in (64, 48):
+            command = ["prepare", "source", "out", "--resolution", str(size)]
+            assert data.main([*command, "--device", "cpu", "--min-side", "1"]) == 0
     return folder
 
 
@@ -124,7 +127,7 @@ def test_what_cannot_be_made_again_stays_and_is_named(
     settings = sorted((folder / "work").glob("prepare-*.json"))
     for file in settings:
         if trouble == "settings":
-            file.write_text('{"source": "x"}')
+            file.write_text('{"folder": ".", "options": {"source": "x"}}')
         elif trouble == "older":
             file.unlink()
     away = {"source": source, "picture": source / "0.png"}.get(trouble)
@@ -212,7 +215,11 @@ def test_what_was_never_prepared_is_refused(
         assert "must be a folder that `pixart data prepare` filled" in capsys.readouterr().err
 
 
-def test_settings_are_kept_without_a_users_folder(original: Path) -> None:
-    values = json.loads((original / "out" / "work" / "prepare-64.json").read_text())
-    assert values["source"] == str(original / "source") and os.path.isabs(values["source"])
-    assert "device" not in values and "output" not in values and values["min_side"] == 1
+def test_settings_are_kept_without_secrets(original: Path, tmp_path: Path) -> None:
+    write_settings(Prepare("https://me:pw@host/x.tar?token=abc", tmp_path, 64))
+    assert "token" not in (tmp_path / "work" / "prepare-64.json").read_text()
+    with (
+        pytest.raises(ValueError, match="password or a key, which is not kept: delete the damaged"),
+        settings_of(tmp_path, 64, None),
+    ):
+        pass

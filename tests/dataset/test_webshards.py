@@ -249,6 +249,23 @@ def test_braces_and_http_go_through_webdataset(tmp_path: Path, server: str) -> N
 
 
 @needs_webdataset
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_what_a_url_has_of_passwords_and_keys_is_told_to_nobody(
+    tmp_path: Path, server: str
+) -> None:
+    good(tmp_path / "s.tar", "0")
+    (tmp_path / "torn.tar").write_bytes(b"nonsense" * 99)
+    address = server.replace("//", "//me:p4ssword@")
+    (sample,) = open_source(f"{address}/s.tar?token=abcdef&v=1")
+    assert isinstance(sample, Sample) and sample.path.startswith(server.replace("//", "//***@"))
+    for name in ("absent", "torn"):
+        (rejected,) = open_source(f"{address}/{name}.tar?token=abcdef&v=1")
+        assert isinstance(rejected, Rejected) and f"{name}.tar?***" in rejected.path
+        for secret in ("p4ssword", "abcdef", "me:"):
+            assert secret not in sample.path + str(rejected)
+
+
+@needs_webdataset
 def test_s3_goes_through_the_aws_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = good(tmp_path / "data" / "s.tar", "0")
     aws = tmp_path / "bin" / "aws"

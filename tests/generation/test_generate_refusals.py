@@ -232,9 +232,12 @@ def folder_in_the_way(sigma: Path) -> list[str]:
     "prepare, fragment",
     [
         (truncated("transformer"), "model/transformer"),
-        (truncated("text_encoder"), "model/text_encoder: cannot be used"),
-        (truncated("vae"), "model/vae: cannot be used"),
-        (vae_of_other_shapes, "model/vae: cannot be used (mismatched "),
+        (truncated("text_encoder"), "model-00002-of-00002.safetensors: is truncated or damaged"),
+        (
+            truncated("vae"),
+            "model/vae/diffusion_pytorch_model.safetensors: is truncated or damaged",
+        ),
+        (vae_of_other_shapes, "model/vae: cannot be used (config.json must describe 3,143 weights"),
         (
             without_a_tensor("vae", "decoder.conv_in.bias"),
             "model/vae: cannot be used (missing decoder.conv_in.bias; unexpected "

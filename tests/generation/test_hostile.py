@@ -155,6 +155,7 @@ def test_what_the_model_refuses_of_a_picture_names_the_picture(
     one = json.loads(Image.open("x.png").info[KEY])
     for name, value in (
         ("model", "no/such/folder/here"),
+        ("model", "x" * 5000),
         ("kv_compress", "all"),
         ("device", "gpu"),
     ):

@@ -133,6 +133,16 @@ def test_of_two_processes_that_want_a_name_one_gets_another(
     assert found == {"x.png": "a cat", "y.png": "a dog", "y-2.png": "a dog", "y-3.png": "a cat"}
 
 
+def test_a_file_where_a_folder_should_be_ends_the_run(
+    stub: StubPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes to be there while the pictures are drawn."""
+    monkeypatch.setattr("pixart.generation.drawing.check_writable", lambda _: Path("out").touch())
+    for more in ([], ["--overwrite"]):
+        assert main(["a cat", "--output", "out/x.png", *more]) == 2
+        assert "out/x.png: cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 def test_a_new_file_is_whole_and_replaces_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool

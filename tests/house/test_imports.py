@@ -152,6 +152,7 @@ GROUND = [
     "device",
     "distributed",
     "files",
+    "locks",
     "command",
     "libraries",
     "pictures",

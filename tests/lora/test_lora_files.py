@@ -256,10 +256,10 @@ def test_a_hostile_adapter_is_refused_at_once(
     tmp_path: Path, make: Callable[[Path], Path], reason: str
 ) -> None:
     path = make(tmp_path)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CheckpointError, match=reason) as caught:
         read_adapter(path, SIZES)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     message = str(caught.value)
     assert message.startswith(str(path)) and message.isprintable() and len(message) < 20_000
 

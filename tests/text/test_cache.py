@@ -193,9 +193,6 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(pipeline: Path, c
     model = encoder(pipeline, cache)
     model.encode(["a dog"])
     weight = model._ready_model().encoder.block[0].layer[1].DenseReluDense.wo.weight
-    weight.data[0, 0] = float("nan")
-    with pytest.raises(NotFiniteError, match=r"text_encoder: must be finite, got NaN .* enc.*wo"):
-        model.encode(["a cat"])
     weight.data.fill_(3e38)
     with pytest.raises(NotFiniteError, match="finite features, got others for 'a cat'; use bf16"):
         model.encode(["a cat"])

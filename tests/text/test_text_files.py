@@ -147,6 +147,11 @@ def test_what_a_killed_process_was_writing_leaves_a_full_cache_too(
     monkeypatch.setattr(text_cache, "LIMIT", 500)
     cache.write("a cat", False, Encoded(torch.zeros(4, 8), 4, ""))
     assert [path.name for path in tmp_path.iterdir()] == [cache.path("a cat", False).name]
+    empty = tmp_path / f".{'0' * 40}.abcdefgh"
+    empty.mkdir()  # killed before the first byte
+    os.utime(empty, (1e9, 1e9))
+    PromptCache(tmp_path, {}).write("a dog", False, Encoded(torch.zeros(4, 8), 4, ""))
+    assert not empty.exists()
 
 
 def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(

@@ -15,7 +15,7 @@ import torch
 from test_dry_run import Line, lines, recipe
 
 from pixart.dataset.features import Entry
-from pixart.files import occupied
+from pixart.locks import occupied
 from pixart.train import main as train
 from pixart.training import execute, tasks
 from pixart.training.changes import check_accepted, check_changes, record
@@ -169,7 +169,7 @@ def test_other_samples_are_noticed_and_moved_ones_are_not(tmp_path: Path) -> Non
     for samples in (data("x"), data("y", "x"), data("x", "z")):
         (line,) = look("here", samples)
         assert line.startswith("data.source must be as") and "got others in here; if it" in line
-        assert "--accept-changes source" in line
+        assert "--accept-changes data," in line
 
 
 ACCEPTED = [

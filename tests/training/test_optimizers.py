@@ -176,7 +176,19 @@ def test_came_resumes_from_its_state() -> None:
     assert torch.equal(second, whole)
 
 
-@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": 1.0, "betas": (0.9, 0.9)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -1.0},
+        {"lr": 1.0, "betas": (0.9, 0.9)},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"lr": 1.0, "weight_decay": math.nan},
+        {"lr": 1.0, "eps": (0.0, 1e-16)},
+        {"lr": 1.0, "clip_threshold": math.nan},
+        {"lr": 1.0, "betas": (0.9, math.nan, 0.9)},
+    ],
+)
 def test_came_refuses_settings_that_mean_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         CAME([nn.Parameter(torch.ones(1))], **options)
@@ -367,6 +379,12 @@ def test_8_bit_states_without_torchao_say_what_to_install(monkeypatch: Any) -> N
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(ValueError, match="must not be adamw-8bit without torchao"):
         build_optimizers(nn.Linear(2, 2), OptimizerSettings(name="adamw-8bit"))
+
+
+@pytest.mark.parametrize("decay", [1.0, math.nan, -0.5])
+def test_an_average_of_a_decay_that_means_nothing_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay must be from 0 to below 1, got"):
+        EMA([nn.Parameter(torch.ones(1))], decay)
 
 
 def test_averages_start_quickly_and_give_the_weights_back_bit_for_bit() -> None:

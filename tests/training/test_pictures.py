@@ -1,6 +1,7 @@
 """Curves and previews are written aside: what fails leaves the picture that was there."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pixart.pipeline.decoding import NotFinitePicture
 from pixart.training.plot import plot
 from pixart.training.previews import draw_pictures
 from pixart.training.stage import Stage, Validation
@@ -55,3 +57,15 @@ def test_a_preview_takes_the_place_of_an_older_one_when_it_is_whole(
         draw_pictures(pipe, stage, tmp_path)
     assert (tmp_path / "00.png").read_bytes() == before and before.startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["00.png"]
+
+
+def test_a_preview_of_nan_is_a_warning_and_no_end_of_training(tmp_path: Path, caplog: Any) -> None:
+    def draw(requests: Any) -> Iterator[Any]:
+        yield SimpleNamespace(image=Image.new("RGB", (16, 16)))
+        raise NotFinitePicture("latents must be finite")
+
+    validation = Validation(every=1, prompts=("a cat", "a dog"))
+    stage = Stage("a", validation=validation).resolved(resolution=16)
+    draw_pictures(SimpleNamespace(draw_many=draw), stage, tmp_path)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["00.png"]
+    assert caplog.messages == ["stage a: latents must be finite"]

@@ -26,7 +26,7 @@ from pixart.training.batch import TrainingSample, stack
 from pixart.training.outlines import outline_blocks, outline_errors
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
-from pixart.training.stage import Stage
+from pixart.training.stage import Batch, Data, Stage
 from pixart.training.state import latest_state
 from pixart.training.tasks import autoencoder
 from pixart.training.tasks.autoencoder import anchor_latents
@@ -99,7 +99,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
         assert state is not None and state.name == "step-00000002"
         log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
         assert any("validation/loss" in line for line in log)
-    pipeline = tiny_run / "sharpen" / "step-00000002" / "pipeline"
+    pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
     pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
     assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
     printed = "".join(path.read_text() for path in pipeline.rglob("*.json"))
@@ -116,7 +116,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
 def test_pictures_of_fixed_prompts_show_how_the_embedded_model_learns(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    for name in ("vae-last", "read", "tokenizer"):
+    for name in ("vae-fine", "read", "tokenizer"):
         (tmp_path / name).symlink_to(tiny_run / name)
     prompts = ["--validation.prompts", "a red circle", "a blue star"]
     command = ["shapes", "--output", str(tmp_path), "--stage", "base", *TINY, *prompts]
@@ -137,7 +137,7 @@ def train_base(start: Path, output: Path, processes: int, *arguments: str) -> li
     """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     output.mkdir(exist_ok=True)
-    for name in ("vae-last", "read", "tokenizer"):
+    for name in ("vae-fine", "read", "tokenizer"):
         if not (output / name).exists():
             (output / name).symlink_to(start / name)
     command = [
@@ -298,26 +298,38 @@ def test_outlines_are_the_blocks_of_more_than_one_colour_and_their_error_is_of_x
     assert found == pytest.approx({50: 0.5, 100: 0.5, 200: 0.5}, abs=1e-3)
 
 
-def test_the_last_stage_logs_the_error_on_outlines_at_both_sizes(tiny_run: Path) -> None:
-    lines = map(json.loads, (tiny_run / "sharpen" / "log.jsonl").read_text().splitlines())
+def test_drawn_stages_log_the_error_on_outlines_at_every_size(tiny_run: Path) -> None:
+    lines = map(json.loads, (tiny_run / "compress" / "log.jsonl").read_text().splitlines())
     found = {key.removeprefix("validation/") for line in lines for key in line}
     wanted = {f"outline_error_{size}@{t}" for size in (128, 256) for t in (50, 100, 200)}
     assert wanted <= found
 
 
-def test_a_decoder_trains_alone_and_the_encoder_stays(tiny_run: Path) -> None:
+def test_a_decoder_trains_alone_and_the_encoder_stays(tmp_path: Path) -> None:
+    stage = {"steps": 1, "data": {"source": "shapes", "crop": 16}, "batch": {"images": 2}}
+    stage |= {"resolution": 32, "precision": "fp32", "optimizer": {"warmup_steps": 0}}
+    whole = {"name": "whole", "trains": "autoencoder", "start": "random", **stage}
+    alone = {"name": "alone", "trains": "decoder", **stage}
+    again = {"name": "again", "trains": "decoder", **stage}
+    recipe = tmp_path / "decoder.json"
+    recipe.write_text(json.dumps({"stages": [whole, alone, again]}))
+    assert (
+        train([str(recipe), "--output", str(tmp_path / "run"), "--quiet", "--device", "cpu"]) == 0
+    )
+
     def weights(stage: str) -> dict[str, Tensor]:
-        (file,) = (tiny_run / stage / "step-00000002" / "vae").glob("*.safetensors")
+        (file,) = (tmp_path / "run" / stage / "step-00000001" / "vae").glob("*.safetensors")
         return load_file(file)
 
-    before, after = weights("vae-fine"), weights("vae-last")
+    before, after = weights("whole"), weights("again")
     for name, weight in before.items():
         is_same = torch.equal(weight, after[name])
         assert is_same == name.startswith(("encoder.", "quant_conv.")), name
 
 
 def test_a_decoder_may_start_from_a_pipeline(tmp_path: Path) -> None:
-    stage = replace(load_recipe("shapes")[3], start="shapes")
+    data = Data(source="shapes", sizes=(256, 128), crop=128)
+    stage = Stage("alone", "decoder", "shapes", resolution=128, data=data, batch=Batch(images=8))
     run = Run(tmp_path, [stage], torch.device("cpu"))
     task = autoencoder.build(stage.resolved(), run)
     shipped = load_file(ASSETS / "vae" / "diffusion_pytorch_model.safetensors")

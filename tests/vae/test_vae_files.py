@@ -48,10 +48,10 @@ def test_a_number_that_cannot_be_is_named(
     pipeline: Path, tmp_path: Path, name: str, value: object
 ) -> None:
     path = changed(pipeline, tmp_path, **{name: value})
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CheckpointError, match=name) as caught:
         VAE.from_pretrained(path)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     message = str(caught.value)
     assert message.startswith(str(path / "vae")) and message.isprintable() and "got" in message
 

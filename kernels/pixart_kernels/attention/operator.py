@@ -51,7 +51,8 @@ def flash_attention_reference(
         # A weight of 0 does not hide NaN: 0 · NaN is NaN, in the output and in every gradient.
         beyond = ~mask.transpose(1, 3)  # (B, M, 1, 1)
         k, v = k.masked_fill(beyond, 0), v.masked_fill(beyond, 0)
-    if _sdpa_lacks_a_rule(q) or _sdpa_backward_is_slow(q, k, v):
+    # SDPA has no rule for forward mode, none for second derivatives, and on a CPU none for vmap.
+    if in_forward_mode() or is_transformed() or _sdpa_backward_is_slow(q, k, v):
         return _explicit_attention(q, k, v, mask, scale)
     q, k, v = (tokens.transpose(1, 2) for tokens in (q, k, v))  # (B, H, N or M, D)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
@@ -59,11 +60,6 @@ def flash_attention_reference(
 
 def _key_mask(kv_lengths: Tensor, keys: int) -> Tensor:
     return torch.arange(keys, device=kv_lengths.device) < kv_lengths.view(-1, 1, 1, 1)
-
-
-def _sdpa_lacks_a_rule(q: Tensor) -> bool:
-    """For forward mode everywhere; on a CPU for torch.vmap as well."""
-    return in_forward_mode() or (is_transformed() and q.device.type == "cpu")
 
 
 def _sdpa_backward_is_slow(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -79,8 +79,7 @@ def register_backward(
 
 def _refuse_second_derivative(ctx: Any, *gradients: Any) -> Any:
     raise NotImplementedError(
-        "second derivatives must be taken of the reference (flash_attention_reference, ...) or by "
-        "torch.func.hessian: the kernels have first ones only"
+        "second derivatives must be taken by torch.func (hessian, grad of grad): kernels have first ones"
     )
 
 
