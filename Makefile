@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT := a small orange cross in the bottom right corner on black
 
+# Tests run on all cores, a process on each and a thread in each: models this small wait for threads.
+# What a file sets up once is set up once, so a file stays together.
 # What runs Triton's kernels on CPU tensors, a second time where it ran without them already: on all
 # cores, since the interpreter uses one.
 INTERPRETED := tests/kernels/test_kernels_*.py tests/house/test_golden.py \
@@ -23,7 +25,7 @@ demo: $(READY)
 	@echo "The picture is at $(CURDIR)/demo.png"
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto $(INTERPRETED) $(PYTEST_ARGS)
 
 # Damaged files on every reader, from fresh seeds, for SECONDS; and Ctrl-C at 30 random moments.
