@@ -222,7 +222,7 @@ def _read_index(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
     try:
         _check_index(index)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {error}); run prepare again"
         ) from error
@@ -230,7 +230,7 @@ def _read_index(file: Path) -> dict[str, Any]:
 
 
 def _check_index(index: Mapping[str, Any]) -> None:
-    """Raises a KeyError, TypeError, ValueError or AttributeError over what no reader can use."""
+    """Raises one of several errors over what no reader can use."""
     factor = index["vae"]["scaling_factor"]
     if factor is not None and not 0 < float(factor) < math.inf:
         raise ValueError(f"scaling_factor must be positive, got {factor}")
