@@ -56,6 +56,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         axes.set(
             xlabel="step", ylabel="loss (○ validation)", yscale="log" if positive else "linear"
         )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
         with written_aside(output) as aside:
@@ -82,7 +83,8 @@ def _draw_curves(axes: Any, name: str, trained: Points, validated: Points, colou
     axes.plot(steps, losses, alpha=0.25, color=colour)
     # With a mark where it begins: a line of one point has no length.
     axes.plot(steps, smooth(losses), marker="o", markevery=[0], label=name, color=colour)
-    axes.plot([step for step, _ in validated], [loss for _, loss in validated], "o--", color=colour)
+    steps, losses = [step for step, _ in validated], [loss for _, loss in validated]
+    axes.plot(steps, losses, "o--", color=colour, markerfacecolor="white")
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
