@@ -42,6 +42,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         raise ValueError("plot needs matplotlib; pip install 'pixart-fast[train]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     curves = _read_curves(runs)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
@@ -56,7 +57,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         axes.set(
             xlabel="step", ylabel="loss (○ validation)", yscale="log" if positive else "linear"
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
         with written_aside(output) as aside:
