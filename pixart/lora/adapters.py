@@ -108,7 +108,12 @@ def merge_lora(model: PixArt) -> PixArt:
         base = layer.get_base_layer()
         dtype = base.weight.dtype
         base.weight.data = base.weight.data.to(torch.promote_types(dtype, torch.float32))
-        layer.merge(safe_merge=True)  # in a copy: another model may share the weights
+        try:
+            layer.merge(safe_merge=True)  # in a copy: another model may share the weights
+        except ValueError as error:  # peft's, which says not where
+            raise ValueError(
+                f"{name} with its adapters must be finite, got NaN or infinity; take lower weights"
+            ) from error
         merged = base.weight.data.to(dtype)
         if not_finite({name: merged}):
             kind = str(dtype).removeprefix("torch.")

@@ -8,7 +8,8 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -63,21 +64,40 @@ def check_sampling(
     scheduler = copy.deepcopy(scheduler)
     steps = default_steps(scheduler) if steps is None else steps
     timesteps = _set_timesteps(scheduler, steps)
-    try:
-        _walk_nothing(scheduler, timesteps[:2])
-    except Exception as error:  # what diffusers raises over a configuration has no common kind
+    walk = _Walk(type(scheduler).__name__, repr(scheduler.config), steps, scheduler, timesteps)
+    if fault := _fault(walk):
         raise ValueError(
-            f"{type(scheduler).__name__} cannot draw in {steps} steps as it is configured "
-            f"({_one_line(error)}); take another number of steps or name another scheduler"
-        ) from error
+            f"{type(scheduler).__name__} cannot draw in {steps} steps as it is configured ({fault}); "
+            "take another number of steps or name another scheduler"
+        )
 
 
-def _walk_nothing(scheduler: Scheduler, timesteps: Tensor) -> None:
-    latents = torch.zeros(1, 1, 2, 2)
+@dataclass(frozen=True)
+class _Walk:
+    """A scheduler, set to its steps. Two of one class and configuration are alike."""
+
+    class_name: str
+    facts: str
+    steps: int
+    scheduler: Scheduler = field(compare=False)
+    timesteps: Tensor = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _fault(walk: _Walk) -> str | None:
+    """Why a small picture does not come to its end: some configurations fail at their last step only."""
+    scheduler, latents = walk.scheduler, torch.linspace(-1, 1, 16).reshape(1, 4, 2, 2)
+    latents = latents * scheduler.init_noise_sigma
     options = _step_options(scheduler, latents, seed_generators([0]))
-    for timestep in timesteps:
-        inputs = scheduler.scale_model_input(latents, timestep)
-        latents = scheduler.step(inputs, timestep, latents, return_dict=False, **options)[0]
+    try:
+        for timestep in walk.timesteps:
+            inputs = scheduler.scale_model_input(latents, timestep)
+            # Not all of it is noise: where nothing of a picture is left, 0 / 0 would hide what is clipped.
+            output = inputs / 2
+            latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
+    except Exception as error:  # what diffusers raises over a configuration has no common kind
+        return _one_line(error)
+    return None if bool(latents.isfinite().all()) else "it comes to NaN or infinity"
 
 
 def _one_line(error: Exception) -> str:
@@ -188,6 +208,13 @@ def _check_levels(scheduler: Scheduler, timesteps: Tensor, steps: int) -> None:
         raise ValueError(
             f"{type(scheduler).__name__} must have finite noise levels, got others at {steps} steps; "
             "its configuration is damaged"
+        )
+    last = scheduler.config.num_train_timesteps - 1
+    if not (timesteps.min() >= 0 and timesteps.max() <= last):
+        raise ValueError(
+            f"{type(scheduler).__name__} must walk timesteps from 0 to {last}, got "
+            f"{timesteps.max():g} to {timesteps.min():g} at {steps} steps; take fewer, or a smaller "
+            "steps_offset"
         )
     levels = list(zip(timesteps.tolist(), sigmas.tolist(), strict=False))
     # Rounding can give two steps the same noise level, between which multistep solvers divide by 0.

@@ -40,10 +40,10 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if name in _INTEGERS or (name in _NUMBERS and not _is_left_out(name, value)):
             _check_limits(name, value)
-        elif isinstance(value, float) and not math.isfinite(value) and name != "lambda_min_clipped":
+        elif name == "lambda_min_clipped" and value == -math.inf:  # clips nothing, its default
+            continue
+        elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
-        elif isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{name} must be a number, got {value}")
     start, end = config.get("beta_start"), config.get("beta_end")
     if start is not None and end is not None and start > end:
         raise ValueError(f"beta_end must be at least beta_start, {start}, got {end}")

@@ -307,11 +307,19 @@ def _load_t5(
     return model.eval() if quantization else model.eval().to(device)
 
 
+def _check_epsilon(value: object) -> None:
+    """An infinite one makes every caption the same, all zeros."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:  # type: ignore[operator]
+        raise ValueError(f"layer_norm_epsilon must be a number above 0, up to 1, got {value!r:.60}")
+
+
 def _check_size(folder: Path, files: list[Path]) -> None:
     """Raise CheckpointError for a configuration of more weights than the files hold, before the memory
     for them is taken."""
     config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
     try:
+        _check_epsilon(config.get("layer_norm_epsilon", 1e-6))
         held = check_size(config, _T5_DEFAULTS, files)
     except CheckpointError:
         raise

@@ -9,6 +9,7 @@ is held as these, each under its own name.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -124,12 +125,17 @@ def own_region(tensor: Tensor) -> Region | None:
     return ((0,) * tensor.ndim, tuple(tensor.shape)) if rank() == 0 else None
 
 
+def plans(folder: Path) -> list[Path]:
+    """What processes have written of what they had; not what lies beside it, as a Mac's ._00000.json."""
+    return sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d{5,}", path.stem))
+
+
 def read_chunks(folder: Path, stack: ExitStack) -> dict[str, Whole]:
     """What a folder holds, by GROUP.NAME. stack: keeps the files open. Raises ValueError, with the name
     of the file, for what is damaged."""
     found: dict[str, Whole] = {}
     files: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in plans(folder):
         plan = read_json(path).get("tensors")
         if not isinstance(plan, dict):
             raise ValueError(f"{path}: tensors must be a JSON object")

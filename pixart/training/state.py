@@ -12,6 +12,7 @@ any number of processes.
 import contextlib
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +28,13 @@ from pixart.distributed import any_process, meeting_device, rank, said_by_first
 from pixart.files import (
     CheckpointWriteError,
     publish,
+    read_bounded,
     read_json,
     sha256_of,
     write_bytes,
     write_json,
 )
-from pixart.training.chunks import checksum, fill, flatten, read_chunks, write_chunks
+from pixart.training.chunks import checksum, fill, flatten, plans, read_chunks, write_chunks
 from pixart.training.earlier_states import PARTS, PLAN, read_distributed
 
 _PROGRESS = "progress.json"
@@ -86,6 +88,8 @@ def save_state(
     def end() -> None:
         write_json(aside / _PROGRESS, {**progress, "step": step}, indent=2)
         write_json(aside / _CHECKSUMS, _checksums(aside), indent=2)
+        if final.is_symlink() or not final.is_dir():
+            final.unlink(missing_ok=True)  # a folder takes the place of no file and no link
         publish(aside, final)
         write_bytes(directory / _LATEST, f"{final.name}\n".encode())
 
@@ -98,7 +102,7 @@ def save_state(
     except (OSError, RuntimeError, SafetensorError, CheckpointWriteError) as error:
         with contextlib.suppress(OSError):
             shutil.rmtree(aside, ignore_errors=True)
-        last = newest_name(directory)
+        last = next(iter(_candidates(directory)), None)
         kept = f"the last good state is {directory / last}" if last else "there is no earlier state"
         reason = getattr(error, "strerror", None) or str(error)
         raise StateSaveError(f"{final}: cannot be written ({reason}); {kept}") from error
@@ -144,8 +148,9 @@ def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
         for kind in (".step-*.old", ".step-*.tmp", ".latest.*")
         for path in directory.glob(kind)
     ]
-    kept = [path.resolve() for path in spared if path is not None]
-    old = [path for path in sorted(directory.glob("step-*")) if path.resolve() not in kept]
+    # Not Path.resolve(), which a link to itself stops.
+    kept = [os.path.realpath(path) for path in spared if path is not None]
+    old = [path for path in sorted(directory.glob("step-*")) if os.path.realpath(path) not in kept]
     for path in (*old[: max(len(old) - keep + 1, 0)], *stale):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -161,6 +166,8 @@ def latest_state(directory: Path) -> Path | None:
 
 def _choose(directory: Path) -> str:
     """The name of the newest whole state, "" where none was saved, or "!" and what is wrong."""
+    if (directory / _LATEST).is_dir():  # which no save could replace
+        return f"!{directory / _LATEST} must be a file, got a folder; move it away"
     reasons: list[str] = []
     for name in _candidates(directory):
         reason = damage(directory / name)
@@ -183,9 +190,8 @@ def _say(line: str) -> None:
 def newest_name(directory: Path) -> str | None:
     """What `latest` says, whole or not; None where it says nothing."""
     try:
-        with (directory / _LATEST).open("rb") as file:
-            name = file.read(100).decode(errors="replace").strip()
-    except OSError:
+        name = read_bounded(directory / _LATEST, 100).decode(errors="replace").strip()
+    except (OSError, ValueError):  # a pipe, too, which would wait for a writer
         return None
     return name if re.fullmatch(r"step-\d{8,}", name) else None
 
@@ -232,6 +238,8 @@ def damage(state: Path) -> str | None:
             sums = _sums(state / _CHECKSUMS)
             if state / _PROGRESS not in sums:
                 return f"{_CHECKSUMS} does not name {_PROGRESS}"
+            if strange := [path for path in plans(state / _TENSORS) if path not in sums]:
+                return f"{_TENSORS}/{strange[0].name} was not saved with it"
             _check_files(sums)
             for plan in (path for path in sums if path.parent == state / _TENSORS):
                 _check_files(_sums(plan))

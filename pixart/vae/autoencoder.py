@@ -260,8 +260,14 @@ def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
             f"block_out_channels must be a list of 1 to {_MOST_LEVELS} numbers, got {channels!r}"
         )
     levels = {f"block_out_channels[{level}]": width for level, width in enumerate(channels)}
-    sizes = ("latent_channels", "in_channels", "out_channels", "layers_per_block", *levels)
-    held = check_size({**config, **levels}, sizes, files)
+    sizes = (
+        "latent_channels",
+        "in_channels",
+        "out_channels",
+        "layers_per_block",
+        "norm_num_groups",
+    )
+    held = check_size({**config, **levels}, (*sizes, *levels), files)
     # One 3×3 convolution of each block of the encoder and of the decoder has that many.
     least = sum(9 * width**2 * (2 * layers + 1) for width in channels)
     if least > 2 * held:  # what lacks a few is told better by their names

@@ -282,3 +282,6 @@ def test_a_sum_that_the_weights_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = load_lora(build().half(), [(plain(tmp_path), 1e6)])
     with pytest.raises(ValueError, match=f"{QKV} with its adapters must fit into float16"):
         merge_lora(model)
+    model = load_lora(build(), [(plain(tmp_path), 1e39)])
+    with pytest.raises(ValueError, match=f"{QKV} with its adapters must be finite, got NaN"):
+        merge_lora(model)

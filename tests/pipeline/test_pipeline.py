@@ -317,7 +317,13 @@ def test_a_large_text_encoder_is_opened_in_bf16_by_default(
     assert open_pipeline(sigma_dir).text_encoder.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("side", [-128, 0, 8, 100, 129])
+@pytest.mark.parametrize("side", [-128, 0, 10**6])
+def test_a_side_that_no_picture_has_is_refused(sigma: Pipeline, side: int) -> None:
+    with pytest.raises(ValueError, match=f"height must be 1 to 8192 pixels, got {side}"):
+        sigma("a cat", height=side, width=128)
+
+
+@pytest.mark.parametrize("side", [8, 100, 129])
 def test_a_size_that_the_tokens_do_not_tile_is_refused(sigma: Pipeline, side: int) -> None:
     with pytest.raises(ValueError, match=f"height must be a multiple of 16 pixels, got {side}"):
         sigma("a cat", height=side, width=128)

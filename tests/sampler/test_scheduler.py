@@ -290,7 +290,7 @@ def test_pndm_draws_with_and_without_its_first_steps_of_another_kind(steps):
         ],
         ({"solver_order": 0}, "solver_order"),
         ({"sigma_max": -1.0}, "sigma_max"),
-        ({"lambda_min_clipped": math.nan}, "lambda_min_clipped"),
+        *[({"lambda_min_clipped": x}, "lambda_min_clipped") for x in (math.nan, math.inf)],
         ({"something_new": math.inf}, "something_new"),
     ],
 )
@@ -301,14 +301,50 @@ def test_numbers_that_no_scheduler_can_draw_with_are_refused_by_name(config, nam
         assert "\n" not in str(raised.value)
 
 
-def test_a_configuration_that_fails_at_the_first_step_is_refused_before_anything_is_drawn():
-    config = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+# Class, options, steps. What one channel, two steps or the mere absence of an error do not show.
+CANNOT_DRAW = [
+    ("DDPMScheduler", {"variance_type": "learned_range"}, 4),
+    ("DPMSolverMultistepScheduler", {"variance_type": "learned"}, 8),  # takes 3 channels
+    ("SASolverScheduler", {"variance_type": "learned_range"}, 4),
+    ("TCDScheduler", {"rescale_betas_zero_snr": True}, 4),  # divides by an alpha of 0
+    ("EulerAncestralDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, 4),
+    ("UniPCMultistepScheduler", {"lower_order_final": False}, 5),  # NaN in the last step
+]
+
+
+@pytest.mark.parametrize(("class_name", "options", "steps"), CANNOT_DRAW)
+def test_a_configuration_that_fails_at_any_step_is_refused_before_anything_is_drawn(
+    class_name, options, steps
+):
     state = torch.get_rng_state()
-    with pytest.raises(
-        ValueError, match="DDPMScheduler cannot draw in 4 steps as it is configured"
-    ):
-        check_sampling(make_scheduler(None, config), 4, 1.0, (0.0, 1.0))
+    scheduler = make_scheduler(None, {**options, "_class_name": class_name})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"^{class_name} cannot draw in {steps} steps") as one:
+            check_sampling(scheduler, steps, 1.0, (0.0, 1.0))
+        assert "\n" not in str(one.value)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("class_name", ["UniPCMultistepScheduler", "DDPMScheduler"])
+def test_timesteps_beyond_those_of_training_are_refused(class_name):
+    facts = {"_class_name": class_name, "timestep_spacing": "leading", "steps_offset": 1000}
+    message = f"{class_name} must walk timesteps from 0 to 999, got 1[0-9]+ to 1[0-9]+ at 2 steps"
+    with pytest.raises(ValueError, match=message):
+        check_sampling(make_scheduler(None, facts), 2, 1.0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_name_can_be_checked(name):
+    check_sampling(make_scheduler(name), None, None, (0.0, 1.0))
+
+
+def test_nothing_left_of_the_picture_is_drawn_where_the_solver_clips_it():
+    config = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "clip_sample": True}
+    config["timestep_spacing"] = "trailing"
+    scheduler = make_scheduler(None, config)
+    check_sampling(scheduler, 3, 1.0, (0.0, 1.0))
+    noise = initial_noise(SHAPE, seed_generators([0]))
+    assert sample(damp, noise, scheduler, 3).isfinite().all()
 
 
 def test_the_help_of_the_option_names_every_scheduler():

@@ -162,6 +162,10 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
         ("d_ff", 10**400, "d_ff must be a whole number that fits .*, got inf"),
         ("d_model", 0, "d_model must be"),
         ("num_heads", "2", "num_heads must be"),
+        *[
+            ("layer_norm_epsilon", value, "layer_norm_epsilon must be a number above 0")
+            for value in (math.inf, math.nan, 0.0, "x", None, True)
+        ],
         ("d_kv", 9000, "config.json: must describe the .* weights there are"),
     )):  # fmt: skip
         path = shutil.copytree(pipeline, tmp_path / str(number))

@@ -207,6 +207,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda s: ((s / "progress.json").unlink(), os.mkfifo(s / "progress.json")),
         "progress.json is missing",
     ),
+    "a plan of others": (
+        lambda s: shutil.copy(s / "state" / "00000.json", s / "state" / "00001.json"),
+        "state/00001.json was not saved with it",
+    ),
+    "a file in its place": (
+        lambda s: (shutil.rmtree(s), s.write_text("")),
+        "checksums.json: cannot be read",
+    ),
+    "a link to itself": (
+        lambda s: (shutil.rmtree(s), s.symlink_to(s)),
+        "checksums.json: cannot be read",
+    ),
     "a folder that is gone": (shutil.rmtree, "checksums.json: cannot be read"),
 }
 
@@ -225,7 +237,8 @@ def test_a_damaged_newest_state_is_passed_over_and_named(
     assert line.endswith(f"; going on from {saved / BEFORE}") and "\n" not in line
     assert damage(saved / "step-00000006") is None
     with pytest.raises(ValueError, match="is damaged|must be a saved state"):
-        shutil.rmtree(saved / NEWEST, ignore_errors=True)
+        if not (saved / NEWEST).is_symlink():
+            shutil.rmtree(saved / NEWEST, ignore_errors=True)
         make(saved).resume(saved / NEWEST)
 
 
@@ -235,6 +248,21 @@ def test_a_damaged_name_of_the_newest_state_is_made_up_for(saved: Path, latest: 
     assert latest_state(saved) == saved / NEWEST
     (saved / "latest").unlink()
     assert latest_state(saved) == saved / NEWEST
+    os.mkfifo(saved / "latest")  # would be waited for
+    assert latest_state(saved) == saved / NEWEST
+
+
+def test_a_folder_in_the_place_of_the_name_is_said_before_anything_is_trained(saved: Path) -> None:
+    (saved / "latest").unlink()
+    (saved / "latest").mkdir()
+    with pytest.raises(ValueError, match=rf"^{saved}/latest must be a file, got a folder; move"):
+        latest_state(saved)
+
+
+@pytest.mark.parametrize("name", ["._00000.json", "notes.json", "00000 (copy).json"])
+def test_what_a_copy_has_left_beside_a_plan_is_none(saved: Path, name: str) -> None:
+    (saved / NEWEST / "state" / name).write_bytes(b"\0\5\x16\7")
+    assert make(saved).resume() and latest_state(saved) == saved / NEWEST
 
 
 def test_what_a_state_only_links_to_is_not_its_own(tmp_path: Path) -> None:

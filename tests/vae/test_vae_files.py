@@ -38,6 +38,7 @@ NUMBERS = {
     "shift_factor": (math.nan, -math.inf, 10**400, True, "0"),
     "latent_channels": (10**9, 0, 10**70, "4"),
     "layers_per_block": (10**9, -1, 2.5),
+    "norm_num_groups": (-1, 0, math.nan),
     "block_out_channels": ([10**9, 8], [8] * 99, [], 8, ["8"], [4096, 8192]),
 }
 CASES = [(name, value) for name, values in NUMBERS.items() for value in values]
