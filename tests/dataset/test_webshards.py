@@ -280,3 +280,44 @@ def test_without_webdataset_a_url_names_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install webdataset"):
         list(open_source("http://localhost/a.tar"))
+
+
+@needs_webdataset
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pipe:touch {}; echo ://a.tar",
+        "PIPE:touch {}://a.tar",
+        "http://a.invalid/a.tar::pipe:touch {} #://a.tar",
+        "http://a.invalid/';touch {};'.tar",
+        "{{http://a.invalid/,pipe:touch {} #://}}a.tar",
+        "file://{}",
+        "unknown://{}",
+    ],
+)
+def test_no_source_is_a_command(tmp_path: Path, source: str) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(ValueError, match="source must (be a path|have %27)"):
+        list(open_source(source.format(mark)))
+    assert not mark.exists()
+
+
+def test_names_in_a_folder_are_no_patterns(tmp_path: Path) -> None:
+    """What a folder holds may be named by anybody."""
+    good(tmp_path / "a{1..999999999}.tar", "0")
+    good(tmp_path / "pipe:b.tar", "1")
+    assert prompts(list(open_source(tmp_path))) == ["0", "1"]
+    assert prompts(list(open_source(tmp_path / "a{1..999999999}.tar"))) == ["0"]
+
+
+@pytest.mark.parametrize("braces", ["{1..999999999}", "{a,b}" * 40, "{1..9}{{1..9999},{1..9999}}"])
+def test_a_pattern_of_too_many_shards_is_refused_at_once(braces: str) -> None:
+    with pytest.raises(ValueError, match="at most 100,000 shards"):
+        list(open_source(f"a-{braces}.tar"))
+
+
+@needs_webdataset
+def test_braces_that_are_none_are_said_in_one_line() -> None:
+    for source in ("a{.tar", "${PIXART_ABSENT}.tar"):
+        with pytest.raises(ValueError, match="^a{|^..PIXART"):
+            list(open_source(source))
