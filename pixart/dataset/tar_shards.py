@@ -64,7 +64,10 @@ def shards_of(source: str) -> list[str]:
         _check_url(source)
     try:
         shards = list(_webdataset(source).shardlists.expand_urls(source))
-    except (ValueError, AssertionError) as error:  # half a pair of braces, a variable that is not set
+    except (
+        ValueError,
+        AssertionError,
+    ) as error:  # half a pair of braces, a variable that is not set
         raise ValueError(f"{without_secrets(source)}: {_reason(error)}") from error
     for shard in shards:
         if "://" in shard:  # braces can make one of a path
