@@ -42,6 +42,14 @@ MOST_ZEROS = (
     2**20 + tarfile.BLOCKSIZE
 )  # at the end; tar rounds a shard's length up to 10 KiB unless told
 SCHEMES = ("http", "https", "s3", "gs", "hf", "sftp", "ftps", "scp")
+MOST_BYTES, MOST_NAME = 2**33, 2**20  # of a member, and of a header's text for the next
+_OF_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 MOST_SHARDS = 100_000  # that a source with braces may stand for
 _CUT = "it is cut off before the end of its archive"
 _OF_MACOS = re.compile(r"(^|/)(PaxHeaders?(\.\d+)?|__MACOSX)(/|$)")
@@ -135,7 +143,8 @@ class _Header(tarfile.TarInfo):
             if not buf.strip(b"\0"):  # the end
                 raise
             raise tarfile.ReadError(f"damaged header ({error})") from error
-        if header.size < 0:
+        most = MOST_BYTES if header.type not in _OF_NEXT else MOST_NAME
+        if not 0 <= header.size <= most:
             raise tarfile.ReadError(f"damaged header (a size of {header.size})")
         return header
 
@@ -169,6 +178,9 @@ def _read_shard(url: str) -> Iterator[Item]:
         # "r|": front to back, as what comes through a pipe cannot be sought in.
         with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
             while header := tar.next():
+                # A pax header may have given the size; tarfile skips it by reading on behind the end.
+                if not 0 < tar.offset - header.offset <= MOST_BYTES:
+                    raise tarfile.ReadError(f"damaged header (a size of {header.size})")
                 reading, extension = _split(header.name) if header.isfile() else ("", "")
                 if not reading:
                     continue

@@ -148,6 +148,27 @@ def test_a_negative_size_is_refused_at_once(tmp_path: Path) -> None:
         assert "a size of -512" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
 
 
+@pytest.mark.parametrize("size", [2**62, 2**40])
+def test_a_size_beyond_all_bounds_is_refused_at_once(tmp_path: Path, size: int) -> None:
+    """tarfile skips such a member by reading at the end of the file, again and again."""
+    in_pax, plain = tarfile.TarInfo("0.png"), tarfile.TarInfo("0.png")
+    in_pax.pax_headers = {"size": str(size)}
+    plain.size = size
+    for header in (in_pax.tobuf(tarfile.PAX_FORMAT), plain.tobuf(tarfile.GNU_FORMAT)):
+        (tmp_path / "a.tar").write_bytes(header + bytes(4096))
+        assert f"a size of {size}" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_of_megabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """Packed, some kilobytes would take all memory."""
+    header = tarfile.TarInfo("0.png")
+    header.type, header.size = kind, 2**21
+    with gzip.open(tmp_path / "a.tar", "w") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**22))
+    assert "a size of 2097152" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
+
+
 def test_members_that_claim_to_be_huge_are_not_read(tmp_path: Path) -> None:
     info = tarfile.TarInfo("0.png")
     info.pax_headers = {
