@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.command import DONE, parse, run_command
+from pixart.command import DONE, one_line, parse, run_command
 from pixart.dataset.options import Caption, Command, Filter, Prepare, Verify
 
 if TYPE_CHECKING:
@@ -57,10 +57,8 @@ def prepare(options: Prepare) -> str:
     rejected, where = report["rejected"], writable(str(preparation.report))
     if rejected:
         example, more = rejected[0], len(rejected) - 1
-        process.write_line(
-            f"pixart.data: rejected {example['path']} ({example['reason']})"
-            + (f", and {more} more" if more else "")
-        )
+        line = one_line(f"pixart.data: rejected {example['path']} ({example['reason']})")
+        process.write_line(line + (f", and {more} more" if more else ""))
     return f"{report['prepared']} samples prepared, {len(rejected)} rejected: see {where}"
 
 

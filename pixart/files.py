@@ -6,6 +6,7 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ MAX_DEPTH = 64  # Python's own recursion ends near 1000, in the middle of whatev
 MAX_INDEX = 2**32  # bytes: of JSON about every sample of a data set
 _MAX_DIGITS = 64
 _LISTED = 10
+_LONGEST_WORD, _LONGEST_LINE = 300, 2_000  # characters; a file's name has 255 at most
 
 
 @contextmanager
@@ -55,6 +57,7 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
     """
     if replace:
         path = Path(os.path.realpath(path))  # through a link, not over it
+        _check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as a rename does not cross file systems.
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
@@ -67,6 +70,14 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _check_place(path: Path) -> None:
+    """OSError for a pipe or a device: a link may lead to it, and who may write there would replace it."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
@@ -270,11 +281,17 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def printable(text: str, most: int = 20_000) -> str:
-    """Text as a terminal may be given it: one line, without control characters, of a bounded length."""
-    if len(text) > most:
-        text = f"{text[: most // 2]} ... {text[-most // 4 :]}"
+def printable(text: str, most: int = _LONGEST_LINE) -> str:
+    """Text as a terminal may be given it: one line, without control characters, of a bounded length. A
+    name of thousands of letters is cut in its middle, as is the whole."""
+    word = f"[^\\s/]{{{_LONGEST_WORD + 1},}}"
+    text = re.sub(word, lambda found: _cut(found[0], _LONGEST_WORD, "..."), _cut(text, 50 * most))
+    text = _cut(text, most)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str, most: int, between: str = " ... ") -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}{between}{text[-most // 2 :]}"
 
 
 def without_controls(text: str) -> str:

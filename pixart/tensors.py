@@ -94,7 +94,7 @@ def read_torch(path: Path, kind: str) -> Any:
         if kind == "pickle":
             _refuse_plain_pickle(path)
             with path.open("rb") as code:
-                _check_pickles(code, str(path))
+                check_pickles(code, str(path))
         # An archive's directory is at its end: a download that broke off has none.
         elif not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("the end of the archive is missing")
@@ -126,7 +126,7 @@ def _check_archive(path: Path) -> None:
         for record in records:
             if record.filename.endswith(".pkl"):
                 with archive.open(record) as code:
-                    _check_pickles(code, f"{path}: {record.filename}")
+                    check_pickles(code, f"{path}: {record.filename}")
 
 
 def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
@@ -150,7 +150,7 @@ def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
         raise CheckpointError(f"{path}: is truncated or damaged (its records overlap); {AGAIN}")
 
 
-def _check_pickles(code: IO[bytes], name: str) -> None:
+def check_pickles(code: IO[bytes], name: str) -> None:
     """A tuple that is a key is hashed through all that it holds: a few bytes that nest it 40 deep, each
     level twice the one before, take for ever. Looks at the opcodes, of each pickle in turn."""
     for _ in range(_PICKLES_IN_A_FILE):

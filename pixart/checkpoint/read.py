@@ -72,6 +72,7 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     if config is not None and not isinstance(config, dict):
         raise ValueError(f"its configuration must be a mapping, got a {type(config).__name__}")
     check_plain(path, tensors)
+    tensors = detached(tensors)
     stripped, naming, notes = recognise(tensors)
     # What is more than a transformer is never replaced by one.
     is_alone = naming == "official" and len(stripped) == len(tensors)
@@ -80,6 +81,11 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     official = from_diffusers(stripped) if naming == "diffusers" else stripped
     format = format if is_alone else None
     return Contents(official, list(stripped), naming, format, config, notes=notes)
+
+
+def detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A pickle may hold parameters, whose numbers are read with warnings about gradients."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def widened(
@@ -173,7 +179,7 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
             raise CheckpointError(
                 f"{file}: must hold other tensors than the files before it, got {listed(again)}"
             )
-        tensors |= part
+        tensors |= detached(part)
     config = read_json(directory / CONFIG)
     stripped, naming, notes = recognise(tensors)
     if naming != "diffusers":

@@ -32,7 +32,33 @@ def write_part(file: Path, part: Part) -> None:
 def read_part(file: Path) -> Part | None:
     """What a chunk's file holds, None if it is damaged or not there."""
     values = read_checked(file)
-    return None if values is None else Part(**values)
+    return None if values is None or not _is_part(values) else Part(**values)
+
+
+def _is_part(values: Mapping[str, Any]) -> bool:
+    """Whether this is what write_part writes: a digest tells of damage, not who wrote it."""
+
+    def are_lines(lines: Any, *names: str) -> bool:
+        return isinstance(lines, list) and all(
+            isinstance(line, dict) and all(isinstance(line.get(name), str) for name in names)
+            for line in lines
+        )
+
+    return (
+        values.keys() == {"samples", "rejected", "notes"}
+        and are_lines(values["rejected"], "path", "reason")
+        and are_lines(values["notes"], "path", "note")
+        and are_lines(values["samples"], "path")
+        and all(_has_places(sample) for sample in values["samples"])
+    )
+
+
+def _has_places(sample: Mapping[str, Any]) -> bool:
+    captions = sample.get("captions")
+    places = [sample.get("image"), *(captions.values() if isinstance(captions, dict) else [None])]
+    return all(
+        isinstance(place, list) and [type(one) for one in place] == [str, str] for place in places
+    )
 
 
 def write_report(work: Path, resolution: int, report: Mapping[str, Any]) -> None:

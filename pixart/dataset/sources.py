@@ -50,10 +50,10 @@ def open_source(source: str | Path) -> Iterable[Item]:
     A folder that holds InternData/data_info.json, one other index, or tar files is read as those.
     Raises ValueError for anything else.
     """
-    from pixart.dataset.tar_shards import is_shards, read_shards
+    from pixart.dataset.tar_shards import is_shards, read_shards, shards_of
 
     if is_shards(str(source)):
-        return read_shards([str(source)])
+        return read_shards(shards_of(str(source)))
     path = Path(source).expanduser()
     if path.is_dir():
         if index := _index_of(path):

@@ -1,11 +1,13 @@
 """WebDataset shards: tar files, on this machine or elsewhere, whose members share a key.
 
 Local files need nothing more; braces (`{000..017}`) and URLs are the webdataset package's, which
-reads http with curl and hf and gs in their ways. s3 goes through the `aws` command.
+reads http with curl and hf and gs in their ways. s3 goes through the `aws` command. Its `pipe:`, which
+gives the rest to a shell, is refused: `verify` takes the source from a file, which may be anybody's.
 """
 
 import importlib.util
 import lzma
+import math
 import re
 import shlex
 import stat
@@ -39,6 +41,16 @@ _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, Arithm
 MOST_ZEROS = (
     2**20 + tarfile.BLOCKSIZE
 )  # at the end; tar rounds a shard's length up to 10 KiB unless told
+SCHEMES = ("http", "https", "s3", "gs", "hf", "sftp", "ftps", "scp")
+MOST_BYTES, MOST_NAME = 2**33, 2**20  # of a member, and of a header's text for the next
+_OF_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+MOST_SHARDS = 100_000  # that a source with braces may stand for
 _CUT = "it is cut off before the end of its archive"
 _OF_MACOS = re.compile(r"(^|/)(PaxHeaders?(\.\d+)?|__MACOSX)(/|$)")
 
@@ -48,17 +60,51 @@ def is_shards(source: str) -> bool:
     return "://" in source or re.search(r"\.(tar|tgz|tar\.gz)(\?.*)?$", source) is not None
 
 
-def read_shards(sources: Sequence[str]) -> Iterator[Item]:
-    """The samples of the shards, in their order. A shard that breaks off is rejected from there."""
-    for source in sources:
-        for url in _expand(source):
-            yield from _read_shard(url)
-
-
-def _expand(source: str) -> list[str]:
-    if "{" not in source and "://" not in source:
+def shards_of(source: str) -> list[str]:
+    """The shards that a source names, its braces expanded. ValueError for a URL that is not read."""
+    is_url = "://" in source
+    if not is_url and ("{" not in source or Path(source).expanduser().is_file()):
         return [source]
-    return list(_webdataset(source).shardlists.expand_urls(source))
+    most = math.prod(map(_count, re.findall(r"\{([^{}]*)\}", source)))
+    if most > MOST_SHARDS:
+        raise ValueError(f"source must name at most {MOST_SHARDS:,} shards, it names {most:,}")
+    if is_url:
+        _check_url(source)
+    try:
+        shards = list(_webdataset(source).shardlists.expand_urls(source))
+    except (
+        ValueError,
+        AssertionError,
+    ) as error:  # half a pair of braces, a variable that is not set
+        raise ValueError(f"{without_secrets(source)}: {_reason(error)}") from error
+    for shard in shards:
+        if "://" in shard:  # braces can make one of a path
+            _check_url(shard)
+    return shards
+
+
+def _count(within: str) -> int:
+    """How many words a pair of braces stands for, at most."""
+    ends = re.match(r"(-?\d{1,30})\.\.(-?\d{1,30})", within)
+    return abs(int(ends[2]) - int(ends[1])) + 1 if ends else within.count(",") + 1
+
+
+def _check_url(url: str) -> None:
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"source must be a path or begin with {', '.join(SCHEMES)} and ://, "
+            f"got {without_secrets(url)[:300]!r}"
+        )
+    # Earlier versions of webdataset put it between such quotes, for a shell.
+    if "'" in url and scheme != "s3":
+        raise ValueError(f"source must have %27 for ', got {without_secrets(url)[:300]!r}")
+
+
+def read_shards(shards: Sequence[str]) -> Iterator[Item]:
+    """The samples of the shards, in their order. A shard that breaks off is rejected from there."""
+    for shard in shards:
+        yield from _read_shard(shard)
 
 
 def _open(url: str) -> IO[bytes]:
@@ -97,7 +143,8 @@ class _Header(tarfile.TarInfo):
             if not buf.strip(b"\0"):  # the end
                 raise
             raise tarfile.ReadError(f"damaged header ({error})") from error
-        if header.size < 0:
+        most = MOST_BYTES if header.type not in _OF_NEXT else MOST_NAME
+        if not 0 <= header.size <= most:
             raise tarfile.ReadError(f"damaged header (a size of {header.size})")
         return header
 
@@ -131,6 +178,9 @@ def _read_shard(url: str) -> Iterator[Item]:
         # "r|": front to back, as what comes through a pipe cannot be sought in.
         with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
             while header := tar.next():
+                # A pax header may have given the size; tarfile skips it by reading on behind the end.
+                if not 0 < tar.offset - header.offset <= MOST_BYTES:
+                    raise tarfile.ReadError(f"damaged header (a size of {header.size})")
                 reading, extension = _split(header.name) if header.isfile() else ("", "")
                 if not reading:
                     continue

@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pixart.dataset.addresses import without_secrets
 from pixart.dataset.features import Shard, indices_of, places_of, shard_name
 from pixart.dataset.options import Prepare
 from pixart.dataset.parts import read_checked, write_checked
-from pixart.files import listed
+from pixart.files import listed, printable
 from pixart.progress import counted
 
 ASIDE = ".damaged"  # behind the name of a shard while it is made again
@@ -64,7 +65,7 @@ class Verified:
         parts += [f"{len(self.remade)} made again"] if self.remade else []
         parts += [f"{len(self.unused)} removed that no index needs"] if self.unused else []
         lines = [", ".join(parts)]
-        lines += [f"{name}: {reason}" for name, reason in sorted(self.damaged.items())]
+        lines += [printable(f"{name}: {reason}") for name, reason in sorted(self.damaged.items())]
         if self.unchecked:
             lines.append(
                 f"{self.unchecked} shards are of an earlier version and have no checksums: only their "
@@ -186,13 +187,13 @@ def settings_of(directory: Path, resolution: int, device: str | None) -> Iterato
     """What prepared a resolution, in the working directory that it was prepared from. Raises ValueError
     where that was not kept or is damaged, OSError where the working directory is gone."""
     content = read_checked(_settings_file(directory.absolute(), resolution))
-    if content is None:
+    if content is None or not _are_settings(content):
         raise ValueError(f"what prepared it is damaged, or of an earlier version: {_BY_HAND}")
     folder, values = content["folder"], content["options"]
     if values["source"] is None:
         raise ValueError(f"its source has a password or a key, which is not kept: {_BY_HAND}")
-    values["captions"] = tuple(map(Path, values["captions"]))
-    values["scores"] = values["scores"] and Path(values["scores"])
+    values["captions"] = tuple(map(Path, values.get("captions", ())))
+    values["scores"] = values.get("scores") and Path(values["scores"])
     options = Prepare(**values, output=directory.absolute(), device=device)
     before = os.getcwd()
     os.chdir(folder)
@@ -200,6 +201,32 @@ def settings_of(directory: Path, resolution: int, device: str | None) -> Iterato
         yield options
     finally:
         os.chdir(before)
+
+
+def _are_settings(content: Mapping[str, Any]) -> bool:
+    """Whether this is what write_settings writes: a digest tells of damage, not who wrote it."""
+    folder, values = content.get("folder"), content.get("options")
+    kinds = get_type_hints(Prepare)
+    kinds["source"] |= None
+    return (
+        isinstance(folder, str)
+        and isinstance(values, dict)
+        and {"source", "resolution"} <= values.keys() <= kinds.keys() - {"output", "device"}
+        and all(_is_of(value, kinds[name]) for name, value in values.items())
+    )
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether JSON gave an option's type; paths are text there, and tuples lists."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if get_origin(kind) is Literal:
+        return value in inner
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(one, inner[0]) for one in value)
+    wanted = {Path: (str,), float: (int, float)}.get(kind, (kind,))
+    return type(value) in wanted
 
 
 def check_source(parts: list[str], index: Mapping[str, Any], source: str) -> None:

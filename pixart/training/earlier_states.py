@@ -9,7 +9,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pixart.files import MAX_JSON, read_bounded
+from pixart.tensors import check_pickles
 from pixart.training.chunks import Part, Read, Whole
 
 PLAN, PARTS = ".metadata", ".distcp"
@@ -93,7 +94,8 @@ class _Unpickler(pickle._Unpickler):
         return self._kinds.setdefault(name, type(name, (_Record,), {}))
 
 
-def _unpickle(content: bytes) -> _Record:
+def _unpickle(content: bytes, name: str) -> _Record:
+    check_pickles(io.BytesIO(content), name)
     for opcode, _, _ in pickletools.genops(content):
         if opcode.name not in _OPCODES:
             raise pickle.UnpicklingError(f"it has a {opcode.name}")
@@ -108,7 +110,7 @@ def read_distributed(folder: Path) -> dict[str, Whole]:
     name of the file, for what is damaged or would run code."""
     path = folder / PLAN
     try:
-        plan = _unpickle(read_bounded(path, MAX_JSON))
+        plan = _unpickle(read_bounded(path, MAX_JSON), "it")
         places = {
             (_text(index.get("fqn")), _numbers(index.get("offset"))): info
             for index, info in plan.get("storage_data").items()
@@ -128,7 +130,7 @@ def read_distributed(folder: Path) -> dict[str, Whole]:
         ) from error
 
 
-def _whole(folder: Path, name: str, values: Any, places: Mapping[Any, Any]) -> Whole:
+def _whole(folder: Path, name: str, values: Any, places: dict[Any, Any]) -> Whole:
     if type(values).__name__ != "TensorStorageMetadata":
         raise ValueError(f"{name} is no tensor")
     whole = Whole(_numbers(values.get("size")), [])
@@ -136,7 +138,8 @@ def _whole(folder: Path, name: str, values: Any, places: Mapping[Any, Any]) -> W
         start, size = (_numbers(chunk.get(key)) for key in ("offsets", "sizes"))
         if not len(whole.size) == len(start) == len(size):
             raise ValueError(f"{name} has parts of another rank")
-        info = places[name, start]
+        # Taken out: a few bytes may list one part any number of times.
+        info = places.pop((name, start))
         file, place, length = (info.get(key) for key in ("relative_path", "offset", "length"))
         if Path(_text(file)).name != file:
             raise ValueError(f"{name} is in {file!r}, which is no file's name")
@@ -158,8 +161,14 @@ def _is_archive(path: Path, place: int, length: int, changed: int) -> bool:
     looked at."""
     try:
         with zipfile.ZipFile(io.BytesIO(_read(path, place, length))) as archive:
-            is_plain = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-            return is_plain and archive.testzip() is None
+            records = archive.infolist()
+            is_plain = all(info.compress_type == zipfile.ZIP_STORED for info in records)
+            if not is_plain or sum(info.file_size for info in records) > length:
+                return False
+            for info in records:
+                if info.filename.endswith(".pkl"):
+                    check_pickles(io.BytesIO(archive.read(info)), info.filename)
+            return archive.testzip() is None
     except (OSError, zipfile.BadZipFile, *_DAMAGED):
         return False
 

@@ -21,6 +21,14 @@ from pixart.files import CheckpointError
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+def test_parameters_are_read_as_their_numbers(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    state = {name: torch.nn.Parameter(tensor) for name, tensor in official().items()}
+    assert_same(load_transformer(save_official(tmp_path / "m.pth", state)), build())
+    assert not recwarn.list
+
+
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 

@@ -24,6 +24,7 @@ from tiny_checkpoints import edit_json
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixart import data
 from pixart.dataset import prepare
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.images import cover, decode
@@ -508,3 +509,16 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="at least one picture"):
         run(tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_name_cannot_write_on_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures.folder(tmp_path / "source", 1)
+    write(tmp_path / "source" / "a\n\x1b[31mb.jxl", b"x")
+    preparation = Preparation(tmp_path / "out", encoders(), Settings(64))
+    monkeypatch.setattr(data, "_preparation", lambda _: preparation)
+    command = ["prepare", str(tmp_path / "source"), str(tmp_path / "out"), "--resolution", "64"]
+    assert data.main(command) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "rejected" in line)
+    assert line.isprintable() and "\\x1b[31mb.jxl (pictures in .jxl" in line

@@ -16,6 +16,7 @@ from pixart import data
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.features import ShardStore
 from pixart.dataset.options import Prepare
+from pixart.dataset.parts import read_checked, read_part, write_checked
 from pixart.dataset.verify import settings_of, write_settings
 
 
@@ -74,6 +75,69 @@ def poisoned(path: Path) -> None:
     tensors = load_file(path)
     tensors[sorted(tensors)[0]].view(torch.uint8)[..., -1] = 0xFF
     path.write_bytes(save(tensors))
+
+
+def forged(folder: Path, **options: Any) -> None:
+    """Settings with a digest that is right: it is no secret."""
+    file = folder / "work" / "prepare-64.json"
+    values = read_checked(file)
+    assert values is not None
+    write_checked(file, values | {"options": values["options"] | options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": 7}, {"resolution": "64"}, {"captions": 5}, {"captions": [5]}, {"scores": 5},
+        {"model": 5}, {"vae_dtype": "fp7"}, {"workers": True}, {"prompt": []}, {"other": 1},
+        {"output": "/tmp"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_forged_settings_are_refused(original: Path, folder: Path, options: Any) -> None:
+    with settings_of(folder, 64, None):
+        pass
+    forged(folder, **options)
+    with (
+        pytest.raises(ValueError, match="what prepared it is damaged"),
+        settings_of(folder, 64, None),
+    ):
+        pass
+
+
+def test_a_prepared_folder_of_a_stranger_runs_no_command(
+    original: Path, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("webdataset")
+    forged(folder, source=f"pipe:touch {tmp_path}/mark; echo ://a.tar")
+    with settings_of(folder, 64, "cpu") as options, pytest.raises(ValueError, match="got 'pipe:"):
+        data._items(options)()
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"samples": [], "rejected": [], "notes": [], "more": []},
+        {"samples": 1, "rejected": [], "notes": []},
+        {
+            "samples": [{"path": "a", "image": [1, "a"], "captions": {}}],
+            "rejected": [],
+            "notes": [],
+        },
+        {
+            "samples": [{"path": "a", "image": ["s", "a"], "captions": []}],
+            "rejected": [],
+            "notes": [],
+        },
+        {"samples": [], "rejected": [{"path": "a"}], "notes": []},
+        {"samples": [], "rejected": [], "notes": None},
+    ],
+    ids=str,
+)
+def test_a_forged_part_is_made_again(tmp_path: Path, values: Any) -> None:
+    write_checked(tmp_path / "part.json", values)
+    assert read_part(tmp_path / "part.json") is None
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

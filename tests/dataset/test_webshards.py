@@ -148,6 +148,27 @@ def test_a_negative_size_is_refused_at_once(tmp_path: Path) -> None:
         assert "a size of -512" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
 
 
+@pytest.mark.parametrize("size", [2**62, 2**40])
+def test_a_size_beyond_all_bounds_is_refused_at_once(tmp_path: Path, size: int) -> None:
+    """tarfile skips such a member by reading at the end of the file, again and again."""
+    in_pax, plain = tarfile.TarInfo("0.png"), tarfile.TarInfo("0.png")
+    in_pax.pax_headers = {"size": str(size)}
+    plain.size = size
+    for header in (in_pax.tobuf(tarfile.PAX_FORMAT), plain.tobuf(tarfile.GNU_FORMAT)):
+        (tmp_path / "a.tar").write_bytes(header + bytes(4096))
+        assert f"a size of {size}" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_of_megabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """Packed, some kilobytes would take all memory."""
+    header = tarfile.TarInfo("0.png")
+    header.type, header.size = kind, 2**21
+    with gzip.open(tmp_path / "a.tar", "w") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**22))
+    assert "a size of 2097152" in bad(list(open_source(tmp_path / "a.tar")))["a.tar"]
+
+
 def test_members_that_claim_to_be_huge_are_not_read(tmp_path: Path) -> None:
     info = tarfile.TarInfo("0.png")
     info.pax_headers = {
@@ -280,3 +301,44 @@ def test_without_webdataset_a_url_names_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install webdataset"):
         list(open_source("http://localhost/a.tar"))
+
+
+@needs_webdataset
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pipe:touch {}; echo ://a.tar",
+        "PIPE:touch {}://a.tar",
+        "http://a.invalid/a.tar::pipe:touch {} #://a.tar",
+        "http://a.invalid/';touch {};'.tar",
+        "{{http://a.invalid/,pipe:touch {} #://}}a.tar",
+        "file://{}",
+        "unknown://{}",
+    ],
+)
+def test_no_source_is_a_command(tmp_path: Path, source: str) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(ValueError, match="source must (be a path|have %27)"):
+        list(open_source(source.format(mark)))
+    assert not mark.exists()
+
+
+def test_names_in_a_folder_are_no_patterns(tmp_path: Path) -> None:
+    """What a folder holds may be named by anybody."""
+    good(tmp_path / "a{1..999999999}.tar", "0")
+    good(tmp_path / "pipe:b.tar", "1")
+    assert prompts(list(open_source(tmp_path))) == ["0", "1"]
+    assert prompts(list(open_source(tmp_path / "a{1..999999999}.tar"))) == ["0"]
+
+
+@pytest.mark.parametrize("braces", ["{1..999999999}", "{a,b}" * 40, "{1..9}{{1..9999},{1..9999}}"])
+def test_a_pattern_of_too_many_shards_is_refused_at_once(braces: str) -> None:
+    with pytest.raises(ValueError, match="at most 100,000 shards"):
+        list(open_source(f"a-{braces}.tar"))
+
+
+@needs_webdataset
+def test_braces_that_are_none_are_said_in_one_line() -> None:
+    for source in ("a{.tar", "${PIXART_ABSENT}.tar"):
+        with pytest.raises(ValueError, match="^a{|^..PIXART"):
+            list(open_source(source))

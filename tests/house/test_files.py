@@ -120,6 +120,28 @@ def test_what_a_file_says_of_itself_cannot_write_on_the_terminal() -> None:
     assert said.isprintable() and len(said) < 20_000
 
 
+def test_a_long_name_in_a_message_is_cut_in_the_middle() -> None:
+    folder = "/".join(["d" * 250] * 4)
+    said = str(files.CheckpointError(f"{folder}: lacks the shard {'a' * 5000}z; copy it again"))
+    assert said.startswith(f"{folder}: lacks the shard aaa") and said.endswith("az; copy it again")
+    assert "a...a" in said and said.count("a") < 320
+    listing = str(files.CheckpointError("x: lacks " + ", ".join(["b" * 400] * 9000) + "; copy it"))
+    assert (
+        listing.startswith("x: lacks b") and listing.endswith("; copy it") and len(listing) < 2100
+    )
+    assert len(files.printable("a" * 500, 100)) < 110
+
+
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """Of root, a link from a folder of somebody else to /dev/zero took that away."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"is a pipe or a device, not a file: '{tmp_path}/pipe'"):
+            files.write_bytes(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_pipe_is_no_json_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(files.CheckpointError, match="pipe: must be a file"):

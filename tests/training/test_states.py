@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,7 @@ HOSTILE_PLANS: dict[str, Callable[[Any], object]] = {
     "a name that is none": lambda plan: change(plan, "state_dict_metadata", {3: 3}),
     "a tensor that is none": lambda plan: change(plan, "state_dict_metadata", {"a": 3}),
     "no places": lambda plan: change(plan, "storage_data", {}),
+    "a part any number of times": lambda plan: repeat(plan, 2),
     "a file elsewhere": lambda plan: move(plan, "../../x"),
     "an absolute file": lambda plan: move(plan, "/dev/zero"),
     "no plan": lambda plan: None,
@@ -117,6 +119,12 @@ HOSTILE_PLANS: dict[str, Callable[[Any], object]] = {
 
 def change(plan: Any, name: str, value: object) -> Any:
     setattr(plan, name, value)
+    return plan
+
+
+def repeat(plan: Any, times: int) -> Any:
+    for tensor in plan.state_dict_metadata.values():
+        tensor.chunks *= times
     return plan
 
 
@@ -132,6 +140,34 @@ def test_an_earlier_plan_says_names_and_sizes_or_is_refused(saved: Path, kind: s
     plan = folder / ".metadata"
     plan.write_bytes(pickle.dumps(HOSTILE_PLANS[kind](pickle.loads(plan.read_bytes()))))
     with pytest.raises(ValueError, match=rf"^{plan}: is damaged, or no state"):
+        read_distributed(folder)
+
+
+def nested(depth: int) -> bytes:
+    """A pickle of a dict whose key is a tuple of a tuple twice, and so on: to hash it takes 2^depth."""
+    code = [b"\x80\x04)\x94", *(b"h%ch%c\x86\x94" % (n, n) for n in range(depth))]
+    return b"".join([*code, b"}h%cNs." % depth])
+
+
+def test_an_earlier_plan_that_takes_for_ever_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(nested(17))  # 60 would take ages
+    with pytest.raises(ValueError, match="must nest tuples at most 16 deep, got 18"):
+        read_distributed(tmp_path)
+
+
+def test_a_part_of_an_earlier_state_that_takes_for_ever_is_refused(saved: Path) -> None:
+    folder = as_before(saved) / "state"
+    part = folder / "__0_0.distcp"
+    with zipfile.ZipFile(hostile := io.BytesIO(), "w") as archive:
+        archive.writestr("archive/data.pkl", nested(17))
+    plan = pickle.loads((folder / ".metadata").read_bytes())
+    (name, first), *_ = plan.state_dict_metadata.items()
+    plan.state_dict_metadata = {name: first}
+    for info in plan.storage_data.values():
+        info.offset, info.length = 0, len(hostile.getvalue())
+    part.write_bytes(hostile.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(plan))
+    with pytest.raises(ValueError, match="__0_0.distcp has changed"):
         read_distributed(folder)
 
 
