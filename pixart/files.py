@@ -56,8 +56,12 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
     if replace:
         path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, as a rename does not cross file systems.
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    try:
+        # Beside it, as a rename does not cross file systems.
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    except OSError as error:
+        error.filename = str(path)  # the name that a caller knows
+        raise
     try:
         yield holder / "new"
         publish(holder / "new", path, durable=durable, replace=replace)
@@ -67,6 +71,20 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError where no file or folder could be written as `path`: to know before work that takes
+    long. Leaves nothing."""
+    place = Path(os.path.realpath(path))
+    try:
+        above = next(folder for folder in place.parents if folder.exists())
+        probe = above / f".{place.name[:40]}.{secrets.token_hex(8)}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
