@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from pixart.distributed import any_process, meeting_device, rank, said_by_first
 from pixart.files import (
+    CheckpointError,
     CheckpointWriteError,
     publish,
+    read_bounded,
     read_json,
     sha256_of,
     write_bytes,
@@ -183,9 +185,8 @@ def _say(line: str) -> None:
 def newest_name(directory: Path) -> str | None:
     """What `latest` says, whole or not; None where it says nothing."""
     try:
-        with (directory / _LATEST).open("rb") as file:
-            name = file.read(100).decode(errors="replace").strip()
-    except OSError:
+        name = read_bounded(directory / _LATEST, 100).decode(errors="replace").strip()
+    except (OSError, CheckpointError):
         return None
     return name if re.fullmatch(r"step-\d{8,}", name) else None
 

@@ -235,6 +235,9 @@ def test_a_damaged_name_of_the_newest_state_is_made_up_for(saved: Path, latest: 
     assert latest_state(saved) == saved / NEWEST
     (saved / "latest").unlink()
     assert latest_state(saved) == saved / NEWEST
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(saved / "latest")  # it would be waited for
+        assert latest_state(saved) == saved / NEWEST
 
 
 def test_what_a_state_only_links_to_is_not_its_own(tmp_path: Path) -> None:
