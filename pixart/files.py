@@ -6,6 +6,7 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
     """
     if replace:
         path = Path(os.path.realpath(path))  # through a link, not over it
+        _refuse_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Beside it, as a rename does not cross file systems.
@@ -77,6 +79,7 @@ def check_writable(path: Path) -> None:
     """Raise OSError where no file or folder could be written as `path`: to know before work that takes
     long. Leaves nothing."""
     place = Path(os.path.realpath(path))
+    _refuse_device(place)
     try:
         above = next(folder for folder in place.parents if folder.exists())
         probe = above / f".{place.name[:40]}.{secrets.token_hex(8)}"
@@ -85,6 +88,16 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def _refuse_device(path: Path) -> None:
+    """Root's rename would take /dev/null from the whole machine."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there yet
+        return
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "is a device, no file can take its place", str(path))
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:

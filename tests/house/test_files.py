@@ -178,6 +178,13 @@ def test_a_place_that_cannot_be_written_is_known_before_under_its_own_name(
     assert refused.value.filename == str(tmp_path / "a")
 
 
+def test_no_file_takes_the_place_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "publish", lambda *_, **__: None)  # root's would do it
+    for write in (files.check_writable, lambda path: files.write_bytes(path, b"")):
+        with pytest.raises(OSError, match="is a device, no file can take its place"):
+            write(Path(os.devnull))
+
+
 def test_fingerprints_tell_folders_apart(tmp_path: Path) -> None:
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).mkdir()
