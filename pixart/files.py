@@ -37,6 +37,12 @@ class CheckpointWriteError(CheckpointError):
     exit_code = 1  # of a command: not the fault of what was asked for
 
 
+class DeviceError(OSError):
+    """A file was to take the place of a device."""
+
+    exit_code = 2  # of a command: another name is wanted
+
+
 AGAIN = "download or copy it again"
 MAX_JSON = 2**26  # bytes; indexes of data sets are larger, and say so
 MAX_DEPTH = 64  # Python's own recursion ends near 1000, in the middle of whatever reads the values
@@ -97,7 +103,7 @@ def _refuse_device(path: Path) -> None:
     except OSError:  # nothing is there yet
         return
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        raise OSError(errno.EINVAL, "is a device, no file can take its place", str(path))
+        raise DeviceError(errno.EINVAL, "is a device, no file can take its place", str(path))
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:
