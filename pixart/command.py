@@ -271,13 +271,18 @@ def _choices(match: "Match[str]", parts: list[list[str]]) -> str:
 
 
 def _untyped(match: "Match[str]", parts: list[list[str]]) -> str:
-    kinds = match[2].replace("{None}|", "").strip("{}").split()
-    words = {"INT": "whole number", "FLOAT": "number"}
-    what = words.get(kinds[0], kinds[0])
-    wanted = f"a {what}" if len(kinds) == 1 else f"{len(kinds)} {what}s"
-    if set(kinds) - set(words) or len(set(kinds)) > 1:
-        wanted = " ".join(kinds)
+    options = [option.strip("{}") for option in match[2].replace("{None}|", "").split("|")]
+    wanted = " or ".join(map(_in_words, options))
     return f"{match[1]} must be {wanted}, got {match[3]}"
+
+
+def _in_words(option: str) -> str:
+    """What tyro calls INT, `FLOAT FLOAT` or `True,False`."""
+    words = {"INT": "whole number", "FLOAT": "number"}
+    kinds = option.split()
+    if set(kinds) - set(words) or len(set(kinds)) > 1:
+        return option.replace(",", " or ")
+    return f"a {words[kinds[0]]}" if len(kinds) == 1 else f"{len(kinds)} {words[kinds[0]]}s"
 
 
 def _unnumbered(match: "Match[str]", parts: list[list[str]]) -> str:

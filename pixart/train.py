@@ -34,10 +34,12 @@ MAX_COMPLAINTS = 40  # what is wrong in every field of a file would scroll the f
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe: a shipped one (alpha, kv-convert, lora, shapes, shapes-kv, sigma) or a YAML file. Every
-    field of a stage is an option too, and holds for all stages that are trained."""
+    """Train a recipe."""
 
     recipe: tyro.conf.Positional[str]
+    """A shipped recipe (alpha, kv-convert, lora, shapes, shapes-kv, sigma) or a YAML file. Every field of a
+    stage is an option too, and holds for all stages that are trained. In its place, `plot RUN...` draws
+    the curves of runs."""
     output: Path | None = None
     """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None
@@ -72,9 +74,10 @@ class Options:
 class PlotOptions:
     """Draw loss and validation curves as a PNG."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs, or of single stages."""
     output: Path = Path("loss.png")
+    """The picture, in any format that matplotlib writes; one that is there is replaced."""
 
 
 def main(arguments: list[str] | None = None) -> int:

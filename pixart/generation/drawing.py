@@ -48,6 +48,7 @@ def _generate(options: Options, report: Report, console: Console) -> None:
         options = replace(options, seed=secrets.randbelow(2**32))
         console.remark(f"seed {options.seed}")
     jobs, options = plan(options)
+    before = None if options.from_image is None else read_metadata(options.from_image)
     pipe = None
     if needs_model(jobs, options):
         pipe = _open(options, report, console)
@@ -58,7 +59,7 @@ def _generate(options: Options, report: Report, console: Console) -> None:
     if left:
         pipe = pipe or _open(options, report, console)
         process.at_work()
-        cells |= _draw_all(pipe, left, len(cells), options, report, console)
+        cells |= _draw_all(pipe, left, len(cells), options, before, report, console)
     if options.grid:
         process.at_work()
         with report.timed("write"):
@@ -89,10 +90,12 @@ def _draw_all(
     jobs: Sequence[Job],
     done: int,
     options: Options,
+    before: Metadata | None,
     report: Report,
     console: Console,
 ) -> dict[int, Cell]:
-    """Draw and write each picture; returns what is in which file. done: pictures that are there."""
+    """Draw and write each picture; returns what is in which file. done: pictures that are there. before:
+    of the picture that is drawn again."""
     passed = [len(group) for group in passes(_resolved(pipe, jobs), options.batch)]
     notes = [pipe.size_of(job.request).note for job in jobs]
     for note in dict.fromkeys(notes):
@@ -114,7 +117,8 @@ def _draw_all(
             bar.finish()
             cells[job.index] = Cell(job.path, metadata.request, job.swept)
             console.remark(str(job.path) + ("" if is_ours else " was drawn elsewhere meanwhile"))
-            _compare(metadata, options, console)
+            if before is not None:
+                _compare(before, metadata, str(options.from_image), console)
     return cells
 
 
@@ -199,11 +203,8 @@ def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tupl
             job = replace(job, path=Places().free(wanted))
 
 
-def _compare(metadata: Metadata, options: Options, console: Console) -> None:
+def _compare(before: Metadata, metadata: Metadata, source: str, console: Console) -> None:
     """Say what keeps a picture that is drawn again from having the bits of the one before."""
-    if options.from_image is None:
-        return
-    before = read_metadata(options.from_image)
     if dict(before.model) == dict(metadata.model):
         other = [
             part
@@ -212,13 +213,12 @@ def _compare(metadata: Metadata, options: Options, console: Console) -> None:
         ]
         if other:
             console.remark(
-                f"{options.from_image} was drawn with other weights of {', '.join(other)}: this is "
-                "another picture"
+                f"{source} was drawn with other weights of {', '.join(other)}: this is another picture"
             )
     if before.batch != metadata.batch:
         console.remark(
-            f"{options.from_image} was drawn in a pass of {before.batch} pictures, this one of "
-            f"{metadata.batch}: bits may differ by rounding"
+            f"{source} was drawn in a pass of {before.batch} pictures, this one of {metadata.batch}: "
+            "bits may differ by rounding"
         )
 
 

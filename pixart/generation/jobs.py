@@ -140,9 +140,7 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
     elif "prompt" in sweeps:
         lines = [Line({})]
     several = combinations(sweeps)
-    count = len(lines) * len(several) * options.num_images
-    if count > MAX_JOBS:
-        raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
+    _check_total(len(lines) * len(several) * options.num_images)
     settings, model, index = _given_settings(options), _model_of(options), 0
     for line in lines:
         own = {name for name, value in line.values.items() if value is not None}
@@ -155,13 +153,19 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
                     index += 1
 
 
+def _check_total(count: int) -> None:
+    if count > MAX_JOBS:
+        raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
+
+
 def _plan_again(options: Options, sweeps: Sweeps) -> tuple[list[Job], Options]:
     """The picture as it was drawn, and what its file says was asked for, both with what is given now."""
     assert options.from_image is not None
     drawn, place = read_metadata(options.from_image), str(options.from_image)
     jobs: list[Job] = []
-    opened = options
-    for swept in combinations(sweeps):
+    opened, several = options, combinations(sweeps)
+    _check_total(len(several) * options.num_images)
+    for swept in several:
         asked, asked_model = _as_asked(options, drawn, swept)
         opened, line = _as_drawn(options, drawn, swept)
         model = _model_of(opened)

@@ -131,9 +131,9 @@ def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> Picture 
     if dict(found.metadata.asked_model) != dict(model):
         return None
     for name in SETTINGS:
-        wanted = getattr(asked, name)
-        is_choice = name in CHOICES
-        there = getattr(found.metadata.request if is_choice else found.metadata.asked, name)
-        if wanted != there and not (is_choice and wanted is None):
+        same = [getattr(found.metadata.asked, name)]
+        if name in CHOICES:  # by what was made of it too: a tile of True becomes one of 512
+            same += [getattr(found.metadata.request, name), None]
+        if getattr(asked, name) not in same:
             return None
     return found

@@ -22,16 +22,13 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 MAX_PICTURES = 400
-_LARGEST, _SIDE = (
-    512,
-    6144,
-)  # pixels: of a picture's side on the sheet, and about of the sheet's own
-_NARROWEST = 176  # pixels of a label
-_SMALLEST_TEXT, _LETTERS, _GAP = (
-    15,
-    20,
-    12,
-)  # pixels; of capitals, those that a label's line has room for
+# All but _LETTERS in pixels.
+_LARGEST = 512  # of a picture's side
+_SIDE = 6144  # of the sheet's own, about
+_NARROWEST = 176  # of a label
+_LETTERS = 20  # capitals that a label's line has room for
+_SMALLEST_TEXT = 15
+_GAP = 12
 _LABEL_LINES, _TITLE_LINES = 6, 4
 _WIDEST_ROW = 8  # pictures, where rows mean nothing
 # For letters that Pillow's own font has not: what systems have, in the order of how much they know.
@@ -39,7 +36,6 @@ _FONTS = (
     "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf",
     "arial.ttf", "NotoSans-Regular.ttf",
 )  # fmt: skip
-_UNITS = {"steps": "{} steps", "guidance": "guidance {:g}", "seed": "seed {}"}
 
 
 @dataclass(frozen=True)
@@ -169,35 +165,32 @@ def _settings(cell: Cell) -> dict[str, str]:
     request = cell.request
     words = {"prompt": request.prompt} if "prompt" not in cell.swept else {}
     words |= {name: _words(name, value) for name, value in cell.swept.items()}
-    rest: dict[str, Any] = {
-        "seed": request.seed,
-        "steps": request.steps,
-        "guidance": request.guidance,
-        "guidance_interval": request.guidance_interval,
-        "scheduler": request.scheduler,
-    }
-    rest |= {"negative": request.negative or None}
-    words |= {
-        name: "" if value is None else _words(name, value)
-        for name, value in rest.items()
-        if name not in words
-    }
+    for name in ("seed", "steps", "guidance", "guidance_interval", "scheduler", "negative"):
+        value = getattr(request, name)
+        words.setdefault(name, "" if value in (None, "") else _words(name, value))
     has_sides = request.height and request.width
-    words["pixels"] = f"{request.width}x{request.height}" if has_sides else request.size or ""
+    pixels = f"{request.width}x{request.height}" if has_sides else request.size or ""
+    words["size" if "size" in cell.swept else "pixels"] = pixels
     return words
 
 
 def _words(name: str, value: Any) -> str:
+    called = name.replace("_", " ")
     if value is None:
-        return f"{name.replace('_', ' ')} left open"
+        return f"{called} left open"
     if name in ("prompt", "scheduler"):
         return str(value)
+    if name == "steps":
+        return f"{value} step{'s' * (value != 1)}"
+    if value == "":
+        return f"no {called}"
     if isinstance(value, tuple):
         value = " to ".join(f"{part:g}" for part in value)
-    if isinstance(value, bool):
+    elif isinstance(value, bool):
         value = "yes" if value else "no"
-    plain = f"{name.replace('_', ' ')} {{}}"
-    return _UNITS.get(name, plain).format(value)
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    return f"{called} {value}"
 
 
 def _wrap(text: str, width: int, size: int, most: int) -> list[str]:

@@ -42,7 +42,8 @@ _COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
 
 _WORD_SIZES = {word: size for size, words in _SIZE_WORDS.items() for word in words}
 _WORD_COUNTS = {"a": 1, "an": 1, **{word: n for n, word in _COUNT_WORDS.items()}}
-_WORD_SHAPES = {**{s: s for s in SHAPES}, **{f"{s}s": s for s in SHAPES}, "crosses": "cross"}
+_PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
+_WORD_SHAPES = {word: s for s in SHAPES for word in (s, _PLURALS[s])}
 _WORD_BACKGROUNDS = {**{b: b for b in BACKGROUNDS}, "grey": "gray"}
 _FILLERS = frozenset(
     [
@@ -122,7 +123,7 @@ def describe(scene: Scene, rng: random.Random, omit: float = 0.1, apart: float =
 def _noun(
     thing: Thing, rng: random.Random, omit: float, article: str = "a", plural: bool = False
 ) -> str:
-    words = [thing.colour, thing.shape + ("es" if thing.shape == "cross" else "s") * plural]
+    words = [thing.colour, _PLURALS[thing.shape] if plural else thing.shape]
     if rng.random() >= omit:
         words.insert(0, rng.choice(_SIZE_WORDS[thing.size]))
     if article == "a" and words[0][0] in "aeiou":
@@ -156,8 +157,9 @@ def words_of(text: str) -> list[str]:
 
 def unknown_words(text: str) -> list[str]:
     """Words of any alphabet, and signs such as emoji, that the embedded model never saw in training, in
-    order, each once."""
-    return list(dict.fromkeys(word for word in _all_words(text.lower()) if word not in WORDS))
+    order, each once. Letters of full width are those of ASCII to its tokenizer."""
+    words = dict.fromkeys(_all_words(text.lower()))
+    return [word for word in words if unicodedata.normalize("NFKC", word) not in WORDS]
 
 
 def _all_words(text: str) -> list[str]:

@@ -42,6 +42,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         raise ValueError("plot needs matplotlib; pip install 'pixart-fast[train]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     curves = _read_curves(runs)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
@@ -56,6 +57,7 @@ def plot(runs: Sequence[Path], output: Path) -> None:
         axes.set(
             xlabel="step", ylabel="loss (○ validation)", yscale="log" if positive else "linear"
         )
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
         with written_aside(output) as aside:
@@ -82,7 +84,8 @@ def _draw_curves(axes: Any, name: str, trained: Points, validated: Points, colou
     axes.plot(steps, losses, alpha=0.25, color=colour)
     # With a mark where it begins: a line of one point has no length.
     axes.plot(steps, smooth(losses), marker="o", markevery=[0], label=name, color=colour)
-    axes.plot([step for step, _ in validated], [loss for _, loss in validated], "o--", color=colour)
+    steps, losses = [step for step, _ in validated], [loss for _, loss in validated]
+    axes.plot(steps, losses, "o--", color=colour, markerfacecolor="white")
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:

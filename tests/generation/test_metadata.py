@@ -217,6 +217,12 @@ def test_every_option_that_is_given_anew_was_asked_for(tmp_path: Path) -> None:
     assert jobs[0].asked_model == {**MODEL, **options}
 
 
+def test_a_picture_is_not_drawn_again_without_end(tmp_path: Path) -> None:
+    save(tmp_path / "x.png", drawn())
+    with pytest.raises(ValueError, match="a run must be of at most 1,000,000 pictures"):
+        plan(Options(from_image=tmp_path / "x.png", num_images=10**7))
+
+
 def again(path: Path, capsys: Any) -> str:
     assert main(["--from-image", str(path), "--no-cache", "--overwrite"]) == 0
     return capsys.readouterr().err

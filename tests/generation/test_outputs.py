@@ -241,6 +241,15 @@ def test_a_picture_is_drawn_when_its_file_was_made_by_this_very_request(tmp_path
         assert found(job(one.path, **change)) is None
 
 
+def test_a_choice_that_was_asked_for_in_other_words_than_it_was_drawn_with_is_recognised(
+    tmp_path: Path,
+) -> None:
+    one = job(tmp_path / "x.png", tile=True)  # which the VAE takes for 512
+    write(picture(), one, tile=512)
+    assert found(one) == found(job(one.path, tile=512)) == found(job(one.path)) == (16, 16)
+    assert found(job(one.path, tile=256)) is None
+
+
 def test_half_a_picture_is_not_drawn(tmp_path: Path) -> None:
     one = job(tmp_path / "x.png")
     write(Image.effect_noise((64, 64), 80).convert("RGB"), one)

@@ -13,6 +13,7 @@ from stub_pipeline import StubPipeline, opened
 
 from pixart.files import written_aside
 from pixart.generate import main
+from pixart.generation import drawing
 from pixart.generation.jobs import plan
 from pixart.generation.names import Places, Template, safe_name
 from pixart.generation.options import Options
@@ -71,6 +72,21 @@ def test_overwrite_draws_again_in_place_and_takes_the_place_of_others(stub: Stub
     assert Path("x-2.png").stat().st_mtime_ns > before and steps_in() == {"x.png": 1, "x-2.png": 2}
     assert main(["a cat", "--steps", "3", "--output", "x.png", "--overwrite"]) == 0
     assert steps_in() == {"x.png": 3, "x-2.png": 2}
+
+
+def test_a_picture_that_is_drawn_again_may_go_meanwhile(
+    stub: StubPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["a cat", "--output", "x.png"]) == 0
+
+    def write(*arguments: Any) -> Any:
+        Path("x.png").unlink(missing_ok=True)
+        return written(*arguments)
+
+    written = drawing._write
+    monkeypatch.setattr(drawing, "_write", write)
+    assert main(["--from-image", "x.png", "--num-images", "2", "--output", "again"]) == 0
+    assert len(list(Path("again").iterdir())) == 2
 
 
 def test_what_is_not_ours_keeps_its_name(stub: StubPipeline) -> None:

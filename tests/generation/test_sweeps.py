@@ -293,3 +293,10 @@ def test_a_row_of_the_sheet_is_what_was_swept_last() -> None:
     title, labels = sheet._describe(both)
     assert title.splitlines()[0] == "a cat" and "40x40" in title
     assert labels[4] == "guidance 2\n6 steps\nseed 2"
+
+
+def test_labels_say_each_setting_once_and_in_plain_words() -> None:
+    made = cells(3, negative=["", "fog", "fog"], steps=[1, 2, 2], size=["40", "40x48", None])
+    _, labels = sheet._describe(made)
+    assert labels[0] == "no negative\n1 step\n40x40\nseed 0"
+    assert labels[1] == "negative fog\n2 steps\n40x40\nseed 0"

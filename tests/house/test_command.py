@@ -88,6 +88,21 @@ def test_no_command_draws_a_box_around_an_error(
     assert not re.search("[│╭╰]", err)
 
 
+@pytest.mark.parametrize(
+    "arguments, rule",
+    [
+        (["--seed", "any"], "--seed must be a whole number or random, got 'any'"),
+        (["--tile", "big"], "--tile must be a whole number or True or False, got 'big'"),
+        (["--guidance-interval", "0", "x"], "--guidance-interval must be 2 numbers, got '0', 'x'"),
+    ],
+)
+def test_an_option_of_several_kinds_is_refused_in_words(
+    arguments: list[str], rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["generate", "a cat", *arguments]) == command.BAD_INPUT
+    assert rule in capsys.readouterr().err
+
+
 # Asks for `module` as if the key were pressed then, inside an exec() as in a dataclass: CPython
 # remembers that, and would end a process that was started by -m with SIGINT, though it was caught.
 SITECUSTOMIZE = """

@@ -242,6 +242,8 @@ REFUSED = [
     (lambda: modulate(X[0], ROW, ROW), "x must have 3 dimensions"),
     (lambda: gate_add(X, X[:, :1], ROW), "branch must have the shape of x"),
     (lambda: gate_add(X, X, ROW[:, :1]), "gate must have shape"),
+    (lambda: gate_add(X, X, [0.5] * 8), "gate must be a tensor or a number, got list"),
+    (lambda: modulate(X, None, ROW), "shift must be a tensor or a number, got NoneType"),
     (lambda: gate_add_modulate(X, X, None, ROW, X[:, :2]), "scale must have shape"),
     (lambda: compress_kv(X, X, *MERGE, None, None, grid=(3, 3), ratio=2), "grid must have 6"),
     (lambda: compress_kv(X, X, *MERGE, None, None, grid=(2, 3), ratio=5), "ratio must be from 1"),

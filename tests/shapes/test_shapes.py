@@ -116,6 +116,8 @@ def test_a_sentence_without_shapes_states_at_most_its_background() -> None:
         ("ein großer, naïve क्षेत्र", ["ein", "großer", "naïve", "क्षेत्र"]),
         ("εἷς κύκλος; دائرة 👍🏽", ["εἷς", "κύκλος", "دائرة", "👍🏽"]),
         ("a RED circle, left-of “a” — star!", []),
+        ("ａ ｒｅｄ ｃｉｒｃｌｅ ｏｎ ｓａｎｄ", ["ｓａｎｄ"]),
+        ("three crosses, no crosss", ["no", "crosss"]),
         ("2€ ½ x² \U000e0041\U0001fb00", ["2", "€", "½", "x²", "\U0001fb00"]),
     ],
 )

@@ -122,6 +122,26 @@ def test_a_plot_of_one_point_shows_it(tmp_path: Path, loss: float) -> None:
     assert places(plotted(tmp_path, {"step": 1, "loss": loss})) == 2
 
 
+def test_the_first_point_does_not_look_like_a_validation(tmp_path: Path) -> None:
+    """A disc and a ring: in the column of its middle, a ring has two stretches of colour."""
+    pytest.importorskip("matplotlib")
+    trained = plotted(tmp_path, {"step": 1, "loss": 0.5})
+    validated = plotted(tmp_path, {"step": 1, "validation/loss": 0.5})
+    heights = []
+    for pixels in (trained, validated):
+        column = (np.abs(pixels - [31, 119, 180]).max(-1) < 25)[:, : pixels.shape[1] * 3 // 4]
+        heights.append(
+            int((np.diff(np.flatnonzero(column[:, column.any(0).argmax() + 5])) > 1).sum())
+        )
+    assert heights == [0, 1]
+
+
+def test_the_help_of_plot_names_runs(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        train(["plot", "--help"])
+    assert "Folders of runs" in capsys.readouterr().out
+
+
 def refused(capsys: Any, *arguments: str) -> str:
     assert train(["plot", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

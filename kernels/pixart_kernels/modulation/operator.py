@@ -309,6 +309,8 @@ def _check_tokens(x: Tensor, branch: Tensor | None = None) -> None:
 def _row(name: str, value: Row, x: Tensor) -> Tensor:
     """A view (B, C) or (B, N, C) of what stands for that, so that its gradient has its own shape."""
     batch, tokens, channels = x.shape
+    if value is None or isinstance(value, (list, tuple, str)):
+        raise ValueError(f"{name} must be a tensor or a number, got {type(value).__name__}")
     if not isinstance(value, Tensor):
         value = x.new_full((channels,), value, dtype=torch.promote_types(x.dtype, torch.float32))
     if value.dim() == 0:
