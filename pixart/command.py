@@ -105,6 +105,7 @@ def run_command(name: str, work: "Callable[[], int | None]", cancelled: str = "c
     ending = process.ENDING
     ending.words = cancelled
     try:
+        _check_folder()
         return work() or DONE
     except KeyboardInterrupt:
         return complain(name, ending.message(), ending.code())
@@ -130,9 +131,39 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says, or what it is if it says nothing."""
+    """What an exception says, or what it is if it says nothing; of the system's own, the place, the
+    reason, and the way out."""
+    if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
+        places = [str(place) for place in (error.filename, error.filename2) if place]
+        reason = f"{error.strerror}{_way_out(error.errno)}"
+        return ": ".join([" -> ".join(places), reason] if places else [reason])
     unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     return str(error) or unnamed
+
+
+def _way_out(number: "int | None") -> str:
+    """What helps against an error of the system, "" if that is clear."""
+    import errno
+
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return "; make room there, or name another place"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "; name another place, or get the right to use this one"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "; raise the limit (ulimit -n)"
+    return ""
+
+
+def _check_folder() -> None:
+    """Without the current folder no relative path leads anywhere, and libraries fail in many ways."""
+    from os import getcwd
+
+    try:
+        getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "the current folder is not there any more; change to one that is (cd)"
+        ) from None
 
 
 def complain(name: str, message: str, code: int) -> int:

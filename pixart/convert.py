@@ -74,6 +74,7 @@ def convert(options: Options) -> str:
     from pixart.checkpoint.load import TRANSFORMER_FILES, load_transformer, read_config
     from pixart.checkpoint.save import save_transformer
     from pixart.config import KVCompression
+    from pixart.files import check_writable
     from pixart.lora.adapters import load_lora, merge_lora, parse_lora
     from pixart.weights import resolve
 
@@ -84,6 +85,7 @@ def convert(options: Options) -> str:
     adapters = [parse_lora(text) for text in options.lora]
     source = resolve(options.src, allow_patterns=TRANSFORMER_FILES)
     _check_not_source(options, source)
+    check_writable(options.dst)
     model = load_transformer(
         source,
         config=read_config(options.config) if options.config else None,

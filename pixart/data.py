@@ -47,9 +47,11 @@ def prepare(options: Prepare) -> str:
     """Returns a sentence on what was prepared and what was not."""
     from pixart.dataset.samples import writable
     from pixart.dataset.verify import write_settings
+    from pixart.files import check_writable
 
     items = _items(options)
     first = [items()]  # refuses what it can before models are loaded
+    check_writable(options.output / "report.json")
     preparation = _preparation(options)
     process.at_work()
     report = preparation.run(lambda: first.pop() if first else items(), _origin(options))

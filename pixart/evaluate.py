@@ -51,7 +51,7 @@ def run(options: Options) -> int:
 
     import torch
 
-    from pixart.files import write_json
+    from pixart.files import check_writable, write_json
     from pixart.pipeline.text_to_image import Pipeline
 
     if options.metric not in METRICS:
@@ -60,6 +60,8 @@ def run(options: Options) -> int:
         raise ValueError(f"--count must be from 1 to {MOST:,}, got {options.count}")
     if options.json_file is not None and options.json_file.is_dir():
         raise ValueError(f"--json-file must be a file, got the folder {options.json_file}")
+    if options.json_file is not None:
+        check_writable(options.json_file)
     like = options.like  # refused before a model is opened
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ class CheckpointWriteError(CheckpointError):
     """The disk refused. Nothing was left behind, and what stood at the destination still does."""
 
     exit_code = 1  # of a command: not the fault of what was asked for
+
+
+class DeviceError(OSError):
+    """A file was to take the place of a device."""
+
+    exit_code = 2  # of a command: another name is wanted
 
 
 AGAIN = "download or copy it again"
@@ -57,10 +63,14 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
     """
     if replace:
         path = Path(os.path.realpath(path))  # through a link, not over it
-        _check_place(path)
+        _refuse_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, as a rename does not cross file systems.
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    try:
+        # Beside it, as a rename does not cross file systems.
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+    except OSError as error:
+        error.filename = str(path)  # the name that a caller knows
+        raise
     try:
         yield holder / "new"
         publish(holder / "new", path, durable=durable, replace=replace)
@@ -72,12 +82,29 @@ def written_aside(path: Path, *, durable: bool = True, replace: bool = True) -> 
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _check_place(path: Path) -> None:
-    """OSError for a pipe or a device: a link may lead to it, and who may write there would replace it."""
-    with suppress(FileNotFoundError, NotADirectoryError):
+def check_writable(path: Path) -> None:
+    """Raise OSError where no file or folder could be written as `path`: to know before work that takes
+    long. Leaves nothing."""
+    place = Path(os.path.realpath(path))
+    _refuse_device(place)
+    try:
+        above = next(folder for folder in place.parents if folder.exists())
+        probe = above / f".{place.name[:40]}.{secrets.token_hex(8)}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _refuse_device(path: Path) -> None:
+    """A pipe too. Root's rename would take /dev/null from the whole machine."""
+    try:
         mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+    except OSError:  # nothing is there yet
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DeviceError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
 
 
 def publish(aside: Path, path: Path, *, durable: bool = True, replace: bool = True) -> None:

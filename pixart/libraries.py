@@ -21,8 +21,8 @@ def importing() -> Iterator[None]:
     """Around imports of these libraries. Raises BrokenLibraryError where torchvision is why they fail."""
     try:
         yield
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:
-        fault = _fault_of_torchvision()
+    except (Exception, SystemExit) as error:  # whatever a broken library raises
+        fault = _fault_of_torchvision(error)
         if fault is None:
             raise
         have = " and ".join(f"{name} {_version(name)}" for name in ("torchvision", "torch"))
@@ -32,15 +32,24 @@ def importing() -> Iterator[None]:
         ) from error
 
 
-def _fault_of_torchvision() -> str | None:
-    """What importing it raises, None if it is not there or works."""
+def _fault_of_torchvision(error: BaseException) -> str | None:
+    """What importing it raises, or what of it `error` came from; None if it is not there or works."""
     if importlib.util.find_spec("torchvision") is None:
         return None
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # whatever a broken library raises
-        return f"{type(error).__name__} {' '.join(str(error).split())[:300]}".strip()
+    except (Exception, SystemExit) as fault:
+        return _said(fault)
+    cause: BaseException | None = error
+    while cause is not None:  # a part of it that is missing or broken
+        if "torchvision" in str(cause):
+            return _said(cause)
+        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _said(fault: BaseException) -> str:
+    return f"{type(fault).__name__} {' '.join(str(fault).split())[:300]}".strip()
 
 
 def _version(name: str) -> str:

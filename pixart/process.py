@@ -34,6 +34,7 @@ class Ending:
         self.asked: Signals | None = None  # the signal that came
         self.error_output = 2  # where standard error is, while its number leads to nowhere
         self._raised, self._main = 0.0, _thread.get_ident()
+        self.waits = False  # a signal: two things are being done of which none may be done alone
 
     def note(self, number: int) -> None:
         """A signal came, and whoever has the work in hand is about to end it."""
@@ -64,12 +65,20 @@ class Ending:
         self.note(number)
         if not self.is_at_work:
             self.leave()
+        if self.waits:
+            return
         if _imports(frame):
             if first:
                 _thread.start_new_thread(self._ask_again, ())
             return
         self._raised = monotonic()
         raise KeyboardInterrupt
+
+    def catch_up(self) -> None:
+        """Nothing is to wait for any more: a signal that came meanwhile is heard now."""
+        self.waits = False
+        if self.asked is not None and self.is_at_work and not self._raised:
+            self.handle(self.asked, None)
 
     def _ask_again(self) -> None:
         import signal
@@ -111,6 +120,17 @@ class Ending:
 
 
 ENDING = Ending()
+
+
+class Whole:
+    """A block that a signal does not cut in two: from `at_work` on it comes after its end. For a moment's
+    work, as Ctrl-C is not answered meanwhile."""
+
+    def __enter__(self) -> None:
+        ENDING.waits = True
+
+    def __exit__(self, *_: object) -> None:
+        ENDING.catch_up()
 
 
 def begin(name: str) -> None:

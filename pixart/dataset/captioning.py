@@ -76,16 +76,16 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
     """
     import torch
 
-    with importing():
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:
-        # Not given, transformers would ask whether to run the code that came with a model.
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, torch_dtype=dtype, trust_remote_code=False
-        )
+        with importing():  # opening imports what the model is of, too
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            # Not given, transformers would ask whether to run the code that came with a model.
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, torch_dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)

@@ -30,7 +30,7 @@ def load_scorer(name: str) -> Scorer:
         raise ValueError(f"scorer must be MODULE:FUNCTION, got {name!r}")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"scorer must be importable, got {name!r} ({reason})") from error
     scorer = getattr(module, function_name, None)
@@ -46,7 +46,7 @@ def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
         try:
             # Also a number of NumPy's or PyTorch's, which JSON cannot hold.
             score = float(scorer(image))
-        except Exception as error:  # a function of the user's may raise anything
+        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             raise ImageError(f"the scorer raises {type(error).__name__}: {error}") from error
         return {"score": finite(score, "score")}
 

@@ -108,11 +108,13 @@ def _draw_all(
         for job, note, drawn in zip(jobs, notes, pictures, strict=True):
             metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
             bar.note("write")
-            with report.timed("write") as spent:
-                job, is_ours = _write(job, drawn, metadata, options)
+            with process.Whole():  # a picture that is there is in the report
+                with report.timed("write") as spent:
+                    job, is_ours = _write(job, drawn, metadata, options)
+                seconds = drawn.seconds | {"write": spent()}
+                report.add(job, metadata, drawn.image.size, note, seconds)
+                report.count(drawn.seconds)
             bar.finish()
-            report.add(job, metadata, drawn.image.size, note, drawn.seconds | {"write": spent()})
-            report.count(drawn.seconds)
             cells[job.index] = Cell(job.path, metadata.request, job.swept)
             console.remark(str(job.path) + ("" if is_ours else " was drawn elsewhere meanwhile"))
             if before is not None:

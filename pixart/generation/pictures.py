@@ -2,13 +2,12 @@
 
 import errno
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.files import written_aside
+from pixart import files
 from pixart.pictures import open_picture
 from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
 from pixart.pipeline.request import SETTINGS, Request
@@ -42,7 +41,7 @@ def write_picture(
 
     kind = SUFFIXES[path.suffix.lower()]
     try:
-        with written_aside(path, replace=replace) as aside, aside.open("wb") as file:
+        with files.written_aside(path, replace=replace) as aside, aside.open("wb") as file:
             if kind == "png":
                 info = PngInfo()
                 info.add_itxt(KEY, metadata.to_text())
@@ -91,10 +90,7 @@ def check_writable(paths: list[Path]) -> None:
             raise write_error(path, error) from error
     for folder in dict.fromkeys(path.parent for path in paths):
         try:
-            above = next(place for place in (folder, *folder.parents) if place.exists())
-            probe = above / f".pixart-{secrets.token_hex(8)}"
-            probe.touch(exist_ok=False)
-            probe.unlink()
+            files.check_writable(folder / "picture")
         except OSError as error:
             raise write_error(folder, error) from error
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from pixart.command import message_of
+
 Value = TypeVar("Value")
 
 
@@ -27,7 +29,7 @@ def problems_of(check: Callable[[], object]) -> Iterator[str]:
     except Problems as error:
         yield from error.lines
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        yield " ".join(str(error).split())
+        yield " ".join(message_of(error).split())
 
 
 def attempt(work: Callable[[], Value]) -> tuple[Value | None, list[str]]:

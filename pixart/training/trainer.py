@@ -122,8 +122,8 @@ class Trainer:
     def run(
         self, progress: Progress, stop_after: int | None = None, start_from: Path | None = None
     ) -> bool:
-        """Advance to the end, for `stop_after` steps, or until SIGTERM or Ctrl-C; saves at the end
-        of each. start_from: a state to go on from instead of the newest one in `directory`.
+        """Advance to the end, for `stop_after` steps, or until SIGTERM, SIGHUP or Ctrl-C; saves at
+        the end of each. start_from: a state to go on from instead of the newest one in `directory`.
         Returns whether the stage is finished."""
         self._counted = time.perf_counter()
         self.resume(start_from)
@@ -366,12 +366,15 @@ def _clip(parameters: Sequence[Tensor], limit: float) -> float:
 
 
 class StopSignals:
-    """Turns SIGTERM and Ctrl-C into a wish to stop after the current step."""
+    """Turns SIGTERM, Ctrl-C and a terminal that is closed into a wish to stop after the current step.
+    What is ignored from outside, as nohup does, stays ignored."""
 
     asked = False
 
     def __enter__(self) -> "StopSignals":
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGHUP")]
+        wanted = [s for s in known if s and signal.getsignal(s) is not signal.SIG_IGN]
+        self._before = {s: signal.signal(s, self._ask) for s in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -380,5 +383,5 @@ class StopSignals:
 
     def _ask(self, number: int, _: object) -> None:
         self.asked = True
-        if number == signal.SIGINT:  # SIGTERM, from a scheduler, ends in success: all is saved
+        if number != signal.SIGTERM:  # which, from a scheduler, ends in success: all is saved
             process.ENDING.note(number)

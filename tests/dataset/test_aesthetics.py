@@ -34,13 +34,18 @@ def test_a_function_that_fails_costs_the_picture_and_a_module_that_fails_is_name
     (tmp_path / "sour.py").write_text("def score(image):\n    return {}['x']\n")
     (tmp_path / "foul.py").write_text("raise RuntimeError('no')")
     (tmp_path / "torn.py").write_text("def")
+    (tmp_path / "quit.py").write_text("raise SystemExit(3)")
+    (tmp_path / "tired.py").write_text("def score(image):\n    raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     source, output = pictures.folder(tmp_path / "s", 1), tmp_path / "o.jsonl"
     (rejected,) = score_source(open_source(source), output, load_scorer("sour:score")).rejected
     assert rejected.reason == "the scorer raises KeyError: 'x'"
+    (rejected,) = score_source(open_source(source), output, load_scorer("tired:score")).rejected
+    assert rejected.reason == "the scorer raises SystemExit: 3"
     for name, reason in (
         ("foul", "RuntimeError: no"),
         ("torn", "SyntaxError"),
+        ("quit", "SystemExit: 3"),
         ("..x", "TypeError"),
     ):
         with pytest.raises(ValueError, match=f"^scorer must be importable, got .*{reason}"):

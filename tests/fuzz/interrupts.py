@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 MOMENTS = (0.1, 5.0)
+PATIENCE = 120  # seconds for a step that is under way, on a machine that has others to run
 SHAPES = str(ROOT / "pixart" / "assets" / "shapes")
 # Each takes longer than it is given.
 COMMANDS = {
@@ -55,11 +56,17 @@ class Trial:
         )  # fmt: skip
         time.sleep(self.seconds)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"goes on for {PATIENCE} s, {process.communicate()[1][-300:]!r}"
         return self._judge(process.returncode, out, err, folder)
 
     def _judge(self, code: int, out: str, err: str, folder: Path) -> str:
-        if code == 0 or (code != 130 and "<frozen site>" in err):
+        frames = re.findall(r'^  File "(.*?)"', err, re.MULTILINE)
+        is_starting = code != 130 and frames and all(f.startswith("<frozen") for f in frames)
+        if code == 0 or is_starting or (code != 130 and "<frozen site>" in err):
             return ""  # Python itself was still starting, or all was done
         # The names of pictures that are finished, and notes, come before.
         last = err.splitlines()[-1] if err else ""
@@ -79,6 +86,8 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int)
     options = parser.parse_args()
+    # A shell starts what runs in its background without it, and what is ignored is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fresh = random.SystemRandom().randrange(2**40)
     seeds = range(fresh, fresh + options.trials) if options.seed is None else [options.seed]
     faults = 0

@@ -1,5 +1,6 @@
 """pixart.command: exit codes and the one line of every command, however it ends."""
 
+import errno
 import os
 import re
 import subprocess
@@ -38,6 +39,32 @@ def test_an_exception_is_one_line_and_an_exit_code(
     out, err = capsys.readouterr()
     expected = {130: "cancelled; nothing"}.get(code, str(error) or "out of memory")
     assert out == "" and err == f"pixart.x: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "Full", "a"), "a: Full; make room there, or name another place"),
+        (OSError(errno.EROFS, "No"), "No; name another place, or get the right to use this one"),
+        (OSError(errno.EXDEV, "No", "a", None, "b"), "a -> b: No"),
+        (OSError(errno.EMFILE, "Many"), "Many; raise the limit (ulimit -n)"),
+        (OSError("said by a library"), "said by a library"),
+    ],
+)
+def test_what_the_system_refuses_names_the_place_and_the_way_out(error: OSError, line: str) -> None:
+    assert command.message_of(error) == line
+
+
+def test_a_current_folder_that_is_deleted_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for name in NAMES:
+        assert command.main([name, "x"]) == command.BAD_INPUT
+        line = capsys.readouterr().err
+        assert "current folder is not there any more" in line and line.count("\n") == 1
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -180,6 +180,33 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_place_that_cannot_be_written_is_known_before_under_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    files.check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path) == ["file"]
+    for place in ("file/x", "n" * 300 + "/x"):
+        with pytest.raises(OSError) as refused:
+            files.check_writable(tmp_path / place)
+        assert refused.value.filename == str(tmp_path / place)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", "a.temporary.name")
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", full)
+    with pytest.raises(OSError) as refused:
+        files.write_bytes(tmp_path / "a", b"")
+    assert refused.value.filename == str(tmp_path / "a")
+
+
+def test_no_file_takes_the_place_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "publish", lambda *_, **__: None)  # root's would do it
+    for write in (files.check_writable, lambda path: files.write_bytes(path, b"")):
+        with pytest.raises(OSError, match="is a pipe or a device, not a file"):
+            write(Path(os.devnull))
+
+
 def test_fingerprints_tell_folders_apart(tmp_path: Path) -> None:
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).mkdir()

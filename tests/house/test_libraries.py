@@ -1,5 +1,6 @@
 """A torchvision that was built for another torch is named, where transformers and diffusers name others."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -26,7 +27,9 @@ def torchvision(folder: Path, content: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("content", [BROKEN, "import nothing_of_this_name", "1 / 0", None, ""])
+@pytest.mark.parametrize(
+    "content", [BROKEN, "import nothing_of_this_name", "1 / 0", "raise SystemExit(3)", None, ""]
+)
 def test_torchvision_is_named_only_where_it_is_why_an_import_fails(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +48,23 @@ def test_torchvision_is_named_only_where_it_is_why_an_import_fails(
     message = str(caught.value)
     assert "Bloom" not in message and "\n" not in message
     assert "got torchvision 0.20.0 and torch 2." in message and "uninstall torchvision" in message
+
+
+def test_a_torchvision_of_which_a_part_is_broken_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("a torchvision is installed, and may be imported already")
+    monkeypatch.syspath_prepend(torchvision(tmp_path, ""))
+    with (
+        pytest.raises(BrokenLibraryError, match="No module named 'torchvision.transforms'"),
+        importing(),
+    ):
+        try:
+            importlib.import_module("torchvision.transforms")
+        except ImportError as error:
+            raise RuntimeError("Could not import module 'BloomPreTrainedModel'.") from error
+    sys.modules.pop("torchvision", None)
 
 
 def test_drawing_beside_a_broken_torchvision_ends_in_one_line(tmp_path: Path) -> None:

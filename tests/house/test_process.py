@@ -53,6 +53,7 @@ LOST = "class Lost:\n    def __del__(self): press()\nprocess.at_work()\nLost()\n
         ("press()", 130, LINE),
         ("process.at_work(); press()", 130, LINE),
         ("import pressed", 130, LINE),
+        ("process.at_work()\nwith process.Whole(): press(); print('whole')\nos._exit(7)", 130, LINE),
         ("process.at_work(); import pressed; print('imported')\nwhile True: pass", 130, LINE),
         (LOST, 130, LINE),
         ("process.at_work()\ntry: press()\nexcept BaseException: rise(1)", 130, LINE),
@@ -72,6 +73,7 @@ def test_a_signal_is_one_line_wherever_it_comes(
     assert (done.returncode, done.stderr) == (code, line)
     # An import is left at once, or, where something may be half done, when it has ended.
     assert ("imported" in done.stdout) == ("imported" in body)
+    assert ("whole" in done.stdout) == ("whole" in body)
     assert ("{}" in done.stdout) == ("on_leaving" in body)
 
 

@@ -230,7 +230,7 @@ def test_a_named_stage_alone_takes_what_the_command_line_says() -> None:
         (KeyboardInterrupt(), 130, "cancelled; what was saved is kept"),
         (RuntimeError("the device is gone"), 1, "the device is gone"),
         (MemoryError(), 1, "out of memory"),
-        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (OSError(28, "Full"), 1, "Full; make room there, or name another place"),
     ],
 )
 def test_however_a_run_ends_it_is_one_line_and_an_exit_code(

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import nn
 
+from pixart import process
 from pixart.training import state, trainer
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.progress import Progress
 from pixart.training.stage import Batch, Stage
 from pixart.training.state import StateSaveError, latest_state, load_average
-from pixart.training.trainer import Trainer, TrainingFailed
+from pixart.training.trainer import StopSignals, Trainer, TrainingFailed
 from pixart.weights import check_finite
 
 ROOT = Path(__file__).parent.parent.parent
@@ -271,6 +272,25 @@ def test_sigterm_stops_after_the_step_and_saves(tmp_path: Path) -> None:
     assert not run(one)
     state = latest_state(tmp_path)
     assert state is not None and state.name == f"step-{one.step:08d}"
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
+def test_a_closed_terminal_stops_as_ctrl_c_does_unless_it_is_ignored(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(signal, name)
+    monkeypatch.setattr(process.ENDING, "asked", None)
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        signal.raise_signal(number)
+    assert stop.asked and process.ENDING.asked == number and signal.getsignal(number) == before
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(number)
+        assert not stop.asked and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_log_is_cut_to_where_a_run_is_taken_up(tmp_path: Path) -> None:
