@@ -23,8 +23,9 @@ markers = ["smoke: short"]
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three commits: no bench, one bench, two benches."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # with it benches are not timed
     root = tmp_path / "repository"
     (root / "bench").mkdir(parents=True)
     (root / "pyproject.toml").write_text(CONFIGURATION)

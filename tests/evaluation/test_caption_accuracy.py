@@ -101,7 +101,7 @@ def test_a_metric_draws_with_what_is_given_and_leaves_the_rest_to_the_model() ->
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--count", "0"], "--count must be from 1 to 1,000,000, got 0"),
         (["--metric", "beauty"], "--metric must be one of caption-accuracy, got 'beauty'"),
         (["--model", "absent"], "absent: no such file or directory"),
         (["--model", "absent", "--steps", "0"], "steps must be an integer from 1 up, got 0"),

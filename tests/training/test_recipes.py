@@ -35,7 +35,7 @@ PUBLISHED = {  # divisors of the positions (facts of the published configs)
 def run(recipe: str, place: Path, pipeline: Path, *start: str) -> list[Path]:
     """Train one step of every stage of a recipe; returns their states. start: of the first."""
     for number in range(3):
-        write(place / "raw" / f"{number}.png", png(64, 64, seed=number))
+        write(place / "raw" / f"{number}.png", png(256, 256, seed=number))
     found = []
     for number, stage in enumerate(load_recipe(recipe)):
         side = str(stage.resolution // SMALLER)
