@@ -40,11 +40,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> StubPipeline:
-    return opened(monkeypatch)
-
-
 def outcome(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, str]:
     """The code, and the last line on standard error, as of a command line that has been read."""
     capsys.readouterr()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from stub_pipeline import StubPipeline, opened
+from stub_pipeline import StubPipeline
 
 from pixart.files import written_aside
 from pixart.generate import main
@@ -19,16 +19,6 @@ from pixart.generation.names import Places, Template, safe_name
 from pixart.generation.options import Options
 from pixart.generation.pictures import read_metadata
 from pixart.pipeline.request import Request
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> StubPipeline:
-    return opened(monkeypatch)
 
 
 def steps_in(folder: str = ".") -> dict[str, int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stub_pipeline import StubPipeline, opened
+from stub_pipeline import StubPipeline
 
 from pixart.generate import main
 from pixart.generation import sheet
@@ -17,16 +17,6 @@ from pixart.generation.options import Options
 from pixart.generation.pictures import read_metadata
 from pixart.generation.sheet import Cell, draw_sheet
 from pixart.pipeline.request import SETTINGS, Request
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> StubPipeline:
-    return opened(monkeypatch)
 
 
 def planned(*sweep: str, **options: Any) -> list[Request]:
