@@ -249,7 +249,7 @@ def test_where_nothing_is_wrong_the_plan_is_all_that_is_printed(
         capsys, "shapes", "--dry-run", "--stage", "base", "--output", str(tmp_path / "run")
     )
     assert [line.split(",")[0] for line in found] == [
-        "stage read must be trained first", "stage vae-fine must be trained first"
+        "stage read must be trained first", "stage vae-last must be trained first"
     ]  # fmt: skip
 
 

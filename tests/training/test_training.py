@@ -99,7 +99,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
         assert state is not None and state.name == "step-00000002"
         log = (tiny_run / stage.name / "log.jsonl").read_text().splitlines()
         assert any("validation/loss" in line for line in log)
-    pipeline = tiny_run / "compress" / "step-00000002" / "pipeline"
+    pipeline = tiny_run / "sharpen" / "step-00000002" / "pipeline"
     pipe = Pipeline.from_pretrained(pipeline, device="cpu", cache_dir=None)
     assert pipe.transformer.config.kv_compression == KVCompression((3, 4, 5))
     printed = "".join(path.read_text() for path in pipeline.rglob("*.json"))
@@ -116,7 +116,7 @@ def test_one_command_trains_every_stage_into_a_pipeline_that_draws(tiny_run: Pat
 def test_pictures_of_fixed_prompts_show_how_the_embedded_model_learns(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    for name in ("vae-fine", "read", "tokenizer"):
+    for name in ("vae-last", "read", "tokenizer"):
         (tmp_path / name).symlink_to(tiny_run / name)
     prompts = ["--validation.prompts", "a red circle", "a blue star"]
     command = ["shapes", "--output", str(tmp_path), "--stage", "base", *TINY, *prompts]
@@ -137,7 +137,7 @@ def train_base(start: Path, output: Path, processes: int, *arguments: str) -> li
     """Train the base stage after the stages of another run; returns its validation losses."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     output.mkdir(exist_ok=True)
-    for name in ("vae-fine", "read", "tokenizer"):
+    for name in ("vae-last", "read", "tokenizer"):
         if not (output / name).exists():
             (output / name).symlink_to(start / name)
     command = [
