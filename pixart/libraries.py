@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class BrokenLibraryError(ImportError):
@@ -30,6 +31,28 @@ def importing() -> Iterator[None]:
             f"torchvision must fit torch, got {have}: {fault}; install the torchvision of this torch, "
             "or remove it, which is enough here (pip uninstall torchvision)"
         ) from error
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Around what opens and saves with them: no bars and no reports of their own (`--quiet` is quiet,
+    errors of ours take one line)."""
+    with importing():
+        from diffusers.utils import logging as of_diffusers
+        from transformers.utils import logging as of_transformers
+
+    loggings: tuple[Any, ...] = (of_diffusers, of_transformers)
+    before = [(each.is_progress_bar_enabled(), each.get_verbosity()) for each in loggings]
+    for each in loggings:
+        each.disable_progress_bar()
+        each.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for each, (had_progress_bar, verbosity) in zip(loggings, before, strict=True):
+            each.set_verbosity(verbosity)
+            if had_progress_bar:
+                each.enable_progress_bar()
 
 
 def _fault_of_torchvision(error: BaseException) -> str | None:

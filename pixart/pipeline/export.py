@@ -12,7 +12,7 @@ from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
 from pixart.config import PixArtConfig
 from pixart.files import read_json
-from pixart.libraries import importing
+from pixart.libraries import importing, silenced
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
@@ -30,6 +30,7 @@ MODEL_INDEX = {
 SPECIAL_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
+@silenced()
 def export_pipeline(
     directory: Path,
     *,

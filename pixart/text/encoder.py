@@ -14,13 +14,11 @@ that way: `encode([""], keep_padding=True).with_mask_of(prompts)`, or
 `PromptEmbeddings(table[None], ...).with_mask_of(prompts)`.
 """
 
-import contextlib
 import gc
 import importlib.metadata
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +29,7 @@ from torch.nn import functional as F
 
 from pixart.device import return_cached
 from pixart.files import CheckpointError, check_text, fingerprint, read_json
-from pixart.libraries import importing
+from pixart.libraries import importing, silenced
 from pixart.tensors import check_size
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
@@ -298,7 +296,7 @@ def _load_t5(
     }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
-    with errors_naming(folder), _silenced():
+    with errors_naming(folder), silenced():
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
     _check_complete(folder, info, quantization)
@@ -334,23 +332,6 @@ def _check_size(folder: Path, files: list[Path]) -> None:
             f"{folder / 'config.json'}: must describe the {held:,} weights there are, got sizes of "
             f"more than {least:,}"
         )
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """No progress bar and no report of transformers' own: errors of ours take one line."""
-    with importing():
-        from transformers.utils import logging
-
-    had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_progress_bar:
-            logging.enable_progress_bar()
 
 
 def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pixart.device import free_memory
 from pixart.files import read_json
-from pixart.libraries import importing
+from pixart.libraries import importing, silenced
 from pixart.tensors import check_size
 from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
 from pixart.weights import check_finite, check_loaded, errors_naming, find_weights
@@ -280,11 +280,8 @@ def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
 def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) -> Any:
     with importing():
         from diffusers import AutoencoderKL
-        from diffusers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its warnings become our error
-    try:
+    with silenced():  # its warnings become our error
         model, info = AutoencoderKL.from_pretrained(
             folder,
             torch_dtype=dtype,
@@ -295,8 +292,6 @@ def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    finally:
-        logging.set_verbosity(verbosity)
     never = re.compile(r"(?!)")
     check_loaded(folder, info, dict.fromkeys(("missing", "mismatched", "unexpected"), never))
     check_finite(dict(model.named_parameters()), str(folder))

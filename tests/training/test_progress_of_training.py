@@ -75,6 +75,22 @@ def test_log_every_is_an_option(tmp_path: Path, monkeypatch: Any) -> None:
     assert [line["step"] for line in logged(tmp_path / "vae-crops")] == [1, 2, 4, 5]
 
 
+def test_quiet_also_silences_the_libraries(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    """Stages that open and save a VAE, a transformer and a text encoder, and draw."""
+    monkeypatch.setattr(execute, "measure_peak", lambda *_: 1e12)
+    common = {"start": "shapes", "resolution": 64, "data": {"source": "shapes"}}
+    common |= {"batch": {"images": 1}, "steps": 1, "validation": {"every": 1, "images": 1}}
+    decoder = {**common, "name": "decode", "trains": "decoder"}
+    pair = {**common, "name": "pair", "pipeline": "shapes", "max_length": 40}
+    pair |= {"prediction": "v_prediction", "vae_scale": 1.0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"stages": [decoder, pair]}))
+    command = [str(path), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    assert train(command) == 0
+    assert len(list((tmp_path / "run").glob("*/step-00000001/**/vae"))) == 2
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
     progress = Progress(tmp_path, "base", quiet=True)
     progress.start(0, 1)

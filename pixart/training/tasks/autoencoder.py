@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart.distributed import own, rank, share, world_size
-from pixart.libraries import importing
+from pixart.libraries import importing, silenced
 from pixart.pipeline.directory import open_directory
 from pixart.shapes.scene import BACKGROUNDS, COLOURS, draw, sample_scene
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
@@ -132,6 +132,7 @@ def build_vae() -> Any:
     return vae
 
 
+@silenced()
 def load_vae(folder: Path) -> Any:
     """Open what AutoencoderTask exported."""
     with importing():
@@ -254,6 +255,7 @@ class AutoencoderTask:
     def flops(self, part: Pictures) -> float:
         return 0.0  # not counted
 
+    @silenced()
     def export(self, folder: Path) -> None:
         """FOLDER/vae in diffusers' layout, fp32."""
         state = whole_state(self.model)

@@ -20,7 +20,7 @@ from pixart.cost import forward_flops
 from pixart.diffusion import add_noise
 from pixart.distributed import barrier, own, rank, share, world_size
 from pixart.files import read_json, written_aside
-from pixart.libraries import importing
+from pixart.libraries import importing, silenced
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import open_directory
@@ -213,6 +213,7 @@ def _start_folder(stage: ResolvedStage) -> Path:
     return folder
 
 
+@silenced()
 def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
     with importing():

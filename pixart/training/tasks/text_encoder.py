@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pixart.dataset.batches import pad
 from pixart.distributed import own, rank, share, world_size
+from pixart.libraries import silenced
 from pixart.shapes.scene import SHAPES
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
 from pixart.training.plan import weights_plan
@@ -135,6 +136,7 @@ class TextEncoderTask:
     def flops(self, part: Captions) -> float:
         return 0.0  # not counted
 
+    @silenced()
     def export(self, folder: Path) -> None:
         """FOLDER/text_encoder as transformers has it, fp32."""
         state = whole_state(self.model)
