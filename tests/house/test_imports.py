@@ -16,11 +16,13 @@ SOURCES = sorted(
 LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers", "peft"}
 DOORS = {
     "transformers": {
+        "pixart/libraries.py",
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
         "pixart/training/tasks/shapes.py",
     },
     "diffusers": {
+        "pixart/libraries.py",
         "pixart/vae/autoencoder.py",
         "pixart/vae/tiling.py",
         "pixart/sampler/schedulers.py",
