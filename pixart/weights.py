@@ -64,8 +64,11 @@ def variants_of(directory: Path, stems: tuple[str, ...] = (WEIGHTS,)) -> list[st
     return sorted(name for name in _by_variant(directory, stems) if name is not None)
 
 
+_NOTHING = dict.fromkeys(("missing", "mismatched", "unexpected"), re.compile(r"(?!)"))
+
+
 def check_loaded(
-    folder: Path, info: Mapping[str, Any], pardoned: Mapping[str, re.Pattern[str]]
+    folder: Path, info: Mapping[str, Any], pardoned: Mapping[str, re.Pattern[str]] = _NOTHING
 ) -> None:
     """Raise CheckpointError unless a library's loading_info says that the files fit the model.
 

@@ -292,14 +292,14 @@ def _load_t5(
         "variant": variant,
         "use_safetensors": files[0].suffix == ".safetensors",
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # _check_complete refuses them, and the rest with them
+        "ignore_mismatched_sizes": True,  # check_complete refuses them, and the rest with them
     }
     if quantization:
         options |= _bitsandbytes_options(quantization, dtype, device)
     with errors_naming(folder), silenced():
         loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
     model, info = loaded
-    _check_complete(folder, info, quantization)
+    check_complete(folder, info, quantization)
     check_finite(dict(model.named_parameters()), str(folder))
     # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
     return model.eval() if quantization else model.eval().to(device)
@@ -334,7 +334,7 @@ def _check_size(folder: Path, files: list[Path]) -> None:
         )
 
 
-def _check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:
+def check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:
     """transformers fills what is missing with random numbers, and says so in passing."""
     # The embedding of tokens is the same tensor as `shared`; a whole T5 has a decoder besides, and
     # bitsandbytes stores states of its own beside quantised weights.

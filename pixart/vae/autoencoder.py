@@ -6,7 +6,6 @@ but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders
 for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always does.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,8 +291,7 @@ def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    never = re.compile(r"(?!)")
-    check_loaded(folder, info, dict.fromkeys(("missing", "mismatched", "unexpected"), never))
+    check_loaded(folder, info)
     check_finite(dict(model.named_parameters()), str(folder))
     return model
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from pictures import folder
 from published import build_sigma
+from safetensors.torch import load_file, save_file
 
+import pixart
 from pixart.checkpoint.load import open_transformer
 from pixart.data import main as data
 from pixart.files import read_json
@@ -27,6 +29,7 @@ from pixart.training.checkpoints import complete, last_words, other_parts
 from pixart.training.run import Run
 from pixart.training.stage import Data, Stage, Validation
 
+SHAPES = Path(pixart.__file__).parent / "assets" / "shapes"
 OTHERS = ("tokenizer", "text_encoder", "vae", "scheduler")
 
 
@@ -194,3 +197,30 @@ def test_the_last_words_are_what_a_shell_takes(
         line = shlex.split(drawing.removeprefix("draw with it: "))
         assert line[-3:] == [prompt, "--model", str(state / "pipeline")]
         assert set(words) <= set(line)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_start_that_lacks_a_tensor_is_refused_by_its_name(
+    tmp_path: Path, part: str, capsys: Any
+) -> None:
+    """Left to the libraries it would be random numbers, and a remark that --quiet silences."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHAPES, folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(iter(sorted(tensors)))
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    stage = {"name": "more", "start": str(folder), "resolution": 64, "data": {"source": "shapes"}}
+    stage |= {"batch": {"images": 1}, "steps": 1}
+    if part == "vae":
+        stage |= {"trains": "decoder"}
+    else:
+        stage |= {"pipeline": "shapes", "max_length": 40, "prediction": "v_prediction"}
+        stage |= {"vae_scale": 1.0}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"stages": [stage]}))
+    command = [str(recipe), "--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    assert train(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pixart.train: {folder / part}: ") and f"missing {name}" in line

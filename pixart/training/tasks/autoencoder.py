@@ -29,6 +29,7 @@ from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
 from pixart.training.stage import DECODER, PREVIOUS, RANDOM, ResolvedStage, Stage
 from pixart.training.starts import start_is_here
+from pixart.weights import check_loaded
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DECODER_NOISE = 0.12  # the most, when it trains alone: what sampling leaves on outlines at 128 px
@@ -134,11 +135,15 @@ def build_vae() -> Any:
 
 @silenced()
 def load_vae(folder: Path) -> Any:
-    """Open what AutoencoderTask exported."""
+    """Open what AutoencoderTask exported. CheckpointError for weights that are missing, or not its own."""
     with importing():
         from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+    model, info = AutoencoderKL.from_pretrained(
+        folder, low_cpu_mem_usage=False, output_loading_info=True
+    )
+    check_loaded(folder, info)
+    return model
 
 
 @dataclass(frozen=True)

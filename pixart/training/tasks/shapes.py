@@ -28,6 +28,7 @@ from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, sample_scene
+from pixart.text.encoder import check_complete
 from pixart.training.batch import (
     TrainingSample,
     diffusion_losses,
@@ -221,7 +222,11 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
 
     folder = _start_folder(stage)
     transformer = load_transformer(folder / "transformer", dtype=torch.float32)
-    text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    opened: Any = T5EncoderModel.from_pretrained(
+        folder / "text_encoder", dtype=torch.float32, output_loading_info=True
+    )
+    text_encoder, info = opened
+    check_complete(folder / "text_encoder", info, None)
     pair = Pair(adapt(transformer, stage), text_encoder)
     return pair, folder / "tokenizer" / "spiece.model"
 
