@@ -155,7 +155,8 @@ def _watch(
     while worker.poll() is None:
         now = time.time()
         if events.exists() and events.stat().st_size != size:
-            size, moved, patience = events.stat().st_size, now, stall_seconds
+            size, moved = events.stat().st_size, now
+            patience = max(_announced(events), stall_seconds)
         if now - moved > patience:
             return f"hung: nothing for {patience:.0f} s"
         if now > deadline + GRACE_SECONDS:
@@ -166,6 +167,12 @@ def _watch(
         time.sleep(0.1)
     code = worker.returncode
     return f"died: signal {-code}" if code < 0 else f"died: exit code {code}"
+
+
+def _announced(events: Path) -> float:
+    """For how many seconds what runs now said that it may be silent, 0 if it did not."""
+    seen = results.read_events(events)
+    return float(seen[-1].get("patience", 0)) if seen else 0
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

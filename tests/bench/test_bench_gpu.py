@@ -16,6 +16,7 @@ from bench import gpu
 from bench.measure import results
 from bench.measure.case import Case, Context
 from bench.measure.worker import Part, run
+from bench.workloads import models, sizes
 from bench.workloads.operators import OPERATORS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -211,6 +212,38 @@ def test_a_variant_that_kills_or_hangs_the_process_is_left_out_and_the_rest_goes
     }
     (crash,) = found["unfinished"]
     assert (crash["case"], crash["variant"], crash["reason"]) == ("ends", "bad", reason)
+
+
+SILENT = """
+import json, sys, time
+with open(sys.argv[1], "a", buffering=1) as file:
+    print(json.dumps({"event": "variant", "variant": "ours compiled", "patience": 60}), file=file)
+    time.sleep(4)
+    print(json.dumps({"event": "variant", "variant": "ours"}), file=file)
+    time.sleep(60)
+"""
+
+
+def test_who_announces_that_it_compiles_may_be_silent_for_longer(tmp_path: Path) -> None:
+    script, events = tmp_path / "w.py", tmp_path / "events.jsonl"
+    script.write_text(SILENT)
+    worker = subprocess.Popen([sys.executable, str(script), str(events)], start_new_session=True)
+    try:
+        reason = gpu._watch(worker, events, time.time() + 300, lambda: None, stall_seconds=2)
+    finally:
+        gpu._end(worker)
+    assert reason == "hung: nothing for 2 s"
+    assert [event["variant"] for event in results.read_events(events)] == ["ours compiled", "ours"]
+
+
+def test_a_step_of_a_compiled_model_announces_it() -> None:
+    told: list[dict[str, Any]] = []
+    context = Context(CPU, told.append)
+    context.chosen, context.peaks = frozenset({"ours compiled"}), {"copy": {"per_second": 1.0}}
+    context.peaks["matmul"] = {"per_second": 1.0}
+    context.run("steps", models.denoise(sizes.TINY))
+    (first, *_) = [event for event in told if event["event"] == "variant"]
+    assert first["variant"] == "ours compiled" and first["patience"] >= 180
 
 
 def test_events_of_a_worker_that_died_in_the_middle_of_a_line_are_read(tmp_path: Path) -> None:
