@@ -12,13 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.measure import machine, timing, tuning
+from bench.measure import compilation, machine, timing, tuning
 from bench.measure.results import Row
 
 MEASURED = "measured"
 FAULTS = ("failed", "computes something else")  # as the status of what should not be begins
 NOT_COMPARED = "not compared"
-COMPILE_SECONDS = 300  # that code generation may be silent for, on few cores
+DRY = "not measured: went as far as a stub of the driver, nothing was computed"
+_OF_RESULTS = {"seconds", "samples", "share_of_matmul", "share_of_copy", "images_per_second"}
+_OF_RESULTS |= {"errors", "errors_from", "errors_beside", "agrees", "passed", "repeatable", "exact"}
 T = TypeVar("T")
 
 
@@ -37,8 +39,10 @@ class Case(NamedTuple):
 class Context:
     """What a case needs, and where it leaves what it found.
 
-    rows: what the case that runs now, or ran last, found. chosen: the variants to run, None for all.
-    tell: is called with each event as it happens. history: the events of earlier processes.
+    rows: what the case that runs now, or ran last, found; known: all rows, of earlier cases and
+    processes too. chosen: the variants to run, None for all. tell: is called with each event as it
+    happens. history: the events of earlier processes. dry: whether nothing is computed, because a stub
+    stands for the driver: then no row says that anything was measured, or is right.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Context:
         self.clocks = machine.ClockLog(device)
         self.part = self.case = ""
         self.rows: list[Row] = []
+        self.known: list[Row] = [event["row"] for event in history if event["event"] == "row"]
+        self.dry = False
         self.chosen: frozenset[str] | None = None
         self.history = history
         self._tell = tell
@@ -89,11 +95,15 @@ class Context:
             "variant": variant,
         }
         row |= {"status": status, **values}
+        if self.dry and status == MEASURED:
+            row = {name: value for name, value in row.items() if name not in _OF_RESULTS}
+            row["status"] = DRY
         row |= {
             "clocks": self.clocks.since(self._begun.wall),
             "busy_elsewhere": machine.Moment().elsewhere(self._begun),
         }
         self.rows.append(row)
+        self.known.append(row)
         self.emit("row", row=row)
 
     def crashed(self, variant: str) -> str | None:
@@ -161,7 +171,7 @@ def time_variants(
         found[name] = {"status": context.crashed(name) or MEASURED}
         if found[name]["status"] != MEASURED:
             continue
-        context.announce(name, COMPILE_SECONDS if name in compiling else None)
+        context.announce(name, compilation.SECONDS if name in compiling else None)
         with warnings.catch_warnings(record=True) as said:  # why a backend of PyTorch is not viable
             warnings.simplefilter("always")
             try:
@@ -173,7 +183,7 @@ def time_variants(
                 timing.survive(error, context.device)
     for name in ready:
         found[name] |= {"agrees": None, "errors_from": NOT_COMPARED}
-    for name, verdict in judge(ready).items():
+    for name, verdict in ({} if context.dry else judge(ready)).items():
         found[name] |= {"errors": verdict.errors, "errors_from": verdict.errors_from}
         found[name] |= {"agrees": verdict.agrees, "errors_beside": verdict.beside}
         if verdict.agrees is False:

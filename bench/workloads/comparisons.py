@@ -1,4 +1,4 @@
-"""Single operators: whether they are right, how fast beside their peers, and in which configuration."""
+"""Single operators: whether they are right, and how fast beside their peers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from bench.measure import timing, tuning
-from bench.measure.case import MEASURED, Case, Context, Ready, Verdict, measured, time_variants
+from bench.measure.case import MEASURED, Case, Context, Ready, Verdict, time_variants
 from bench.measure.results import Row
 from bench.workloads import accuracy, sizes
 from bench.workloads.operators import OPERATORS, Workload
 from bench.workloads.operators.workload import (
     Inputs,
     Variant,
+    compiles,
     differentiable,
     output_gradients,
     outputs_of,
@@ -50,7 +51,7 @@ def _check(work: Workload, context: Context) -> None:
     inputs = work.inputs(context.device)
     truth = accuracy.oracle(work, inputs, backward=True)
     eager = accuracy.errors(accuracy.results(work.operator.reference, inputs, True), truth)
-    row = _describe(work) | {"errors_eager": eager}
+    row = describe(work) | {"errors_eager": eager}
     if reason := context.crashed("ours"):
         context.row("ours", reason, **row)
         return
@@ -107,7 +108,7 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     def build(variant: Variant) -> Ready:
         tuning.forget()
         errors = _first_errors(variant, sets[0], truth, backward)
-        calls = [_call(variant, inputs, backward) for inputs in sets]
+        calls = [call_of(variant, inputs, backward) for inputs in sets]
         facts = {"copies": copies, "config": tuning.chosen() or None}
         return Ready(calls, work.flops(backward), work.bytes(backward), errors, facts)
 
@@ -115,9 +116,10 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
         name: partial(build, variant) for name, variant in work.variants(context.hurried).items()
     }
     judge = partial(_judge, work.dtype)
-    found = time_variants(context, builders, judge, dtype=work.dtype)
+    slow = [name for name in builders if compiles(name)]
+    found = time_variants(context, builders, judge, dtype=work.dtype, compiling=slow)
     for name, row in found.items():
-        context.row(name, **_describe(work, backward), **row)
+        context.row(name, **describe(work, backward), **row)
 
 
 def _judge(dtype: torch.dtype, ready: Mapping[str, Ready]) -> dict[str, Verdict]:
@@ -141,7 +143,7 @@ def _first_errors(
     return accuracy.errors(made, truth)
 
 
-def _call(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]:
+def call_of(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]:
     if not backward:
         with torch.no_grad():
             call = variant(inputs)
@@ -151,64 +153,10 @@ def _call(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]
     return partial(torch.autograd.grad, outputs, wanted, gradients, retain_graph=True)
 
 
-def _describe(work: Workload, backward: bool | None = None) -> Row:
+def describe(work: Workload, backward: bool | None = None) -> Row:
     way = "" if backward is None else DIRECTIONS[backward]
     what = " ".join(word for word in (work.operator.name, work.kind, way) if word)
     return {"what": what, "shape": work.shape, "dtype": work.dtype_name}
-
-
-def configurations(at: Sequence[str] = ("4k", "1k", "2k")) -> list[Case]:
-    """Each configuration of the autotune lists by itself, over sizes; then what tuning had chosen."""
-    sweeps = [
-        Case(f"{work.name}/{DIRECTIONS[backward]}", partial(_sweep, work, backward))
-        for size in at
-        for operator in OPERATORS.values()
-        for work in (Workload(operator, size, kind) for kind in operator.tuned)
-        for backward in DIRECTIONS
-    ]
-    return [*sweeps, Case("winners", _tell_winners)]
-
-
-def _sweep(work: Workload, backward: bool, context: Context) -> None:
-    call = _call(work.variants()["ours"], work.inputs(context.device), backward)
-    what = _describe(work, backward)
-    tuning.forget()
-    call()
-    launched = [tuner for tuner in tuning.used() if len(tuner.configs) > 1]
-    chosen = tuning.chosen()
-    if not launched:
-        context.row("ours", "not measured: nothing here is tuned", **what)
-    for tuner in launched:
-        kernel = tuning.kernel_name(tuner)
-        configs = {tuning.describe(config): config for config in tuner.configs}
-        names = {f"{kernel} {text}": text for text in configs}
-        calls = {
-            name: [_pinned(call, tuner, configs[text])]
-            for name, text in names.items()
-            if not context.crashed(name)
-        }
-        times = timing.measure(
-            calls, context.device, seconds=context.seconds / 3, announce=context.announce
-        )
-        for name, text in names.items():
-            facts: Row = {"kernel": kernel, "config": text, "chosen": text == chosen[kernel]}
-            crash = context.crashed(name)
-            took = {"status": crash} if crash else measured(context, times[name])
-            context.row(name, **what, **facts, **took)
-
-
-def _pinned(call: Callable[[], Any], tuner: Any, config: Any) -> Callable[[], Any]:
-    def pinned_call() -> Any:
-        with tuning.pinned({tuner: config}):
-            return call()
-
-    return pinned_call
-
-
-def _tell_winners(context: Context) -> None:
-    for index, winner in enumerate(tuning.winners()):
-        what: Row = {"what": winner["kernel"], "shape": {}, "dtype": None}
-        context.row(f"{winner['kernel']} {index}", **what, **winner)
 
 
 def backends(at: str = "1k") -> list[Case]:
@@ -226,11 +174,11 @@ def _profile(work: Workload, context: Context) -> None:
         for backward in DIRECTIONS:
             context.announce(name)
             try:
-                kernels = _launched(_call(variant, inputs, backward), context.device)
+                kernels = _launched(call_of(variant, inputs, backward), context.device)
             except Exception as error:  # told by the comparison
                 timing.survive(error, context.device)
                 continue
-            what = _describe(work, backward)
+            what = describe(work, backward)
             context.row(f"{name} {DIRECTIONS[backward]}", MEASURED, **what, kernels=kernels)
 
 

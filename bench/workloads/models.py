@@ -168,11 +168,16 @@ FORWARD = {
 IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in COMPRESSIONS[1:]]]
 
 
-def steps(denoised: Iterable[str], trained: Iterable[str]) -> list[Case]:
-    """One denoising step and one training step per size, against diffusers' model: of bench.gpu, the
+def steps(order: Iterable[tuple[str, str]]) -> list[Case]:
+    """One step each, ("denoise", size) or ("train", size), against diffusers' model: of bench.gpu, the
     most important first."""
-    cases = [denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY)) for size in denoised]
-    return cases + [train(size, IN_ONE_RUN, both_ways=False) for size in trained]
+    return [_step(step, size) for step, size in order]
+
+
+def _step(step: str, size: str) -> Case:
+    if step == "train":
+        return train(size, IN_ONE_RUN, both_ways=False)
+    return denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY))
 
 
 def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:

@@ -13,7 +13,7 @@ from bench_context import CPU
 
 import pixart_kernels
 from bench import gpu
-from bench.measure import results
+from bench.measure import results, supervisor
 from bench.measure.case import Case, Context
 from bench.measure.worker import Part, run
 from bench.workloads import models, sizes
@@ -135,7 +135,7 @@ def _assembled(parts: list[Part], seconds: float) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     context = Context(CPU, lambda event: events.append(results.plain(event)))
     run(parts, context, time.time() + seconds)
-    found = gpu.assemble(events, time.time(), [])
+    found = supervisor.assemble(events, "gpu", time.time(), [])
     assert found is not None
     return found
 
@@ -201,8 +201,8 @@ def test_a_variant_that_kills_or_hangs_the_process_is_left_out_and_the_rest_goes
     script.write_text(WORKER.format(deed=deed))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'kernels'}:{ROOT}")
     command = [sys.executable, str(script), str(events)]
-    gpu.supervise(command, events, log, time.time() + 300, lambda: None, stall_seconds=20)
-    found = gpu.assemble(results.read_events(events), time.time(), [])
+    supervisor.supervise(command, events, log, time.time() + 300, lambda: None, stall_seconds=20)
+    found = supervisor.assemble(results.read_events(events), "gpu", time.time(), [])
     assert found is not None
     assert {row["id"]: row["status"] for row in found["rows"]} == {
         "part/ends/good": "measured",
@@ -229,9 +229,9 @@ def test_who_announces_that_it_compiles_may_be_silent_for_longer(tmp_path: Path)
     script.write_text(SILENT)
     worker = subprocess.Popen([sys.executable, str(script), str(events)], start_new_session=True)
     try:
-        reason = gpu._watch(worker, events, time.time() + 300, lambda: None, stall_seconds=2)
+        reason = supervisor._watch(worker, events, time.time() + 300, lambda: None, stall_seconds=2)
     finally:
-        gpu._end(worker)
+        supervisor._end(worker)
     assert reason == "hung: nothing for 2 s"
     assert [event["variant"] for event in results.read_events(events)] == ["ours compiled", "ours"]
 
