@@ -222,5 +222,4 @@ def readied(device: torch.device) -> Iterator[None]:
         return
     # The default stream cannot be captured, and a backward pass runs where its forward pass did.
     torch.cuda.set_stream(torch.cuda.Stream())
-    with tuning.parallel_compilation(machine.cores() or 1):
-        yield
+    yield

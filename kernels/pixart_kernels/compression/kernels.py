@@ -9,7 +9,8 @@ Gradients of the weights are sums over tokens: each program adds up its own in f
 step adds those in a fixed order, so that the result is the same every time.
 
 Weights are (C, R·R), taps in row-major order, read with a stride: few, and in L1 from then on.
-Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j. program_id(1) is 0 for keys and 1 for values.
+Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j.
+program_id(1) is 0 for keys and 1 for values.
 """
 
 # Tuples that grow block by block change their type.
