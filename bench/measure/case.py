@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.measure import machine, timing, tuning
+from bench.measure import machine, timing
 from bench.measure.results import Row
 
 MEASURED = "measured"
