@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.measure import compilation, machine, timing, tuning
+from bench.measure import compilation, machine, timing
 from bench.measure.results import Row
 
 MEASURED = "measured"
@@ -246,5 +246,4 @@ def readied(device: torch.device) -> Iterator[None]:
         return
     # The default stream cannot be captured, and a backward pass runs where its forward pass did.
     torch.cuda.set_stream(torch.cuda.Stream())
-    with tuning.parallel_compilation(machine.cores() or 1):
-        yield
+    yield

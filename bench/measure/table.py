@@ -69,6 +69,20 @@ def adopt(path: Path) -> None:
     bypass.forget()
 
 
+def forget_launches() -> None:
+    """So that `launched` tells of the launches from here on."""
+    configurations.forget_chosen()
+
+
+def launched() -> dict[str, str]:
+    """By kernel, the candidate that it was launched with last since `forget_launches`."""
+    found = configurations.chosen()
+    return {
+        kernel: configurations.describe(candidate)
+        for kernel, (_, candidate) in sorted(found.items())
+    }
+
+
 def span_of(kernel: str, size: int) -> tuple[int, int]:
     """The sizes that what was measured at one is taken for: head dimensions of as many columns of 8,
     channels up to the same power of two."""

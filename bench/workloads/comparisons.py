@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import timing, tuning
+from bench.measure import table, timing
 from bench.measure.case import MEASURED, Case, Context, Ready, Verdict, time_variants
 from bench.measure.results import Row
 from bench.workloads import accuracy, sizes
@@ -56,7 +56,7 @@ def _check(work: Workload, context: Context) -> None:
         context.row("ours", reason, **row)
         return
     context.announce("ours")
-    tuning.forget()
+    table.forget_launches()
     made = accuracy.results(work.operator.ours, inputs, True)
     errors = accuracy.errors(made, truth)
     again = accuracy.results(work.operator.ours, inputs, True)
@@ -67,7 +67,7 @@ def _check(work: Workload, context: Context) -> None:
         errors_from="fp64",
         passed=accuracy.within(errors, eager, work.dtype),
         repeatable=accuracy.same(made, again),
-        config=tuning.chosen(),
+        config=table.launched(),
     )
 
 
@@ -106,10 +106,10 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     truth = accuracy.oracle(work, sets[0], backward)
 
     def build(variant: Variant) -> Ready:
-        tuning.forget()
+        table.forget_launches()
         errors = _first_errors(variant, sets[0], truth, backward)
         calls = [call_of(variant, inputs, backward) for inputs in sets]
-        facts = {"copies": copies, "config": tuning.chosen() or None}
+        facts = {"copies": copies, "config": table.launched() or None}
         return Ready(calls, work.flops(backward), work.bytes(backward), errors, facts)
 
     builders = {

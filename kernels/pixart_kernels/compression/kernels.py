@@ -9,7 +9,8 @@ Gradients of the weights are sums over tokens: each program adds up its own in f
 step adds those in a fixed order, so that the result is the same every time.
 
 Weights are (C, R·R), taps in row-major order, read with a stride: few, and in L1 from then on.
-Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j. program_id(1) is 0 for keys and 1 for values.
+Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j.
+program_id(1) is 0 for keys and 1 for values.
 """
 
 # Tuples that grow block by block change their type.
@@ -265,7 +266,7 @@ def _compress_backward(
     last = tl.minimum(first + span, patch_count)
     none = row_blocks.zeros(ROWS, C)
     dbias, dnorm_weight, dnorm_bias, dweight = none, none, none, ()
-    for _tap in tl.static_range(R * R):
+    for _place in tl.static_range(R * R):
         dweight += (none,)
     for start in range(first, last, ROWS):
         patches = start + tl.arange(0, ROWS)
