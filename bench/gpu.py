@@ -43,7 +43,7 @@ STEPS += [("denoise", "4k"), ("train", "512"), ("train", "2k"), ("train", "4k")]
 TUNED = ("1k", "2k", "4k", "512")
 TABLE = "configurations.json"
 ARCHITECTURE = "sm_90"  # that a dry run compiles for
-FEW = 2  # candidates of a kernel that a dry run compiles
+FEW = 1  # candidates of a kernel that a dry run compiles
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +92,8 @@ def parts(
     table: Path, *, tiny: bool, most: int | None = None
 ) -> dict[str, Callable[[], list[Any]]]:
     """The cases of each part, by its name, which launch by the table in that file as soon as there is
-    one. tiny: all at the tiny size, and few of them. most: candidates of each kernel, all if None."""
+    one. tiny: all at the tiny size, and few of them. most: candidates of each kernel, all if None;
+    with it, in bf16 alone."""
     from bench.measure.table import adopt
     from bench.workloads import candidates, columns, comparisons, launches, models, pictures
 
@@ -102,7 +103,7 @@ def parts(
     drawn = ("embedded",) if tiny else ("embedded", "1k")
     made: dict[str, Callable[[], list[Any]]] = {
         "columns": lambda: columns.cases(table, most),
-        "correctness": lambda: comparisons.correctness(at),
+        "correctness": lambda: comparisons.correctness(at, few=most is not None),
         "configurations": lambda: candidates.cases(at if tiny else TUNED, table, most),
         "launches": lambda: [launches.case(small)],
         "operators": lambda: comparisons.operators(at) + ([] if tiny else comparisons.further()),

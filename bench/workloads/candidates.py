@@ -47,7 +47,7 @@ Calls = Sequence[tuple[Workload, bool]]
 
 def cases(at: Sequence[str], out: Path, most: int | None = None) -> list[Case]:
     """At these sizes; the table that follows is written to `out`, and launched by from then on. most:
-    candidates of each kernel that are tried, all if None."""
+    candidates of each kernel that are tried, in bf16 alone; all, and fp16 too, if None."""
     return [case for size in at for case in _round(size, out, most)]
 
 
@@ -57,7 +57,7 @@ def _round(size: str, out: Path, most: int | None) -> list[Case]:
     attention = [one for one in found if _has_switches(*one)]
     halves = [(work._replace(dtype=torch.float16), backward) for work, backward in found]
     tried: list[tuple[str, Calls]] = [(TILES, found), (SWITCHES, attention)]
-    tried += [(CHOSEN, [*attention, *halves])]
+    tried += [(CHOSEN, [*attention, *(halves if most is None else ())])]
     made = [
         Case(f"{stage}/{work.name}/{_way(backward)}", partial(_try, stage, work, backward, most))
         for stage, some in tried
@@ -288,9 +288,9 @@ def _by_pairs(rows: Iterable[Row], place: Place, candidate: Candidate) -> dict[i
     }
 
 
-def entries(rows: Sequence[Row], source: str) -> list[table.Entry]:
+def entries(rows: Sequence[Row], source: Callable[[], str]) -> list[table.Entry]:
     """The rows of the table that follow from what was measured of its candidates: of each kernel the
-    ones that are right, the best first."""
+    ones that are right, the best first. source() says where they come from."""
     places: dict[Place, dict[str, Candidate]] = {}
     for row in rows:
         if row.get("stage") == TILES:
@@ -313,7 +313,9 @@ def entries(rows: Sequence[Row], source: str) -> list[table.Entry]:
             if _stands(configurations.describe(final), checked):
                 order = [final, *(one for one in order if one != final)]
         span = table.span_of(place.kernel, place.size)
-        made.append(table.entry(place.kernel, place.architecture, place.bits, span, source, order))
+        made.append(
+            table.entry(place.kernel, place.architecture, place.bits, span, source(), order)
+        )
     return made
 
 
@@ -325,7 +327,7 @@ def _stands(text: str, checked: Mapping[str, Mapping[str, float]]) -> bool | Non
 
 def _write(out: Path, context: Context) -> None:
     """The table with what was found, for all that comes after; nothing where nothing was."""
-    new = [] if context.dry else entries(context.known, source(context.device))
+    new = [] if context.dry else entries(context.known, lambda: source(context.device))
     what: Row = {"what": "table of configurations", "shape": {}, "dtype": None}
     if not new:
         context.row("ours", "not measured: no candidate is known to be right", **what)

@@ -28,6 +28,9 @@ class Without:
     def __init__(self, finder):
         self.finder = finder
 
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         hidden = name.split(".")[0] in {hidden}
         return None if hidden else self.finder.find_spec(name, path, target)
