@@ -15,7 +15,7 @@ B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import triton
 import triton.language as tl
@@ -251,7 +251,8 @@ def prepare(
         )
     given = (grad_out, q, k, v, out, lse, kv_lengths)
     if not all(_is_fit(x, place) for place, x in enumerate(given)):
-        inner = prepare(*_fit(given), scale)
+        again: Callable[..., Compute] = prepare
+        inner = again(*_fit(given), scale)
         return lambda *arguments: inner(*_fit(arguments[:-1]), scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
@@ -308,7 +309,7 @@ def _launches(
         "PRECISION": launch.precision(q.dtype),
     }  # fmt: skip
 
-    def dense(tokens: int) -> tuple[int, int, int]:
+    def dense(tokens: int) -> tuple[int, ...]:
         return tuple(
             stride // divisor for stride in (tokens * heads * head_dim, heads * head_dim, head_dim)
         )
