@@ -265,7 +265,7 @@ def _compress_backward(
     last = tl.minimum(first + span, patch_count)
     none = row_blocks.zeros(ROWS, C)
     dbias, dnorm_weight, dnorm_bias, dweight = none, none, none, ()
-    for _tap in tl.static_range(R * R):
+    for _place in tl.static_range(R * R):
         dweight += (none,)
     for start in range(first, last, ROWS):
         patches = start + tl.arange(0, ROWS)
