@@ -17,6 +17,7 @@ B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -269,8 +270,8 @@ def prepare(
         lengths: Tensor | None,
         _: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-        delta = lse.new_empty(lse.shape)
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        delta = torch.empty_like(lse)
         launch_q(grad_out, q, k, v, out, dq, lse, delta, lengths)
         if parts == 1:
             launch_kv(grad_out, q, k, v, dk, dv, lse, delta, lengths)

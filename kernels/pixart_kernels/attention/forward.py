@@ -279,7 +279,7 @@ def prepare(
     def compute(
         q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor | None]:
-        out = q.new_empty(q.shape)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
         launch_all(q, k, v, out, lse, lengths)
         return out, lse

@@ -277,8 +277,8 @@ def prepare_backward(
     ) -> tuple[Tensor | None, ...]:
         grad = grad_y if grad_out is None else grad_out
         assert grad is not None
-        dx = None if y is None else y.new_empty(shape)
-        dbranch = None if branch is None else branch.new_empty(shape)
+        dx = None if y is None else torch.empty_like(y)
+        dbranch = None if branch is None else torch.empty_like(branch)
         dscale = None if scale is None or scale_step is None else scale.new_empty(shape)
         dgate = None if gate is None or gate_step is None else gate.new_empty(shape)
         sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
