@@ -139,7 +139,7 @@ def _register_for_cpu_tensors() -> None:
         del os.environ["TRITON_INTERPRET"]
     for name, module in list(sys.modules.items()):
         if name.startswith("pixart_kernels") and hasattr(module, "INTERPRETED"):
-            module.INTERPRETED = False
+            vars(module)["INTERPRETED"] = False
 
 
 def _tell_torch(capability: int, shared: int) -> None:

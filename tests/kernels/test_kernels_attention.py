@@ -93,11 +93,13 @@ def test_keys_at_and_beyond_each_length_do_not_count(
 def test_the_log_of_the_sum_of_weights_is_in_base_2(dtype: torch.dtype) -> None:
     q, k, v = qkv(3, 70, 100, 2, 72, dtype)
     kv_lengths = torch.tensor([100, 30, 0])
-    _, lse = torch.ops.pixart.flash_attention(q, k, v, kv_lengths, 0.25)
+    _, lse = torch.ops.pixart.flash_attention(q, k, v, kv_lengths, 0.25, True)
     scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) * 0.25
     for sample, length in enumerate(kv_lengths[:2]):
         exact = scores[sample, :, :, :length].logsumexp(-1) / torch.tensor(2.0).log()
-        assert (lse[sample] - exact).abs().max() < 1e-5
+        # Without a peak it is the sum of the weights as they were rounded.
+        rounding = 1.5 * torch.finfo(dtype).eps if bound.LOOKED_FOR_FROM == 0 else 0
+        assert (lse[sample] - exact).abs().max() < 1e-5 + rounding
     assert lse[2].count_nonzero() == 0
 
 
@@ -151,10 +153,8 @@ def test_the_copy_engine_is_used_for_packed_projections_and_where_it_can_read() 
 def test_a_switch_turns_the_copy_engine_off(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     monkeypatch.setenv("PIXART_TMA", switch)
-    made = []
-    monkeypatch.setattr(
-        launch, "Box", lambda *parts: made.append(parts) or TensorDescriptor(*parts)
-    )
+    made: list[object] = []
+    monkeypatch.setattr(launch.Box, "__post_init__", made.append)
     q, k, v = qkv(1, 9, 70, 2, 72, torch.bfloat16)
     if switch == "off":
         with pytest.raises(ValueError, match="PIXART_TMA must be 0 or 1, got 'off'"):
@@ -255,7 +255,7 @@ def test_the_operator_keeps_the_rules_of_torch(needs_grad: bool) -> None:
     q, k, v = qkv(2, 5, 7, 1, 72, torch.float32)
     for x in (q, k, v):
         x.requires_grad_(needs_grad)
-    arguments = (q, k, v, torch.tensor([7, 2]), 0.3)
+    arguments = (q, k, v, torch.tensor([7, 2]), 0.3, True)
     torch.library.opcheck(torch.ops.pixart.flash_attention.default, arguments)
 
 

@@ -8,8 +8,8 @@ where peak is the largest s · q·k so far; when it grows, total and O so far sh
 Where s · |q| |k| is small for all these queries and all keys, no score can leave the range of fp32
 and peak is 0 throughout: no maximum, nothing to shrink, a quarter less instructions.
 Scores, total and O are fp32; P is rounded to the dtype of V, and O once more when it is stored. Total
-is the sum of what P was rounded to: where one key has nearly all the weight, the output is then its
-row of V whatever the peak, and not off by the rounding of that weight.
+is the sum of what P was rounded to where peak is 0: where one key has nearly all the weight, the
+output is then its row of V, and not off by the rounding of that weight.
 4 · B · N · M · H · D FLOP; Q and O pass through memory once, K and V once for each BLOCK_Q queries
 (from L2: the programs of one head run side by side).
 
@@ -41,6 +41,7 @@ from pixart_kernels.attention.tiles import (
 )
 from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
+from pixart_kernels.dispatch.registration import INTERPRETED
 
 
 @triton.jit
@@ -103,19 +104,57 @@ def _scores(
     return _product(q, q_tail, k, k_tail, TAIL, PRECISION)
 
 
+_BF16_PAIR = tl.constexpr("""
+cvt.rn.bf16x2.f32 $0, $4, $3;
+shl.b32 $1, $0, 16;
+and.b32 $2, $0, 0xffff0000;
+""")
+_FP16_PAIR = tl.constexpr("""
+{
+.reg .b16 low, high;
+cvt.rn.f16x2.f32 $0, $4, $3;
+mov.b32 {low, high}, $0;
+cvt.f32.f16 $1, low;
+cvt.f32.f16 $2, high;
+}
+""")
+
+
+@triton.jit
+def _rounded(weights, DTYPE: tl.constexpr, IN_PAIRS: tl.constexpr):
+    """The weights in DTYPE, and what is left of them in fp32. Two at a time where a GPU can: as two
+    casts, LLVM takes them one by one, on the unit that already has the exponentials to do."""
+    if IN_PAIRS and tl.bfloat16 == DTYPE:
+        return tl.inline_asm_elementwise(
+            _BF16_PAIR, "=&r,=&r,=r,r,r", [weights], (tl.bfloat16, tl.float32), True, 2
+        )
+    elif IN_PAIRS and tl.float16 == DTYPE:
+        return tl.inline_asm_elementwise(
+            _FP16_PAIR, "=&r,=&r,=r,r,r", [weights], (tl.float16, tl.float32), True, 2
+        )
+    else:
+        return weights.to(DTYPE), weights.to(DTYPE).to(tl.float32)
+
+
 @triton.jit
 def _add_values(
-    weights, acc, acc_tail, box, tail_box, b, h, start, ptr, stride,
+    weights, total, acc, acc_tail, box, tail_box, b, h, start, ptr, stride,
     HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, ONLINE: tl.constexpr, IN_PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """acc + P V for a whole block of keys."""
+    """total + Σ P and acc + P V for a whole block of keys."""
     v = _load_keys(box, b, h, start, ptr, stride, 0, HEAD_DIM, ROWS, MAIN)
+    if ONLINE:  # the largest weight so far is 1, which rounding leaves alone
+        total += tl.sum(weights, 1)
+        weights = weights.to(v.dtype)
+    else:
+        weights, summands = _rounded(weights, v.dtype, IN_PAIRS)
+        total += tl.sum(summands, 1)
     acc = tl.dot(weights, v, acc, input_precision=PRECISION)
     if TAIL:
         v_tail = _load_keys(tail_box, b, h, start, ptr, stride, MAIN, HEAD_DIM, ROWS, TAIL)
         acc_tail = tl.dot(weights, v_tail, acc_tail, input_precision=PRECISION)
-    return acc, acc_tail
+    return total, acc, acc_tail
 
 
 @triton.jit
@@ -138,7 +177,7 @@ def _forward(
     q_strides, k_strides, v_strides, scale, heads, queries, keys,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, V_TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    IN_PAIRS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(queries, BLOCK_Q)
     row = tl.program_id(0) // tiles
@@ -171,13 +210,13 @@ def _forward(
     peak = tl.where(bounded | (short == 0), 0.0, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - peak[:, None])
     v = load_tile(v_ptr, v_stride, short, 0, HEAD_DIM, BLOCK_K, MAIN, True)
-    weights = weights.to(v.dtype)
-    total = tl.sum(weights.to(tl.float32), 1)
-    acc = tl.dot(weights, v, input_precision=PRECISION)
+    rounded = weights.to(v.dtype)
+    total = tl.sum(rounded.to(tl.float32), 1)
+    acc = tl.dot(rounded, v, input_precision=PRECISION)
     acc_tail = 0.0
     if TAIL:
         v_tail = load_tile(v_ptr, v_stride, short, MAIN, HEAD_DIM, BLOCK_K, V_TAIL, True)
-        acc_tail = tl.dot(weights, v_tail, input_precision=PRECISION)
+        acc_tail = tl.dot(rounded, v_tail, input_precision=PRECISION)
 
     # Two loops of which one has no turns: as branches they would make ptxas wait after each wgmma.
     begin = short
@@ -196,11 +235,9 @@ def _forward(
                 )
             else:
                 weights = tl.math.exp2(scores * scale)
-            weights = weights.to(v.dtype)
-            total += tl.sum(weights.to(tl.float32), 1)
-            acc, acc_tail = _add_values(
-                weights, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
-                HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION,
+            total, acc, acc_tail = _add_values(
+                weights, total, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
+                HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION, ONLINE, IN_PAIRS,
             )  # fmt: skip
             k_block += BLOCK_K * k_stride
             v_block += BLOCK_K * v_stride
@@ -242,7 +279,7 @@ def prepare(
     def compute(
         q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor | None]:
-        out = q.new_empty(q.shape)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
         launch_all(q, k, v, out, lse, lengths)
         return out, lse
@@ -297,7 +334,8 @@ def _launches(
         boxes = _boxes(arch, k, v, (main, tail), (main, v_tail), tuned["BLOCK_K"])
     constants = {
         "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "V_TAIL": v_tail, "DIVISOR": divisor,
-        "PRECISION": launch.precision(q.dtype), "LIMIT": bound, **tuned,
+        "PRECISION": launch.precision(q.dtype), "LIMIT": bound,
+        "IN_PAIRS": arch.startswith("sm_") and not INTERPRETED, **tuned,
     }  # fmt: skip
     attend = launch.Launch(
         _forward,

@@ -16,7 +16,7 @@ program_id(1) is 0 for keys and 1 for values.
 # Tuples that grow block by block change their type.
 # mypy: disable-error-code="assignment"
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +144,8 @@ def prepare_forward(
     rest = height, width, ratio, eps
     given = (k, v, weight, bias, norm_weight, norm_bias)
     if not _are_fit(given):
-        inner = prepare_forward(*_fit(given), *rest)
+        again: Callable[..., Compute] = prepare_forward
+        inner = again(*_fit(given), *rest)
         return lambda *arguments: inner(*_fit(arguments[:6]), *rest)
     batch, _, channels = k.shape
     merged = (triton.cdiv(height, ratio), triton.cdiv(width, ratio))
