@@ -29,11 +29,13 @@ class Unavailable(RuntimeError):
 
 
 class Case(NamedTuple):
-    """variants: what it times in turn, a row each; empty if it compares nothing."""
+    """variants: what it times in turn, a row each; empty if it compares nothing. always: whether it runs
+    when the time of its part is over, because others go by what it decides."""
 
     name: str
     run: Callable[["Context"], None]
     variants: tuple[str, ...] = ()
+    always: bool = False
 
 
 class Context:

@@ -64,6 +64,8 @@ def run(parts: Sequence[Part], context: Context, deadline: float) -> None:
     for index, part in enumerate(left):
         rest = sum(later.share for later in left[index:])
         end = time.time() + (deadline - time.time()) * part.share / rest
+        if context.dry:
+            end = deadline
         context.part, context.case = part.name, ""
         _run_part(part, context, end)
     context.part = context.case = ""
@@ -86,7 +88,7 @@ def _run_part(part: Part, context: Context, end: float) -> None:
             continue
         if len(ends) == ATTEMPTS or "" in ends:
             context.emit("skipped", reason="ended the process, see crashes")
-        elif time.time() > end:
+        elif time.time() > end and not case.always:
             context.emit("skipped", reason="out of time")
         else:
             _run_case(case, context)

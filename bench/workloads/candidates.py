@@ -29,6 +29,7 @@ TILES, SWITCHES, CHOSEN = "tiles", "switches", "chosen"
 ATTENTION = "attention.forward"  # which has switches
 WIDE_TAIL = 16  # columns that every tensor core takes
 ALWAYS, NEVER = 0, 2**62  # N · M from which the bound is looked for
+IS_HOPPERS = "CONSUMERS"  # a constant that only the Gluon kernels for Hopper have
 GAIN = 0.01  # of the time, for which the first candidate gives way
 WRONG = "computes something else"
 
@@ -63,7 +64,7 @@ def _round(size: str, out: Path, most: int | None) -> list[Case]:
         for stage, some in tried
         for work, backward in some
     ]
-    return [*made, Case(f"table/{size}", partial(_write, out))]
+    return [*made, Case(f"table/{size}", partial(_write, out), always=True)]
 
 
 def calls(size: str) -> Calls:
@@ -132,9 +133,11 @@ def switches(place: Place, candidate: Candidate) -> list[dict[str, Any]]:
     """What can be changed about a candidate of attention besides its tiles."""
     from pixart_kernels.attention.forward import value_tail
 
-    found: list[dict[str, Any]] = [{"bound_from": ALWAYS}, {"bound_from": NEVER}, {"tma": False}]
+    found: list[dict[str, Any]] = [{"bound_from": ALWAYS}, {"bound_from": NEVER}]
+    if IS_HOPPERS in candidate:
+        return found
     tail = candidate.get("V_TAIL", value_tail(place.size, place.architecture))
-    return found + [{"V_TAIL": WIDE_TAIL}] * (0 < tail < WIDE_TAIL)
+    return [*found, {"tma": False}, *([{"V_TAIL": WIDE_TAIL}] * (0 < tail < WIDE_TAIL))]
 
 
 class _Check:

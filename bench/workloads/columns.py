@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.measure import compilation, table, timing
 from bench.measure.case import Case, Context, failed
 from bench.measure.results import Row
-from bench.workloads.candidates import plain
+from bench.workloads.candidates import IS_HOPPERS, plain
 from bench.workloads.operators import OPERATORS
 from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.configurations import Candidate
@@ -42,7 +42,7 @@ def cases(out: Path, most: int | None = None) -> list[Case]:
         for columns in (NARROW, WIDE)
         for dtype in (DTYPES if most is None else DTYPES[:1])
     ]
-    return [*made, Case("decision", partial(_decide, out))]
+    return [*made, Case("decision", partial(_decide, out), always=True)]
 
 
 def _try(columns: int, dtype: torch.dtype, most: int | None, context: Context) -> None:
@@ -52,13 +52,11 @@ def _try(columns: int, dtype: torch.dtype, most: int | None, context: Context) -
         context.row("ours", "not measured: no kernel of ours runs here", **what)
         return
     row, usual = found
-    if columns < usual:
+    tried = [one for one in plain(row.candidates)[:most] if _can_have(one, columns, usual)]
+    if not tried:
         context.row("ours", f"not measured: tails have {usual} columns here", **what)
         return
-    candidates: list[Candidate] = [
-        {**one, "V_TAIL": columns} for one in plain(row.candidates)[:most]
-    ]
-    named = {configurations.describe(one): one for one in candidates}
+    named = {configurations.describe(one): one for one in (_with(one, columns) for one in tried)}
     context.announce("", compilation.SECONDS)
     compilation.ahead([partial(_compute, context.device, dtype, one) for one in named.values()])
     for text, one in named.items():
@@ -146,29 +144,52 @@ def _decide(out: Path, context: Context) -> None:
         context.row("ours", "not measured: no kernel of ours ran here", **what)
         return
     row, usual = found
-    used = usual if usual >= WIDE or are_exact(context.known, usual) else WIDE
-    new = []
-    if used != usual:
-        from pixart_kernels.dispatch import launch
+    from pixart_kernels.dispatch import launch
 
-        new = [widened(row, launch.architecture(context.device))]
+    right = exact_configurations(context.known)
+    taken = chosen(plain(row.candidates), usual, right)
+    new = []
+    if taken != plain(row.candidates):
+        origin = f"{row.source}; products of {NARROW} columns were wrong"
+        place = (KERNEL, launch.architecture(context.device), 16, table.span_of(KERNEL, HEAD_DIM))
+        new = [table.entry(*place, origin, taken)]
         table.write(out, table.with_entries(table.read(), new))
         table.adopt(out)
-    exact = are_exact(context.known, used)
-    context.row("ours", **what, columns=used, exact=exact, entries=new)
+    columns = taken[0].get("V_TAIL", usual)
+    context.row("ours", **what, columns=columns, entries=new)
 
 
-def are_exact(rows: Sequence[Mapping[str, Any]], columns: int) -> bool:
-    """Whether all candidates were tried with so many columns, in every dtype, and none was wrong."""
-    tried = [row for row in rows if row["part"] == PART and row.get("columns") == columns]
-    tried = [row for row in tried if "config" in row]
-    dtypes = {row["dtype"] for row in tried}
-    return len(dtypes) == len(DTYPES) and all(row.get("exact") for row in tried)
+def _can_have(candidate: Candidate, columns: int, usual: int) -> bool:
+    """Whether a tail of V can have so many columns: the kernels for Hopper always have the fewest."""
+    return columns == NARROW if IS_HOPPERS in candidate else columns >= usual
 
 
-def widened(row: configurations.Row, architecture: str) -> table.Entry:
-    """The row of the table with wide tails, for the head dimensions that would have narrow ones."""
-    span = table.span_of(KERNEL, HEAD_DIM)
-    candidates = [{**one, "V_TAIL": WIDE} for one in plain(row.candidates)]
-    source = f"{row.source}; {NARROW} columns were wrong"
-    return table.entry(KERNEL, architecture, 16, span, source, candidates)
+def _with(candidate: Candidate, columns: int) -> Candidate:
+    return candidate if IS_HOPPERS in candidate else {**candidate, "V_TAIL": columns}
+
+
+def exact_configurations(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Those that were tried in every dtype and never wrong."""
+    found: dict[str, dict[str, bool]] = {}
+    for row in rows:
+        if row["part"] == PART and "config" in row:
+            found.setdefault(row["config"], {})[row["dtype"]] = bool(row.get("exact"))
+    return {
+        config
+        for config, exact in found.items()
+        if len(exact) == len(DTYPES) and all(exact.values())
+    }
+
+
+def chosen(candidates: Sequence[Candidate], usual: int, right: set[str]) -> list[Candidate]:
+    """The candidates of the table that remain: with wide tails unless all narrow ones are right, and
+    without those kernels for Hopper that are wrong. usual: columns of a tail where none says."""
+    plain_ones = [one for one in candidates if IS_HOPPERS not in one]
+    narrow = usual >= WIDE or all(
+        configurations.describe(_with(one, usual)) in right for one in plain_ones
+    )
+    return [
+        one if IS_HOPPERS in one or narrow else {**one, "V_TAIL": WIDE}
+        for one in candidates
+        if IS_HOPPERS not in one or configurations.describe(one) in right
+    ]

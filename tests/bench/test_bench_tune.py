@@ -149,20 +149,34 @@ def test_sizes_stand_for_those_that_are_cut_alike() -> None:
     assert table.span_of("modulation.forward", 1152) == (1025, 2048)
 
 
-def _exact(columns_tried: int, dtype: str, exact: bool | None) -> Row:
-    row: Row = {"part": "columns", "columns": columns_tried, "dtype": dtype, "config": "c"}
+def _exact(candidate: dict[str, Any], dtype: str, exact: bool | None) -> Row:
+    row: Row = {"part": "columns", "columns": 8, "dtype": dtype, "config": describe(candidate)}
     return row if exact is None else row | {"exact": exact}
 
 
 def test_narrow_columns_are_right_in_every_dtype_or_they_are_not_used() -> None:
-    right = [_exact(8, "bfloat16", True), _exact(8, "float16", True)]
-    assert columns.are_exact(right, 8)
-    assert not columns.are_exact(right[:1], 8)  # the process ended before the other one
-    assert not columns.are_exact([*right, _exact(8, "bfloat16", None)], 8)  # one died
-    assert not columns.are_exact([*right[:1], _exact(8, "float16", False)], 8)
-    row = configurations.find("attention.forward", "sm_90", 16, 72)
-    wide = columns.widened(row, "sm_90")
-    assert wide["sizes"] == [65, 72] and all(one["V_TAIL"] == 16 for one in wide["candidates"])
+    narrow = [one | {"V_TAIL": 8} for one in (FIRST, OTHER)]
+    wide = [one | {"V_TAIL": 16} for one in (FIRST, OTHER)]
+    right = [_exact(one, dtype, True) for one in narrow for dtype in ("bfloat16", "float16")]
+
+    def chosen(rows: list[Row]) -> list[Any]:
+        return columns.chosen([FIRST, OTHER], 8, columns.exact_configurations(rows))
+
+    assert chosen(right) == [FIRST, OTHER]
+    assert chosen(right[:-1]) == wide  # the process ended before the last one
+    assert chosen([*right[:-1], _exact(narrow[1], "float16", None)]) == wide  # it died
+    assert chosen([*right[:-1], _exact(narrow[1], "float16", False)]) == wide
+    assert columns.chosen([FIRST], 16, set()) == [FIRST]  # as Triton 3.6 has them anyway
+
+
+def test_a_kernel_for_hopper_whose_columns_are_wrong_is_no_candidate() -> None:
+    hoppers = {"BLOCK_K": 128, "CONSUMERS": 2}
+    rows = [_exact(one, d, True) for one in (FIRST | {"V_TAIL": 8}, hoppers) for d in ("a", "b")]
+    right = columns.exact_configurations(rows)
+    assert columns.chosen([FIRST, hoppers], 8, right) == [FIRST, hoppers]
+    assert columns.chosen([FIRST, hoppers], 8, right - {describe(hoppers)}) == [FIRST]
+    place = candidates.Place("attention.forward", "sm_90", 16, 72)
+    assert {"tma": False} not in candidates.switches(place, hoppers)
 
 
 @pytest.mark.parametrize("dtype", columns.DTYPES)
