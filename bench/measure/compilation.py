@@ -6,6 +6,8 @@ from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from bench.measure import machine
 
 SECONDS = 300.0  # that it may be silent for, on few cores
@@ -27,6 +29,7 @@ def ahead(calls: Iterable[Callable[[], Any]]) -> None:
     with (
         patch.object(JITFunction, "run", compile_only),
         ThreadPoolExecutor(machine.cores() or 1) as pool,
+        torch.autograd.set_multithreading_enabled(False),  # the mode is that of this thread
         suppress(Exception),
         AsyncCompileMode(pool, ignore_errors=True),
     ):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart.files import write_bytes
+from pixart.files import read_json, write_bytes
 from pixart_kernels.dispatch import bypass, configurations
 
 Entry = dict[str, Any]
@@ -13,7 +13,7 @@ Entry = dict[str, Any]
 
 def read(path: Path | None = None) -> list[Entry]:
     """The rows of a table's file, of the one in use by default."""
-    entries: list[Entry] = json.loads((path or configurations.PATH).read_text("utf-8"))["rows"]
+    entries: list[Entry] = read_json(path or configurations.PATH)["rows"]
     return entries
 
 

@@ -29,7 +29,6 @@ TILES, SWITCHES, CHOSEN = "tiles", "switches", "chosen"
 ATTENTION = "attention.forward"  # which has switches
 WIDE_TAIL = 16  # columns that every tensor core takes
 ALWAYS, NEVER = 0, 2**62  # N · M from which the bound is looked for
-IS_HOPPERS = "CONSUMERS"  # a constant that only the Gluon kernels for Hopper have
 GAIN = 0.01  # of the time, for which the first candidate gives way
 WRONG = "computes something else"
 
@@ -100,7 +99,7 @@ def _try(stage: str, work: Workload, backward: bool, most: int | None, context: 
     check = _Check(work, inputs, backward, context)
     for kernel, (row, _) in launched.items():
         place = _place(kernel, work, context.device)
-        tried = _tried(stage, place, plain(row.candidates)[:most], context.known)
+        tried = _tried(stage, place, few(plain(row.candidates), most), context.known)
         _measure(stage, place, tried, call, check, what, context)
 
 
@@ -129,12 +128,23 @@ def plain(candidates: Sequence[Candidate]) -> list[Candidate]:
     return narrow or some
 
 
+def is_gluon(candidate: Candidate) -> bool:
+    """Whether it is of the kernels for Hopper, whose tails have 8 columns and which need TMA."""
+    return candidate.get("language") == "gluon"
+
+
+def few(candidates: Sequence[Candidate], most: int | None) -> list[Candidate]:
+    """The first `most` in each language, all if None."""
+    parts = [[one for one in candidates if is_gluon(one) is gluon] for gluon in (False, True)]
+    return list(candidates) if most is None else [one for part in parts for one in part[:most]]
+
+
 def switches(place: Place, candidate: Candidate) -> list[dict[str, Any]]:
     """What can be changed about a candidate of attention besides its tiles."""
-    from pixart_kernels.attention.forward import value_tail
+    from pixart_kernels.attention.forward_launcher import value_tail
 
     found: list[dict[str, Any]] = [{"bound_from": ALWAYS}, {"bound_from": NEVER}]
-    if IS_HOPPERS in candidate:
+    if is_gluon(candidate):
         return found
     tail = candidate.get("V_TAIL", value_tail(place.size, place.architecture))
     return [*found, {"tma": False}, *([{"V_TAIL": WIDE_TAIL}] * (0 < tail < WIDE_TAIL))]

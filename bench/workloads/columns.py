@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.measure import compilation, table, timing
 from bench.measure.case import Case, Context, failed
 from bench.measure.results import Row
-from bench.workloads.candidates import IS_HOPPERS, plain
+from bench.workloads.candidates import few, is_gluon, plain
 from bench.workloads.operators import OPERATORS
 from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.configurations import Candidate
@@ -52,7 +52,7 @@ def _try(columns: int, dtype: torch.dtype, most: int | None, context: Context) -
         context.row("ours", "not measured: no kernel of ours runs here", **what)
         return
     row, usual = found
-    tried = [one for one in plain(row.candidates)[:most] if _can_have(one, columns, usual)]
+    tried = [one for one in few(plain(row.candidates), most) if _can_have(one, columns, usual)]
     if not tried:
         context.row("ours", f"not measured: tails have {usual} columns here", **what)
         return
@@ -89,7 +89,7 @@ def _launched(device: torch.device, dtype: torch.dtype) -> tuple[configurations.
     found = configurations.chosen().get(KERNEL)
     if found is None:
         return None
-    from pixart_kernels.attention.forward import value_tail
+    from pixart_kernels.attention.forward_launcher import value_tail
     from pixart_kernels.dispatch import launch
 
     usual = value_tail(HEAD_DIM, launch.architecture(device))
@@ -161,11 +161,11 @@ def _decide(out: Path, context: Context) -> None:
 
 def _can_have(candidate: Candidate, columns: int, usual: int) -> bool:
     """Whether a tail of V can have so many columns: the kernels for Hopper always have the fewest."""
-    return columns == NARROW if IS_HOPPERS in candidate else columns >= usual
+    return columns == NARROW if is_gluon(candidate) else columns >= usual
 
 
 def _with(candidate: Candidate, columns: int) -> Candidate:
-    return candidate if IS_HOPPERS in candidate else {**candidate, "V_TAIL": columns}
+    return candidate if is_gluon(candidate) else {**candidate, "V_TAIL": columns}
 
 
 def exact_configurations(rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -184,12 +184,12 @@ def exact_configurations(rows: Sequence[Mapping[str, Any]]) -> set[str]:
 def chosen(candidates: Sequence[Candidate], usual: int, right: set[str]) -> list[Candidate]:
     """The candidates of the table that remain: with wide tails unless all narrow ones are right, and
     without those kernels for Hopper that are wrong. usual: columns of a tail where none says."""
-    plain_ones = [one for one in candidates if IS_HOPPERS not in one]
+    plain_ones = [one for one in candidates if not is_gluon(one)]
     narrow = usual >= WIDE or all(
         configurations.describe(_with(one, usual)) in right for one in plain_ones
     )
     return [
-        one if IS_HOPPERS in one or narrow else {**one, "V_TAIL": WIDE}
+        one if is_gluon(one) or narrow else {**one, "V_TAIL": WIDE}
         for one in candidates
-        if IS_HOPPERS not in one or configurations.describe(one) in right
+        if not is_gluon(one) or configurations.describe(one) in right
     ]
