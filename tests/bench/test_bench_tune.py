@@ -226,3 +226,31 @@ def test_what_was_found_goes_into_the_checkouts_table_when_told(
     assert tune._keep(content, tmp_path / "out.json", is_ours=True) == 0
     assert json.loads(own.read_text())["rows"][0] == new
     assert capsys.readouterr().out.endswith(f"{own}: 1 rows, measured on X\n")
+
+
+def test_candidates_are_checked_then_timed_and_the_right_ones_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator that launches by the table, whose second candidate computes something else."""
+    right, wrong = {"MOST_ROWS": 4}, {"MOST_ROWS": 8}
+    modulate = candidates.OPERATORS["modulate"]
+    row = configurations.Row(SUMS.kernel, ("sm_90",), "compiled code", (right, wrong))
+
+    def ours(x: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        taken = configurations.choose(SUMS.kernel, "sm_90", 16, 1152)
+        made: torch.Tensor = modulate.reference(x, *rest, **more)
+        return made if taken == right else made * 2
+
+    monkeypatch.setattr(configurations, "rows", lambda: (row,))
+    monkeypatch.setattr(table, "adopt", lambda path: None)
+    monkeypatch.setattr(candidates, "OPERATORS", {"modulate": modulate._replace(ours=ours)})
+    monkeypatch.setattr(candidates, "_place", lambda *_: SUMS)
+    monkeypatch.setattr(candidates, "source", lambda device: "measured on X, commit Y")
+    out, context = tmp_path / "table.json", quick()
+    for case in candidates.cases(("tiny",), out):
+        context.run("configurations", case)
+    statuses = {row["config"]: row["status"] for row in context.known if "config" in row}
+    assert statuses["MOST_ROWS=4"] == "measured"
+    assert statuses["MOST_ROWS=8"].startswith("computes something else: 1 from fp64")
+    first = table.read(out)[[one["kernel"] for one in table.read(out)].index(SUMS.kernel)]
+    assert first["candidates"] == [right] and first["source"] == "measured on X, commit Y"
