@@ -18,6 +18,7 @@ from bench.measure.results import Row
 MEASURED = "measured"
 FAULTS = ("failed", "computes something else")  # as the status of what should not be begins
 NOT_COMPARED = "not compared"
+OURS = "ours"  # the beginning of a variant's name
 DRY = "not measured: went as far as a stub of the driver, nothing was computed"
 _OF_RESULTS = {"seconds", "samples", "share_of_matmul", "share_of_copy", "images_per_second"}
 _OF_RESULTS |= {"errors", "errors_from", "errors_beside", "agrees", "passed", "repeatable", "exact"}
@@ -76,9 +77,13 @@ class Context:
         return self.rows
 
     def choose(self, variants: Mapping[str, T]) -> dict[str, T]:
-        """Those that were asked for."""
-        chosen = self.chosen
-        return {name: one for name, one in variants.items() if chosen is None or name in chosen}
+        """Those that were asked for; of a dry run, what launches kernels of ours."""
+        wanted = self.chosen
+        return {
+            name: one
+            for name, one in variants.items()
+            if (wanted is None or name in wanted) and (name.startswith(OURS) or not self.dry)
+        }
 
     def emit(self, event: str, **values: Any) -> None:
         self._tell({"event": event, "part": self.part, "case": self.case, **values})

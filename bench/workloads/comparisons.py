@@ -169,7 +169,7 @@ def backends(at: str = "1k") -> list[Case]:
 
 def _profile(work: Workload, context: Context) -> None:
     inputs = work.inputs(context.device)
-    for name, variant in work.variants().items():
+    for name, variant in context.choose(work.variants()).items():
         if context.crashed(name):
             continue
         for backward in DIRECTIONS:
