@@ -67,7 +67,7 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 def rounded(x, DTYPE: gl.constexpr):
     """fp32 to bf16 or fp16, where it stands: a cast LLVM would move past the end of a loop, and carry
     32 bits for each number into the next turn."""
-    if DTYPE == gl.float16:
+    if gl.float16 == DTYPE:
         return gl.inline_asm_elementwise(
             "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], gl.float16, is_pure=False, pack=2
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from gluon_simulator import stand_ins
 from gluon_simulator.machine import Machine
 from gluon_simulator.values import Tensor
@@ -54,6 +55,7 @@ class Kernel:
                 module = types.ModuleType(name)
                 sys.modules[name] = module
                 exec(_code(name, self.text(name)), vars(module))
+                _unwrap_constants(module)
             return getattr(module, self.name)
         finally:
             for name, old in before.items():
@@ -61,6 +63,13 @@ class Kernel:
                     del sys.modules[name]
                 else:
                     sys.modules[name] = old
+
+
+def _unwrap_constants(module: types.ModuleType) -> None:
+    """tl.constexpr that it got from a module which is not on stand-ins."""
+    for name, value in vars(module).items():
+        if type(value).__name__ == "constexpr":
+            setattr(module, name, value.value)
 
 
 @cache

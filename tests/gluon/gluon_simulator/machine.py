@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from gluon_simulator.schedule import Copy, Schedule
 from gluon_simulator.tiles import Barrier, Clock, Descriptor, Region, Tile, learn
 from gluon_simulator.values import Accumulator, Fault, Pointer, Tensor, data, rounded

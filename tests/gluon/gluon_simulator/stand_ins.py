@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from gluon_simulator.machine import Machine
 from gluon_simulator.tiles import Barriers, NewestTile, OldestTile, Region, Tile
 from gluon_simulator.values import Fault, Tensor, data
@@ -32,7 +33,7 @@ def modules(machine: Machine, program: tuple[int, ...], grid: tuple[int, ...]) -
     gl = _language(machine, program, grid, OldestTile if oldest else NewestTile)
     setattr(gl, "thread_barrier" if oldest else "barrier", lambda: None)
     gluon = types.ModuleType(GLUON)
-    gluon.jit = gluon.constexpr_function = lambda function: function  # type: ignore[attr-defined]
+    gluon.jit = gluon.constexpr_function = _decorated  # type: ignore[attr-defined]
     gluon.language = gl  # type: ignore[attr-defined]
     copy_name = "async_copy_global_to_shared" if oldest else "async_load"
     hopper = types.ModuleType(HOPPER)
@@ -62,6 +63,10 @@ def modules(machine: Machine, program: tuple[int, ...], grid: tuple[int, ...]) -
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+def _decorated(function: Any = None, **options: Any) -> Any:
+    return _unchanged if function is None else function
 
 
 def _unchanged(x: Any, *_: Any, **__: Any) -> Any:

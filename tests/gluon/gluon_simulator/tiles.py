@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from gluon_simulator.values import BYTES, Fault, Tensor
 
 if TYPE_CHECKING:

@@ -71,8 +71,20 @@ class Tensor:
         return Tensor(~self.data)
 
 
-_TWO_SIDED = "add sub mul truediv floordiv mod and_ or_ xor rshift lshift".split()
-_COMPARISONS = "lt le gt ge eq ne".split()
+_TWO_SIDED = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "and_",
+    "or_",
+    "xor",
+    "rshift",
+    "lshift",
+]
+_COMPARISONS = ["lt", "le", "gt", "ge", "eq", "ne"]
 
 
 def _operator(apply: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Tensor, Any], Any]:
@@ -137,6 +149,6 @@ class Pointer:
         where = np.broadcast_to(where, shape)
         keep = np.ones(shape, bool) if mask is None else np.broadcast_to(data(mask), shape)
         kept = where[keep]
-        if kept.size and not (0 <= kept.min() and kept.max() < self.array.size):
+        if kept.size and not (kept.min() >= 0 and kept.max() < self.array.size):
             raise Fault("reads or writes beyond a tensor")
         return where, keep
