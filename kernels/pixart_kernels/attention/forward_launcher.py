@@ -16,7 +16,7 @@ from torch import Tensor
 from pixart_kernels.attention import hopper
 from pixart_kernels.attention.bound import limit, longest_keys, longest_queries
 from pixart_kernels.attention.forward import forward
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import is_one, split, stride_divisor, strides_of, without_data
 from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import INTERPRETED
@@ -85,7 +85,7 @@ def _launches(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float
 ) -> Callable[..., None]:
     arch, head_dim = launch.architecture(q.device), q.shape[3]
-    can_be_gluon = hopper.serves(arch, q, k, v) is None
+    can_be_gluon = hopper.serves(arch, *(without_data(x) for x in (q, k, v))) is None
 
     def admits(candidate: configurations.Candidate) -> bool:
         return can_be_gluon or not is_gluon(candidate)
@@ -132,7 +132,7 @@ def _triton_launches(
             "DIVISOR": divisor,
             "PRECISION": launch.precision(q.dtype),
             "LIMIT": bound,
-            "SCALED": _is_one(scale),
+            "SCALED": is_one(scale),
             "IN_PAIRS": arch.startswith("sm_") and not INTERPRETED,
             **tuned,
         },
@@ -148,7 +148,7 @@ def _gluon_launches(
 ) -> Callable[..., None]:
     bound = limit(q.dtype, q.shape[1], k.shape[1], choice.get("bound_from"))
     tuned, _ = configurations.split(choice)
-    made = hopper.prepare_forward(q, k, v, scale, tuned, limit=bound, scaled=_is_one(scale))
+    made = hopper.prepare_forward(q, k, v, scale, tuned, limit=bound, scaled=is_one(scale))
     attend = launch.Launch(
         made.kernel, q.device, made.grid, made.numbers, made.constants, made.options, made.boxes
     )
@@ -170,11 +170,6 @@ def _with_bound(
         attend(q, k, v, out, lse, find_q(q, None), find_k(k, lengths), lengths)
 
     return bounded
-
-
-def _is_one(scale: float) -> bool:
-    """Whether queries came scaled: with SCALE_OF_SCALED, only rounding is left."""
-    return math.isclose(scale, 1.0, rel_tol=1e-12)
 
 
 def takes_scaled_queries(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

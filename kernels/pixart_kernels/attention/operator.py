@@ -145,7 +145,7 @@ def _backward_schema(
 
 
 def _prepare_backward(*arguments: Any) -> Compute:
-    from pixart_kernels.attention.backward import prepare
+    from pixart_kernels.attention.backward_launcher import prepare
 
     return prepare(*arguments)
 
