@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,9 +25,11 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-def check_cuda_graph(wanted: bool, device: torch.device) -> None:
-    """Raise ValueError if launches cannot be recorded on this device."""
-    if wanted and device.type != "cuda":
+def check_cuda_graph(wanted: bool | Literal["auto"], device: torch.device) -> None:
+    """Raise ValueError if launches are to be recorded on a device that cannot, or for another word."""
+    if wanted != "auto" and not isinstance(wanted, bool):
+        raise ValueError(f'cuda_graph must be True, False or "auto", got {wanted!r}')
+    if wanted is True and device.type != "cuda":
         raise ValueError(
             f"cuda_graph must be False on {device}, got True: only a CUDA device records its "
             "launches; leave it out"

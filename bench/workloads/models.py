@@ -291,7 +291,9 @@ def make_denoiser(
         if recipe.graph:
             from pixart.sampler.cuda_graphs import CudaGraphs
 
-            return partial(CudaGraphs(), model, latents, timesteps, caption, ())
+            replayed = partial(CudaGraphs(), model, latents, timesteps, caption, ())
+            replayed(), replayed()  # a first call is plain, the second is recorded
+            return replayed
     return torch.no_grad()(partial(call, model, caption, latents, timesteps))
 
 

@@ -51,10 +51,11 @@ class EncodedCaption:
             tuple((F.pad(k, spare), F.pad(v, spare)) for k, v in self.keys_values), lengths
         )
 
-    def clone(self) -> "EncodedCaption":
-        """A copy in memory of its own."""
-        pairs = tuple((k.clone(), v.clone()) for k, v in self.keys_values)
-        return EncodedCaption(pairs, None if self.lengths is None else self.lengths.clone())
+    def with_tensors(self, tensors: list[Tensor]) -> "EncodedCaption":
+        """A caption of the same kind, of others in the order of `tensors`."""
+        count = 2 * len(self.keys_values)  # behind which the lengths come
+        pairs = tuple(zip(tensors[:count:2], tensors[1:count:2], strict=True))
+        return EncodedCaption(pairs, None if self.lengths is None else tensors[-1])
 
 
 class SelfAttention(nn.Module):

@@ -162,6 +162,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "graphs",
 ]
 FLOORS = [
     GROUND,
