@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.measure.results import Content, Row
-from bench.reporting import comparisons, scaling
+from bench.reporting import comparisons, host, scaling
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -302,6 +302,7 @@ BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
     "cpu": _timed,
     "growth": _growth,
     "gpu": _gpu,
+    "host": lambda content: host.page(rows_of(content)),
     "suite": _timed,
     "resources": _resources,
 }
