@@ -1,5 +1,6 @@
 """The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,25 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device must be below cuda:{count}, got {str(device)!r}")
     return chosen
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise ValueError if the operators' kernels cannot run on a device that would need them."""
+    obstacle = kernel_obstacle(device)
+    if obstacle is not None:
+        raise ValueError(f"device must run the kernels, got {device}: {obstacle}; use --device cpu")
+
+
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Why a GPU cannot run the operators' kernels, None if it can or is none."""
+    if device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "the kernels need Triton (pip install triton)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        return f"the kernels need compute capability 8.0, {name} has less"
+    return None
 
 
 def free_memory(device: torch.device | str) -> int:
