@@ -117,9 +117,10 @@ def _group_memory(limit: str, usage: str, stat: str) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes at most, of the CUDA allocator where it was used, else of the process (0 on Windows)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Bytes at most, of the GPU that had most allocated, else of the process (0 on Windows)."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if most := max(map(torch.cuda.max_memory_allocated, gpus), default=0):
+        return most  # the current device is not always the one that is worked on
     if sys.platform == "win32":
         return 0
     import resource

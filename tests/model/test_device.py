@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixart import Pipeline, device
-from pixart.device import check_kernels, measure_peak
+from pixart.device import check_kernels, measure_peak, peak_memory
 from pixart.pipeline import load
 from pixart.train import main as train
 
@@ -77,6 +77,16 @@ def turing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+
+def test_the_most_memory_is_that_of_the_gpu_that_was_worked_on(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = {0: 0, 1: 5 << 30}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index=0: allocated[index])
+    assert peak_memory() == 5 << 30
+    allocated[1] = 0
+    assert 10**8 < peak_memory() < 1 << 40  # of the process
 
 
 TOO_OLD = (
