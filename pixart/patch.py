@@ -18,7 +18,6 @@ Linear layers are called and never read, so LoRA or quantised layers in their pl
 hooks work as before. Attention processors that are not diffusers' plain ones stay where they are.
 """
 
-import importlib.util
 import inspect
 import logging
 import warnings
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
+from pixart.device import kernel_obstacle
 from pixart.graphs.forward import GraphedForward, unwrap, wrap
 from pixart.libraries import importing
 from pixart.model.compression import add_merging, compress_tokens
@@ -145,11 +145,7 @@ def _obstacle() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "the kernels need a GPU, and torch.cuda.is_available() is False"
-    if importlib.util.find_spec("triton") is None:
-        return "the kernels need Triton (pip install triton)"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return f"the kernels need compute capability 8.0, {torch.cuda.get_device_name()} has less"
-    return None
+    return kernel_obstacle(torch.device("cuda"))
 
 
 def _find_transformer(pipe_or_transformer: object) -> Any:
