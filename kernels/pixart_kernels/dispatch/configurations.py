@@ -21,7 +21,7 @@ PATH = Path(__file__).with_name("configurations.json")
 # What Triton's compiler takes; everything else in a candidate is a constant of the kernel, or,
 # in small letters, for its launcher.
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-Candidate = Mapping[str, Any]
+Candidate = dict[str, Any]
 
 
 @dataclass(frozen=True)
