@@ -14,22 +14,10 @@ are fp32, rounded once when they are stored.
 B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is dO.
 """
 
-import functools
-import math
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.runtime import Autotuner
 
-from pixart_kernels.attention.tiles import head_of, length_of, split, stride_divisor, strides_of
-from pixart_kernels.dispatch import launch
-
-# Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
-# They are then given a part of the queries each, down to a smallest, and the parts added up.
-ENOUGH_PROGRAMS = 264
-SMALLEST_PART = 512
+from pixart_kernels.attention.tiles import head_of, length_of
 
 
 @triton.jit
@@ -104,9 +92,9 @@ def _length_and_scale(lengths_ptr, b, keys, scale):
 
 
 @triton.jit
-def _backward_q_kernel(
-    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
-    out_ptr, dq_ptr, out_strides, lse_ptr, delta_ptr, lengths_ptr,
+def backward_q_kernel(
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, dq_ptr, lse_ptr, delta_ptr, lengths_ptr,
+    grad_strides, q_strides, k_strides, v_strides, out_strides,
     scale, score_scale, heads, queries, keys,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -159,9 +147,9 @@ def _backward_q_kernel(
 
 
 @triton.jit
-def _backward_kv_kernel(
-    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
-    dk_ptr, dv_ptr, sum_strides, lse_ptr, delta_ptr, lengths_ptr,
+def backward_kv_kernel(
+    grad_ptr, q_ptr, k_ptr, v_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, lengths_ptr,
+    grad_strides, q_strides, k_strides, v_strides, sum_strides,
     scale, score_scale, batch, heads, queries, keys, share,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -228,120 +216,3 @@ def _backward_kv_kernel(
         start, end = tl.maximum(start, length), tl.minimum(start + BLOCK_K, keys)
         _store(dk_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
         _store(dv_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
-
-
-def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> triton.Config:
-    blocks = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
-    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
-
-
-# Queries and keys of a tile, warps, stages: for the kernel of dQ and for that of dK and dV. At D = 72
-# none of them spills registers, with Triton 3.6 or 3.9.
-MMA_SYNC = (
-    [_config(64, 64, 4, 2), _config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
-    [_config(32, 64, 4, 2), _config(32, 128, 8, 2), _config(32, 128, 8, 3)],
-)
-# The others spill on sm_120 with Triton 3.9.
-MMA_SYNC_120 = (
-    [_config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
-    [_config(32, 128, 8, 2), _config(32, 128, 8, 3)],
-)
-WGMMA = (
-    [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(128, 128, 8, 2), _config(64, 64, 4, 2)],
-    [_config(64, 128, 8, 2), _config(64, 64, 4, 2), _config(32, 128, 8, 3), _config(32, 64, 4, 3)],
-)  # fmt: skip
-TCGEN05 = (
-    [_config(128, 64, 8, 2), _config(128, 64, 4, 2), _config(64, 64, 4, 2)],
-    [_config(64, 128, 8, 2), _config(32, 128, 8, 2)],
-)
-# With other tiles Triton takes 32 × 32 products, for which a tail of 16 channels is half empty.
-MFMA = ([_config(128, 32, 4, 1)], [_config(32, 128, 4, 1)])
-FP32 = ([_config(32, 16, 4, 1)], [_config(32, 32, 4, 1), _config(32, 64, 8, 1)])
-LISTS = {
-    "sm_90": WGMMA, "sm_100": TCGEN05, "sm_103": TCGEN05, "sm_120": MMA_SYNC_120,
-    "gfx942": MFMA, "gfx950": MFMA,
-}  # fmt: skip
-
-
-@functools.cache
-def _tuned(architecture: str, element_size: int) -> tuple[Autotuner, Autotuner]:
-    """The kernel for dQ and that for dK and dV, with what they are tuned over."""
-    lists = FP32 if element_size == 4 else LISTS.get(architecture, MMA_SYNC)
-    q, kv = (
-        triton.autotune(launch.configurations(*configs), key=["HEAD_DIM"])(kernel)
-        for kernel, configs in zip((_backward_q_kernel, _backward_kv_kernel), lists, strict=True)
-    )
-    return q, kv
-
-
-def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    kv_lengths: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ (B, N, H, D), dK and dV (B, M, H, D), contiguous, for what `forward` returned."""
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    if q.numel() == 0 or k.numel() == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_()
-    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad_out, q, k, v)]
-    lengths = None if kv_lengths is None else kv_lengths.contiguous()
-    divisor = stride_divisor(*tensors, dq)
-    inputs = [part for x in tensors for part in (x, strides_of(x, divisor))]
-    delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
-    rows = (lse.contiguous(), delta, lengths, scale, scale * math.log2(math.e))
-    constants = _constants(q, divisor)
-    q_kernel, kv_kernel = _tuned(launch.architecture(q.device), q.element_size())
-    (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    parts, share = _parts(queries, keys, batch * heads)
-    sums = [dk, dv]
-    if parts > 1:
-        sums = [torch.empty((parts, *k.shape), dtype=torch.float32, device=k.device) for _ in sums]
-
-    def q_grid(meta: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(queries, meta["BLOCK_Q"]) * batch * heads,)
-
-    def kv_grid(meta: dict[str, int]) -> tuple[int, int]:
-        return (triton.cdiv(keys, meta["BLOCK_K"]) * batch * heads, parts)
-
-    with launch.on(q.device):
-        q_kernel[q_grid](
-            *inputs, out.contiguous(), dq, strides_of(dq, divisor),
-            *rows, heads, queries, keys, **constants,
-        )  # fmt: skip
-        kv_kernel[kv_grid](
-            *inputs, *sums, strides_of(dk, divisor),
-            *rows, batch, heads, queries, keys, share, **constants,
-        )  # fmt: skip
-    if parts > 1:
-        dk.copy_(sums[0].sum(0))
-        dv.copy_(sums[1].sum(0))
-    return dq, dk, dv
-
-
-def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:
-    head_dim = q.shape[3]
-    main, tail = split(head_dim)
-    return {
-        "HEAD_DIM": head_dim,
-        "MAIN": main,
-        "TAIL": tail,
-        "DIVISOR": divisor,
-        "PRECISION": launch.precision(q.dtype),
-        "enable_fp_fusion": True,
-    }
-
-
-def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
-    """The number of parts that dK and dV's kernel cuts the queries into, and the size of one.
-
-    From the shape alone: if it followed the device, so would the order of the sums.
-    """
-    programs = triton.cdiv(keys, 128) * batch_heads
-    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
-    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
-    return triton.cdiv(queries, share), share

@@ -243,12 +243,13 @@ def _prepare_two_passes(
             *numbers, heads, queries, keys, keys, KEYS=False, **of_q, **fixed,
         )  # fmt: skip
         dtype = k.dtype if parts == 1 else torch.float32
-        sums = k.new_empty((2, parts, *k.shape), dtype=dtype)
+        # Two, as nothing that an operator returns may be a view of one memory.
+        sums = [k.new_empty((parts, *k.shape), dtype=dtype) for _ in range(2)]
         kernel[kv_grid](
             sums[0], sums[1], lengths, *_boxes(ROWS, *by_key), *_boxes(of_kv["BLOCK"], *by_query),
             *numbers, heads, keys, queries, share, KEYS=True, **of_kv, **fixed,
         )  # fmt: skip
-        dk, dv = (sums[:, 0] if parts == 1 else sums.sum(1).to(k.dtype)).unbind(0)
+        dk, dv = (each[0] if parts == 1 else each.sum(0).to(k.dtype) for each in sums)
         return dq, dk, dv
 
     return compute
@@ -284,7 +285,7 @@ def _prepare_one_pass(
         # Sums, how many programs have added to each block, and the ticket, zeroed together.
         sums, done, ticket = q.new_zeros(sum(sizes), dtype=torch.int32).split(sizes)
         sums = sums.view(torch.float32)
-        dk, dv = k.new_empty((2, *k.shape)).unbind(0)
+        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
         kernel[grid](
             dk, dv, sums, done, ticket, lengths,
             *_boxes(ROWS, (k, of_keys), (v, of_keys)),
