@@ -53,6 +53,7 @@ class Compiled:
 
     def __init__(self, kernel: Any, found: list[Any]) -> None:
         self.kernel = kernel
+        self.arg_names = kernel.arg_names
         self.found = found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
