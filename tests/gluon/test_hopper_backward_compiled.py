@@ -53,6 +53,7 @@ class Compiled:
 
     def __init__(self, kernel: Any, found: list[Any]) -> None:
         self.kernel = kernel
+        self.arg_names = kernel.arg_names
         self.found = found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
@@ -112,6 +113,8 @@ def loops(kernel: Any) -> list[list[Instruction]]:
         start = index.get(int(target[1], 16), end) if target else end
         if start < end and sum("GMMA" in name for _, name, _ in lines[start:end]) >= 4:
             found.append((start, end))
+    # The slow side of a wait is at the end of the program, and jumps back into the middle of a loop.
+    found = [(a, b) for a, b in found if not any(c < a <= d < b for c, d in found)]
     inner = [x for x in found if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in found)]
     return [[Instruction(*line[1:]) for line in lines[a : b + 1]] for a, b in inner]
 

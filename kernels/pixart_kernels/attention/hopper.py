@@ -124,7 +124,7 @@ def forward_boxes(
     """A function that makes the copy engine's descriptors of q, k, v, the first of its tensors, which
     have the shapes and strides of those given here: 64 + 16 columns of q and of k, 64 + 8 of v."""
     parts = [
-        (i, _box_of(x, rows, columns))
+        (i, box_of(x, rows, columns))
         for i, (x, rows, tail) in enumerate(((q, QUERIES, 16), (k, block_k, 16), (v, block_k, 8)))
         for columns in (64, tail)
     ]
@@ -135,7 +135,7 @@ def forward_boxes(
     return make
 
 
-def _box_of(x: Tensor, rows: int, columns: int) -> Callable[[Tensor | None], Any]:
+def box_of(x: Tensor, rows: int, columns: int) -> Callable[[Tensor | None], Any]:
     """Of `rows` tokens of a head: x (B, N, H, D) is (B, H, N, D) to the copy engine."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
