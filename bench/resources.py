@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from bench.compiled import ahead_of_time, sass
+from bench.compiled import ahead_of_time, counts, sass
 from bench.compiled.ahead_of_time import Launch
 from bench.measure import processes, results
 from bench.measure.results import Row
@@ -127,9 +127,9 @@ def _row(architecture: str, case: Workload, launch: Launch, config: str) -> Row:
         "tensor_memory": getattr(metadata, "tmem_size", 0),
         "warps": warps,
         "resident_warps": resident_warps(limits, registers, metadata.shared, warps),
-        **sass.count(program),
-        "loads": sass.transfers(program, "load"),
-        "stores": sass.transfers(program, "store"),
+        **counts.count(program),
+        "loads": counts.transfers(program, "load"),
+        "stores": counts.transfers(program, "store"),
     }
     return row | _tile_work(row, launch.compiled, limits)
 

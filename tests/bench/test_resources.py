@@ -20,7 +20,7 @@ if INTERPRETED:
 from triton.runtime.jit import JITFunction
 
 from bench import resources
-from bench.compiled import ahead_of_time, sass
+from bench.compiled import ahead_of_time, counts, flow, sass
 
 Row = dict[str, Any]
 
@@ -189,9 +189,9 @@ LOOP = """
 
 def test_the_loop_includes_code_that_was_moved_out_of_it():
     program = sass.parse(LOOP)
-    assert sorted(map(sorted, sass.loops(program))) == [[1, 2, 3, 4, 5, 6, 7, 9, 10, 11], [9, 10]]
-    counts = sass.count(program)
-    assert counts == {
+    assert sorted(map(sorted, flow.loops(program))) == [[1, 2, 3, 4, 5, 6, 7, 9, 10, 11], [9, 10]]
+    found = counts.count(program)
+    assert found == {
         "tensor": {"64x64x16": 1},
         "exp": 1,
         "fma": 1,
@@ -201,7 +201,7 @@ def test_the_loop_includes_code_that_was_moved_out_of_it():
         "wgmma": 1,
         "serialised": True,  # one wait for one wgmma
     }
-    assert sass.transfers(program, "load") == {"2": 1}
+    assert counts.transfers(program, "load") == {"2": 1}
 
 
 GCN = """
@@ -219,10 +219,10 @@ GCN = """
 
 def test_amd_assembly_is_read_too():
     program = sass.parse(GCN)
-    counts = sass.count(program)
-    assert counts["tensor"] == {"32x32x8": 1}
-    assert [counts[kind] for kind in ("exp", "fma", "alu", "waits")] == [1, 1, 1, 1]
-    assert sass.transfers(program, "load") == {"16": 1}
+    found = counts.count(program)
+    assert found["tensor"] == {"32x32x8": 1}
+    assert [found[kind] for kind in ("exp", "fma", "alu", "waits")] == [1, 1, 1, 1]
+    assert counts.transfers(program, "load") == {"16": 1}
 
 
 TTIR = """
