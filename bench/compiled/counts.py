@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.compiled.flow import inner_loops
+from bench.compiled.flow import Flow
 from bench.compiled.sass import Instruction, tensor_shape
 
 _FMA = (
@@ -46,7 +46,9 @@ def _width(name: str) -> str:
 
 def count(program: Sequence[Instruction]) -> dict[str, Any]:
     """Instructions of the inner loop, by what executes them."""
-    bodies = [[op.name for op in loop] for loop in inner_loops(program)]
+    inner = [loop.indices for loop in Flow(program).inner_loops()]
+    bodies = [[program[i].name for i in sorted(indices)] for indices in inner]
+    bodies = bodies or [[op.name for op in program]]
     names = bodies[0]
     wgmma, waits = _wgmma_and_waits(names)
     if not wgmma:

@@ -14,11 +14,28 @@ import triton
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
+# Address, predicate, name, operands, and, where it is shown, the upper half of the 128 bits.
 _SASS = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)[ \t]*([^;&?\n]*)", re.M
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)[ \t]*([^;&?\n]*)"
+    r"(?:[^\n]*/\* 0x[0-9a-f]{16} \*/\n\s+/\* 0x([0-9a-f]{16}) \*/)?",
+    re.M,
 )
+_LEAVES = ("BRA", "BRX", "JMX", "EXIT", "RET")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
 _HMMA_SHAPES = {"16816": "16x8x16", "1688": "16x8x8", "1684": "16x8x4"}
+
+
+class Control(NamedTuple):
+    """What ptxas tells the hardware about an instruction, since that finds out nothing by itself.
+
+    A scoreboard is one of six counters of a warp; 7 is none. (Jia et al., arXiv 1804.06826, 2.1; the bits
+    are where they were on Volta.)
+    """
+
+    stall: int = 1  # cycles until the warp may issue again
+    writes: int = 7  # the scoreboard that is held until the result is there
+    reads: int = 7  # the one that is held until the operands have been read
+    waits: int = 0  # a mask of those that must be free before it issues
 
 
 class Instruction(NamedTuple):
@@ -26,6 +43,11 @@ class Instruction(NamedTuple):
     operands: str
     target: int | None  # index of the instruction that a branch goes to
     falls_through: bool
+    control: Control = Control()
+
+    @property
+    def base(self) -> str:
+        return self.name.split(".")[0]
 
 
 def disassemble(kernel: Any) -> str:
@@ -61,14 +83,21 @@ def _parse_nvidia(text: str) -> list[Instruction]:
     lines = _SASS.findall(text)
     index = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
     program = []
-    for _, predicate, name, operands in lines:
+    for _, predicate, name, operands, upper in lines:
         target = None
         if name.startswith("BRA") and (address := re.search(r"0x([0-9a-f]+)\s*$", operands)):
             target = index.get(int(address[1], 16))
         # BRA.U UP0, 0x210 has its condition among the operands.
-        leaves = name.startswith(("BRA", "EXIT", "RET")) and not predicate and "," not in operands
-        program.append(Instruction(name, operands, target, not leaves))
+        leaves = name.startswith(_LEAVES) and not predicate and "," not in operands
+        program.append(Instruction(name, operands, target, not leaves, _control(upper)))
     return program
+
+
+def _control(upper: str) -> Control:
+    if not upper:
+        return Control()
+    bits = int(upper, 16) >> 41
+    return Control(bits & 15, bits >> 5 & 7, bits >> 8 & 7, bits >> 11 & 63)
 
 
 def _parse_amd(text: str) -> list[Instruction]:
