@@ -56,9 +56,7 @@ def count(program: Sequence[Instruction]) -> dict[str, Any]:
         waits = sum(name.startswith(others) for name in names)
     return {
         "tensor": dict(Counter(shape for name in names if (shape := tensor_shape(name)))),
-        "exp": sum(name.startswith(_EXP) for name in names),
-        "fma": sum(name.startswith(_FMA) for name in names),
-        "alu": sum(name.startswith(_ALU) and not _is_elsewhere(name) for name in names),
+        **{pipe: sum(_pipe(name) == pipe for name in names) for pipe in ("exp", "fma", "alu")},
         "instructions": len(names),
         "waits": waits,
         "wgmma": wgmma,
@@ -74,5 +72,13 @@ def _wgmma_and_waits(names: Sequence[str]) -> tuple[int, int]:
     )
 
 
-def _is_elsewhere(name: str) -> bool:
-    return name.startswith((*_FMA, *_EXP, "v_mfma"))
+def on(pipe: str, ops: Iterable[Instruction]) -> int:
+    """Instructions that "exp", "fma" or "alu" executes."""
+    return sum(_pipe(op.name) == pipe for op in ops)
+
+
+def _pipe(name: str) -> str:
+    for pipe, names in (("exp", _EXP), ("fma", _FMA), ("tensor", "v_mfma"), ("alu", _ALU)):
+        if name.startswith(names):
+            return pipe
+    return ""

@@ -196,9 +196,9 @@ class _Quarter:
         warp = self.warps[n]
         step = warp.code[warp.place]
         group = n % self.groups
-        if group < self.taking_turns and warp.place == self.products[group][0]:
-            if self.turn[warp.program] != group:
-                return now + 1
+        begins = group < self.taking_turns and warp.place == self.products[group][0]
+        if begins and self.turn[warp.program] != group:
+            return now + 1
         time = max([warp.ready, *(warp.boards[board] for board in step.boards)])
         if step.left is not None and len(warp.groups) > step.left:
             time = max(time, warp.groups[len(warp.groups) - step.left - 1])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.compiled import in_order
 from bench.compiled.in_order import wgmma_cycles
-from bench.compiled.turns import Turn, alternatives
+from bench.compiled.turns import Turn, alternatives, are_specialised
 
 UNIT = 64 * 128  # queries × keys
 SMS, CLOCK = 132, 1.7e9  # of an H100 or H200 under load
@@ -52,7 +52,7 @@ def predict(
     exponentials start their products one after another.
     """
     return [
-        _predict(own if len(own) > 1 else own * max(1, warps // 4), programs, taking_turns)
+        _predict(own if are_specialised(turns) else own * (warps // 4), programs, taking_turns)
         for own in alternatives(turns)
     ]
 
@@ -77,17 +77,23 @@ def _predict(groups: Sequence[Turn], programs: int, taking_turns: bool) -> Predi
     )
 
 
-def as_json(prediction: Prediction, flops: int) -> dict[str, Any]:
-    """Cycles and what they come to. flops: useful ones of a unit."""
+def as_json(prediction: Prediction, flops: int, is_whole: bool) -> dict[str, Any]:
+    """Cycles, and where the kernel does all of a pass, what they come to.
+
+    flops: useful ones of a unit. "at_one_cycle": the TFLOP/s if a unit took one cycle, for sums of several
+    kernels.
+    """
     fewest, most = prediction.in_order
-    total = prediction.tensor_and_issue
+    law: dict[str, Any] = {"cycles": round(prediction.tensor_and_issue)}
+    order: dict[str, Any] = {"cycles": [round(fewest), round(most)]}
+    if is_whole:
+        law["tflops"] = round(rate(law["cycles"], flops))
+        order["tflops"] = [round(rate(cycles, flops)) for cycles in order["cycles"]]
     return {
         "online": prediction.online,
         "tensor": round(prediction.tensor),
         "issue": round(prediction.issue),
-        "tensor + issue": {"cycles": round(total), "tflops": round(rate(total, flops))},
-        "in order": {
-            "cycles": [round(fewest), round(most)],
-            "tflops": [round(rate(fewest, flops)), round(rate(most, flops))],
-        },
+        "tensor + issue": law,
+        "in order": order,
+        "at_one_cycle": round(rate(1, flops)),
     }

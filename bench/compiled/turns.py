@@ -56,7 +56,7 @@ class Turn(NamedTuple):
     def exposed(self) -> int:
         """Exponentials while no product of the warpgroup is under way: behind the last wait."""
         under_way, found = 0, 0
-        for turn in range(2):  # products that the turn before started may be
+        for _ in range(2):  # products that the turn before started may be
             found = 0
             for op in self.body:
                 if "GMMA" in op.name and "gsb0" in op.operands:
@@ -125,6 +125,10 @@ def alternatives(every: Sequence[Turn]) -> list[list[Turn]]:
         if any(turn.scores for turn in chosen.values()):
             found.append([chosen[partition] for partition in sorted(chosen)])
     return found
+
+
+def are_specialised(every: Sequence[Turn]) -> bool:
+    return any(turn.partition for turn in every)
 
 
 def _has_wgmma(program: Sequence[Instruction], loop: Loop) -> bool:
