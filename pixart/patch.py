@@ -380,23 +380,27 @@ class _Processor:
         q, k, v = self._project(attn, hidden_states, encoder_hidden_states)
         if compression is not None:
             k, v = _compress(attn, k, v, compression, pixart_call)
-        q, k, v = (tokens.unflatten(2, (attn.heads, -1)) for tokens in (q, k, v))
         out = flash_attention(q, k, v, kv_lengths=lengths).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
 
     def _project(self, attn: Any, x: Tensor, caption: Tensor | None) -> tuple[Tensor, ...]:
-        if not self.is_fused:
-            source = x if caption is None else caption
-            return attn.to_q(x), attn.to_k(source), attn.to_v(source)
-        if caption is None:
-            return attn.to_qkv(x).chunk(3, dim=-1)
-        return attn.to_q(x), *attn.to_kv(caption).chunk(2, dim=-1)
+        """q, k and v: (B, tokens, H, D) each."""
+        heads = (attn.heads, -1)
+        if self.is_fused and caption is None:
+            return attn.to_qkv(x).unflatten(2, (3, *heads)).unbind(2)
+        q = attn.to_q(x).unflatten(2, heads)
+        if self.is_fused:
+            return q, *attn.to_kv(caption).unflatten(2, (2, *heads)).unbind(2)
+        source = x if caption is None else caption
+        return q, attn.to_k(source).unflatten(2, heads), attn.to_v(source).unflatten(2, heads)
 
 
 def _compress(
     attn: Any, k: Tensor, v: Tensor, compression: KVCompression, call: _Call | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """k, v: (B, N, H, D). Returns (B, M, H, D) each."""
     if call is None:
         raise ValueError("the transformer must be called, not its blocks, for the grid of tokens")
     sr, norm = getattr(attn, "sr", None), getattr(attn, "norm", None)
-    return compress_tokens(k, v, call.grid, compression, sr, norm)
+    merged = compress_tokens(k.flatten(2), v.flatten(2), call.grid, compression, sr, norm)
+    return tuple(tokens.unflatten(2, (attn.heads, -1)) for tokens in merged)

@@ -79,20 +79,26 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
-        compression = self.compression
+        if self.compression is None and self.q_norm is None:
+            q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        else:
+            tokens = self._merge(x, grid, self.compression)
+            q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in tokens)
+        return self.proj(flash_attention(q, k, v).flatten(2))  # of (B, N or M, H, D)
+
+    def _merge(
+        self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, N, C) and k, v (B, N or M, C), normed and merged as the block does."""
         if compression is not None and self._folds(x, grid):
             merging = (compression.ratio, self.sr, self.norm)
-            return self._attend(*self._folded.project(x, grid, self.qkv, *merging))
+            return self._folded.project(x, grid, self.qkv, *merging)
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
         if self.q_norm is not None and self.k_norm is not None:
             q, k = layer_norm(q, self.q_norm), layer_norm(k, self.k_norm)
         if compression is not None:
-            k, v = compress_tokens(k, v, grid, compression, self.sr, self.norm)  # (B, M, C)
-        return self._attend(q, k, v)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (q, k, v))  # (B, N or M, H, D)
-        return self.proj(flash_attention(q, k, v).flatten(2))
+            k, v = compress_tokens(k, v, grid, compression, self.sr, self.norm)
+        return q, k, v
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
         if self.compression is None or self.k_norm is not None:  # a norm stands between

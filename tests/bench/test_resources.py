@@ -117,9 +117,9 @@ def test_floors_are_those_of_the_shapes(rows):
 
 def test_attention_without_the_head_stride_hint_is_caught(monkeypatch):
     # 72 is not divisible by 16, and Triton looks for nothing less by itself.
-    from pixart_kernels.attention import forward
+    from pixart_kernels.attention import forward_launcher
 
-    monkeypatch.setattr(forward, "stride_divisor", lambda *tensors: 1)
+    monkeypatch.setattr(forward_launcher, "stride_divisor", lambda *tensors: 1)
     text = _attention()[1]
     with torch.no_grad():
         rows = resources.report("sm_80", [text], defaults_only=True)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: T
 if INTERPRETED:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from pixart_kernels.attention import bound, forward
+    from pixart_kernels.attention import bound, forward_launcher
     from pixart_kernels.dispatch import bypass, launch
 
 # Keys through pointers; through the copy engine; through it, without a maximum where scores allow.
@@ -136,17 +136,17 @@ def test_one_key_may_stand_for_all_samples() -> None:
 def test_the_copy_engine_is_used_for_packed_projections_and_where_it_can_read() -> None:
     packed = torch.zeros(2, 70, 3, 2, 72, dtype=torch.bfloat16)
     k, v = packed.unbind(2)[1:]
-    make = forward._boxes("sm_90", k, v, (64, 16), (64, 16), 64)
+    make = forward_launcher._boxes("sm_90", k, v, (64, 16), (64, 16), 64)
     boxes = make((None, k, v))
     assert [box.base.data_ptr() for box in boxes] == [x.data_ptr() for x in (k, k, v, v)]
     for box in boxes:
         TensorDescriptor(*(getattr(box, field.name) for field in fields(box)))  # checks itself
-    without_tail = forward._boxes("sm_90", k, v, (64, 0), (64, 0), 64)((None, k, v))
+    without_tail = forward_launcher._boxes("sm_90", k, v, (64, 0), (64, 0), 64)((None, k, v))
     assert [box is None for box in without_tail] == [False, True, False, True]
     for refused in (k.float(), k[:1].expand(2, -1, -1, -1)):
-        assert forward._boxes("sm_90", refused, v, (64, 16), (64, 16), 64) is None
+        assert forward_launcher._boxes("sm_90", refused, v, (64, 16), (64, 16), 64) is None
     for other in ("sm_80", "sm_89", "gfx942", "interpreter"):
-        assert forward._boxes(other, k, v, (64, 16), (64, 16), 64) is None
+        assert forward_launcher._boxes(other, k, v, (64, 16), (64, 16), 64) is None
 
 
 @pytest.mark.parametrize("switch", ["0", "1", "off"])
@@ -154,7 +154,7 @@ def test_a_switch_turns_the_copy_engine_off(switch: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     monkeypatch.setenv("PIXART_TMA", switch)
     made: list[object] = []
-    monkeypatch.setattr(launch.Box, "__post_init__", made.append)
+    monkeypatch.setattr(launch.Box, "__post_init__", lambda box: made.append(box))
     q, k, v = qkv(1, 9, 70, 2, 72, torch.bfloat16)
     if switch == "off":
         with pytest.raises(ValueError, match="PIXART_TMA must be 0 or 1, got 'off'"):

@@ -7,7 +7,7 @@ instructions, no GPU) or "measured on GPU, commit". `python -m bench.tune` write
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -80,12 +80,22 @@ _pinned: dict[str, Candidate] = {}
 _chosen: dict[str, tuple[Row, Candidate]] = {}
 
 
-def choose(kernel: str, architecture: str, bits: int, size: int) -> Candidate:
-    """What to launch a kernel with: the row's first candidate, unless another is pinned."""
+def choose(
+    kernel: str,
+    architecture: str,
+    bits: int,
+    size: int,
+    admits: Callable[[Candidate], bool] = lambda candidate: True,
+) -> Candidate:
+    """What to launch a kernel with: the row's first candidate that `admits` lets pass, unless another
+    is pinned. Raises LookupError if there is none, or if what is pinned is not let pass."""
     row = find(kernel, architecture, bits, size)
-    candidate = _pinned.get(kernel, row.candidates[0])
-    _chosen[kernel] = row, candidate
-    return candidate
+    offered = (_pinned[kernel],) if kernel in _pinned else row.candidates
+    for candidate in offered:
+        if admits(candidate):
+            _chosen[kernel] = row, candidate
+            return candidate
+    raise LookupError(f"{kernel} cannot be launched for these tensors with {describe(offered[0])}")
 
 
 def split(candidate: Candidate) -> tuple[dict[str, Any], dict[str, int]]:

@@ -54,6 +54,24 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed == "tf32" else "ieee"
 
 
+def wanted_language() -> str | None:
+    """"triton" or "gluon" where PIXART_ATTENTION says so, None for what the table has first. Raises
+    ValueError for other words."""
+    value = os.environ.get("PIXART_ATTENTION") or None
+    if value not in (None, "triton", "gluon"):
+        raise ValueError(f"PIXART_ATTENTION must be triton or gluon, got {value!r}")
+    return value
+
+
+def admits(candidate: Mapping[str, Any], obstacle: str | None) -> bool:
+    """Whether a candidate may be launched. Those in Gluon may if there is no obstacle to it, and are
+    what PIXART_ATTENTION=gluon takes then; where there is one, Triton's kernels serve."""
+    language = candidate.get("language", "triton")
+    if obstacle is not None:
+        return language == "triton"
+    return wanted_language() in (None, language)
+
+
 def is_switched_on(name: str) -> bool:
     """An environment variable that is on unless it says 0. Raises ValueError for other words."""
     value = os.environ.get(name, "1")
