@@ -302,7 +302,12 @@ def make_denoiser(
             from pixart.sampler.cuda_graphs import CudaGraphs
 
             replay = partial(CudaGraphs(), model)
-            return lambda: replay(next(latents), timesteps, caption, ())
+
+            def replayed() -> Any:
+                return replay(next(latents), timesteps, caption, ())
+
+            replayed(), replayed()  # a first call is plain, the second is recorded
+            return replayed
     return torch.no_grad()(lambda: call(model, caption, next(latents), timesteps))
 
 
