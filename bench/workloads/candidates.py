@@ -122,15 +122,16 @@ def _tried(
 
 
 def plain(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no switch was set in when the table was measured; a wide tail that all have is none."""
-    some = [one for one in candidates if not one.keys() & {"tma", "bound_from"}]
-    narrow = [one for one in some if "V_TAIL" not in one]
-    return narrow or some
+    """Those that no switch was set in when the table was measured. A wide tail is none if all have it."""
+    found = [one for one in candidates if not one.keys() & {"tma", "bound_from"}]
+    if any("V_TAIL" not in one and not is_gluon(one) for one in found):
+        found = [one for one in found if "V_TAIL" not in one]
+    return found
 
 
 def is_gluon(candidate: Candidate) -> bool:
     """Whether it is of the kernels for Hopper, whose tails have 8 columns and which need TMA."""
-    return candidate.get("language") == "gluon"
+    return configurations.language(candidate) == "gluon"
 
 
 def few(candidates: Sequence[Candidate], most: int | None) -> list[Candidate]:
@@ -318,7 +319,7 @@ def entries(rows: Sequence[Row], source: Callable[[], str]) -> list[table.Entry]
             for text, one in tried.items()
             if math.isfinite(_score(text, calls)) and _stands(text, checked) is not False
         ]
-        if not right:
+        if all(map(is_gluon, right)):  # there must be one for tensors that TMA cannot take
             continue
         order = ranked(rows, TILES, place, right)
         if place.kernel == ATTENTION:

@@ -67,6 +67,13 @@ def test_who_is_wrong_or_dies_at_any_call_is_not_in_the_table(ended: dict[str, A
     assert _candidates([_row(TILES, FIRST, pairs=2**28, **ended)]) == []
 
 
+def test_a_row_has_a_candidate_for_tensors_that_the_copy_engine_cannot_take() -> None:
+    gluon = {"language": "gluon", "BLOCK_K": 128}
+    rows = [_row(TILES, FIRST, 1.0), _row(TILES, gluon, 0.5)]
+    assert _candidates(rows) == [gluon, FIRST]
+    assert _candidates([_row(TILES, FIRST, 1.0, passed=False), rows[1]]) == []
+
+
 def test_who_is_wrong_in_fp16_is_not_in_the_table() -> None:
     rows = [_row(TILES, one, 1.0, 1, SUMS) for one in (FIRST, OTHER)]
     rows.append(_row(CHOSEN, FIRST, 1.0, 1, SUMS, passed=False))
@@ -108,6 +115,8 @@ def test_a_table_that_was_measured_is_measured_again_from_its_plain_candidates()
     final = FIRST | {"bound_from": 2**24}
     assert candidates.plain([final, FIRST, OTHER]) == [FIRST, OTHER]
     wide = [one | {"V_TAIL": 16} for one in (FIRST, OTHER)]
+    gluon = {"language": "gluon", "BLOCK_K": 128}
+    assert candidates.plain([*wide, gluon]) == [*wide, gluon]
     assert candidates.plain(wide) == wide and candidates.plain([*wide, FIRST]) == [FIRST]
 
 
