@@ -169,6 +169,18 @@ def test_wrong_results_and_cases_without_an_end_are_on_the_page_of_a_gpu() -> No
     assert "0 of 1 choices" in page and "| x/x/4k | k | b | 1.50 × |" in page
 
 
+def test_narrow_products_and_first_launches_are_on_the_page_of_a_gpu() -> None:
+    tried: Any = {"part": "columns", "status": "measured", "columns": 8, "config": "BLOCK_Q=128"}
+    rows = [row("exact", "a", None, **tried, exact=exact) for exact in (True, False)]
+    rows.append(row("exact", "ours", None, part="columns", status="measured", columns=16))
+    first: Any = {"part": "launches", "status": "measured", "first_calls": [2.0, 0.001]}
+    rows.append(row("first", "modulate forward, nothing compiled", None, **first))
+    page = pages.page(result("gpu", *rows, machine=GPU))
+    assert "| 8 | bfloat16 | BLOCK_Q=128 | yes |\n| 8 | bfloat16 | BLOCK_Q=128 | **no** |" in page
+    assert "Tails of V have 16 columns in all that follows." in page
+    assert "| modulate forward, nothing compiled | 2 s | 1 ms |" in page
+
+
 def test_targets_are_filled_by_the_gpu_that_they_name_and_predicted_from_compiled_code() -> None:
     rows = (attention("ours", 0.002), attention("fa4", 0.001), attention("fa2", None))
     compiled = row("attention_forward.forward", "c", None, part="resources", status="compiled")

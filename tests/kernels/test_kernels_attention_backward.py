@@ -65,7 +65,7 @@ def launched(
 
 
 def backward(*arguments: object) -> tuple[Tensor, ...]:
-    from pixart_kernels.attention.backward import prepare
+    from pixart_kernels.attention.backward_launcher import prepare
 
     return prepare(*arguments)(*arguments)
 
