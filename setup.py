@@ -109,7 +109,7 @@ setup(
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
         "pixart": ["py.typed", "assets/**/*", "training/recipes/*.yaml", "training/launch.sh"],
-        "pixart_kernels": ["py.typed"],
+        "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },
     exclude_package_data={"pixart": ["assets/*/log/*"]},  # of the embedded model's training
     entry_points={"console_scripts": ["pixart = pixart.command:start"]},

@@ -3,6 +3,8 @@
 An error may be twice that of plain PyTorch in the same dtype, plus one rounding of the result.
 """
 
+from dataclasses import fields
+
 import pytest
 import torch
 from operator_formulas import DTYPES, attention_formula, random
@@ -15,8 +17,10 @@ from pixart_kernels.dispatch.registration import INTERPRETED
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: TRITON_INTERPRET=1")
 
 if INTERPRETED:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     from pixart_kernels.attention import bound, forward
-    from pixart_kernels.dispatch import launch
+    from pixart_kernels.dispatch import bypass, launch
 
 # Keys through pointers; through the copy engine; through it, without a maximum where scores allow.
 VARIANTS = [("sm_80", False), ("sm_90", False), ("sm_90", True)]
@@ -130,17 +134,34 @@ def test_one_key_may_stand_for_all_samples() -> None:
 def test_the_copy_engine_is_used_for_packed_projections_and_where_it_can_read() -> None:
     packed = torch.zeros(2, 70, 3, 2, 72, dtype=torch.bfloat16)
     k, v = packed.unbind(2)[1:]
-    boxes = forward._boxes("sm_90", k, v, 64, 16, 16)
+    make = forward._boxes("sm_90", k, v, (64, 16), (64, 16), 64)
+    boxes = make((None, k, v))
     assert [box.base.data_ptr() for box in boxes] == [x.data_ptr() for x in (k, k, v, v)]
-    assert forward._boxes("sm_90", k, v, 64, 0, 0)[1] is None
-    for refused in (
-        k.float(),
-        layouts(k)["not on a 16-byte boundary"],
-        k[:1].expand(2, -1, -1, -1),
-    ):
-        assert forward._boxes("sm_90", refused, v, 64, 16, 16) == [None] * 4
+    for box in boxes:
+        TensorDescriptor(*(getattr(box, field.name) for field in fields(box)))  # checks itself
+    without_tail = forward._boxes("sm_90", k, v, (64, 0), (64, 0), 64)((None, k, v))
+    assert [box is None for box in without_tail] == [False, True, False, True]
+    for refused in (k.float(), k[:1].expand(2, -1, -1, -1)):
+        assert forward._boxes("sm_90", refused, v, (64, 16), (64, 16), 64) is None
     for other in ("sm_80", "sm_89", "gfx942", "interpreter"):
-        assert forward._boxes(other, k, v, 64, 16, 16) == [None] * 4
+        assert forward._boxes(other, k, v, (64, 16), (64, 16), 64) is None
+
+
+@pytest.mark.parametrize("switch", ["0", "1", "off"])
+def test_a_switch_turns_the_copy_engine_off(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    monkeypatch.setenv("PIXART_TMA", switch)
+    made = []
+    monkeypatch.setattr(
+        launch, "Box", lambda *parts: made.append(parts) or TensorDescriptor(*parts)
+    )
+    q, k, v = qkv(1, 9, 70, 2, 72, torch.bfloat16)
+    if switch == "off":
+        with pytest.raises(ValueError, match="PIXART_TMA must be 0 or 1, got 'off'"):
+            flash_attention(q, k, v)
+        return
+    check(flash_attention(q, k, v), q, k, v)
+    assert len(made) == (4 if switch == "1" else 0)
 
 
 @pytest.mark.usefixtures("variant")
@@ -174,6 +195,7 @@ def test_queries_too_long_for_the_bound_get_a_maximum(monkeypatch: pytest.Monkey
     q, k, v = exceeding_scores()
     check(flash_attention(q, k, v), q, k, v)
     monkeypatch.setitem(bound.LIMITS, torch.bfloat16, 10_000)
+    bypass.forget()
     finite = flash_attention(q, k, v).isfinite().all(dim=3)
     assert finite[:, :, 0].all()
     assert not finite[:, 140, 1].any()
@@ -184,12 +206,12 @@ def test_the_longest_tokens_of_each_head_are_found() -> None:
     lengths = torch.tensor([1100, 5])
     squares = q.double().square().sum(-1).transpose(1, 2)  # (B, H, N)
     expected = torch.stack([part.amax(-1) for part in squares.split(128, dim=-1)], dim=-1)
-    found = bound.longest_queries(q, 8).view(expected.shape)
+    found = bound.longest_queries(q, 8)(q, None).view(expected.shape)
     assert torch.allclose(found.double(), expected, rtol=1e-6)
     k[1, 5:] = torch.nan
     squares = k.double().square().sum(-1)
     expected = torch.stack([squares[0].amax(0), squares[1, :5].amax(0)])
-    found = bound.longest_keys(k, lengths, 8).view(2, 3, -1).amax(-1)
+    found = bound.longest_keys(k, 8)(k, lengths).view(2, 3, -1).amax(-1)
     assert torch.allclose(found.double(), expected, rtol=1e-6)
 
 

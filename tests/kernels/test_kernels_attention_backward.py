@@ -58,12 +58,13 @@ def launched(
     inputs: list[Tensor], lengths: Tensor | None = None, scale: float | None = None
 ) -> tuple[Tensor, ...]:
     """The kernels' gradients, for an output and row sums that are exact but for their rounding."""
-    from pixart_kernels.attention.backward import backward
+    from pixart_kernels.attention.backward import prepare
 
     grad_out, q, k, v = inputs
     out, lse = attention(q.double(), k.double(), v.double(), lengths, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return backward(grad_out, q, k, v, out.to(q.dtype), lse.float(), lengths, scale)
+    arguments = (grad_out, q, k, v, out.to(q.dtype), lse.float(), lengths, scale)
+    return prepare(*arguments)(*arguments)
 
 
 def through_autograd(

@@ -14,17 +14,16 @@ are fp32, rounded once when they are stored.
 B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is dO.
 """
 
-import functools
 import math
+from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime import Autotuner
 
 from pixart_kernels.attention.tiles import head_of, length_of, split, stride_divisor, strides_of
-from pixart_kernels.dispatch import launch
+from pixart_kernels.dispatch import configurations, launch
+from pixart_kernels.dispatch.bypass import Compute
 
 # Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
 # They are then given a part of the queries each, down to a smallest, and the parts added up.
@@ -105,8 +104,8 @@ def _length_and_scale(lengths_ptr, b, keys, scale):
 
 @triton.jit
 def _backward_q_kernel(
-    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
-    out_ptr, dq_ptr, out_strides, lse_ptr, delta_ptr, lengths_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, dq_ptr, lse_ptr, delta_ptr, lengths_ptr,
+    grad_strides, q_strides, k_strides, v_strides, out_strides,
     scale, score_scale, heads, queries, keys,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -160,8 +159,8 @@ def _backward_q_kernel(
 
 @triton.jit
 def _backward_kv_kernel(
-    grad_ptr, grad_strides, q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
-    dk_ptr, dv_ptr, sum_strides, lse_ptr, delta_ptr, lengths_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, lengths_ptr,
+    grad_strides, q_strides, k_strides, v_strides, sum_strides,
     scale, score_scale, batch, heads, queries, keys, share,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -230,51 +229,10 @@ def _backward_kv_kernel(
         _store(dv_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
 
 
-def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> triton.Config:
-    blocks = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
-    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+Q_KERNEL, KV_KERNEL = "attention.backward_q", "attention.backward_kv"
 
 
-# Queries and keys of a tile, warps, stages: for the kernel of dQ and for that of dK and dV. At D = 72
-# none of them spills registers, with Triton 3.6 or 3.9.
-MMA_SYNC = (
-    [_config(64, 64, 4, 2), _config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
-    [_config(32, 64, 4, 2), _config(32, 128, 8, 2), _config(32, 128, 8, 3)],
-)
-# The others spill on sm_120 with Triton 3.9.
-MMA_SYNC_120 = (
-    [_config(64, 32, 4, 3), _config(128, 64, 8, 2), _config(128, 32, 8, 3)],
-    [_config(32, 128, 8, 2), _config(32, 128, 8, 3)],
-)
-WGMMA = (
-    [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(128, 128, 8, 2), _config(64, 64, 4, 2)],
-    [_config(64, 128, 8, 2), _config(64, 64, 4, 2), _config(32, 128, 8, 3), _config(32, 64, 4, 3)],
-)  # fmt: skip
-TCGEN05 = (
-    [_config(128, 64, 8, 2), _config(128, 64, 4, 2), _config(64, 64, 4, 2)],
-    [_config(64, 128, 8, 2), _config(32, 128, 8, 2)],
-)
-# With other tiles Triton takes 32 × 32 products, for which a tail of 16 channels is half empty.
-MFMA = ([_config(128, 32, 4, 1)], [_config(32, 128, 4, 1)])
-FP32 = ([_config(32, 16, 4, 1)], [_config(32, 32, 4, 1), _config(32, 64, 8, 1)])
-LISTS = {
-    "sm_90": WGMMA, "sm_100": TCGEN05, "sm_103": TCGEN05, "sm_120": MMA_SYNC_120,
-    "gfx942": MFMA, "gfx950": MFMA,
-}  # fmt: skip
-
-
-@functools.cache
-def _tuned(architecture: str, element_size: int) -> tuple[Autotuner, Autotuner]:
-    """The kernel for dQ and that for dK and dV, with what they are tuned over."""
-    lists = FP32 if element_size == 4 else LISTS.get(architecture, MMA_SYNC)
-    q, kv = (
-        triton.autotune(launch.configurations(*configs), key=["HEAD_DIM"])(kernel)
-        for kernel, configs in zip((_backward_q_kernel, _backward_kv_kernel), lists, strict=True)
-    )
-    return q, kv
-
-
-def backward(
+def prepare(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -282,58 +240,99 @@ def backward(
     out: Tensor,
     lse: Tensor,
     kv_lengths: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ (B, N, H, D), dK and dV (B, M, H, D), contiguous, for what `forward` returned."""
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    scale: float | None,
+) -> Compute:
+    """What gives dQ (B, N, H, D), dK and dV (B, M, H, D), contiguous, for what the forward returned."""
     if q.numel() == 0 or k.numel() == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_()
-    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in (grad_out, q, k, v)]
-    lengths = None if kv_lengths is None else kv_lengths.contiguous()
-    divisor = stride_divisor(*tensors, dq)
-    inputs = [part for x in tensors for part in (x, strides_of(x, divisor))]
-    delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
-    rows = (lse.contiguous(), delta, lengths, scale, scale * math.log2(math.e))
-    constants = _constants(q, divisor)
-    q_kernel, kv_kernel = _tuned(launch.architecture(q.device), q.element_size())
+        return lambda grad_out, q, k, v, *_: tuple(x.new_zeros(x.shape) for x in (q, k, v))
+    if lse.numel() == 0:
+        raise RuntimeError(
+            "flash_attention was told to keep no sum of weights, and has no gradient"
+        )
+    given = (grad_out, q, k, v, out, lse, kv_lengths)
+    if not all(_is_fit(x, place) for place, x in enumerate(given)):
+        inner = prepare(*_fit(given), scale)
+        return lambda *arguments: inner(*_fit(arguments[:-1]), scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     parts, share = _parts(queries, keys, batch * heads)
-    sums = [dk, dv]
-    if parts > 1:
-        sums = [torch.empty((parts, *k.shape), dtype=torch.float32, device=k.device) for _ in sums]
+    launch_q, launch_kv = _launches(grad_out, q, k, v, scale, parts, share)
 
-    def q_grid(meta: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(queries, meta["BLOCK_Q"]) * batch * heads,)
-
-    def kv_grid(meta: dict[str, int]) -> tuple[int, int]:
-        return (triton.cdiv(keys, meta["BLOCK_K"]) * batch * heads, parts)
-
-    with launch.on(q.device):
-        q_kernel[q_grid](
-            *inputs, out.contiguous(), dq, strides_of(dq, divisor),
-            *rows, heads, queries, keys, **constants,
-        )  # fmt: skip
-        kv_kernel[kv_grid](
-            *inputs, *sums, strides_of(dk, divisor),
-            *rows, batch, heads, queries, keys, share, **constants,
-        )  # fmt: skip
-    if parts > 1:
+    def compute(
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Tensor | None,
+        _: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        delta = lse.new_empty(lse.shape)
+        launch_q(grad_out, q, k, v, out, dq, lse, delta, lengths)
+        if parts == 1:
+            launch_kv(grad_out, q, k, v, dk, dv, lse, delta, lengths)
+            return dq, dk, dv
+        sums = lse.new_empty((2, parts, *k.shape))
+        launch_kv(grad_out, q, k, v, sums[0], sums[1], lse, delta, lengths)
         dk.copy_(sums[0].sum(0))
         dv.copy_(sums[1].sum(0))
-    return dq, dk, dv
+        return dq, dk, dv
+
+    return compute
 
 
-def _constants(q: Tensor, divisor: int) -> dict[str, int | str | bool]:
-    head_dim = q.shape[3]
+def _is_fit(x: Tensor | None, place: int) -> bool:
+    """Whether the kernels take it: tokens (the first four) with any strides but the last."""
+    return x is None or (x.stride(-1) == 1 if place < 4 else x.is_contiguous())
+
+
+def _fit(given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [
+        x if x is None or _is_fit(x, place) else x.contiguous() for place, x in enumerate(given)
+    ]
+
+
+def _launches(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, parts: int, share: int
+) -> tuple[launch.Launch, launch.Launch]:
+    (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
+    tensors = (grad_out, q, k, v)
+    divisor = 1 if head_dim % 8 else stride_divisor(*tensors)  # dQ, dK and dV are contiguous
+    strides = tuple(strides_of(x, divisor) for x in tensors)
+    scales = (scale, scale * math.log2(math.e))
     main, tail = split(head_dim)
-    return {
-        "HEAD_DIM": head_dim,
-        "MAIN": main,
-        "TAIL": tail,
-        "DIVISOR": divisor,
+    constants = {
+        "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "DIVISOR": divisor,
         "PRECISION": launch.precision(q.dtype),
-        "enable_fp_fusion": True,
-    }
+    }  # fmt: skip
+
+    def dense(tokens: int) -> tuple[int, int, int]:
+        return tuple(
+            stride // divisor for stride in (tokens * heads * head_dim, heads * head_dim, head_dim)
+        )
+
+    arch, bits = launch.architecture(q.device), q.element_size() * 8
+    tuned, options = configurations.split(configurations.choose(Q_KERNEL, arch, bits, head_dim))
+    of_q = launch.Launch(
+        _backward_q_kernel,
+        q.device,
+        (triton.cdiv(queries, tuned["BLOCK_Q"]) * batch * heads,),
+        (*strides, dense(queries), *scales, heads, queries, keys),
+        constants | tuned,
+        options,
+    )
+    tuned, options = configurations.split(configurations.choose(KV_KERNEL, arch, bits, head_dim))
+    of_kv = launch.Launch(
+        _backward_kv_kernel,
+        q.device,
+        (triton.cdiv(keys, tuned["BLOCK_K"]) * batch * heads, parts),
+        (*strides, dense(keys), *scales, batch, heads, queries, keys, share),
+        constants | tuned,
+        options,
+    )
+    return of_q, of_kv
 
 
 def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:

@@ -6,12 +6,15 @@ Two small kernels find the longest of each ROWS queries and of all keys of a hea
 through memory once more: little beside attention when N · M is large.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pixart_kernels.attention.tiles import length_of, load_tile, strides_of
+from pixart_kernels.dispatch import launch
 
 # What the bound must not exceed so that exp2 of any score, sums of such and products of those with
 # V stay far inside the range of fp32, and the exponentials inside that of their dtype.
@@ -24,9 +27,9 @@ PARTS = tl.constexpr(8)  # programs that look for the longest key of a head
 @triton.jit
 def _longest_tokens(
     x_ptr,
-    x_strides,
     longest_ptr,
     lengths_ptr,
+    x_strides,
     heads,
     tokens,
     parts,
@@ -77,34 +80,48 @@ def is_bounded(
     return longest_q * longest_k * (scale * scale) <= LIMIT * LIMIT
 
 
-def limit(dtype: torch.dtype, queries: int, keys: int) -> int:
-    """LIMITS where it is worth looking for the bound, else 0."""
-    return LIMITS.get(dtype, 0) if queries * keys >= LOOKED_FOR_FROM else 0
+def limit(dtype: torch.dtype, queries: int, keys: int, search_from: int | None = None) -> int:
+    """LIMITS where it is worth looking for the bound, else 0; search_from: N · M from which it is,
+    LOOKED_FOR_FROM if None."""
+    search_from = LOOKED_FOR_FROM if search_from is None else search_from
+    return LIMITS.get(dtype, 0) if queries * keys >= search_from else 0
 
 
-def longest_queries(q: Tensor, divisor: int) -> Tensor:
-    return _longest(q, None, divisor, triton.cdiv(q.shape[1], ROWS.value))
+def longest_queries(q: Tensor, divisor: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What finds the largest |q|² of each ROWS queries of a head, for tensors like q."""
+    return _longest(q, divisor, triton.cdiv(q.shape[1], ROWS.value))
 
 
-def longest_keys(k: Tensor, lengths: Tensor | None, divisor: int) -> Tensor:
-    return _longest(k, lengths, divisor, PARTS.value)
+def longest_keys(k: Tensor, divisor: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What finds the largest |k|² of each of PARTS parts of a head's keys, for tensors like k."""
+    return _longest(k, divisor, PARTS.value)
 
 
-def _longest(x: Tensor, lengths: Tensor | None, divisor: int, parts: int) -> Tensor:
+def _longest(x: Tensor, divisor: int, parts: int) -> Callable[[Tensor, Tensor | None], Tensor]:
     batch, tokens, heads, head_dim = x.shape
-    longest = x.new_empty(batch * heads * parts, dtype=torch.float32)
-    _longest_tokens[(longest.numel(),)](
-        x,
-        strides_of(x, divisor),
-        longest,
-        lengths,
-        heads,
-        tokens,
-        parts,
-        triton.cdiv(tokens, parts * ROWS.value) * ROWS.value,
-        HEAD_DIM=head_dim,
-        COLUMNS=triton.next_power_of_2(head_dim),
-        DIVISOR=divisor,
-        enable_fp_fusion=True,
+    count = batch * heads * parts
+    find = launch.Launch(
+        _longest_tokens,
+        x.device,
+        (count,),
+        (
+            strides_of(x, divisor),
+            heads,
+            tokens,
+            parts,
+            triton.cdiv(tokens, parts * ROWS.value) * ROWS.value,
+        ),
+        {
+            "HEAD_DIM": head_dim,
+            "COLUMNS": triton.next_power_of_2(head_dim),
+            "DIVISOR": divisor,
+        },
+        {},
     )
-    return longest
+
+    def compute(x: Tensor, lengths: Tensor | None) -> Tensor:
+        longest = x.new_empty(count, dtype=torch.float32)
+        find(x, longest, lengths)
+        return longest
+
+    return compute

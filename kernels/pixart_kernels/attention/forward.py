@@ -7,22 +7,23 @@ For one head and BLOCK_Q queries, m running over BLOCK_K keys at a time, with s 
 where peak is the largest s · q·k so far; when it grows, total and O so far shrink by exp2(old - new).
 Where s · |q| |k| is small for all these queries and all keys, no score can leave the range of fp32
 and peak is 0 throughout: no maximum, nothing to shrink, a quarter less instructions.
-Scores, P, total and O are fp32; P is rounded to the dtype of V for the product P V, and O once more
-when it is stored. 4 · B · N · M · H · D FLOP; Q and O pass through memory once, K and V once for
-each BLOCK_Q queries (from L2: the programs of one head run side by side).
+Scores, total and O are fp32; P is rounded to the dtype of V, and O once more when it is stored. Total
+is the sum of what P was rounded to: where one key has nearly all the weight, the output is then its
+row of V whatever the peak, and not off by the rounding of that weight.
+4 · B · N · M · H · D FLOP; Q and O pass through memory once, K and V once for each BLOCK_Q queries
+(from L2: the programs of one head run side by side).
 
 B batch, N queries, M keys, H heads, D head channels, cut in two as tiles.py says.
 """
 
 import math
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pixart_kernels.attention.bound import (
     is_bounded,
@@ -38,7 +39,8 @@ from pixart_kernels.attention.tiles import (
     stride_divisor,
     strides_of,
 )
-from pixart_kernels.dispatch import launch
+from pixart_kernels.dispatch import configurations, launch
+from pixart_kernels.dispatch.bypass import Compute
 
 
 @triton.jit
@@ -109,7 +111,6 @@ def _add_values(
 ):  # fmt: skip
     """acc + P V for a whole block of keys."""
     v = _load_keys(box, b, h, start, ptr, stride, 0, HEAD_DIM, ROWS, MAIN)
-    weights = weights.to(v.dtype)
     acc = tl.dot(weights, v, acc, input_precision=PRECISION)
     if TAIL:
         v_tail = _load_keys(tail_box, b, h, start, ptr, stride, MAIN, HEAD_DIM, ROWS, TAIL)
@@ -132,10 +133,9 @@ def _raise_peak(scores, scale, peak, total, acc, acc_tail, TAIL: tl.constexpr):
 
 @triton.jit
 def _forward(
-    q_ptr, q_strides, k_ptr, k_strides, v_ptr, v_strides,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, longest_q_ptr, longest_k_ptr, lengths_ptr,
     k_box, k_tail_box, v_box, v_tail_box,
-    out_ptr, lse_ptr, longest_q_ptr, longest_k_ptr, lengths_ptr,
-    scale, heads, queries, keys,
+    q_strides, k_strides, v_strides, scale, heads, queries, keys,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, V_TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -170,14 +170,14 @@ def _forward(
     scores = tl.where(tl.arange(0, BLOCK_K)[None, :] < short, scores, float("-inf"))
     peak = tl.where(bounded | (short == 0), 0.0, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - peak[:, None])
-    total = tl.sum(weights, 1)
     v = load_tile(v_ptr, v_stride, short, 0, HEAD_DIM, BLOCK_K, MAIN, True)
-    rounded = weights.to(v.dtype)
-    acc = tl.dot(rounded, v, input_precision=PRECISION)
+    weights = weights.to(v.dtype)
+    total = tl.sum(weights.to(tl.float32), 1)
+    acc = tl.dot(weights, v, input_precision=PRECISION)
     acc_tail = 0.0
     if TAIL:
         v_tail = load_tile(v_ptr, v_stride, short, MAIN, HEAD_DIM, BLOCK_K, V_TAIL, True)
-        acc_tail = tl.dot(rounded, v_tail, input_precision=PRECISION)
+        acc_tail = tl.dot(weights, v_tail, input_precision=PRECISION)
 
     # Two loops of which one has no turns: as branches they would make ptxas wait after each wgmma.
     begin = short
@@ -196,7 +196,8 @@ def _forward(
                 )
             else:
                 weights = tl.math.exp2(scores * scale)
-            total += tl.sum(weights, 1)
+            weights = weights.to(v.dtype)
+            total += tl.sum(weights.to(tl.float32), 1)
             acc, acc_tail = _add_values(
                 weights, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
                 HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION,
@@ -213,173 +214,158 @@ def _forward(
         _store(
             out_ptr, out_stride, left, acc_tail / total[:, None], MAIN, HEAD_DIM, BLOCK_Q, V_TAIL
         )
-    rows = tl.arange(0, BLOCK_Q)
-    lse_ptr += row.to(tl.int64) * queries + first
-    tl.store(lse_ptr + rows, peak + tl.math.log2(total), mask=rows < left)
+    if lse_ptr is not None:
+        rows = tl.arange(0, BLOCK_Q)
+        lse_ptr += row.to(tl.int64) * queries + first
+        tl.store(lse_ptr + rows, peak + tl.math.log2(total), mask=rows < left)
 
-
-def _config(block_q: int, block_k: int, num_warps: int, num_stages: int) -> triton.Config:
-    blocks = {"BLOCK_Q": block_q, "BLOCK_K": block_k}
-    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages, pre_hook=_fit_boxes)
-
-
-def _fit_boxes(arguments: dict[str, Any]) -> None:
-    for name in ("k_box", "k_tail_box", "v_box", "v_tail_box"):
-        if arguments[name] is not None:
-            arguments[name].block_shape[2] = arguments["BLOCK_K"]
-
-
-def _tuned(*configs: triton.Config) -> Any:
-    """A tuner for each architecture: what one finds is not for another GPU in the same machine."""
-
-    @cache
-    def tuner(arch: str) -> Any:
-        return triton.autotune(launch.configurations(*configs), key=["HEAD_DIM", "LIMIT"])(_forward)
-
-    return tuner
-
-
-# None spills at D <= 96, on Triton 3.6 and 3.9. At 256 × 64 the copy engine fetches each key half
-# as often; the others leave room for two programs, or for twice the keys between two waits.
-_forward_wgmma = _tuned(
-    _config(128, 64, num_warps=8, num_stages=2),
-    _config(128, 64, num_warps=8, num_stages=3),
-    _config(128, 128, num_warps=8, num_stages=2),
-    _config(256, 64, num_warps=8, num_stages=2),
-)
-# The others of both lists above and below spill there with Triton 3.9.
-_forward_tcgen05 = _tuned(
-    _config(128, 64, num_warps=8, num_stages=3),
-    _config(128, 128, num_warps=8, num_stages=2),
-)
-_forward_120 = _tuned(
-    _config(64, 64, num_warps=4, num_stages=3),
-    _config(128, 64, num_warps=8, num_stages=2),
-)
-_forward_mma = _tuned(
-    _config(64, 64, num_warps=4, num_stages=3),
-    _config(128, 64, num_warps=8, num_stages=2),
-    _config(128, 32, num_warps=4, num_stages=3),
-)
-# 32 queries a wave: with fewer, the waves of a 32×32 matrix instruction repeat each other's work.
-_forward_amd = _tuned(
-    _config(128, 32, num_warps=4, num_stages=2),
-    _config(128, 64, num_warps=4, num_stages=2),
-)
-_forward_fp32 = _tuned(
-    _config(32, 32, num_warps=8, num_stages=2),
-    _config(32, 32, num_warps=4, num_stages=2),
-)
 
 TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
-WGMMA = ("sm_90", "sm_100", "sm_103")
+COPY_ENGINES = ("sm_90", "sm_100", "sm_103")  # architectures whose TMA reads K and V
+KERNEL = "attention.forward"
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention, (B, N, H, D), and the base-2 logarithm of the sum of its weights, (B, H, N) fp32.
-
-    That logarithm is 0 for a sample without keys.
-    """
-    batch, queries, heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
-    if out.numel() == 0 or k.shape[1] == 0:
-        return out.zero_(), lse.zero_()
-    if scale < 0:  # the kernel takes the largest product for that of the largest score
-        q, scale = -q, -scale
-    if scale == 0:  # all keys have the same weight; the kernel would multiply a masked score by 0
-        q, scale = torch.zeros_like(q), 1.0
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    lengths = None if kv_lengths is None else kv_lengths.contiguous()
-    with launch.on(q.device):
-        _launch_kernel(q, k, v, lengths, scale * math.log2(math.e), out, lse)
-    return out, lse
-
-
-def _launch_kernel(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, out: Tensor, lse: Tensor
-) -> None:
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float | None, with_lse: bool
+) -> Compute:
+    """What gives attention, (B, N, H, D), and, with_lse, the base-2 logarithm of the sum of its weights,
+    (B, H, N) fp32, which is 0 for a sample without keys."""
     batch, queries, heads, head_dim = q.shape
+    keys = k.shape[1]
+    if q.numel() == 0 or keys == 0:
+        return _nothing
+    scale = head_dim**-0.5 if scale is None else scale
+    if scale <= 0 or not all(x.stride(3) == 1 for x in (q, k, v)) or not _is_dense(kv_lengths):
+        return _prepare_fitted(q, k, v, kv_lengths, scale, with_lse)
+    launch_all = _launches(q, k, v, kv_lengths, scale * math.log2(math.e), with_lse)
+
+    def compute(
+        q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: object
+    ) -> tuple[Tensor, Tensor | None]:
+        out = q.new_empty(q.shape)
+        lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
+        launch_all(q, k, v, out, lse, lengths)
+        return out, lse
+
+    return compute
+
+
+def _nothing(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | None, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    batch, queries, heads, _ = q.shape
+    lse = q.new_zeros((batch, heads, queries), dtype=torch.float32) if with_lse else None
+    return q.new_zeros(q.shape), lse
+
+
+def _is_dense(lengths: Tensor | None) -> bool:
+    return lengths is None or lengths.is_contiguous()
+
+
+def _prepare_fitted(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, with_lse: bool
+) -> Compute:
+    """For what the kernel does not take as it is."""
+    # The kernel takes the largest product for that of the largest score; and where all keys have the
+    # same weight, it would multiply a masked score by 0.
+    sign, fitted_scale = (0.0, 1.0) if scale == 0 else (math.copysign(1.0, scale), abs(scale))
+
+    def fit(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
+        q = torch.zeros_like(q) if sign == 0 else -q if sign < 0 else q
+        tokens = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
+        lengths = None if lengths is None else lengths.contiguous()
+        return *tokens, lengths, fitted_scale, with_lse
+
+    inner = prepare(*fit(q, k, v, kv_lengths))
+    return lambda q, k, v, lengths, *_: inner(*fit(q, k, v, lengths))
+
+
+def _launches(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, with_lse: bool
+) -> Callable[..., None]:
+    batch, queries, heads, head_dim = q.shape
+    keys = k.shape[1]
     main, tail = split(head_dim)
     divisor = stride_divisor(q, k, v)
     arch = launch.architecture(q.device)
-    v_tail = _value_tail(head_dim, arch)
-    boxes = _boxes(arch, k, v, main, tail, v_tail)
-    bound = limit(q.dtype, queries, k.shape[1])
+    choice = configurations.choose(KERNEL, arch, q.element_size() * 8, head_dim)
+    tuned, options = configurations.split(choice)
+    v_tail = tuned.pop("V_TAIL", value_tail(head_dim, arch))
+    bound = limit(q.dtype, queries, keys, choice.get("bound_from"))
+    boxes = None
+    if launch.is_switched_on("PIXART_TMA") and choice.get("tma", True):
+        boxes = _boxes(arch, k, v, (main, tail), (main, v_tail), tuned["BLOCK_K"])
+    constants = {
+        "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "V_TAIL": v_tail, "DIVISOR": divisor,
+        "PRECISION": launch.precision(q.dtype), "LIMIT": bound, **tuned,
+    }  # fmt: skip
+    attend = launch.Launch(
+        _forward,
+        q.device,
+        (triton.cdiv(queries, tuned["BLOCK_Q"]) * batch * heads,),
+        (
+            *(strides_of(x, divisor) for x in (q, k, v)),
+            scale, heads, queries, keys,
+        ),
+        constants,
+        options,
+        boxes,
+        box_count=4,
+    )  # fmt: skip
+    if not bound:
+        return lambda q, k, v, out, lse, lengths: attend(q, k, v, out, lse, None, None, lengths)
+    find_q, find_k = longest_queries(q, divisor), longest_keys(k, divisor)
 
-    def grid(meta: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(queries, meta["BLOCK_Q"]) * batch * heads,)
+    def bounded(
+        q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, lengths: Tensor | None
+    ) -> None:
+        attend(q, k, v, out, lse, find_q(q, None), find_k(k, lengths), lengths)
 
-    _kernel(q.dtype, arch)[grid](
-        q,
-        strides_of(q, divisor),
-        k,
-        strides_of(k, divisor),
-        v,
-        strides_of(v, divisor),
-        *boxes,
-        out,
-        lse,
-        longest_queries(q, divisor) if bound else None,
-        longest_keys(k, lengths, divisor) if bound else None,
-        lengths,
-        scale,
-        heads,
-        queries,
-        k.shape[1],
-        HEAD_DIM=head_dim,
-        MAIN=main,
-        TAIL=tail,
-        V_TAIL=v_tail,
-        DIVISOR=divisor,
-        PRECISION=launch.precision(q.dtype),
-        LIMIT=bound,
-        enable_fp_fusion=True,
-    )
-
-
-def _kernel(dtype: torch.dtype, arch: str) -> Any:
-    if dtype == torch.float32:
-        return _forward_fp32(arch)
-    if arch in WGMMA:
-        return (_forward_wgmma if arch == "sm_90" else _forward_tcgen05)(arch)
-    if arch == "sm_120":
-        return _forward_120(arch)
-    return _forward_amd(arch) if arch.startswith("gfx") else _forward_mma(arch)
+    return bounded
 
 
-def _value_tail(head_dim: int, arch: str) -> int:
+def value_tail(head_dim: int, arch: str) -> int:
     """Columns of the tail of V: 8 where that is enough and the tensor cores take so few."""
     main, tail = split(head_dim)
     if head_dim - main > 8 or not arch.startswith("sm_"):
         return tail
     # tcgen05 wants 16, and so does what Triton before 3.8 makes of such a product for wgmma.
-    wide = arch in WGMMA and (arch != "sm_90" or TRITON < (3, 8))
+    wide = arch in COPY_ENGINES and (arch != "sm_90" or TRITON < (3, 8))
     return tail if wide else min(tail, 8)
 
 
 def _boxes(
-    arch: str, k: Tensor, v: Tensor, main: int, tail: int, v_tail: int
-) -> list[TensorDescriptor | None]:
-    """Descriptors of the main and tail columns of K and of V for the copy engine of sm_90 and
-    later, or four None where it is not there or cannot read these tensors."""
-    usable = arch in WGMMA and _copyable(k) and _copyable(v)
-    if not usable:
-        return [None] * 4
-    columns = ((k, main), (k, tail), (v, main), (v, v_tail))
-    return [_box(x, width) if width else None for x, width in columns]
+    arch: str, k: Tensor, v: Tensor, of_k: tuple[int, int], of_v: tuple[int, int], rows: int
+) -> launch.Boxes | None:
+    """What makes descriptors of the main and tail columns of K and of V for the copy engine of sm_90
+    and later, None where it is not there or cannot read these tensors."""
+    if arch not in COPY_ENGINES or not (_copyable(k) and _copyable(v)):
+        return None
+    shape = [k.shape[0], k.shape[2], k.shape[1], k.shape[3]]  # (B, H, M, D): tokens are a matrix
+    blocks = [[1, 1, rows, columns] for columns in (*of_k, *of_v)]
+    k_strides, v_strides = _box_strides(k), _box_strides(v)
+    has_tail = of_k[1] > 0
+
+    def make(tensors: Sequence[Tensor | None]) -> Sequence[launch.Box | None]:
+        _, k, v, *_ = tensors
+        return (
+            launch.Box(k, shape, k_strides, blocks[0]),
+            launch.Box(k, shape, k_strides, blocks[1]) if has_tail else None,
+            launch.Box(v, shape, v_strides, blocks[2]),
+            launch.Box(v, shape, v_strides, blocks[3]) if has_tail else None,
+        )
+
+    return make
 
 
 def _copyable(x: Tensor) -> bool:
     strides = [s for s, size in zip(x.stride(), x.shape[:3], strict=False) if size > 1]
-    aligned = all(s > 0 and s % 8 == 0 for s in strides)
-    return x.element_size() == 2 and x.data_ptr() % 16 == 0 and aligned
+    return x.element_size() == 2 and all(s > 0 and s % 8 == 0 for s in strides)
 
 
-def _box(x: Tensor, columns: int) -> TensorDescriptor:
-    x = x.transpose(1, 2)  # (B, H, M, D): a block of tokens is a matrix
+def _box_strides(x: Tensor) -> list[int]:
     # The stride of a dimension of size 1 may be anything, and must be a multiple of 16 bytes.
-    strides = [s if size > 1 else 8 for s, size in zip(x.stride()[:3], x.shape, strict=False)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, 1, columns])
+    batch, tokens, heads = (
+        s if size > 1 else 8 for s, size in zip(x.stride()[:3], x.shape, strict=False)
+    )
+    return [batch, heads, tokens, 1]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
     TRITON_DEVICES,
     check_floating,
@@ -96,30 +97,39 @@ def _explicit_attention(
 
 
 def _eager(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float | None,
+    with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     out = flash_attention_reference(q, k, v, kv_lengths=kv_lengths, scale=scale)
     # Autograd differentiates these steps; only the kernels' backward needs the sum of weights.
     return out.contiguous(), q.new_empty(0, dtype=torch.float32)
 
 
-def _launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    from pixart_kernels.attention.forward import forward
+def _prepare(*arguments: Any) -> Compute:
+    from pixart_kernels.attention.forward import prepare
 
-    return forward(q, k, v, kv_lengths, scale)
+    return prepare(*arguments)
 
 
 def _fake(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float | None,
+    with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, queries, heads, _ = q.shape
-    lse_shape = (batch, heads, queries) if q.device.type in TRITON_DEVICES else (0,)
+    has_lse = with_lse and q.device.type in TRITON_DEVICES
+    lse_shape = (batch, heads, queries) if has_lse else (0,)
     return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
 
 
-def _launch_backward(
+def _backward_schema(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -127,11 +137,15 @@ def _launch_backward(
     out: Tensor,
     lse: Tensor,
     kv_lengths: Tensor | None,
-    scale: float,
+    scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from pixart_kernels.attention.backward import backward
+    raise NotImplementedError
 
-    return backward(grad_out, q, k, v, out, lse, kv_lengths, scale)
+
+def _prepare_backward(*arguments: Any) -> Compute:
+    from pixart_kernels.attention.backward import prepare
+
+    return prepare(*arguments)
 
 
 def _fake_backward(
@@ -142,27 +156,66 @@ def _fake_backward(
     out: Tensor,
     lse: Tensor,
     kv_lengths: Tensor | None,
-    scale: float,
+    scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, kv_lengths, ctx.scale = inputs
+    q, k, v, kv_lengths, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, *output, kv_lengths)
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 6
     gradients = _attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
     needed = zip(gradients, ctx.needs_input_grad, strict=False)
-    return *(gradient if needs else None for gradient, needs in needed), None, None
+    return *(gradient if needs else None for gradient, needs in needed), None, None, None
+
+
+def _precision(q: Tensor, *_: Any) -> str:
+    """What the kernels depend on besides their arguments."""
+    if q.dtype != torch.float32:
+        return "ieee"
+    from pixart_kernels.dispatch.launch import precision
+
+    return precision(q.dtype)
+
+
+def _precision_of_gradients(grad_out: Tensor, q: Tensor, *_: Any) -> str:
+    return _precision(q)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None,
+    scale: float | None,
+    with_lse: bool,
+) -> None:
+    _check_tokens(q, k, v)
+    if kv_lengths is not None:
+        _check_lengths(kv_lengths, k)
 
 
 _attention = register_operator(
-    "flash_attention", _eager, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
+    "flash_attention",
+    _eager,
+    check=_check,
+    prepare=_prepare,
+    fake=_fake,
+    save=_save,
+    backward=_backward,
+    setting=_precision,
 )
 _attention_backward = register_backward(
-    "flash_attention_backward", _launch_backward, fake=_fake_backward
+    "flash_attention_backward",
+    _backward_schema,
+    prepare=_prepare_backward,
+    fake=_fake_backward,
+    setting=_precision_of_gradients,
 )
 
 
@@ -185,19 +238,23 @@ def flash_attention(
     Differentiable in q, k and v (FlashAttention-2, arXiv:2307.08691); in forward mode and under
     torch.func by the reference.
     """
-    _check_tokens(q, k, v)
-    lengths = None if kv_lengths is None else _check_lengths(kv_lengths, k)
-    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    return _attention(q, k, v, lengths, scale)[0]
+    lengths = None
+    if kv_lengths is not None:
+        _check_tokens(q, k, v)
+        lengths = _lengths_beside(k, kv_lengths)
+    with_lse = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    scale = None if scale is None else float(scale)
+    return _attention(q, k, v, lengths, scale, with_lse)[0]
 
 
-def _check_lengths(given: Tensor | Sequence[int], k: Tensor) -> Tensor:
+def _lengths_beside(k: Tensor, given: Tensor | Sequence[int]) -> Tensor:
     """(B,) integers on the device of k."""
+    if isinstance(given, Tensor) and given.device == k.device and given.device.type != "cpu":
+        return given  # what is wrong with it is found once for its shape and dtype
     lengths = given if isinstance(given, Tensor) else _as_lengths(given)
-    if lengths.shape != k.shape[:1]:
-        raise ValueError(f"kv_lengths must have shape ({k.shape[0]},), got {tuple(lengths.shape)}")
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"kv_lengths must be integers, got {lengths.dtype}")
+    if lengths.device.type == "meta" and k.device.type != "meta":
+        raise ValueError(f"kv_lengths must be on {k.device} or the CPU, got {lengths.device}")
+    _check_lengths(lengths, k)
     longest = _longest(given)
     if k.shape[1] < longest <= k.shape[2]:
         raise ValueError(
@@ -206,6 +263,15 @@ def _check_lengths(given: Tensor | Sequence[int], k: Tensor) -> Tensor:
         )
     # Asked, so that exported programs have no cast that does nothing.
     return lengths if lengths.device == k.device else lengths.to(k.device)
+
+
+def _check_lengths(lengths: Tensor, k: Tensor) -> None:
+    if lengths.shape != k.shape[:1]:
+        raise ValueError(f"kv_lengths must have shape ({k.shape[0]},), got {tuple(lengths.shape)}")
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise ValueError(
+            f"kv_lengths must be signed integers or uint8, got {lengths.dtype}; cast them"
+        )
 
 
 def _as_lengths(given: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
     check_floating,
     register_backward,
@@ -89,13 +90,10 @@ def _compress(
     )
 
 
-def _launch_forward(
-    k: Tensor, v: Tensor, weight: Tensor, bias: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    from pixart_kernels.compression.kernels import forward
+def _prepare(*arguments: Any) -> Compute:
+    from pixart_kernels.compression.kernels import prepare_forward
 
-    norm_weight, norm_bias, height, width, ratio, eps = rest
-    return forward(k, v, weight, bias, norm_weight, norm_bias, (height, width), ratio, eps)
+    return prepare_forward(*arguments)
 
 
 def _fake(k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -111,7 +109,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.rest = height, width, ratio, eps
 
 
-def _backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_k: Tensor | None, grad_v: Tensor | None) -> tuple[Tensor | None, ...]:
+    given = grad_v if grad_k is None else grad_k
+    if given is None:
+        return (None,) * 10
+    # One kernel takes both; who uses one of the two has a gradient of the other that is zero.
+    grad_k = torch.zeros_like(given) if grad_k is None else grad_k
+    grad_v = torch.zeros_like(given) if grad_v is None else grad_v
     *inputs, norm_bias = ctx.saved_tensors
     dk, dv, rows = _compress_backward(grad_k, grad_v, *inputs, *ctx.rest)
     weight, taps = inputs[2], ctx.rest[2] ** 2
@@ -124,7 +128,7 @@ def _backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, 
     return *gradients, None, None, None, None
 
 
-def _launch_backward(
+def _backward_schema(
     grad_k: Tensor,
     grad_v: Tensor,
     k: Tensor,
@@ -139,10 +143,13 @@ def _launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dk, dv and, as one (rows, C) in fp32, the gradients of weight, R·R rows of it, and of bias,
     norm_weight and norm_bias."""
-    from pixart_kernels.compression.kernels import backward
+    raise NotImplementedError
 
-    weights = (weight, bias, norm_weight)
-    return backward(grad_k, grad_v, k, v, *weights, (height, width), ratio, eps)
+
+def _prepare_backward(*arguments: Any) -> Compute:
+    from pixart_kernels.compression.kernels import prepare_backward
+
+    return prepare_backward(*arguments)
 
 
 def _fake_backward(
@@ -167,10 +174,16 @@ def _fake_backward(
 
 
 _compress_operator = register_operator(
-    "compress_kv", _compress, launch=_launch_forward, fake=_fake, save=_save, backward=_backward
+    "compress_kv",
+    _compress,
+    check=lambda *arguments: _check(*arguments),  # which stands below
+    prepare=_prepare,
+    fake=_fake,
+    save=_save,
+    backward=_backward,
 )
 _compress_backward = register_backward(
-    "compress_kv_backward", _launch_backward, fake=_fake_backward
+    "compress_kv_backward", _backward_schema, prepare=_prepare_backward, fake=_fake_backward
 )
 
 
@@ -196,6 +209,24 @@ def compress_kv(
     beyond 4. Differentiable in all tensors; in forward mode and under torch.func by the reference.
     From PixArt-Σ (arXiv:2403.04692), section 3.2.
     """
+    height, width = grid
+    return _compress_operator(
+        k, v, weight, bias, norm_weight, norm_bias, int(height), int(width), int(ratio), float(eps)
+    )
+
+
+def _check(
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    height: int,
+    width: int,
+    ratio: int,
+    eps: float,
+) -> None:
     channels = k.shape[-1]
     if k.dim() != 3 or k.shape != v.shape:
         raise ValueError(
@@ -204,8 +235,8 @@ def compress_kv(
     check_floating("k", k)
     if k.dtype != v.dtype:
         raise ValueError(f"v must have the dtype of k, {k.dtype}, got {v.dtype}")
-    if grid[0] * grid[1] != k.shape[1]:
-        raise ValueError(f"grid must have {k.shape[1]} tokens, got {grid[0]}×{grid[1]}")
+    if height * width != k.shape[1]:
+        raise ValueError(f"grid must have {k.shape[1]} tokens, got {height}×{width}")
     if not 1 <= ratio <= MAX_RATIO:
         raise ValueError(f"ratio must be from 1 to {MAX_RATIO}, got {ratio}")
     if weight.shape != (channels, 1, ratio, ratio):
@@ -214,12 +245,13 @@ def compress_kv(
         )
     if (norm_weight is None) != (norm_bias is None):
         raise ValueError("norm_weight and norm_bias must be given together, got one of them")
-    for name, row in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+    rows = {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    for name, row in rows.items():
         if row is not None and row.shape != (channels,):
             raise ValueError(f"{name} must have shape ({channels},), got {tuple(row.shape)}")
-    return _compress_operator(
-        k, v, weight, bias, norm_weight, norm_bias, grid[0], grid[1], ratio, eps
-    )
+    for name, parameter in {"weight": weight, **rows}.items():
+        if parameter is not None:
+            check_floating(name, parameter)
 
 
 def fold_projection(

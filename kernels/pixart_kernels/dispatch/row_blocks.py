@@ -92,6 +92,15 @@ def multiply(a, b):
 
 
 @triton.jit
+def times(a, factors):
+    """Each row times its factor, (ROWS, 1)."""
+    blocks = ()
+    for block in tl.static_range(len(a)):
+        blocks += (a[block] * factors,)
+    return blocks
+
+
+@triton.jit
 def rounded(a, DTYPE: tl.constexpr):
     """What is left of a after it has been stored as DTYPE."""
     blocks = ()

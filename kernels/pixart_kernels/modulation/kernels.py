@@ -12,12 +12,18 @@ token n of sample b is at b · its stride + n · its step; where all tokens shar
 A gradient with a row for each token is no sum, and takes a pass of its own over A.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.dispatch import launch, row_blocks
+from pixart_kernels.dispatch import configurations, launch, row_blocks
+from pixart_kernels.dispatch.bypass import Compute
+
+FORWARD, BACKWARD = "modulation.forward", "modulation.backward"  # in the table of configurations
 
 MAX_BATCH = 65_535  # programs along a grid's second axis
 MOST_PROGRAMS = 512  # of a backward: a few for each multiprocessor, and few sums to add up
@@ -36,16 +42,6 @@ def _load_vector(
         return row_blocks.load(pointer, starts[:, None], mask, C)
 
 
-@triton.autotune(
-    configs=launch.configurations(
-        triton.Config({"MOST_ROWS": 4}, num_warps=4),
-        triton.Config({"MOST_ROWS": 8}, num_warps=8),
-        triton.Config({"MOST_ROWS": 2}, num_warps=2),
-        triton.Config({"MOST_ROWS": 1}, num_warps=1),
-        triton.Config({"MOST_ROWS": 8}, num_warps=4),
-    ),
-    key=["C"],
-)
 @triton.jit
 def _modulation_forward(
     x,
@@ -88,70 +84,78 @@ def _modulation_forward(
         row_blocks.store(out, starts, mask, modulated, C)
 
 
-def forward(
+def prepare_forward(
     x: Tensor,
     branch: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor | None, Tensor | None]:
-    """y if there is a branch, out if there is a scale."""
+) -> Compute:
+    """What gives y if there is a branch, out if there is a scale, of tensors in these places."""
     batch, tokens, channels = x.shape
     if batch > MAX_BATCH:
         raise ValueError(
             f"batch must be at most {MAX_BATCH} on a GPU, got {batch}; cut it in parts"
         )
-    x, branch = x.contiguous(), None if branch is None else branch.contiguous()
-    y = None if branch is None else torch.empty_like(x)
-    out = None if scale is None else torch.empty_like(x)
-    if x.numel() > 0:
-        vectors, strides, steps = _vectors(gate, shift, scale)
-
-        def grid(config: dict[str, int]) -> tuple[int, int]:
-            return triton.cdiv(tokens, row_blocks.rows_of(config["MOST_ROWS"], channels)), batch
-
-        with launch.on(x.device):
-            _modulation_forward[grid](
-                x,
-                branch,
-                *vectors,
-                y,
-                out,
-                strides,
-                *steps,
-                tokens,
-                eps,
-                channels,
-                enable_fp_fusion=True,
-            )
-    return y, out
-
-
-def _vectors(
-    *rows: Tensor | None,
-) -> tuple[list[Tensor | None], tuple[int, ...], list[int | None]]:
-    """The rows, their channels side by side, their strides from sample to sample and their steps."""
-    vectors = [row if row is None or row.stride(-1) == 1 else row.contiguous() for row in rows]
-    strides = tuple(0 if row is None else row.stride(0) for row in vectors)
-    return (
-        vectors,
-        strides,
-        [None if row is None or row.dim() == 2 else row.stride(1) for row in vectors],
+    given = (x, branch, gate, shift, scale)
+    if not all(_is_fit(tensor, place < 2) for place, tensor in enumerate(given)):
+        inner = prepare_forward(*_fit(given), eps)
+        return lambda *tensors: inner(*_fit(tensors))
+    has_y, has_out = branch is not None, scale is not None
+    dtype = x.dtype
+    if x.numel() == 0:
+        return lambda x, *_: tuple(
+            x.new_empty(x.shape) if has else None for has in (has_y, has_out)
+        )
+    choice = configurations.choose(
+        FORWARD, launch.architecture(x.device), dtype.itemsize * 8, channels
+    )
+    tuned, options = configurations.split(choice)
+    launch_all = launch.Launch(
+        _modulation_forward,
+        x.device,
+        (triton.cdiv(tokens, row_blocks.rows_of(tuned["MOST_ROWS"], channels)), batch),
+        (*_places(gate, shift, scale), tokens, eps),
+        {"C": channels, **tuned},
+        options,
     )
 
+    def compute(
+        x: Tensor,
+        branch: Tensor | None,
+        gate: Tensor | None,
+        shift: Tensor | None,
+        scale: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        y = torch.empty_like(x) if has_y else None
+        out = torch.empty_like(x) if has_out else None
+        launch_all(x, branch, gate, shift, scale, y, out)
+        return y, out
 
-@triton.autotune(
-    # Two warps for a row: the sums over tokens alone are 3·C fp32 in registers, 108 for each lane of
-    # one warp at C = 1152.
-    configs=launch.configurations(
-        triton.Config({"MOST_ROWS": 2, "STAGES": 1}, num_warps=4),
-        triton.Config({"MOST_ROWS": 2, "STAGES": 2}, num_warps=4),
-        triton.Config({"MOST_ROWS": 4, "STAGES": 1}, num_warps=8),
-        triton.Config({"MOST_ROWS": 4, "STAGES": 2}, num_warps=8),
-    ),
-    key=["C"],
-)
+    return compute
+
+
+def _is_fit(tensor: Tensor | None, are_tokens: bool) -> bool:
+    """Whether the kernels take it: tokens contiguous, the channels of a row side by side."""
+    if tensor is None or tensor.is_contiguous():
+        return True
+    return not are_tokens and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1)
+
+
+def _fit(given: Sequence[Tensor | None], tokens: int = 2) -> list[Tensor | None]:
+    return [
+        tensor if tensor is None or _is_fit(tensor, place < tokens) else tensor.contiguous()
+        for place, tensor in enumerate(given)
+    ]
+
+
+def _places(*rows: Tensor | None) -> tuple[Any, ...]:
+    """Of rows, the strides from sample to sample, as one tuple, and the steps from token to token."""
+    strides = tuple(0 if row is None else row.stride(0) for row in rows)
+    return strides, *(None if row is None or row.dim() == 2 else row.stride(1) for row in rows)
+
+
 @triton.jit
 def _modulation_backward(
     grad_y,
@@ -223,7 +227,7 @@ def _modulation_backward(
         row_blocks.store_sum(gate_sums + program, gate_sum, C)
 
 
-def backward(
+def prepare_backward(
     grad_y: Tensor | None,
     grad_out: Tensor | None,
     y: Tensor | None,
@@ -231,43 +235,57 @@ def backward(
     gate: Tensor | None,
     scale: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dbranch, the gradients of the rows (0 to 3, B, C) and those of tokens as in operator.py."""
+) -> Compute:
+    """What gives dx, dbranch, the gradients of the rows (0 to 3, B, C) and those of tokens as in
+    operator.py."""
     grad = grad_y if grad_out is None else grad_out
     assert grad is not None
-    batch, tokens, channels = grad.shape
-    dx = grad.new_empty(0) if y is None else y.new_empty(grad.shape)
-    dbranch = grad.new_empty(0) if branch is None else branch.new_empty(grad.shape)
+    given = (grad_y, grad_out, y, branch, gate, scale)
+    if not all(_is_fit(tensor, place < 4) for place, tensor in enumerate(given)):
+        inner = prepare_backward(*_fit(given, tokens=4), eps)
+        return lambda *arguments: inner(*_fit(arguments[:-1], tokens=4), eps)
+    batch, tokens, channels = shape = grad.shape
     span = max(FEWEST_TOKENS, triton.cdiv(batch * tokens, MOST_PROGRAMS))
     programs = triton.cdiv(tokens, span)
-    dscale, dgate = (
-        grad.new_empty(0) if row is None or row.dim() == 2 else row.new_empty(grad.shape)
-        for row in (scale, gate)
-    )
     count = (0 if scale is None else 2) + (0 if gate is None else 1)
-    sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
+    places = _places(scale, gate)
+    strides, scale_step, gate_step = places
+    launch_all = None
     if grad.numel() > 0:
-        inputs = [t if t is None else t.contiguous() for t in (grad_y, grad_out, y, branch)]
-        vectors, strides, steps = _vectors(scale, gate)
-        shift_scale_gate = (
-            *((None, None) if scale is None else sums[:2]),
-            None if gate is None else sums[-1],
+        arch = launch.architecture(grad.device)
+        choice = configurations.choose(BACKWARD, arch, grad.element_size() * 8, channels)
+        tuned, options = configurations.split(choice)
+        launch_all = launch.Launch(
+            _modulation_backward,
+            grad.device,
+            (programs, batch),
+            (*places, tokens, span, eps),
+            {"C": channels, **tuned},
+            options,
         )
-        with launch.on(grad.device):
-            _modulation_backward[(programs, batch)](
-                *inputs,
-                *vectors,
-                dx,
-                dbranch,
-                *shift_scale_gate,
-                dscale if steps[0] is not None else None,
-                dgate if steps[1] is not None else None,
-                strides,
-                *steps,
-                tokens,
-                span,
-                eps,
-                channels,
-                enable_fp_fusion=True,
-            )
-    return dx, dbranch, sums.sum(2), dscale, dgate
+
+    def compute(
+        grad_y: Tensor | None,
+        grad_out: Tensor | None,
+        y: Tensor | None,
+        branch: Tensor | None,
+        gate: Tensor | None,
+        scale: Tensor | None,
+        _: float,
+    ) -> tuple[Tensor | None, ...]:
+        grad = grad_y if grad_out is None else grad_out
+        assert grad is not None
+        dx = None if y is None else y.new_empty(shape)
+        dbranch = None if branch is None else branch.new_empty(shape)
+        dscale = None if scale is None or scale_step is None else scale.new_empty(shape)
+        dgate = None if gate is None or gate_step is None else gate.new_empty(shape)
+        sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
+        if launch_all is not None:
+            shift_sums, scale_sums = (None, None) if scale is None else (sums[0], sums[1])
+            launch_all(
+                grad_y, grad_out, y, branch, scale, gate, dx, dbranch,
+                shift_sums, scale_sums, None if gate is None else sums[-1], dscale, dgate,
+            )  # fmt: skip
+        return dx, dbranch, sums.sum(2), dscale, dgate
+
+    return compute

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
     check_floating,
     register_backward,
@@ -90,8 +91,13 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return modulate_reference(x, shift, scale, eps=eps)
 
 
-def _launch_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return _launch_forward(x, None, None, shift, scale, eps)[1]
+def _prepare_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Compute:
+    compute = _prepare_forward(x, None, None, shift, scale, eps)
+    return lambda x, shift, scale, eps: compute(x, None, None, shift, scale)[1]
+
+
+def _check_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> None:
+    _check(x, None, shift=shift, scale=scale)
 
 
 def _save_modulate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -103,8 +109,13 @@ def _gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
     return gate_add_reference(x, branch, gate)
 
 
-def _launch_gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return _launch_forward(x, branch, gate, None, None, 0.0)[0]
+def _prepare_gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Compute:
+    compute = _prepare_forward(x, branch, gate, None, None, 0.0)
+    return lambda x, branch, gate: compute(x, branch, gate, None, None)[0]
+
+
+def _check_gate_add(x: Tensor, branch: Tensor, gate: Tensor | None) -> None:
+    _check(x, branch, gate=gate)
 
 
 def _save_gate_add(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,17 +137,23 @@ def _save_gate_add_modulate(
     _save(ctx, output[0], given, eps)
 
 
-def _launch_forward(
-    x: Tensor,
-    branch: Tensor | None,
-    gate: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-) -> tuple[Any, Any]:
-    from pixart_kernels.modulation.kernels import forward
+def _prepare_gate_add_modulate(
+    x: Tensor, branch: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> Compute:
+    compute = _prepare_forward(x, branch, gate, shift, scale, eps)
+    return lambda x, branch, gate, shift, scale, eps: compute(x, branch, gate, shift, scale)
 
-    return forward(x, branch, gate, shift, scale, eps)
+
+def _check_gate_add_modulate(
+    x: Tensor, branch: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> None:
+    _check(x, branch, gate=gate, shift=shift, scale=scale)
+
+
+def _prepare_forward(*arguments: Any) -> Compute:
+    from pixart_kernels.modulation.kernels import prepare_forward
+
+    return prepare_forward(*arguments)
 
 
 _ROWS = ("shift", "scale", "gate")
@@ -154,11 +171,12 @@ def _save(ctx: Any, y: Tensor | None, given: dict[str, Any], eps: float) -> None
     ctx.dtypes = {name: None if value is None else value.dtype for name, value in given.items()}
     ctx.of_tokens = [name for name in _ROWS if name in given and _is_of_tokens(given[name])]
     ctx.eps = eps
-    ctx.set_materialize_grads(False)  # or zeros for an output that nothing uses would be read
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None) -> list[Tensor | None]:
     """Gradients of the given arguments, in their order."""
+    if grad_y is None and grad_out is None:
+        return [None] * len(ctx.dtypes)
     y, branch, gate, scale = ctx.saved_tensors
     found = {"x": grad_y, "branch": grad_y}
     if grad_out is None:
@@ -182,7 +200,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None) -> list[
     ]
 
 
-def _launch_backward(
+def _backward_schema(
     grad_y: Tensor | None,
     grad_out: Tensor | None,
     y: Tensor | None,
@@ -191,12 +209,16 @@ def _launch_backward(
     scale: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, empty without grad_out; dbranch, empty without gate; as one (rows, B, C) in fp32 the
-    gradients of shift and scale, if there is grad_out, and of gate, if there is one; and those of scale
-    and gate where these are (B, N, C), else empty: the row among the sums is then undefined."""
-    from pixart_kernels.modulation.kernels import backward
+    """dx with grad_out; dbranch with gate; as one (rows, B, C) in fp32 the gradients of shift and
+    scale, if there is grad_out, and of gate, if there is one; and those of scale and gate where these
+    are (B, N, C): the row among the sums is then undefined. What is not there is None, or empty."""
+    raise NotImplementedError
 
-    return backward(grad_y, grad_out, y, branch, gate, scale, eps)
+
+def _prepare_backward(*arguments: Any) -> Compute:
+    from pixart_kernels.modulation.kernels import prepare_backward
+
+    return prepare_backward(*arguments)
 
 
 def _fake_backward(
@@ -212,19 +234,21 @@ def _fake_backward(
     assert grad is not None
     batch, tokens, channels = grad.shape
     rows = (0 if scale is None else 2) + (0 if gate is None else 1)
+    nothing = [grad.new_empty(0, dtype=torch.float32) for _ in range(4)]  # no two may be one
     return (
-        grad.new_empty(0) if y is None else y.new_empty(grad.shape),
-        grad.new_empty(0) if branch is None else branch.new_empty(grad.shape),
+        nothing[0] if y is None else y.new_empty(grad.shape),
+        nothing[1] if branch is None else branch.new_empty(grad.shape),
         grad.new_empty((rows, batch, channels), dtype=torch.float32),
-        scale.new_empty(grad.shape) if _is_of_tokens(scale) else grad.new_empty(0),
-        gate.new_empty(grad.shape) if _is_of_tokens(gate) else grad.new_empty(0),
+        scale.new_empty(grad.shape) if _is_of_tokens(scale) else nothing[2],
+        gate.new_empty(grad.shape) if _is_of_tokens(gate) else nothing[3],
     )
 
 
 _modulate_operator = register_operator(
     "modulate",
     _modulate,
-    launch=_launch_modulate,
+    check=_check_modulate,
+    prepare=_prepare_modulate,
     fake=lambda x, shift, scale, eps: x.new_empty(x.shape),
     save=_save_modulate,
     backward=lambda ctx, grad: (*_backward(ctx, None, grad), None),
@@ -232,7 +256,8 @@ _modulate_operator = register_operator(
 _gate_add_operator = register_operator(
     "gate_add",
     _gate_add,
-    launch=_launch_gate_add,
+    check=_check_gate_add,
+    prepare=_prepare_gate_add,
     fake=lambda x, branch, gate: x.new_empty(x.shape),
     save=_save_gate_add,
     backward=lambda ctx, grad: (*_backward(ctx, grad, None),),
@@ -240,13 +265,14 @@ _gate_add_operator = register_operator(
 _gate_add_modulate_operator = register_operator(
     "gate_add_modulate",
     _gate_add_modulate,
-    launch=_launch_forward,
+    check=_check_gate_add_modulate,
+    prepare=_prepare_gate_add_modulate,
     fake=lambda x, branch, gate, shift, scale, eps: (x.new_empty(x.shape), x.new_empty(x.shape)),
     save=_save_gate_add_modulate,
     backward=lambda ctx, grad_y, grad_out: (*_backward(ctx, grad_y, grad_out), None),
 )
 _modulation_backward = register_backward(
-    "modulation_backward", _launch_backward, fake=_fake_backward
+    "modulation_backward", _backward_schema, prepare=_prepare_backward, fake=_fake_backward
 )
 
 
@@ -259,8 +285,8 @@ def modulate(x: Tensor, shift: Row, scale: Row, *, eps: float = 1e-6) -> Tensor:
     three, in forward mode and under torch.func by the reference. From DiT and PixArt-α, as
     modulate_reference says.
     """
-    _check_tokens(x)
-    return _modulate_operator(x, _row("shift", shift, x), _row("scale", scale, x), eps)
+    rows = _row("shift", shift, x), _row("scale", scale, x)
+    return _modulate_operator(x, *rows, float(eps))
 
 
 def gate_add(x: Tensor, branch: Tensor, gate: Row | None = None) -> Tensor:
@@ -270,7 +296,6 @@ def gate_add(x: Tensor, branch: Tensor, gate: Row | None = None) -> Tensor:
     (B, N, C) or a number, None for 1; both of any floating dtype. Returns (B, N, C) in x's dtype, under
     autocast too. Raises ValueError for other shapes. Differentiable as modulate is.
     """
-    _check_tokens(x, branch)
     return _gate_add_operator(x, branch, None if gate is None else _row("gate", gate, x))
 
 
@@ -290,25 +315,46 @@ def gate_add_modulate(
     (B, N, C) in x's dtype, under autocast too, in one pass over memory. Raises ValueError for other
     shapes. Differentiable as modulate is.
     """
-    _check_tokens(x, branch)
     opening = None if gate is None else _row("gate", gate, x)
     rows = (opening, _row("shift", shift, x), _row("scale", scale, x))
-    return _gate_add_modulate_operator(x, branch, *rows, eps)
+    return _gate_add_modulate_operator(x, branch, *rows, float(eps))
 
 
-def _check_tokens(x: Tensor, branch: Tensor | None = None) -> None:
+def _check(x: Tensor, branch: Tensor | None, **rows: Tensor | None) -> None:
+    _check_tokens(x)
+    if branch is not None:
+        if branch.shape != x.shape:
+            raise ValueError(
+                f"branch must have the shape of x, {tuple(x.shape)}, got {tuple(branch.shape)}"
+            )
+        check_floating("branch", branch)
+    for name, row in rows.items():
+        if row is not None:
+            _check_row(name, row, x)
+
+
+def _check_tokens(x: Tensor) -> None:
     if x.dim() != 3:
         raise ValueError(f"x must have 3 dimensions, got {tuple(x.shape)}")
     check_floating("x", x)
-    if branch is not None and branch.shape != x.shape:
+
+
+def _check_row(name: str, row: Tensor, x: Tensor) -> None:
+    batch, tokens, channels = x.shape
+    if row.shape not in ((batch, channels), (batch, tokens, channels)):
         raise ValueError(
-            f"branch must have the shape of x, {tuple(x.shape)}, got {tuple(branch.shape)}"
+            f"{name} must have shape {(batch, channels)}, got {tuple(row.shape)}; "
+            f"{(batch, 1, channels)}, {(channels,)}, {(batch, tokens, channels)} and a number will do"
         )
+    check_floating(name, row)
 
 
 def _row(name: str, value: Row, x: Tensor) -> Tensor:
     """A view (B, C) or (B, N, C) of what stands for that, so that its gradient has its own shape."""
-    batch, tokens, channels = x.shape
+    if isinstance(value, Tensor) and value.dim() == 2:
+        return value  # found right or wrong where the shapes are new
+    _check_tokens(x)
+    batch, _, channels = x.shape
     if value is None or isinstance(value, (list, tuple, str)):
         raise ValueError(f"{name} must be a tensor or a number, got {type(value).__name__}")
     if not isinstance(value, Tensor):
@@ -319,9 +365,5 @@ def _row(name: str, value: Row, x: Tensor) -> Tensor:
         return value.expand(batch, channels)
     if value.shape == (batch, 1, channels):
         return value.squeeze(1)
-    if value.shape not in ((batch, channels), (batch, tokens, channels)):
-        raise ValueError(
-            f"{name} must have shape {(batch, channels)}, got {tuple(value.shape)}; "
-            f"{(batch, 1, channels)}, {(channels,)}, {(batch, tokens, channels)} and a number will do"
-        )
+    _check_row(name, value, x)
     return value
