@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixart_kernels.dispatch.bypass import Compute, Door
 from pixart_kernels.dispatch.registration import (
     NAMESPACE,
     TRITON_DEVICES,
@@ -34,7 +35,7 @@ LEAST = 1e-30  # of a largest number that something is divided by
 
 @without_autocast
 def flash_attention_8bit_reference(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, precision: str
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float | None, precision: str
 ) -> Tensor:
     """The formula, rounding where the kernel rounds: what runs on a CPU.
 
@@ -43,6 +44,7 @@ def flash_attention_8bit_reference(
     """
     if q.numel() == 0 or k.shape[1] == 0:
         return torch.zeros_like(q, memory_format=torch.contiguous_format)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     if kv_lengths is None:
         return _attend(q, k, v, scale, precision)
     lengths = kv_lengths.clamp(0, k.shape[1]).tolist()
@@ -102,31 +104,29 @@ def _as_e4m3(v: Tensor) -> tuple[Tensor, Tensor]:
     return rounded, (largest / LARGEST_E4M3).transpose(1, 2)
 
 
-def _launch(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, precision: str
-) -> Tensor:
+def _prepare(*arguments: Any) -> Compute:
     from pixart_kernels.attention.eight_bit import prepare
 
-    arguments = (q, k, v, kv_lengths, scale, precision)
-    return prepare(*arguments)(*arguments)
+    return prepare(*arguments)
 
 
 def _fake(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, precision: str
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float | None, precision: str
 ) -> Tensor:
     return q.new_empty(q.shape)
 
 
-# No gradient is registered: it would be that of rounding, which is zero.
-_attention: Any = torch.library.custom_op(
+# Neither has a gradient: that of rounding is zero.
+_operator: Any = torch.library.custom_op(
     f"{NAMESPACE}::flash_attention_8bit", flash_attention_8bit_reference, mutates_args=()
 )
-_attention.register_kernel(TRITON_DEVICES)(_launch)
-_attention.register_fake(_fake)
+_attention = Door(TRITON_DEVICES, None, _prepare, _operator)
+_operator.register_kernel(TRITON_DEVICES)(_attention.compute)
+_operator.register_fake(_fake)
 
 
 def flash_attention_8bit(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, precision: str
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float | None, precision: str
 ) -> Tensor:
     """What `flash_attention` returns when it is given a precision; its other arguments are checked.
 
