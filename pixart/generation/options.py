@@ -72,6 +72,9 @@ class Options(_Sampling):
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     cuda_graph: bool = False
     """Record a denoising step once per size and replay it: quicker up to 512 px. CUDA only."""
+    attention: Literal["int8", "fp8"] | None = None
+    """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
+    --dtype."""
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False

@@ -63,6 +63,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
+        self.precision: str | None = None  # of its products: see PixArt.set_attention
         self.compression = compression
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -92,7 +93,7 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (q, k, v))  # (B, N or M, H, D)
-        return self.proj(flash_attention(q, k, v).flatten(2))
+        return self.proj(flash_attention(q, k, v, precision=self.precision).flatten(2))
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
         if self.compression is None or self.k_norm is not None:  # a norm stands between

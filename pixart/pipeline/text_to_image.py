@@ -18,7 +18,7 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, free_memory, return_cached
+from pixart.device import check_attention, check_cuda_graph, free_memory, return_cached
 from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
@@ -64,6 +64,7 @@ class Pipeline:
 
     scheduler: the name of the one to draw with by default, None for that of scheduler_config.
     sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
+    attention: the precision of self-attention's products, "int8" or "fp8", None for that of the model.
     weight_files: what the parts were read from, for `weights`.
     """
 
@@ -79,11 +80,13 @@ class Pipeline:
     scheduler: str | None = None
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
+    attention: str | None = None
     _captions: CaptionStore = field(init=False, repr=False)
     _graphs: CudaGraphs | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_cuda_graph(self.cuda_graph, self.device)
+        check_attention(self.attention, self.device)
         self._graphs = CudaGraphs() if self.cuda_graph else None
         self._captions = CaptionStore(
             self.text_encoder, self.opened, self.family, self.null_caption, self._make_room
@@ -105,6 +108,7 @@ class Pipeline:
         ema: bool = False,
         null_caption: NullCaption | None = None,
         cuda_graph: bool = False,
+        attention: str | None = None,
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
     ) -> "Pipeline":
@@ -120,12 +124,14 @@ class Pipeline:
         2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. null_caption: how guidance sees the empty
         caption: through its own mask ("own-mask", as diffusers does) or the prompt's ("prompt-mask", as the
         reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
-        recorded steps, quicker for small pictures; CUDA only. cache_dir: of prompt embeddings. progress:
+        recorded steps, quicker for small pictures; CUDA only. attention: "int8" or "fp8" multiplies 8-bit
+        numbers in self-attention, see PixArt.set_attention. cache_dir: of prompt embeddings. progress:
         called OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
         device, dtype = load.choose_numbers(device, dtype)
         check_cuda_graph(cuda_graph, device)
+        check_attention(attention, device)
         advance = progress or (lambda: None)
         found = load.find_source(source, transformer, variant)
         opened = load.open_denoiser(
@@ -149,12 +155,15 @@ class Pipeline:
         return cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
             cuda_graph, found.scheduler, sampling, load.weight_files(found, lora),
+            attention,
         )  # fmt: skip
 
     @property
     def transformer(self) -> PixArt:
         """The model, read into the device's memory when it is first asked for."""
-        return self.opened.load(self.device)
+        model = self.opened.load(self.device)
+        model.set_attention(self.attention)
+        return model
 
     @transformer.setter
     def transformer(self, model: PixArt) -> None:

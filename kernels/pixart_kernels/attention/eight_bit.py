@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.attention import eight_bit_operator as formula
+from pixart_kernels.attention import eight_bit_formats as formats
 from pixart_kernels.attention.forward import value_tail
 from pixart_kernels.attention.quantisation import (
     INTEGER,
@@ -46,7 +46,7 @@ from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
 
 KERNEL = "attention.eight_bit"  # in the table of configurations
-SHIFT = tl.constexpr(formula.SHIFT["fp8"])
+SHIFT = tl.constexpr(formats.SHIFT["fp8"])
 SMALLEST = 32  # columns that an 8-bit product may sum over
 
 

@@ -15,6 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixart_kernels.attention.eight_bit_formats import (
+    KEYS,
+    LARGEST_E4M3,
+    LARGEST_INTEGER,
+    LEAST,
+    PRECISIONS,
+    SHIFT,
+)
 from pixart_kernels.dispatch.bypass import Compute, Door
 from pixart_kernels.dispatch.registration import (
     NAMESPACE,
@@ -23,14 +31,6 @@ from pixart_kernels.dispatch.registration import (
     is_transformed,
     without_autocast,
 )
-
-PRECISIONS = ("int8", "fp8")
-KEYS = 64  # that share a scale, and that the kernel takes at a time
-LARGEST_INTEGER = 127.0
-LARGEST_E4M3 = 448.0
-# Weights are at most 1: as many powers of two more use the range of e4m3, whose least is 2^-9.
-SHIFT = {"int8": 0.0, "fp8": 8.0}
-LEAST = 1e-30  # of a largest number that something is divided by
 
 
 @without_autocast
@@ -94,13 +94,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Te
 def _as_integers(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     """x as whole numbers of at most LARGEST_INTEGER, and their scale; NaN where x has NaN or infinity."""
     largest = largest.clamp(min=LEAST)
-    return (x * (LARGEST_INTEGER / largest)).round(), largest / LARGEST_INTEGER
+    # A number over a tensor would be the number times the rounded reciprocal.
+    factor = torch.full_like(largest, LARGEST_INTEGER) / largest
+    return (x * factor).round(), largest / LARGEST_INTEGER
 
 
 def _as_e4m3(v: Tensor) -> tuple[Tensor, Tensor]:
     """v (B, M, H, D) as e4m3, and the factors (B, H, 1, D) of its channels."""
     largest = v.float().abs().amax(1, keepdim=True).clamp(min=LEAST)
-    rounded = (v.float() * (LARGEST_E4M3 / largest)).to(torch.float8_e4m3fn)
+    factor = torch.full_like(largest, LARGEST_E4M3) / largest
+    rounded = (v.float() * factor).clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn)
     return rounded, (largest / LARGEST_E4M3).transpose(1, 2)
 
 

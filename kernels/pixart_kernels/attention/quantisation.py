@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.attention import eight_bit_operator as formula
+from pixart_kernels.attention import eight_bit_formats as formats
 from pixart_kernels.attention.tiles import (
     head_of,
     length_of,
@@ -27,10 +27,10 @@ from pixart_kernels.attention.tiles import (
 )
 from pixart_kernels.dispatch import launch
 
-KEYS = tl.constexpr(formula.KEYS)
-LEAST = tl.constexpr(formula.LEAST)
-INTEGER = tl.constexpr(formula.LARGEST_INTEGER)
-E4M3 = tl.constexpr(formula.LARGEST_E4M3)
+KEYS = tl.constexpr(formats.KEYS)
+LEAST = tl.constexpr(formats.LEAST)
+INTEGER = tl.constexpr(formats.LARGEST_INTEGER)
+E4M3 = tl.constexpr(formats.LARGEST_E4M3)
 # Adding and taking away 1.5 · 2^23 rounds an fp32 of less than 2^22 to the nearest integer, ties to even.
 ROUNDER = tl.constexpr(12582912.0)
 PARTS = tl.constexpr(16)  # programs that sum up the tokens of a head
@@ -92,6 +92,12 @@ def _parts(ptr, row, HEAD_DIM: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _mean(ptr, row, length, HEAD_DIM: tl.constexpr, COLUMNS: tl.constexpr):
+    """That of the keys of a head, of each channel."""
+    return tl.sum(_parts(ptr, row, HEAD_DIM, COLUMNS), 0) / tl.maximum(length, 1)
+
+
+@triton.jit
 def _quantise_kv(
     k_ptr, v_ptr, sums_ptr, largest_ptr, k_out_ptr, k_scales_ptr, v_out_ptr, v_scales_ptr, lengths_ptr,
     k_strides, v_strides, heads, keys, blocks,
@@ -112,7 +118,7 @@ def _quantise_kv(
         k_stride = k_strides[1] * DIVISOR
         k_ptr = head_of(k_ptr, k_strides, b_64, h_64, DIVISOR) + first_64 * k_stride
         k = load_tile(k_ptr, k_stride, left, 0, HEAD_DIM, KEYS, COLUMNS, True).to(tl.float32)
-        mean = tl.sum(_parts(sums_ptr, row, HEAD_DIM, COLUMNS), 0) / tl.maximum(length, 1)
+        mean = _mean(sums_ptr, row, length, HEAD_DIM, COLUMNS)
         k = tl.where(inside, k - mean[None, :], 0.0)
         largest = tl.max(tl.max(tl.abs(k), 1), 0)
         tl.store(k_scales_ptr + row * blocks + block, _scale_of(largest, tl.sum(k * 0.0, 1), 0))
