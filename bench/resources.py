@@ -80,8 +80,7 @@ def report(
     names: Counter[tuple[str, str]] = Counter()
     for case in cases:
         name = case.operator.label(case)
-        with ahead_of_time.recording(architecture, defaults_only) as launches:
-            ahead_of_time.run(case)
+        launches = ahead_of_time.compile_all(case, architecture, defaults_only)
         for launch in launches:
             code = launch.compiled.hash if launch.compiled else name
             key = launch.kernel, launch.config, code

@@ -2,7 +2,7 @@
 
 The operators themselves run, forward and backward, on tensors without data (device "meta") of real
 shapes, so that types, strides, divisibility and constants are those of a real launch. Only the last
-step differs: where Triton would time the configurations and start one, each is compiled and noted.
+step differs: where Triton would start a kernel, it is compiled and noted.
 """
 
 from collections.abc import Iterator
@@ -16,20 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.errors import TritonError
 from triton.runtime import driver
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench.workloads.operators import OPERATORS, Workload
 from bench.workloads.operators.workload import outputs_of
-from pixart_kernels.dispatch import launch
+from pixart_kernels.dispatch import bypass, configurations, launch
 from pixart_kernels.dispatch.registration import NAMESPACE
 
 
 class Launch(NamedTuple):
     kernel: str
     config: str
-    is_default: bool  # first of the list that is tuned over
+    is_default: bool  # the first of its row's candidates
     compiled: Any  # CompiledKernel, or None
     error: str
     floor_bytes: int  # of the tensors it takes, each once
@@ -70,14 +69,10 @@ class _Driver:
 
 
 @contextmanager
-def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[Launch]]:
-    """While it lasts, launches on that architecture are compiled into the list instead.
-
-    defaults_only: of each list of configurations, the first.
-    """
+def recording(architecture: str) -> Iterator[list[Launch]]:
+    """While it lasts, launches on that architecture are compiled into the list instead."""
     launches: list[Launch] = []
     compile_only = JITFunction.run
-    tuned: dict[str, Any] = {"default": True, "names": ()}
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         compiled, error = None, ""
@@ -85,30 +80,41 @@ def recording(architecture: str, defaults_only: bool = False) -> Iterator[list[L
             compiled = compile_only(self, *args, grid=grid, warmup=True, **kwargs)
         except (TritonError, RuntimeError) as failure:
             error = _cause(failure)
-        label = _label(kwargs, tuned["names"])
         floor = _floor_bytes((args, tuple(kwargs.values())))
-        launches.append(Launch(kernel_name(self), label, tuned["default"], compiled, error, floor))
-
-    def tune(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.nargs = dict(zip(self.arg_names, args, strict=False))
-        # Triton prunes nothing where there is nothing to choose.
-        configs = self.prune_configs(kwargs) if len(self.configs) > 1 else self.configs
-        for config in configs[:1] if defaults_only else configs:
-            options = config.all_kwargs()
-            if config.pre_hook:
-                config.pre_hook({**self.nargs, **kwargs, **options})
-            tuned.update(default=config is configs[0], names=tuple(config.kwargs))
-            self.fn.run(*args, **kwargs, **options)
-        tuned.update(default=True, names=())
+        launches.append(Launch(kernel_name(self), _label(kwargs), True, compiled, error, floor))
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(Autotuner, "run", tune),
         mock.patch.object(driver, "_active", _Driver(architecture)),
         mock.patch.object(launch, "architecture", lambda device: architecture),
         _Launchers(),
     ):
-        yield launches
+        bypass.forget()  # what was worked out for another architecture
+        try:
+            yield launches
+        finally:
+            bypass.forget()
+
+
+def compile_all(work: Workload, architecture: str, defaults_only: bool = False) -> list[Launch]:
+    """Every kernel that the work launches, with every candidate of its row, or with the first."""
+    with recording(architecture) as launches:
+        configurations.forget_chosen()
+        run(work)
+        rows = configurations.chosen()
+        found = list(launches)
+        for kernel, (row, first) in rows.items():
+            for candidate in () if defaults_only else row.candidates:
+                if candidate == first:
+                    continue
+                launches.clear()
+                with configurations.pinned({kernel: candidate}):
+                    run(work)
+                # The others were compiled with their first ones above.
+                known = {(one.kernel, one.config) for one in found}
+                new = [one for one in launches if (one.kernel, one.config) not in known]
+                found += [one._replace(is_default=False) for one in new]
+    return found
 
 
 def kernel_name(kernel: Any) -> str:
@@ -124,12 +130,14 @@ def _cause(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {str(failure).strip().splitlines()[-1]}"
 
 
-def _label(options: dict[str, Any], names: tuple[str, ...]) -> str:
+def _label(options: dict[str, Any]) -> str:
     """ "Q128-K64-w8-s3": tuned constants, warps and stages."""
-    parts = [f"{name.removeprefix('BLOCK_')}{options[name]}" for name in names]
+    tuned = ("BLOCK_Q", "BLOCK_K", "MOST_ROWS", "STAGES")
+    parts = [f"{name.removeprefix('BLOCK_')}{options[name]}" for name in tuned if name in options]
     parts.append(f"w{options.get('num_warps', 4)}")
-    if "num_stages" in options:
-        parts.append(f"s{options['num_stages']}")
+    for name, letter in (("num_stages", "s"), ("maxnreg", "r")):
+        if name in options:
+            parts.append(f"{letter}{options[name]}")
     return "-".join(parts)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.measure import machine, timing, tuning
+from bench.measure import machine, timing
 from bench.measure.results import Row
 
 MEASURED = "measured"
@@ -222,5 +222,4 @@ def readied(device: torch.device) -> Iterator[None]:
         return
     # The default stream cannot be captured, and a backward pass runs where its forward pass did.
     torch.cuda.set_stream(torch.cuda.Stream())
-    with tuning.parallel_compilation(machine.cores() or 1):
-        yield
+    yield

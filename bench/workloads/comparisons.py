@@ -158,15 +158,14 @@ def _describe(work: Workload, backward: bool | None = None) -> Row:
 
 
 def configurations(at: Sequence[str] = ("4k", "1k", "2k")) -> list[Case]:
-    """Each configuration of the autotune lists by itself, over sizes; then what tuning had chosen."""
-    sweeps = [
+    """Each candidate of the table of configurations by itself, over sizes."""
+    return [
         Case(f"{work.name}/{DIRECTIONS[backward]}", partial(_sweep, work, backward))
         for size in at
         for operator in OPERATORS.values()
         for work in (Workload(operator, size, kind) for kind in operator.tuned)
         for backward in DIRECTIONS
     ]
-    return [*sweeps, Case("winners", _tell_winners)]
 
 
 def _sweep(work: Workload, backward: bool, context: Context) -> None:
@@ -174,16 +173,15 @@ def _sweep(work: Workload, backward: bool, context: Context) -> None:
     what = _describe(work, backward)
     tuning.forget()
     call()
-    launched = [tuner for tuner in tuning.used() if len(tuner.configs) > 1]
+    launched = {kernel: row for kernel, row in tuning.used().items() if len(row.candidates) > 1}
     chosen = tuning.chosen()
     if not launched:
-        context.row("ours", "not measured: nothing here is tuned", **what)
-    for tuner in launched:
-        kernel = tuning.kernel_name(tuner)
-        configs = {tuning.describe(config): config for config in tuner.configs}
+        context.row("ours", "not measured: there is one candidate", **what)
+    for kernel, table in launched.items():
+        configs = {tuning.describe(candidate): candidate for candidate in table.candidates}
         names = {f"{kernel} {text}": text for text in configs}
         calls = {
-            name: [_pinned(call, tuner, configs[text])]
+            name: [_pinned(call, {kernel: configs[text]})]
             for name, text in names.items()
             if not context.crashed(name)
         }
@@ -197,18 +195,12 @@ def _sweep(work: Workload, backward: bool, context: Context) -> None:
             context.row(name, **what, **facts, **took)
 
 
-def _pinned(call: Callable[[], Any], tuner: Any, config: Any) -> Callable[[], Any]:
+def _pinned(call: Callable[[], Any], choice: dict[str, tuning.Candidate]) -> Callable[[], Any]:
     def pinned_call() -> Any:
-        with tuning.pinned({tuner: config}):
+        with tuning.pinned(choice):
             return call()
 
     return pinned_call
-
-
-def _tell_winners(context: Context) -> None:
-    for index, winner in enumerate(tuning.winners()):
-        what: Row = {"what": winner["kernel"], "shape": {}, "dtype": None}
-        context.row(f"{winner['kernel']} {index}", **what, **winner)
 
 
 def backends(at: str = "1k") -> list[Case]:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: T
 if INTERPRETED:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from pixart_kernels.attention import bound, forward
+    from pixart_kernels.attention import bound, forward_launcher
     from pixart_kernels.dispatch import bypass, launch
 
 # Keys through pointers; through the copy engine; through it, without a maximum where scores allow.
@@ -93,11 +93,13 @@ def test_keys_at_and_beyond_each_length_do_not_count(
 def test_the_log_of_the_sum_of_weights_is_in_base_2(dtype: torch.dtype) -> None:
     q, k, v = qkv(3, 70, 100, 2, 72, dtype)
     kv_lengths = torch.tensor([100, 30, 0])
-    _, lse = torch.ops.pixart.flash_attention(q, k, v, kv_lengths, 0.25)
+    _, lse = torch.ops.pixart.flash_attention(q, k, v, kv_lengths, 0.25, True)
     scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) * 0.25
     for sample, length in enumerate(kv_lengths[:2]):
         exact = scores[sample, :, :, :length].logsumexp(-1) / torch.tensor(2.0).log()
-        assert (lse[sample] - exact).abs().max() < 1e-5
+        # Without a peak it is the sum of the weights as they were rounded.
+        rounding = 1.5 * torch.finfo(dtype).eps if bound.LOOKED_FOR_FROM == 0 else 0
+        assert (lse[sample] - exact).abs().max() < 1e-5 + rounding
     assert lse[2].count_nonzero() == 0
 
 
@@ -134,27 +136,25 @@ def test_one_key_may_stand_for_all_samples() -> None:
 def test_the_copy_engine_is_used_for_packed_projections_and_where_it_can_read() -> None:
     packed = torch.zeros(2, 70, 3, 2, 72, dtype=torch.bfloat16)
     k, v = packed.unbind(2)[1:]
-    make = forward._boxes("sm_90", k, v, (64, 16), (64, 16), 64)
+    make = forward_launcher._boxes("sm_90", k, v, (64, 16), (64, 16), 64)
     boxes = make((None, k, v))
     assert [box.base.data_ptr() for box in boxes] == [x.data_ptr() for x in (k, k, v, v)]
     for box in boxes:
         TensorDescriptor(*(getattr(box, field.name) for field in fields(box)))  # checks itself
-    without_tail = forward._boxes("sm_90", k, v, (64, 0), (64, 0), 64)((None, k, v))
+    without_tail = forward_launcher._boxes("sm_90", k, v, (64, 0), (64, 0), 64)((None, k, v))
     assert [box is None for box in without_tail] == [False, True, False, True]
     for refused in (k.float(), k[:1].expand(2, -1, -1, -1)):
-        assert forward._boxes("sm_90", refused, v, (64, 16), (64, 16), 64) is None
+        assert forward_launcher._boxes("sm_90", refused, v, (64, 16), (64, 16), 64) is None
     for other in ("sm_80", "sm_89", "gfx942", "interpreter"):
-        assert forward._boxes(other, k, v, (64, 16), (64, 16), 64) is None
+        assert forward_launcher._boxes(other, k, v, (64, 16), (64, 16), 64) is None
 
 
 @pytest.mark.parametrize("switch", ["0", "1", "off"])
 def test_a_switch_turns_the_copy_engine_off(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     monkeypatch.setenv("PIXART_TMA", switch)
-    made = []
-    monkeypatch.setattr(
-        launch, "Box", lambda *parts: made.append(parts) or TensorDescriptor(*parts)
-    )
+    made: list[object] = []
+    monkeypatch.setattr(launch.Box, "__post_init__", lambda box: made.append(box))
     q, k, v = qkv(1, 9, 70, 2, 72, torch.bfloat16)
     if switch == "off":
         with pytest.raises(ValueError, match="PIXART_TMA must be 0 or 1, got 'off'"):
@@ -255,7 +255,7 @@ def test_the_operator_keeps_the_rules_of_torch(needs_grad: bool) -> None:
     q, k, v = qkv(2, 5, 7, 1, 72, torch.float32)
     for x in (q, k, v):
         x.requires_grad_(needs_grad)
-    arguments = (q, k, v, torch.tensor([7, 2]), 0.3)
+    arguments = (q, k, v, torch.tensor([7, 2]), 0.3, True)
     torch.library.opcheck(torch.ops.pixart.flash_attention.default, arguments)
 
 

@@ -58,12 +58,15 @@ def launched(
     inputs: list[Tensor], lengths: Tensor | None = None, scale: float | None = None
 ) -> tuple[Tensor, ...]:
     """The kernels' gradients, for an output and row sums that are exact but for their rounding."""
-    from pixart_kernels.attention.backward import prepare
-
     grad_out, q, k, v = inputs
     out, lse = attention(q.double(), k.double(), v.double(), lengths, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    arguments = (grad_out, q, k, v, out.to(q.dtype), lse.float(), lengths, scale)
+    return backward(grad_out, q, k, v, out.to(q.dtype), lse.float(), lengths, scale)
+
+
+def backward(*arguments: object) -> tuple[Tensor, ...]:
+    from pixart_kernels.attention.backward import prepare
+
     return prepare(*arguments)(*arguments)
 
 
@@ -205,8 +208,6 @@ def test_keys_beyond_their_length_get_zeros_and_give_nothing(
         for sample, length in zip(x, lengths, strict=True):
             sample[length:] = torch.nan
     out, lse = attention(*(x.double() for x in exact[1:]), lengths)
-    from pixart_kernels.attention.backward import backward
-
     gradients = backward(*inputs, out.to(dtype), lse.float(), lengths, 72**-0.5)
     check(gradients, exact, lengths)
     for gradient in gradients[1:]:
@@ -226,8 +227,6 @@ def test_a_sample_without_keys_has_zero_gradients() -> None:
 def test_nothing_to_attend_gives_zeros(size: tuple[int, int, int]) -> None:
     batch, queries, keys = size
     inputs = tensors(batch, queries, keys, 2, 72, torch.float32)
-    from pixart_kernels.attention.backward import backward
-
     lse = torch.zeros(batch, 2, queries)
     gradients = backward(*inputs, torch.zeros_like(inputs[1]), lse, None, 1.0)
     for gradient, x in zip(gradients, inputs[1:], strict=True):
@@ -242,8 +241,6 @@ def test_views_of_packed_projections_need_no_copy(
     packed = torch.stack((q, k, v), dim=2)
     views = [grad_out.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)]
     out, lse = attention(q.double(), k.double(), v.double())
-    from pixart_kernels.attention.backward import backward
-
     out, lse = out.half().contiguous(), lse.float().contiguous()
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "copy_", None)

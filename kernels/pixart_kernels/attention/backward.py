@@ -15,8 +15,9 @@ B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -251,7 +252,8 @@ def prepare(
         )
     given = (grad_out, q, k, v, out, lse, kv_lengths)
     if not all(_is_fit(x, place) for place, x in enumerate(given)):
-        inner = prepare(*_fit(given), scale)
+        again: Callable[..., Compute] = prepare
+        inner = again(*_fit(given), scale)
         return lambda *arguments: inner(*_fit(arguments[:-1]), scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
@@ -268,8 +270,8 @@ def prepare(
         lengths: Tensor | None,
         _: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-        delta = lse.new_empty(lse.shape)
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        delta = torch.empty_like(lse)
         launch_q(grad_out, q, k, v, out, dq, lse, delta, lengths)
         if parts == 1:
             launch_kv(grad_out, q, k, v, dk, dv, lse, delta, lengths)
@@ -308,7 +310,7 @@ def _launches(
         "PRECISION": launch.precision(q.dtype),
     }  # fmt: skip
 
-    def dense(tokens: int) -> tuple[int, int, int]:
+    def dense(tokens: int) -> tuple[int, ...]:
         return tuple(
             stride // divisor for stride in (tokens * heads * head_dim, heads * head_dim, head_dim)
         )

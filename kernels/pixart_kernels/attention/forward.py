@@ -8,39 +8,19 @@ where peak is the largest s · q·k so far; when it grows, total and O so far sh
 Where s · |q| |k| is small for all these queries and all keys, no score can leave the range of fp32
 and peak is 0 throughout: no maximum, nothing to shrink, a quarter less instructions.
 Scores, total and O are fp32; P is rounded to the dtype of V, and O once more when it is stored. Total
-is the sum of what P was rounded to: where one key has nearly all the weight, the output is then its
-row of V whatever the peak, and not off by the rounding of that weight.
+is the sum of what P was rounded to where peak is 0: where one key has nearly all the weight, the
+output is then its row of V, and not off by the rounding of that weight.
 4 · B · N · M · H · D FLOP; Q and O pass through memory once, K and V once for each BLOCK_Q queries
 (from L2: the programs of one head run side by side).
 
 B batch, N queries, M keys, H heads, D head channels, cut in two as tiles.py says.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from pixart_kernels.attention.bound import (
-    is_bounded,
-    limit,
-    longest_keys,
-    longest_queries,
-)
-from pixart_kernels.attention.tiles import (
-    head_of,
-    length_of,
-    load_tile,
-    split,
-    stride_divisor,
-    strides_of,
-)
-from pixart_kernels.dispatch import configurations, launch
-from pixart_kernels.dispatch.bypass import Compute
+from pixart_kernels.attention.bound import is_bounded
+from pixart_kernels.attention.tiles import head_of, length_of, load_tile
 
 
 @triton.jit
@@ -103,27 +83,76 @@ def _scores(
     return _product(q, q_tail, k, k_tail, TAIL, PRECISION)
 
 
+_BF16_PAIR = tl.constexpr("""
+cvt.rn.bf16x2.f32 $0, $4, $3;
+shl.b32 $1, $0, 16;
+and.b32 $2, $0, 0xffff0000;
+""")
+_FP16_PAIR = tl.constexpr("""
+{
+.reg .b16 low, high;
+cvt.rn.f16x2.f32 $0, $4, $3;
+mov.b32 {low, high}, $0;
+cvt.f32.f16 $1, low;
+cvt.f32.f16 $2, high;
+}
+""")
+
+
+@triton.jit
+def _rounded(weights, DTYPE: tl.constexpr, IN_PAIRS: tl.constexpr):
+    """The weights in DTYPE, and what is left of them in fp32. Two at a time where a GPU can: as two
+    casts, LLVM takes them one by one, on the unit that already has the exponentials to do."""
+    if IN_PAIRS and tl.bfloat16 == DTYPE:
+        return tl.inline_asm_elementwise(
+            _BF16_PAIR, "=&r,=&r,=r,r,r", [weights], (tl.bfloat16, tl.float32), True, 2
+        )
+    elif IN_PAIRS and tl.float16 == DTYPE:
+        return tl.inline_asm_elementwise(
+            _FP16_PAIR, "=&r,=&r,=r,r,r", [weights], (tl.float16, tl.float32), True, 2
+        )
+    else:
+        return weights.to(DTYPE), weights.to(DTYPE).to(tl.float32)
+
+
 @triton.jit
 def _add_values(
-    weights, acc, acc_tail, box, tail_box, b, h, start, ptr, stride,
+    weights, total, acc, acc_tail, box, tail_box, b, h, start, ptr, stride,
     HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, ONLINE: tl.constexpr, IN_PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """acc + P V for a whole block of keys."""
+    """total + Σ P and acc + P V for a whole block of keys."""
     v = _load_keys(box, b, h, start, ptr, stride, 0, HEAD_DIM, ROWS, MAIN)
+    if ONLINE:  # the largest weight so far is 1, which rounding leaves alone
+        total += tl.sum(weights, 1)
+        weights = weights.to(v.dtype)
+    else:
+        weights, summands = _rounded(weights, v.dtype, IN_PAIRS)
+        total += tl.sum(summands, 1)
     acc = tl.dot(weights, v, acc, input_precision=PRECISION)
     if TAIL:
         v_tail = _load_keys(tail_box, b, h, start, ptr, stride, MAIN, HEAD_DIM, ROWS, TAIL)
         acc_tail = tl.dot(weights, v_tail, acc_tail, input_precision=PRECISION)
-    return acc, acc_tail
+    return total, acc, acc_tail
 
 
 @triton.jit
-def _raise_peak(scores, scale, peak, total, acc, acc_tail, TAIL: tl.constexpr):
+def _scaled(scores, scale, SCALED: tl.constexpr):
+    """The scores to base 2; where the queries came scaled, they are."""
+    if SCALED:
+        return scores
+    else:
+        return scores * scale
+
+
+@triton.jit
+def _raise_peak(
+    scores, scale, peak, total, acc, acc_tail, SCALED: tl.constexpr, TAIL: tl.constexpr
+):  # fmt: skip
     """The weights of a block under the larger of its peak and the one before, and what was summed
     before it, shrunk to that."""
-    highest = tl.maximum(peak, tl.max(scores, 1) * scale)
-    weights = tl.math.exp2(scores * scale - highest[:, None])
+    highest = tl.maximum(peak, _scaled(tl.max(scores, 1), scale, SCALED))
+    weights = tl.math.exp2(_scaled(scores, scale, SCALED) - highest[:, None])
     shrink = tl.math.exp2(peak - highest)
     total *= shrink
     acc *= shrink[:, None]
@@ -132,13 +161,13 @@ def _raise_peak(scores, scale, peak, total, acc, acc_tail, TAIL: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, longest_q_ptr, longest_k_ptr, lengths_ptr,
     k_box, k_tail_box, v_box, v_tail_box,
     q_strides, k_strides, v_strides, scale, heads, queries, keys,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, V_TAIL: tl.constexpr,
     DIVISOR: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr, IN_PAIRS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(queries, BLOCK_Q)
     row = tl.program_id(0) // tiles
@@ -171,13 +200,16 @@ def _forward(
     peak = tl.where(bounded | (short == 0), 0.0, tl.max(scores, 1) * scale)
     weights = tl.math.exp2(scores * scale - peak[:, None])
     v = load_tile(v_ptr, v_stride, short, 0, HEAD_DIM, BLOCK_K, MAIN, True)
-    weights = weights.to(v.dtype)
-    total = tl.sum(weights.to(tl.float32), 1)
-    acc = tl.dot(weights, v, input_precision=PRECISION)
+    rounded = weights.to(v.dtype)
+    summands = weights
+    if LIMIT:
+        summands = tl.where(bounded, rounded.to(tl.float32), weights)
+    total = tl.sum(summands, 1)
+    acc = tl.dot(rounded, v, input_precision=PRECISION)
     acc_tail = 0.0
     if TAIL:
         v_tail = load_tile(v_ptr, v_stride, short, MAIN, HEAD_DIM, BLOCK_K, V_TAIL, True)
-        acc_tail = tl.dot(weights, v_tail, input_precision=PRECISION)
+        acc_tail = tl.dot(rounded, v_tail, input_precision=PRECISION)
 
     # Two loops of which one has no turns: as branches they would make ptxas wait after each wgmma.
     begin = short
@@ -192,15 +224,13 @@ def _forward(
             )  # fmt: skip
             if ONLINE:
                 weights, peak, total, acc, acc_tail = _raise_peak(
-                    scores, scale, peak, total, acc, acc_tail, TAIL
+                    scores, scale, peak, total, acc, acc_tail, SCALED, TAIL
                 )
             else:
-                weights = tl.math.exp2(scores * scale)
-            weights = weights.to(v.dtype)
-            total += tl.sum(weights.to(tl.float32), 1)
-            acc, acc_tail = _add_values(
-                weights, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
-                HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION,
+                weights = tl.math.exp2(_scaled(scores, scale, SCALED))
+            total, acc, acc_tail = _add_values(
+                weights, total, acc, acc_tail, v_box, v_tail_box, b, h, start, v_block, v_stride,
+                HEAD_DIM, BLOCK_K, MAIN, V_TAIL, PRECISION, ONLINE, IN_PAIRS,
             )  # fmt: skip
             k_block += BLOCK_K * k_stride
             v_block += BLOCK_K * v_stride
@@ -218,154 +248,3 @@ def _forward(
         rows = tl.arange(0, BLOCK_Q)
         lse_ptr += row.to(tl.int64) * queries + first
         tl.store(lse_ptr + rows, peak + tl.math.log2(total), mask=rows < left)
-
-
-TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
-COPY_ENGINES = ("sm_90", "sm_100", "sm_103")  # architectures whose TMA reads K and V
-KERNEL = "attention.forward"
-
-
-def prepare(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float | None, with_lse: bool
-) -> Compute:
-    """What gives attention, (B, N, H, D), and, with_lse, the base-2 logarithm of the sum of its weights,
-    (B, H, N) fp32, which is 0 for a sample without keys."""
-    batch, queries, heads, head_dim = q.shape
-    keys = k.shape[1]
-    if q.numel() == 0 or keys == 0:
-        return _nothing
-    scale = head_dim**-0.5 if scale is None else scale
-    if scale <= 0 or not all(x.stride(3) == 1 for x in (q, k, v)) or not _is_dense(kv_lengths):
-        return _prepare_fitted(q, k, v, kv_lengths, scale, with_lse)
-    launch_all = _launches(q, k, v, kv_lengths, scale * math.log2(math.e), with_lse)
-
-    def compute(
-        q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: object
-    ) -> tuple[Tensor, Tensor | None]:
-        out = q.new_empty(q.shape)
-        lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
-        launch_all(q, k, v, out, lse, lengths)
-        return out, lse
-
-    return compute
-
-
-def _nothing(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float | None, with_lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    batch, queries, heads, _ = q.shape
-    lse = q.new_zeros((batch, heads, queries), dtype=torch.float32) if with_lse else None
-    return q.new_zeros(q.shape), lse
-
-
-def _is_dense(lengths: Tensor | None) -> bool:
-    return lengths is None or lengths.is_contiguous()
-
-
-def _prepare_fitted(
-    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, scale: float, with_lse: bool
-) -> Compute:
-    """For what the kernel does not take as it is."""
-    # The kernel takes the largest product for that of the largest score; and where all keys have the
-    # same weight, it would multiply a masked score by 0.
-    sign, fitted_scale = (0.0, 1.0) if scale == 0 else (math.copysign(1.0, scale), abs(scale))
-
-    def fit(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
-        q = torch.zeros_like(q) if sign == 0 else -q if sign < 0 else q
-        tokens = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
-        lengths = None if lengths is None else lengths.contiguous()
-        return *tokens, lengths, fitted_scale, with_lse
-
-    inner = prepare(*fit(q, k, v, kv_lengths))
-    return lambda q, k, v, lengths, *_: inner(*fit(q, k, v, lengths))
-
-
-def _launches(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, with_lse: bool
-) -> Callable[..., None]:
-    batch, queries, heads, head_dim = q.shape
-    keys = k.shape[1]
-    main, tail = split(head_dim)
-    divisor = stride_divisor(q, k, v)
-    arch = launch.architecture(q.device)
-    choice = configurations.choose(KERNEL, arch, q.element_size() * 8, head_dim)
-    tuned, options = configurations.split(choice)
-    v_tail = tuned.pop("V_TAIL", value_tail(head_dim, arch))
-    bound = limit(q.dtype, queries, keys, choice.get("bound_from"))
-    boxes = None
-    if launch.is_switched_on("PIXART_TMA") and choice.get("tma", True):
-        boxes = _boxes(arch, k, v, (main, tail), (main, v_tail), tuned["BLOCK_K"])
-    constants = {
-        "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "V_TAIL": v_tail, "DIVISOR": divisor,
-        "PRECISION": launch.precision(q.dtype), "LIMIT": bound, **tuned,
-    }  # fmt: skip
-    attend = launch.Launch(
-        _forward,
-        q.device,
-        (triton.cdiv(queries, tuned["BLOCK_Q"]) * batch * heads,),
-        (
-            *(strides_of(x, divisor) for x in (q, k, v)),
-            scale, heads, queries, keys,
-        ),
-        constants,
-        options,
-        boxes,
-        box_count=4,
-    )  # fmt: skip
-    if not bound:
-        return lambda q, k, v, out, lse, lengths: attend(q, k, v, out, lse, None, None, lengths)
-    find_q, find_k = longest_queries(q, divisor), longest_keys(k, divisor)
-
-    def bounded(
-        q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, lengths: Tensor | None
-    ) -> None:
-        attend(q, k, v, out, lse, find_q(q, None), find_k(k, lengths), lengths)
-
-    return bounded
-
-
-def value_tail(head_dim: int, arch: str) -> int:
-    """Columns of the tail of V: 8 where that is enough and the tensor cores take so few."""
-    main, tail = split(head_dim)
-    if head_dim - main > 8 or not arch.startswith("sm_"):
-        return tail
-    # tcgen05 wants 16, and so does what Triton before 3.8 makes of such a product for wgmma.
-    wide = arch in COPY_ENGINES and (arch != "sm_90" or TRITON < (3, 8))
-    return tail if wide else min(tail, 8)
-
-
-def _boxes(
-    arch: str, k: Tensor, v: Tensor, of_k: tuple[int, int], of_v: tuple[int, int], rows: int
-) -> launch.Boxes | None:
-    """What makes descriptors of the main and tail columns of K and of V for the copy engine of sm_90
-    and later, None where it is not there or cannot read these tensors."""
-    if arch not in COPY_ENGINES or not (_copyable(k) and _copyable(v)):
-        return None
-    shape = [k.shape[0], k.shape[2], k.shape[1], k.shape[3]]  # (B, H, M, D): tokens are a matrix
-    blocks = [[1, 1, rows, columns] for columns in (*of_k, *of_v)]
-    k_strides, v_strides = _box_strides(k), _box_strides(v)
-    has_tail = of_k[1] > 0
-
-    def make(tensors: Sequence[Tensor | None]) -> Sequence[launch.Box | None]:
-        _, k, v, *_ = tensors
-        return (
-            launch.Box(k, shape, k_strides, blocks[0]),
-            launch.Box(k, shape, k_strides, blocks[1]) if has_tail else None,
-            launch.Box(v, shape, v_strides, blocks[2]),
-            launch.Box(v, shape, v_strides, blocks[3]) if has_tail else None,
-        )
-
-    return make
-
-
-def _copyable(x: Tensor) -> bool:
-    strides = [s for s, size in zip(x.stride(), x.shape[:3], strict=False) if size > 1]
-    return x.element_size() == 2 and all(s > 0 and s % 8 == 0 for s in strides)
-
-
-def _box_strides(x: Tensor) -> list[int]:
-    # The stride of a dimension of size 1 may be anything, and must be a multiple of 16 bytes.
-    batch, tokens, heads = (
-        s if size > 1 else 8 for s, size in zip(x.stride()[:3], x.shape, strict=False)
-    )
-    return [batch, heads, tokens, 1]

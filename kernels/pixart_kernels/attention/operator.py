@@ -111,7 +111,7 @@ def _eager(
 
 
 def _prepare(*arguments: Any) -> Compute:
-    from pixart_kernels.attention.forward import prepare
+    from pixart_kernels.attention.forward_launcher import prepare
 
     return prepare(*arguments)
 

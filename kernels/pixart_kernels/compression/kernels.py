@@ -9,13 +9,14 @@ Gradients of the weights are sums over tokens: each program adds up its own in f
 step adds those in a fixed order, so that the result is the same every time.
 
 Weights are (C, R·R), taps in row-major order, read with a stride: few, and in L1 from then on.
-Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j. program_id(1) is 0 for keys and 1 for values.
+Patches of all samples are counted through: patch n = (sample · ⌈H/R⌉ + i) · ⌈W/R⌉ + j.
+program_id(1) is 0 for keys and 1 for values.
 """
 
 # Tuples that grow block by block change their type.
 # mypy: disable-error-code="assignment"
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -143,7 +144,8 @@ def prepare_forward(
     rest = height, width, ratio, eps
     given = (k, v, weight, bias, norm_weight, norm_bias)
     if not _are_fit(given):
-        inner = prepare_forward(*_fit(given), *rest)
+        again: Callable[..., Compute] = prepare_forward
+        inner = again(*_fit(given), *rest)
         return lambda *arguments: inner(*_fit(arguments[:6]), *rest)
     batch, _, channels = k.shape
     merged = (triton.cdiv(height, ratio), triton.cdiv(width, ratio))
@@ -265,7 +267,7 @@ def _compress_backward(
     last = tl.minimum(first + span, patch_count)
     none = row_blocks.zeros(ROWS, C)
     dbias, dnorm_weight, dnorm_bias, dweight = none, none, none, ()
-    for _tap in tl.static_range(R * R):
+    for _place in tl.static_range(R * R):
         dweight += (none,)
     for start in range(first, last, ROWS):
         patches = start + tl.arange(0, ROWS)

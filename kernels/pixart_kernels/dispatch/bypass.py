@@ -5,9 +5,9 @@ nothing observes goes straight to it. The dispatcher, its autograd formula and i
 some 20 µs a call, longer than many of these kernels run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -56,13 +56,29 @@ except (ImportError, AttributeError):  # private names: without them every call 
 # Subclasses (DTensor, FakeTensor, ...) may mean something else by every operation.
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _NUMBERS = frozenset((float, int, bool, str, type(None)))
-_doors: "WeakSet[Door]" = WeakSet()
+_doors: "list[Door]" = []  # one for each operator
+_apart: dict[Hashable, "dict[Door, dict[tuple[Any, ...], Compute]]"] = {}
 
 
 def forget() -> None:
     """Work everything out again at the next call: after a change of what `prepare` goes by."""
+    _apart.clear()
     for door in _doors:
         door.kept.clear()
+
+
+@contextmanager
+def apart(label: Hashable) -> Iterator[None]:
+    """While it lasts, for all threads, what was worked out under this label is what is kept."""
+    before = {door: door.kept for door in _doors}
+    kept = _apart.setdefault(label, {})
+    for door in _doors:
+        door.kept = kept.setdefault(door, {})
+    try:
+        yield
+    finally:
+        for door in _doors:
+            door.kept = before.get(door, {})
 
 
 class Door:
@@ -89,7 +105,7 @@ class Door:
         self.long_way, self.setting = long_way, setting
         self.recorded = None if save is None or backward is None else _recorded(save, backward)
         self.kept: dict[tuple[Any, ...], Compute] = {}
-        _doors.add(self)
+        _doors.append(self)
 
     def __call__(self, *arguments: Any) -> Any:
         if is_observed():

@@ -104,13 +104,12 @@ def pinned(candidates: Mapping[str, Candidate]) -> Iterator[None]:
     """While it lasts, launch these kernels, {name: candidate}, so: for benches and tests."""
     before = dict(_pinned)
     _pinned.update(candidates)
-    bypass.forget()
     try:
-        yield
+        with bypass.apart(tuple((kernel, describe(one)) for kernel, one in _pinned.items())):
+            yield
     finally:
         _pinned.clear()
         _pinned.update(before)
-        bypass.forget()
 
 
 def forget_chosen() -> None:

@@ -12,7 +12,7 @@ token n of sample b is at b · its stride + n · its step; where all tokens shar
 A gradient with a row for each token is no sum, and takes a pass of its own over A.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,7 +100,8 @@ def prepare_forward(
         )
     given = (x, branch, gate, shift, scale)
     if not all(_is_fit(tensor, place < 2) for place, tensor in enumerate(given)):
-        inner = prepare_forward(*_fit(given), eps)
+        again: Callable[..., Compute] = prepare_forward
+        inner = again(*_fit(given), eps)
         return lambda *tensors: inner(*_fit(tensors))
     has_y, has_out = branch is not None, scale is not None
     dtype = x.dtype
@@ -242,7 +243,8 @@ def prepare_backward(
     assert grad is not None
     given = (grad_y, grad_out, y, branch, gate, scale)
     if not all(_is_fit(tensor, place < 4) for place, tensor in enumerate(given)):
-        inner = prepare_backward(*_fit(given, tokens=4), eps)
+        again: Callable[..., Compute] = prepare_backward
+        inner = again(*_fit(given, tokens=4), eps)
         return lambda *arguments: inner(*_fit(arguments[:-1], tokens=4), eps)
     batch, tokens, channels = shape = grad.shape
     span = max(FEWEST_TOKENS, triton.cdiv(batch * tokens, MOST_PROGRAMS))
@@ -275,8 +277,8 @@ def prepare_backward(
     ) -> tuple[Tensor | None, ...]:
         grad = grad_y if grad_out is None else grad_out
         assert grad is not None
-        dx = None if y is None else y.new_empty(shape)
-        dbranch = None if branch is None else branch.new_empty(shape)
+        dx = None if y is None else torch.empty_like(y)
+        dbranch = None if branch is None else torch.empty_like(branch)
         dscale = None if scale is None or scale_step is None else scale.new_empty(shape)
         dgate = None if gate is None or gate_step is None else gate.new_empty(shape)
         sums = grad.new_empty((count, batch, programs, channels), dtype=torch.float32)
