@@ -25,6 +25,7 @@ import triton
 from bench.compiled import ahead_of_time, sass
 from bench.compiled.ahead_of_time import Launch
 from bench.measure import processes, results
+from bench.measure.case import Unavailable
 from bench.measure.results import Row
 from bench.reporting import pages
 from bench.workloads.operators import Workload
@@ -80,7 +81,10 @@ def report(
     names: Counter[tuple[str, str]] = Counter()
     for case in cases:
         name = case.operator.label(case)
-        launches = ahead_of_time.compile_all(case, architecture, defaults_only)
+        try:
+            launches = ahead_of_time.compile_all(case, architecture, defaults_only)
+        except Unavailable:  # no such products there
+            continue
         for launch in launches:
             code = launch.compiled.hash if launch.compiled else name
             key = launch.kernel, launch.config, code

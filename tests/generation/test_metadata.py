@@ -103,6 +103,16 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     assert all(value is not None for name, value in request.items() if name not in kept_open)
 
 
+def test_a_picture_of_version_5_had_attention_in_full() -> None:
+    one = drawn()
+    values = json.loads(one.to_text()) | {"version": 5}
+    with pytest.raises(ValueError, match="version 5 has no attention"):
+        Metadata.from_text(json.dumps(values))
+    del values["model"]["attention"]
+    read = Metadata.from_text(json.dumps(values))
+    assert (read.model, read.asked_model) == (one.model, one.asked_model)
+
+
 def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
     values = json.loads(drawn().to_text())
     info = PngInfo()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixart import device
-from pixart.device import measure_peak
+from pixart.device import check_attention, measure_peak
 
 CPU = torch.device("cpu")
 
@@ -62,3 +62,25 @@ def test_a_slow_processor_is_spared_the_long_products(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_real_peak_is_that_of_real_products(dtype: torch.dtype) -> None:
     assert 1e8 < measure_peak(CPU, dtype, 0.02) < 1e16
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "where", "message"),
+    [
+        ("int4", CPU, 'must be "int8", "fp8" or None, got \'int4\''),
+        ("int8", torch.device("mps"), 'must be None on mps, got "int8"'),
+        ("fp8", GPU, 'must be "int8" or None on A100, got "fp8": its matrix units have no e4m3'),
+    ],
+)
+def test_8_bit_attention_is_refused_where_it_cannot_be(
+    wanted: str, where: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    for right in (("int8", GPU), ("fp8", CPU), (None, torch.device("mps"))):
+        check_attention(*right)
+    with pytest.raises(ValueError, match=f"attention {message}"):
+        check_attention(wanted, where)

@@ -5,11 +5,12 @@ With s = scale · log2(e), and K8, V8 and their scales c and f as quantisation.p
     Q8 = round(s Q / a),  a = max |s Q| / 127 of a query
     P = exp2(a c · Q8 K8ᵀ - peak)     total = Σ_m P     O = P V / total
 
-Q8 K8ᵀ is exact, in 32-bit integers. Under "int8" P is rounded to the dtype of V (bf16 where that is fp32)
-and P V summed in fp32. Under "fp8" P is made up to 2^8 and rounded to e4m3, as V8 is, and O gets the
-factors f when it is stored. Tensor cores of Ada and Hopper keep about 14 bits of a sum of e4m3
-products, so each block of keys is summed on its own and added in fp32, by the instruction that shrinks
-what was summed before it.
+where peak is the largest score so far, made up to a whole number: so P is rounded alike beside every
+peak, whatever the blocks are. Q8 K8ᵀ is exact, in 32-bit integers. Under "int8" P is rounded to the dtype
+of V (bf16 where that is fp32) and P V summed in fp32. Under "fp8" P is made up to 2^8 and rounded to e4m3,
+as V8 is, and O gets the factors f when it is stored. Tensor cores of Ada and Hopper keep about 14 bits of a
+sum of e4m3 products, so each block of keys is summed on its own and added in fp32, by the instruction
+that shrinks what was summed before it.
 
 B batch, N queries, M keys, H heads, D head channels, cut in two as tiles.py says: for Q Kᵀ, whose 8-bit
 products sum over 32, 72 is 64 + 32.
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixart_kernels.attention import eight_bit_formats as formats
-from pixart_kernels.attention.forward import value_tail
+from pixart_kernels.attention.forward_launcher import value_tail
 from pixart_kernels.attention.quantisation import (
     INTEGER,
     KEYS,
@@ -133,7 +134,7 @@ def _attend(
     factor = q_scales * tl.load(k_scales_ptr + last // KEYS)
     scores = _scores(q, q_tail, k_block, BLOCK_K, K_MAIN, K_TAIL) * factor[:, None]
     scores = tl.where(tl.arange(0, BLOCK_K)[None, :] < short, scores, float("-inf"))
-    peak = tl.where(short == 0, 0.0, tl.max(scores, 1))
+    peak = tl.where(short == 0, 0.0, tl.ceil(tl.max(scores, 1)))
     weights = tl.math.exp2(scores - (peak - (SHIFT if FP8 else 0.0))[:, None])
     total = tl.sum(weights, 1)
     v_block = v_ptr + last_64 * v_step
@@ -149,7 +150,7 @@ def _attend(
     for start in tl.range(0, last, BLOCK_K):
         factor = q_scales * tl.load(k_scales_ptr + start // KEYS)
         scores = _scores(q, q_tail, k_block, BLOCK_K, K_MAIN, K_TAIL)
-        highest = tl.maximum(peak, tl.max(scores, 1) * factor)
+        highest = tl.maximum(peak, tl.ceil(tl.max(scores, 1) * factor))
         offset = highest - (SHIFT if FP8 else 0.0)
         weights = tl.math.exp2(scores * factor[:, None] - offset[:, None])
         shrink = tl.math.exp2(peak - highest)

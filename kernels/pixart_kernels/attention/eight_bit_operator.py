@@ -72,7 +72,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Te
     k = k.float()
     k = (k - k.mean(1, keepdim=True)).transpose(1, 2)
     q, q_scales = _as_integers(q, q.abs().amax(-1, keepdim=True))
-    # As the kernel does, the block that may be short first: P is rounded beside the peak so far.
+    # As the kernel does, the block that may be short first. Peaks are whole numbers, of powers of two.
     last = (keys - 1) // KEYS * KEYS
     peak = q.new_full((*q.shape[:3], 1), -torch.inf)
     total, acc = torch.zeros_like(peak), torch.zeros_like(q)
@@ -81,7 +81,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, precision: str) -> Te
         some, k_scale = _as_integers(some, some.abs().amax((2, 3), keepdim=True))
         # fp32 holds sums of 128 products of 127 · 127 exactly.
         scores = (q @ some.transpose(2, 3)) * (q_scales * k_scale)
-        highest = torch.maximum(peak, scores.amax(-1, keepdim=True))
+        highest = torch.maximum(peak, scores.amax(-1, keepdim=True).ceil())
         weights = torch.exp2(scores - (highest - shift))
         shrink = torch.exp2(peak - highest)
         total = total * shrink + weights.sum(-1, keepdim=True)
