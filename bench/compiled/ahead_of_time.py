@@ -169,5 +169,5 @@ def cases() -> list[Workload]:
 def run(work: Workload) -> None:
     """Forward, and backward unless gradients are off."""
     outputs = outputs_of(work.operator.ours(**work.inputs(torch.device("meta"))))
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and work.operator.has_backward:
         torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
