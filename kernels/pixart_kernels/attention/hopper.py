@@ -18,7 +18,7 @@ QUERIES = 64  # of a warpgroup
 COPY_REGISTERS = 24
 
 # Predicted from compiled code, in cycles for 64 queries and 128 keys of a head by the law tensor +
-# issue, with q scaled, Triton 3.9 and 3.6: 858 and 861, 932 and 930. A GPU has to choose.
+# issue, with q scaled, on Triton 3.9 and 3.6: 858 and 859, 920 and 926. A GPU has to choose.
 FORWARD_CANDIDATES: list[dict[str, int | bool]] = [
     {
         "BLOCK_K": 128,
