@@ -321,7 +321,6 @@ def forward(
         )
 
     v_halves, v_tails = tiles_of_two_halves(v_tail_box, STAGES)
-    _write_ones(v_halves, STAGES, BLOCK_K)
     memory = (
         tiles(q_box, CONSUMERS), tiles(q_tail_box, CONSUMERS),
         tiles(k_box, STAGES), tiles(k_tail_box, STAGES), tiles(v_box, STAGES), v_halves, v_tails,
@@ -331,6 +330,7 @@ def forward(
     cleared = barriers(1, 1)
     full = (barriers(STAGES, 1), barriers(STAGES, 1))
     empty = (barriers(STAGES, CONSUMERS), barriers(STAGES, CONSUMERS))
+    _write_ones(v_halves, STAGES, BLOCK_K)  # behind the barriers, to which its fence matters too
 
     out_ptr += ((b.to(gl.int64) * queries + first) * heads + h) * HEAD_DIM
     if WITH_LSE:
