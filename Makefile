@@ -35,7 +35,7 @@ fuzz: $(READY)
 
 # The kernels again with the oldest Triton that they must work with; its interpreter needs NumPy < 2.4.
 test-oldest-triton: $(OLDEST)
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/bench/test_resources.py
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/bench/test_resources.py tests/gluon
 	PYTHONPATH=$(OLDEST) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_kernels_*.py
 
 $(OLDEST): $(READY)

@@ -1,10 +1,12 @@
 """The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,9 +26,11 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-def check_cuda_graph(wanted: bool, device: torch.device) -> None:
-    """Raise ValueError if launches cannot be recorded on this device."""
-    if wanted and device.type != "cuda":
+def check_cuda_graph(wanted: bool | Literal["auto"], device: torch.device) -> None:
+    """Raise ValueError if launches are to be recorded on a device that cannot, or for another word."""
+    if wanted != "auto" and not isinstance(wanted, bool):
+        raise ValueError(f'cuda_graph must be True, False or "auto", got {wanted!r}')
+    if wanted is True and device.type != "cuda":
         raise ValueError(
             f"cuda_graph must be False on {device}, got True: only a CUDA device records its "
             "launches; leave it out"
@@ -73,6 +77,25 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def check_kernels(device: torch.device) -> None:
+    """Raise ValueError if the operators' kernels cannot run on a device that would need them."""
+    obstacle = kernel_obstacle(device)
+    if obstacle is not None:
+        raise ValueError(f"device must run the kernels, got {device}: {obstacle}; use --device cpu")
+
+
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Why a GPU cannot run the operators' kernels, None if it can or is none."""
+    if device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "the kernels need Triton (pip install triton)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        return f"the kernels need compute capability 8.0, {name} has less"
+    return None
+
+
 def free_memory(device: torch.device | str) -> int:
     """Bytes that can still be allocated on the device; sys.maxsize where nobody can tell."""
     device = torch.device(device)
@@ -117,9 +140,10 @@ def _group_memory(limit: str, usage: str, stat: str) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes at most, of the CUDA allocator where it was used, else of the process (0 on Windows)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Bytes at most, of the GPU that had most allocated, else of the process (0 on Windows)."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if most := max(map(torch.cuda.max_memory_allocated, gpus), default=0):
+        return most  # the current device is not always the one that is worked on
     if sys.platform == "win32":
         return 0
     import resource

@@ -105,7 +105,8 @@ def compile_all(work: Workload, architecture: str, defaults_only: bool = False) 
         found = list(launches)
         for kernel, (row, first) in rows.items():
             for candidate in () if defaults_only else row.candidates:
-                if candidate == first:
+                # Those in another language are in candidates.py, which also has them for scaled queries.
+                if candidate == first or configurations.language(candidate) != "triton":
                     continue
                 launches.clear()
                 with configurations.pinned({kernel: candidate}):

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from bench.measure.results import Row
-from bench.reporting import comparisons, pages, plots, scaling
+from bench.reporting import comparisons, host, pages, plots, scaling
 from bench.reporting.comparisons import Comparison
 from bench.reporting.plots import Named
+from bench.reporting.targets import CASE, MODELS, TARGETS, Target
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -19,35 +19,9 @@ from bench.reporting.text import (
     table,
 )
 
-GPU, CASE = "H200", "self-bf16-72"  # what the targets are for
+GPU = "H200"  # what the targets are for
 SUMMARY = ("what", "at the largest image", "worst of all", "slower in", "machine", "date")
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
-
-
-class Target(NamedTuple):
-    """At 4K, head dimension 72. topics: a pattern of what is timed for it. kernel: how the name of the
-    one ends whose compiled code predicts cycles."""
-
-    name: str
-    goal: str
-    topics: str
-    kernel: str = ""
-
-
-_FORWARD = "≥ 480 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4"
-_BACKWARD = "≥ 400 useful TFLOP/s, both kernels together"
-_STREAMING = "≥ 85 % of the copy bandwidth, ≥ 1.0 × torch.compile"
-_STEP = "≥ 2 × diffusers, eager and dense; compressed ≥ 33 % faster than dense"
-_ATTENTION = "flash_attention self"
-TARGETS = (
-    Target("attention, forward", _FORWARD, f"{_ATTENTION} forward", "forward.forward"),
-    Target("attention, backward: dQ", _BACKWARD, f"{_ATTENTION} backward", "backward_q"),
-    Target("attention, backward: dK, dV", _BACKWARD, f"{_ATTENTION} backward", "backward_kv"),
-    Target("compress_kv", _STREAMING, "compress_kv .*"),
-    Target("modulate", _STREAMING, "modulate .*"),
-    Target("gate_add_modulate", _STREAMING, "gate_add_modulate .*"),
-    Target("denoising step", _STEP, "denoising step"),
-)
 
 
 def render(results: Sequence[Named]) -> str:
@@ -56,6 +30,7 @@ def render(results: Sequence[Named]) -> str:
     parts = {
         "SUMMARY": table(SUMMARY, _summary(results)),
         "TARGETS": _targets(results),
+        "HOST": host.overview(results),
         "PLOTS": "\n\n".join(pictures),
         "GROWTH": "\n".join(_growth(results)),
         "PAGES": table(("page", "command", "date", "commit", "remarks"), _pages(results)),
@@ -95,7 +70,8 @@ def _lost(own: Sequence[Comparison]) -> int:
 
 
 def _ratio(one: Comparison) -> str:
-    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}), {one.against} at {one.image}"
+    where = f" at {one.image}" if one.image else ""
+    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}), {one.against}{where}"
 
 
 def _date(run: Row) -> str:
@@ -122,7 +98,7 @@ def _targets(results: Sequence[Named]) -> str:
     lines = []
     for target in TARGETS:
         reached = [_reached(target, run) or MISSING for run in measured] or [MISSING]
-        predicted = [_cycles(target, run["rows"]) for run in runs["resources"]]
+        predicted = [_predicted(target, run) for run in runs["resources"]]
         lines.append([target.name, target.goal, *reached, *predicted])
     return table(columns, lines)
 
@@ -139,6 +115,18 @@ def _reached(target: Target, run: Row) -> str:
             ratios = (f"{name} {pages.ratio(row, ours)}" for name, row in times.items())
             found.append(f"{topic}: {', '.join([f'{rate}, {share} of peak', *ratios])}")
     return "; ".join(found)
+
+
+def _predicted(target: Target, run: Row) -> str:
+    """Cycles of the pipes of one kernel, and the rate of all kernels that it takes."""
+    ways = (way for way in run.get("targets", ()) if target.way and way["name"] == target.way)
+    rates = [
+        f"{way[law]['tflops']} TFLOP/s by {law}, {way[order]['tflops'][1]} to "
+        f"{way[order]['tflops'][0]} {order}"
+        for way in ways
+        for law, order in [MODELS]
+    ]
+    return "; ".join(filter(None, [_cycles(target, run["rows"]), *rates]))
 
 
 def _cycles(target: Target, rows: Iterable[Row]) -> str:

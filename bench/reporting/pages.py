@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.measure.results import Content, Row
-from bench.reporting import comparisons, scaling
+from bench.reporting import comparisons, host, scaling, targets
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -211,10 +211,41 @@ def _unfinished(content: Content) -> str:
 
 
 def _gpu(content: Content) -> Iterator[str]:
+    yield from _columns(rows_of(content, "columns"))
     yield from _correctness(rows_of(content, "correctness"))
     yield from _timed(content, "operators", "steps", "pictures")
+    yield from _launches(rows_of(content, "launches"))
     yield from _backends(rows_of(content, "backends"))
     yield from _configurations(rows_of(content, "configurations"))
+
+
+def _columns(rows: Sequence[Row]) -> Iterator[str]:
+    """Whether the narrowest products are right, and which tails are launched."""
+    tried = [row for row in rows if "exact" in row and "config" in row]
+    if rows:
+        yield "## Narrow products"
+    if tried:
+        lines = [
+            [row["columns"], row["dtype"], row["config"], "yes" if row["exact"] else "**no**"]
+            for row in tried
+        ]
+        yield table(
+            ("columns", "dtype", "configuration", "exact"), [list(map(str, x)) for x in lines]
+        )
+    taken = [row["columns"] for row in rows if "columns" in row and "config" not in row]
+    yield f"Tails of V have {taken[-1]} columns in all that follows." if taken else ""
+    yield _absent(rows)
+
+
+def _launches(rows: Sequence[Row]) -> Iterator[str]:
+    """Seconds of first calls, in which kernels are compiled or loaded."""
+    lines = [
+        [row["variant"], *map(duration, row["first_calls"])] for row in rows if "first_calls" in row
+    ]
+    if lines:
+        yield "## First launches"
+        yield table(("operator", "first call", "second call"), lines)
+    yield _absent(rows) if lines else ""
 
 
 def _correctness(rows: Sequence[Row]) -> Iterator[str]:
@@ -271,16 +302,65 @@ def _backends(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _resources(content: Content) -> Iterator[str]:
+    yield _predicted(content)
     columns = ["GPU", "kernel", "configuration", "tried first", "registers", "spilled bytes"]
     columns += ["shared KiB", "warps per SM", "tensor", "useful / issued", "exp", "FMA", "ALU"]
-    columns += ["waits", "loads", "stores", "cycles: tensor/exp/FMA/ALU/issue", "defects", "run"]
+    columns += ["waits", "loads", "stores", "cycles: tensor/exp/FMA/ALU/issue"]
+    models = ["warpgroups with code of their own", "predicted: tensor + issue"]
+    columns += [*models, "defects", "run"]
     lines = []
     for row in rows_of(content):
         name = [row["architecture"], row["what"].strip("_"), row["variant"]]
         counts = _resource_counts(row) if "registers" in row else [""] * 13
+        counts += [_partitions(row), _cycles_predicted(row)]
         first, defects = "yes" * row["default"], "; ".join(row["defects"])
         lines.append([*name, first, *counts, defects, row["run"]])
-    yield table(columns, lines)
+    empty = [
+        i for i, name in enumerate(columns) if name in models and not any(line[i] for line in lines)
+    ]
+    kept = [i for i in range(len(columns)) if i not in empty]
+    yield table([columns[i] for i in kept], ([line[i] for i in kept] for line in lines))
+
+
+def _predicted(content: Content) -> str:
+    """Which goals compiled code says will be met."""
+    found = [target for run in content["runs"] for target in run.get("targets", ())]
+    if not found:
+        return ""
+    return "\n\n".join(
+        [
+            "## Attention at head dimension 72 on an H200, predicted",
+            "Of 64 queries × 128 keys of one head on one SM, with the configurations that are best by "
+            "tensor + issue; `bench/compiled/predictions.py` says what the models are. Nothing was measured.",
+            table(targets.COLUMNS, map(targets.words, found)),
+            targets.sources(),
+            "## Kernels",
+        ]
+    )
+
+
+def _partitions(row: Row) -> str:
+    """Of warpgroups with code of their own: registers and what is wrong in a turn of each."""
+    found = []
+    for one in row.get("partitions", ()):
+        if any(other["number"] for other in row["partitions"]):
+            name = f"{one['number']}{', online' * one['online']}"
+            counts = f"{one['waits']} waits for {one['wgmma']} wgmma, {one['spills']} spills"
+            found.append(
+                f"{name}: {one['registers']} registers, {counts}, {one['exposed']} exposed"
+            )
+    return "; ".join(found)
+
+
+def _cycles_predicted(row: Row) -> str:
+    found = []
+    for one in row.get("predictions", ()):
+        law, order = (one[model] for model in targets.MODELS)
+        rate = f" ({law['tflops']} TFLOP/s)" if "tflops" in law else ""
+        words = f"{one['tensor']} + {one['issue']} = {law['cycles']}{rate}"
+        words += f", in order {order['cycles'][0]} to {order['cycles'][1]}"
+        found.append("online: " * one["online"] + words)
+    return "; ".join(found)
 
 
 def _resource_counts(row: Row) -> list[str]:
@@ -302,6 +382,7 @@ BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
     "cpu": _timed,
     "growth": _growth,
     "gpu": _gpu,
+    "host": lambda content: host.page(rows_of(content)),
     "suite": _timed,
     "resources": _resources,
 }

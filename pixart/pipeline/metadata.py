@@ -27,8 +27,11 @@ MODEL_OPTIONS = (
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
-    "cuda_graph": bool,
+    "cuda_graph": str,
 }  # fmt: skip
+# As the command line says it, and as `Pipeline` takes it. A picture says "on" or "off", and which of the
+# three was asked for; pictures of before said true or false, and false where nothing was asked for too.
+CUDA_GRAPH: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
 _SAMPLERS = {  # as gallery tools call them
     "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
@@ -69,7 +72,7 @@ class Metadata:
         own = str(pipe.scheduler_config.get("_class_name", ""))
         return cls(
             drawn.request,
-            {**asked_model, **opened_with(pipe)},
+            {**asked_model, **opened_with(pipe), "cuda_graph": "on" if drawn.cuda_graph else "off"},
             asked,
             asked_model,
             pipe.weights,
@@ -174,9 +177,9 @@ def _read(version: int, values: dict[str, Any]) -> Metadata:
     first = Request.from_dict({name: asked.get(name, value) for name, value in request.items()})
     return Metadata(
         Request.from_dict(request),
-        _checked_model(model),
+        _checked_model(_in_words(model, "off")),
         _with_open_interval(first) if version == 4 else first,
-        _checked_model({name: asked.get(name, value) for name, value in model.items()}),
+        _checked_model(_in_words({name: asked.get(name, value) for name, value in model.items()}, "auto")),
         weights, values["sampler"], values["batch"], values["library"], version,
     )  # fmt: skip
 
@@ -216,16 +219,31 @@ def _read_older(version: int, values: dict[str, Any]) -> Metadata:
     if any(values[name] is None for name in choices):
         raise ValueError("batched and tile must be known")
     asked = Request.from_dict({name: values[name] for name in _OLD_SETTINGS})
-    model = _checked_model(_with_added(version, values["model"]))
+    model = _with_added(version, values["model"])
+    opened = _checked_model(_in_words(model, "off"))
+    asked_model = _checked_model(_in_words(model, "auto"))
     request = replace(asked, **{name: values[name] for name in choices})
-    if request.guidance is None and model["model"] == EMBEDDED and asked.scheduler not in DISTILLED:
+    if (
+        request.guidance is None
+        and opened["model"] == EMBEDDED
+        and asked.scheduler not in DISTILLED
+    ):
         request = replace(request, guidance=4.5)
     asked = _with_open_interval(asked)
-    return Metadata(request, model, asked, model, library="", version=version)
+    return Metadata(request, opened, asked, asked_model, library="", version=version)
+
+
+def _in_words(model: dict[str, Any], without: str) -> dict[str, Any]:
+    """With cuda_graph in words; files of before say true or false. without: the word for false."""
+    words = {True: "on", False: without}
+    value = model.get("cuda_graph")
+    return {**model, "cuda_graph": words[value]} if isinstance(value, bool) else model
 
 
 def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
     _check(model, _MODEL_TYPES)
+    if model["cuda_graph"] not in CUDA_GRAPH:
+        raise ValueError(f"cuda_graph must be auto, on or off, got {model['cuda_graph']!r}")
     if not all(isinstance(one, str) for one in model["lora"]):
         raise ValueError("lora must be a list of texts")
     return model

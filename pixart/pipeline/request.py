@@ -114,12 +114,14 @@ class Drawn:
     """One finished picture. request: with every setting that drew it, those that free memory decided
     among them; drawn alone again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
     "decode"). batch: how many pictures were denoised in one pass; above 1, bits may differ by rounding.
+    cuda_graph: whether recorded steps were replayed; bits may differ by rounding from those without.
     """
 
     image: "Image"
     request: Request
     seconds: dict[str, float]
     batch: int = 1
+    cuda_graph: bool = False
 
 
 def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:

@@ -20,7 +20,10 @@ if INTERPRETED:
 from triton.runtime.jit import JITFunction
 
 from bench import resources
-from bench.compiled import ahead_of_time, sass
+from bench.compiled import ahead_of_time, counts, flow, sass
+from bench.compiled import rows as compiled_rows
+from bench.compiled.architectures import ARCHITECTURES, resident_warps
+from bench.compiled.defects import defects
 
 Row = dict[str, Any]
 
@@ -52,7 +55,7 @@ def _at_1k(*names: str) -> list[Workload]:
 
 
 def _all_defects(rows: list[Row]) -> list[tuple[str, str, list[str]]]:
-    found = [(row["what"], row["variant"], resources.defects(row)) for row in rows]
+    found = [(row["what"], row["variant"], row["defects"]) for row in rows]
     return [defect for defect in found if defect[2]]
 
 
@@ -60,9 +63,7 @@ def test_default_configurations_keep_to_sm_90(rows):
     assert _all_defects(rows) == []
 
 
-@pytest.mark.parametrize(
-    "architecture", [name for name in resources.ARCHITECTURES if name != "sm_90"]
-)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "sm_90"])
 def test_default_attention_keeps_to_every_other_architecture(architecture):
     assert _all_defects(resources.report(architecture, _attention()[:1], defaults_only=True)) == []
 
@@ -116,9 +117,9 @@ def test_floors_are_those_of_the_shapes(rows):
 
 def test_attention_without_the_head_stride_hint_is_caught(monkeypatch):
     # 72 is not divisible by 16, and Triton looks for nothing less by itself.
-    from pixart_kernels.attention import forward
+    from pixart_kernels.attention import forward_launcher
 
-    monkeypatch.setattr(forward, "stride_divisor", lambda *tensors: 1)
+    monkeypatch.setattr(forward_launcher, "stride_divisor", lambda *tensors: 1)
     text = _attention()[1]
     with torch.no_grad():
         rows = resources.report("sm_80", [text], defaults_only=True)
@@ -142,7 +143,10 @@ GOOD = {
     "wgmma": 13,
     "serialised": False,
     "waits": 4,
+    "loop_spills": 0,
+    "partitions": [],
 }
+WORKER = {"number": 2, "online": False, "waits": 2, "wgmma": 13, "serialised": False, "exposed": 0}
 
 
 @pytest.mark.parametrize(
@@ -161,11 +165,15 @@ GOOD = {
         ({"waits": 5}, "waits 5 times"),
         ({"what": "attention_backward.backward_q", "waits": 7}, "waits 7 times"),
         ({"waits": 3, "serialised": True}, "waits 3 times"),
+        ({"loop_spills": 2}, "spills inside a loop, 2 times"),
+        ({"partitions": [WORKER | {"serialised": True}]}, "partition 2: 2 waits for 13 wgmma"),
+        ({"partitions": [WORKER | {"waits": 5, "online": True}]}, "partition 2, online: 5 waits"),
+        ({"partitions": [WORKER | {"exposed": 32}]}, "partition 2: 32 exponentials while no"),
     ],
 )
 def test_each_guard_catches_what_it_is_for(change, words):
-    assert resources.defects(GOOD) == []
-    (defect,) = resources.defects(GOOD | change)
+    assert defects(GOOD) == []
+    (defect,) = defects(GOOD | change)
     assert words in defect
 
 
@@ -189,9 +197,13 @@ LOOP = """
 
 def test_the_loop_includes_code_that_was_moved_out_of_it():
     program = sass.parse(LOOP)
-    assert sorted(map(sorted, sass.loops(program))) == [[1, 2, 3, 4, 5, 6, 7, 9, 10, 11], [9, 10]]
-    counts = sass.count(program)
-    assert counts == {
+    loops = flow.Flow(program).loops()
+    assert sorted(sorted(loop.indices) for loop in loops) == [
+        [1, 2, 3, 4, 5, 6, 7, 9, 10, 11],
+        [9, 10],
+    ]
+    found = counts.count(program)
+    assert found == {
         "tensor": {"64x64x16": 1},
         "exp": 1,
         "fma": 1,
@@ -201,7 +213,7 @@ def test_the_loop_includes_code_that_was_moved_out_of_it():
         "wgmma": 1,
         "serialised": True,  # one wait for one wgmma
     }
-    assert sass.transfers(program, "load") == {"2": 1}
+    assert counts.transfers(program, "load") == {"2": 1}
 
 
 GCN = """
@@ -219,10 +231,10 @@ GCN = """
 
 def test_amd_assembly_is_read_too():
     program = sass.parse(GCN)
-    counts = sass.count(program)
-    assert counts["tensor"] == {"32x32x8": 1}
-    assert [counts[kind] for kind in ("exp", "fma", "alu", "waits")] == [1, 1, 1, 1]
-    assert sass.transfers(program, "load") == {"16": 1}
+    found = counts.count(program)
+    assert found["tensor"] == {"32x32x8": 1}
+    assert [found[kind] for kind in ("exp", "fma", "alu", "waits")] == [1, 1, 1, 1]
+    assert counts.transfers(program, "load") == {"16": 1}
 
 
 TTIR = """
@@ -238,16 +250,16 @@ TTIR = """
 
 
 def test_products_are_those_of_the_innermost_loop():
-    assert resources.loop_products(TTIR) == [(64, 32, 16)]
+    assert compiled_rows.loop_products(TTIR) == [(64, 32, 16)]
 
 
 def test_resident_warps_are_bound_by_what_runs_out_first():
-    sm_90 = resources.ARCHITECTURES["sm_90"]
-    assert resources.resident_warps(sm_90, 32, 0, 4) == 64  # warps
-    assert resources.resident_warps(sm_90, 128, 60_000, 8) == 16  # registers
-    assert resources.resident_warps(sm_90, 32, 100_000, 8) == 16  # shared memory
-    assert resources.resident_warps(sm_90, 32, 0, 1) == 32  # programs
-    assert resources.resident_warps(sm_90, 255, 200_000, 16) == 0
+    sm_90 = ARCHITECTURES["sm_90"]
+    assert resident_warps(sm_90, 32, 0, 4) == 64  # warps
+    assert resident_warps(sm_90, 128, 60_000, 8) == 16  # registers
+    assert resident_warps(sm_90, 32, 100_000, 8) == 16  # shared memory
+    assert resident_warps(sm_90, 32, 0, 1) == 32  # programs
+    assert resident_warps(sm_90, 255, 200_000, 16) == 0
 
 
 def test_command_writes_json_and_machine_code(tmp_path, monkeypatch, capsys):
@@ -257,7 +269,7 @@ def test_command_writes_json_and_machine_code(tmp_path, monkeypatch, capsys):
     with torch.no_grad():
         resources.main(["--arch", "sm_90", "--json", str(file), "--dump", str(directory)])
     (run,) = results.read(file)["runs"]
-    assert run["triton"] and run["machine"] is None
+    assert run["triton"] and run["machine"] is None and run["complete"]
     stems = [f"{row['what']}.{row['variant']}.sm_90" for row in run["rows"]]
     assert 1 < len(stems) <= 8  # configurations
     written = {path.name for path in directory.iterdir()}

@@ -1,14 +1,17 @@
-"""How fast a device multiplies at most."""
+"""How fast a device multiplies at most, and which GPUs cannot run the kernels."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pixart import device
-from pixart.device import check_attention, measure_peak
+from pixart import Pipeline, device
+from pixart.device import check_kernels, measure_peak, peak_memory
+from pixart.pipeline import load
+from pixart.train import main as train
 
 CPU = torch.device("cpu")
 
@@ -64,23 +67,60 @@ def test_a_real_peak_is_that_of_real_products(dtype: torch.dtype) -> None:
     assert 1e8 < measure_peak(CPU, dtype, 0.02) < 1e16
 
 
-GPU = torch.device("cuda")
+@pytest.fixture
+def turing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a Tesla T4 as its second GPU, beside one that is newer."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    capabilities = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "where", "message"),
-    [
-        ("int4", CPU, 'must be "int8", "fp8" or None, got \'int4\''),
-        ("int8", torch.device("mps"), 'must be None on mps, got "int8"'),
-        ("fp8", GPU, 'must be "int8" or None on A100, got "fp8": its matrix units have no e4m3'),
-    ],
-)
-def test_8_bit_attention_is_refused_where_it_cannot_be(
-    wanted: str, where: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
+def test_the_most_memory_is_that_of_the_gpu_that_was_worked_on(
+    turing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    for right in (("int8", GPU), ("fp8", CPU), (None, torch.device("mps"))):
-        check_attention(*right)
-    with pytest.raises(ValueError, match=f"attention {message}"):
-        check_attention(wanted, where)
+    allocated = {0: 0, 1: 5 << 30}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index=0: allocated[index])
+    assert peak_memory() == 5 << 30
+    allocated[1] = 0
+    assert 10**8 < peak_memory() < 1 << 40  # of the process
+
+
+TOO_OLD = (
+    "device must run the kernels, got cuda:1: the kernels need compute capability 8.0, Tesla T4 "
+    "has less; use --device cpu"
+)
+
+
+def test_a_gpu_without_the_kernels_instructions_is_told_by_name(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for runs in (CPU, torch.device("mps"), torch.device("cuda:0")):
+        check_kernels(runs)
+    with pytest.raises(ValueError) as refusal:
+        check_kernels(torch.device("cuda:1"))
+    assert str(refusal.value) == TOO_OLD
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="got cuda:0: the kernels need Triton"):
+        check_kernels(torch.device("cuda:0"))
+
+
+def test_a_pipeline_on_such_a_gpu_is_refused_before_anything_is_fetched(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "find_source", lambda *_: pytest.fail("it looks for the model"))
+    with pytest.raises(ValueError) as refusal:
+        Pipeline.from_pretrained("sigma-1024", device="cuda:1")
+    assert str(refusal.value) == TOO_OLD
+
+
+def test_training_a_transformer_on_such_a_gpu_is_refused(
+    turing: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "run")
+    assert train(["shapes-kv", "--device", "cuda:1", "--output", output, "--dry-run"]) == 2
+    assert TOO_OLD in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""flash_attention: among image tokens, over merged ones, over the caption, over captions of any length."""
+"""flash_attention: among image tokens, over merged ones, over the caption, over captions of any length;
+and where one key has nearly all of a query's weight, which shows how weights are rounded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +41,7 @@ PACKAGES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "fa4": "flash_at
 
 
 def _keys(work: Workload) -> int:
-    if work.kind in ("self", "compressed"):
+    if work.kind in ("self", "compressed", "peaked"):
         return sizes.tokens(work.size, work.ratio if work.kind == "compressed" else 1)
     return work.config.model_max_length
 
@@ -60,8 +61,10 @@ def _shape(work: Workload) -> dict[str, Any]:
 
 def _inputs(work: Workload, draw: Draw) -> Inputs:
     batch, dtype, keys = work.batch, work.dtype, _keys(work)
-    if work.kind in ("self", "compressed"):
+    if work.kind in ("self", "compressed", "peaked"):
         q, k, v = draw(batch, work.tokens, 3, *work.heads, dtype=dtype).unbind(2)
+    if work.kind == "peaked":
+        q = (3 * k.roll(1, dims=1) + q / 2).to(dtype)
     if work.kind == "compressed":
         k, v = (draw(batch, keys, *work.heads, dtype=dtype) for _ in range(2))
     if work.kind in ("cross", "masked"):
@@ -224,6 +227,7 @@ ATTENTION = Operator(
     batched=("masked",),
     tuned=("self", "compressed"),
     more=lambda operator: [Workload(operator, size, "masked", 2) for size in ("1k", "4k")],
+    checked=lambda operator: [Workload(operator, "1k", "peaked")],
     compiled=_compiled,
     label=lambda work: f"{work.kind}-{SHORT[work.dtype]}-{work.heads[1]}",
     shape=_shape,

@@ -6,7 +6,9 @@ B batch, N image tokens, M key tokens (image tokens after compression, or captio
 D head channels. Softmax and sums are fp32; the output is rounded once.
 """
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -144,7 +146,7 @@ def _backward_schema(
 
 
 def _prepare_backward(*arguments: Any) -> Compute:
-    from pixart_kernels.attention.backward import prepare
+    from pixart_kernels.attention.backward_launcher import prepare
 
     return prepare(*arguments)
 
@@ -218,6 +220,29 @@ _attention_backward = register_backward(
     fake=_fake_backward,
     setting=_precision_of_gradients,
 )
+
+
+SCALE_OF_SCALED = math.log(2)  # what is left of a scale whose rest, log2(e) included, q came with
+
+
+@cache
+def _takes_scaled(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    from pixart_kernels.attention.forward_launcher import takes_scaled_queries
+
+    return takes_scaled_queries(device, dtype, head_dim)
+
+
+def takes_scaled_queries(x: Tensor, head_dim: int) -> bool:
+    """Whether a projection does well to multiply queries of x's device and dtype by scale · log2(e)
+    before it rounds them, and attention to be called with scale=SCALE_OF_SCALED.
+
+    It then has one product less for each score. True where a Gluon kernel is what is launched; asked
+    once for each device, dtype and head dimension.
+    """
+    kind = x.device.type
+    if kind not in TRITON_DEVICES or x.element_size() != 2 or torch.compiler.is_compiling():
+        return False
+    return _takes_scaled(x.device, x.dtype, head_dim)
 
 
 def flash_attention(

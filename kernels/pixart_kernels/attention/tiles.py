@@ -5,6 +5,9 @@ tensor cores' work zeros; as 64 + 16 it is 10 %. Each product is then two: one w
 columns and one with the tail's, whose missing columns are loaded as zeros.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,6 +42,16 @@ def stride_divisor(*tensors: Tensor) -> int:
 def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
     """All but the last, divided by what divides them: kernels multiply again."""
     return tuple(stride // divisor for stride in x.stride()[:3])
+
+
+def without_data(x: Tensor) -> Tensor:
+    """A tensor of that dtype, shape and strides, which is nowhere."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def is_one(scale: float) -> bool:
+    """Whether queries came scaled: with SCALE_OF_SCALED, only rounding is left of scale · log2(e)."""
+    return math.isclose(scale, 1.0, rel_tol=1e-12)
 
 
 @triton.jit

@@ -110,7 +110,7 @@ class Door:
     def __call__(self, *arguments: Any) -> Any:
         if is_observed():
             return self._observed(arguments)
-        key: list[Any] = [] if self.setting is None else [self.setting(*arguments)]
+        key: list[Any] = []
         device, wants_gradient = None, False
         for x in arguments:
             kind = type(x)
@@ -130,6 +130,8 @@ class Door:
                 key.append(x)
             else:
                 return self._observed(arguments)
+        if self.setting is not None:  # which only kernels depend on
+            key.append(self.setting(*arguments))
         known = tuple(key)
         compute = self.kept.get(known) or self._keep(known, arguments)
         if wants_gradient and torch.is_grad_enabled():

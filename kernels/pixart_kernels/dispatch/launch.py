@@ -8,6 +8,7 @@ for each kernel. From its second call on a Launch starts what Triton compiled, p
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,12 +55,26 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed == "tf32" else "ieee"
 
 
+def wanted_language() -> str | None:
+    """ "triton" or "gluon" where PIXART_ATTENTION says so, None for what the table has first. Raises
+    ValueError for other words."""
+    value = os.environ.get("PIXART_ATTENTION") or None
+    if value not in (None, "triton", "gluon"):
+        raise ValueError(f"PIXART_ATTENTION must be triton or gluon, got {value!r}")
+    return value
+
+
 def is_switched_on(name: str) -> bool:
     """An environment variable that is on unless it says 0. Raises ValueError for other words."""
     value = os.environ.get(name, "1")
     if value not in ("0", "1"):
         raise ValueError(f"{name} must be 0 or 1, got {value!r}")
     return value == "1"
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on this device what no Launch does: Triton takes the current one, whatever it is given."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Box(TensorDescriptor):
@@ -74,9 +89,9 @@ class Launch:
 
     kernel: its parameters are tensors or None, then descriptors, then numbers, then constants.
     device: of the tensors. grid: programs. numbers: the values after the descriptors, constants: those
-    of the constexprs, both in the kernel's order. boxes(tensors) makes the descriptors; where it is
-    None or an address is not a multiple of 16, they are `box_count` times None. options: of Triton's
-    compiler.
+    of the constexprs, both in the kernel's order. boxes(tensors) makes the descriptors; a kernel that
+    can do without takes `box_count` times None where there is no such function or an address is not a
+    multiple of 16. options: of Triton's compiler.
 
     Triton compiles for dtypes, for None, for what integers are and for whether 16 divides an address.
     Who keeps a Launch by dtypes, shapes and strides fixes all but the last: tensors with other
@@ -125,7 +140,7 @@ class Launch:
                 address = x.data_ptr()
                 addresses.append(address)
                 bits |= address
-        if bits % ALIGNMENT or self.boxes is None:
+        if self.boxes is None or (bits % ALIGNMENT and self.box_count):
             boxes: Sequence[TensorDescriptor | None] = (None,) * self.box_count
         else:
             boxes = self.boxes(tensors)
