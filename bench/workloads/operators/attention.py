@@ -251,9 +251,7 @@ def _eight_bit(precision: str) -> Operator:
         peers=lambda work, hurried: {},
         flops=_flops,
         kinds=(),
-        compiled=lambda operator: [
-            Workload(operator, "1k", "self", 2, head_dim=head_dim) for head_dim in (64, 72, 96, 128)
-        ],
+        compiled=lambda operator: [Workload(operator, "1k", "self", 2)],
         label=lambda work: f"{precision}-{SHORT[work.dtype]}-{work.heads[1]}",
         has_backward=False,
     )
