@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from typing import Any
 
 import pytest
@@ -83,7 +84,9 @@ def test_every_kernel_is_reported(rows):
                 found[ahead_of_time.kernel_name(value)] = value.fn
     called = {name for function in found.values() for name in function.__code__.co_names}
     kernels = {name for name, function in found.items() if function.__name__ not in called}
-    assert kernels and kernels == {row["what"] for row in rows}
+    # One source has two names: of the kernel for dQ, and of that for dK and dV.
+    reported = {re.sub(r"(hopper_backward_kernel)_(q|kv)$", r"\1", row["what"]) for row in rows}
+    assert kernels and kernels == reported
 
 
 FORWARD = {
