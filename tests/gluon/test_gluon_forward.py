@@ -164,7 +164,7 @@ MISTAKES = {
     "turns that begin with nobody": ("(j & 1) ^ 1 if WHICH else j & 1", "(j & 1) ^ 1"),
     "another's Q": ("q = matrix(memory[0].index(WHICH)", "q = matrix(memory[0].index(0)"),
     "the tail copied over the ones": ("v_halves.index(2 * slot))", "v_halves.index(2 * slot + 1))"),
-    "no ones": ("    _write_ones(v_halves, STAGES, BLOCK_K)\n", ""),
+    "no ones": ("    _write_ones(v_halves, STAGES, BLOCK_K)", "    pass"),
     "ones without a fence": ("store(ones)\n    fence_async_shared()\n", "store(ones)\n"),
     "halves interleaved": (
         "[0, 4]] + [[2**i, 0] for i in range(rows.bit_length() - 1)] + [[0, 8]]",
