@@ -37,6 +37,26 @@ def check_cuda_graph(wanted: bool | Literal["auto"], device: torch.device) -> No
         )
 
 
+def check_attention(wanted: str | None, device: torch.device) -> None:
+    """Raise ValueError if self-attention cannot be computed in this precision on this device."""
+    if wanted is None:
+        return
+    if wanted not in ("int8", "fp8"):
+        raise ValueError(f'attention must be "int8", "fp8" or None, got {wanted!r}')
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f'attention must be None on {device}, got "{wanted}": 8-bit attention runs on CUDA, and on '
+            "a CPU by a slow reference; leave it out"
+        )
+    if wanted == "fp8" and device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
+            raise ValueError(
+                f'attention must be "int8" or None on {name}, got "fp8": its matrix units have no e4m3 '
+                "numbers; NVIDIA's have from sm_89 on"
+            )
+
+
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best there is. ValueError when it is not there."""
     if device is None:

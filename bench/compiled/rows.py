@@ -12,6 +12,7 @@ from typing import Any
 from bench.compiled import counts, predictions, sass, turns
 from bench.compiled.ahead_of_time import Launch
 from bench.compiled.architectures import ARCHITECTURES, Architecture, resident_warps
+from bench.compiled.candidates import constants
 from bench.compiled.defects import COMPILED, defects
 from bench.compiled.turns import Turn
 from bench.workloads.operators import Workload
@@ -60,13 +61,14 @@ def _asked(row: Row, compiled: Any, limits: Architecture) -> Row:
         "loads": counts.transfers(program, "load"),
         "stores": counts.transfers(program, "store"),
         "loop_spills": turns.loop_spills(program),
+        "scaled": bool(constants(compiled).get("SCALED")),  # q comes multiplied by the scale
         "partitions": [],
         "predictions": [],
     }
     if row["head_dim"]:
         found = turns.turns(program, registers)
         asked |= {"partitions": partitions(found)}
-        asked |= {"predictions": _predictions(row | asked, found, _constants(compiled))}
+        asked |= {"predictions": _predictions(row | asked, found, constants(compiled))}
         if turns.are_specialised(found):
             return asked | _shared_work(row, found, limits)
     return asked | _tile_work(row | asked, compiled, limits)
@@ -91,24 +93,18 @@ def partitions(found: Iterable[Turn]) -> list[Row]:
     ]
 
 
-def _predictions(row: Row, found: Sequence[Turn], constants: Row) -> list[Row]:
+def _predictions(row: Row, found: Sequence[Turn], known: Row) -> list[Row]:
     """Of sm_90: elsewhere no published kernel's code is known to hold them against."""
     programs = row["resident_warps"] // row["warps"]
     if row["architecture"] != "sm_90" or not programs or any(turn.serialised for turn in found):
         return []
     passes = "backward" if "backward" in row["what"] else "forward"
     flops = predictions.FLOPS[passes] * predictions.UNIT * row["head_dim"]
-    turned = bool(constants.get("TURNS"))
+    turned = bool(known.get("TURNS"))
     made = predictions.predict(found, row["warps"], programs, taking_turns=turned)
     # One that sums over keys only, or over queries only, leaves the other half to another.
     is_whole = not re.search(r"_(q|kv)(_kernel)?$", row["what"])
     return [predictions.as_json(prediction, flops, is_whole) for prediction in made]
-
-
-def _constants(compiled: Any) -> Row:
-    """What is compiled in, by name."""
-    names = compiled.src.fn.arg_names
-    return {names[path[0]]: value for path, value in compiled.src.constants.items()}
 
 
 def _shared_work(row: Row, found: Sequence[Turn], limits: Architecture) -> Row:
@@ -145,8 +141,8 @@ def _tile_work(row: Row, compiled: Any, limits: Architecture) -> Row:
     work: Row = {"products": len(products), "useful_share": None, "cycles": None}
     if not products or not row["tensor"]:
         return work
-    constants = _constants(compiled)
-    scores = math.prod(v for name, v in constants.items() if name.startswith("BLOCK_"))
+    known = constants(compiled)
+    scores = math.prod(v for name, v in known.items() if name.startswith("BLOCK_"))
     written = sum(math.prod(product) for product in products)  # multiply-adds of a program
     if "?" in row["tensor"]:
         work["tensor"] = {f"{m}x{n}x{k}": products.count((m, n, k)) for m, n, k in products}
@@ -156,7 +152,7 @@ def _tile_work(row: Row, compiled: Any, limits: Architecture) -> Row:
         # A power of two of warps or warpgroups issues that; what is more than written is padding.
         issuers = 1 << max(0, math.ceil(math.log2(written / once)))
         issued, warpgroups = once * issuers, issuers if row["wgmma"] else issuers / 4
-    parts = 2 if constants.get("TAIL") else 1
+    parts = 2 if known.get("TAIL") else 1
     work["useful_share"] = len(products) // parts * scores * row["head_dim"] / issued
     tiles = predictions.UNIT / scores
     lanes = 4 * warpgroups * limits.warp_size * tiles

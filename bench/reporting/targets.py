@@ -38,8 +38,8 @@ class Peer(NamedTuple):
 class Way(NamedTuple):
     """A way to compute attention or its gradient, by one kernel or several, one after the other.
 
-    kernels: patterns of their names. cycles: at most so many of a unit, by tensor + issue; None where
-    none is asked for. rate: useful TFLOP/s.
+    kernels: patterns of their names. rate: useful TFLOP/s that are the goal. cycles: at most so many of a
+    unit, by tensor + issue; None where none is asked for. scaled: whether q comes multiplied by the scale.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Way(NamedTuple):
     kernels: tuple[str, ...]
     rate: int
     cycles: int | None = None
+    scaled: bool = False
 
 
 PEERS = {
@@ -62,23 +63,22 @@ PEERS = {
         Peer("FA4", 455, "the same rule, T of 80 = 1600, counted in its code compiled at 72"),
     ),
 }
+_TRITON = (r"attention_backward\.backward_q_kernel", r"attention_backward\.backward_kv_kernel")
+_GLUON = (
+    r"attention_hopper_backward\.hopper_backward_kernel_q",
+    r"attention_hopper_backward\.hopper_backward_kernel_kv",
+)
+_GLUON_FORWARD = (r"attention_hopper_forward\.forward",)
+_ONE_PASS = (r"attention_hopper_sums\.hopper_sums_kernel",)
 WAYS = (
     Way("forward, Triton", "forward", (r"attention_forward\.forward",), 590),
-    Way("forward, Gluon", "forward", (r"attention_hopper_forward\.forward",), 590, 955),
-    Way(
-        "backward, Triton, two passes",
-        "backward",
-        (r"attention_backward\.backward_q.*", r"attention_backward\.backward_kv.*"),
-        480,
-    ),
-    Way(
-        "backward, Gluon, two passes",
-        "backward",
-        (r"attention_hopper_backward\..*_q", r"attention_hopper_backward\..*_kv"),
-        480,
-        2930,
-    ),
-    Way("backward, Gluon, one pass", "backward", (r"attention_hopper_sums\..*",), 480, 2400),
+    Way("forward, Gluon", "forward", _GLUON_FORWARD, 590, 955),
+    Way("forward, Gluon, q scaled", "forward", _GLUON_FORWARD, 590, 860, scaled=True),
+    Way("backward, Triton, two passes", "backward", _TRITON, 480),
+    Way("backward, Gluon, two passes", "backward", _GLUON, 480),
+    Way("backward, Gluon, two passes, q scaled", "backward", _GLUON, 480, 2930, scaled=True),
+    Way("backward, Gluon, one pass", "backward", _ONE_PASS, 480),
+    Way("backward, Gluon, one pass, q scaled", "backward", _ONE_PASS, 480, 2400, scaled=True),
 )
 
 _FORWARD = "≥ 590 useful TFLOP/s, ≥ 1.25 × the best SDPA backend, ≥ 1.0 × FA4"
@@ -116,14 +116,14 @@ def predicted(rows: Sequence[Row]) -> list[Row]:
     found = []
     for way in WAYS:
         for online in (False, True):
-            best = [_best(rows, kernel, online) for kernel in way.kernels]
+            best = [_best(rows, kernel, way.scaled, online) for kernel in way.kernels]
             chosen = [one for one in best if one is not None]
             if len(chosen) == len(way.kernels):
                 found.append(_as_row(way, online, chosen))
     return found
 
 
-def _best(rows: Iterable[Row], kernel: str, online: bool) -> tuple[Row, Row] | None:
+def _best(rows: Iterable[Row], kernel: str, scaled: bool, online: bool) -> tuple[Row, Row] | None:
     """A row and its prediction."""
     fitting = [
         (row, prediction)
@@ -132,6 +132,7 @@ def _best(rows: Iterable[Row], kernel: str, online: bool) -> tuple[Row, Row] | N
         and row["architecture"] == ARCHITECTURE
         and CASE in row["floor_bytes"]
         and not row["defects"]
+        and row.get("scaled", False) == scaled
         for prediction in row.get("predictions", ())
         if prediction["online"] == online
     ]

@@ -30,8 +30,9 @@ def compare(
     for name, one in ready.items():
         against, expected = truth(name)
         plain = unchanged.get(name)
-        known = plain is not None and plain in ready
-        beside = {plain: distance(one.result, ready[plain].result)} if known else {}
+        beside = {}
+        if plain is not None and plain in ready:
+            beside = {plain: distance(one.result, ready[plain].result)}
         errors = {} if expected is None else {"out0": distance(one.result, expected)}
         agrees = all(error <= bound for error in (*errors.values(), *beside.values()))
         if expected is None:

@@ -163,6 +163,7 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
             ema=options.ema,
             null_caption=options.null_caption,
             cuda_graph=CUDA_GRAPH[options.cuda_graph],
+            attention=options.attention,
             cache_dir="auto" if options.cache else None,
             progress=bar.advance,
         )

@@ -203,7 +203,7 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
 
 def _check_early(options: Options, jobs: Iterable[Job]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
-    from pixart.device import check_cuda_graph, choose_device
+    from pixart.device import check_attention, check_cuda_graph, choose_device
     from pixart.sampler.schedulers import SCHEDULERS
 
     for job in jobs:
@@ -214,6 +214,7 @@ def _check_early(options: Options, jobs: Iterable[Job]) -> None:
     if options.kv_compress:
         KVCompression.parse(options.kv_compress)
     check_cuda_graph(CUDA_GRAPH[options.cuda_graph], choose_device(options.device))
+    check_attention(options.attention, choose_device(options.device))
     if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
 

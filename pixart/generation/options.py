@@ -73,6 +73,9 @@ class Options(_Sampling):
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record a denoising step once per size and replay it: quicker where the CPU launches more slowly than
     the GPU computes. auto: on CUDA, for pictures of up to 1024x1024 pixels. CUDA only."""
+    attention: Literal["int8", "fp8"] | None = None
+    """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
+    --dtype."""
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False

@@ -65,6 +65,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
+        self.precision: str | None = None  # of its products: see PixArt.set_attention
         self.compression = compression
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -82,14 +83,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
         batch, tokens, width = x.shape
-        is_scaled = self.q_norm is None and scales_queries(x, self.qkv, width // self.num_heads)
+        can_scale = self.q_norm is None and self.precision is None
+        is_scaled = can_scale and scales_queries(x, self.qkv, width // self.num_heads)
         if self.compression is None and self.q_norm is None and not is_scaled:
             q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
         else:
             parts = self._merge(x, grid, self.compression, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
         scale = SCALE_OF_SCALED if is_scaled else None
-        return self.proj(flash_attention(q, k, v, scale=scale).flatten(2))  # of (B, N or M, H, D)
+        out = flash_attention(q, k, v, scale=scale, precision=self.precision)  # (B, N, H, D)
+        return self.proj(out.flatten(2))
 
     def _merge(
         self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None, is_scaled: bool

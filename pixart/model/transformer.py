@@ -57,6 +57,14 @@ class PixArt(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
+    def set_attention(self, precision: str | None) -> None:
+        """Compute self-attention with 8-bit products, "int8" or "fp8", for inference; None: in full.
+
+        Cross-attention stays in full: its keys are few, and quantising them would take longer than it saves.
+        """
+        for block in self._blocks:
+            block.attn.precision = precision
+
     def forward(
         self,
         latents: Tensor,

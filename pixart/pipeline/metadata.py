@@ -1,8 +1,8 @@
 """How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
 
-Version 5 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
-asked for but chosen, what was asked for. In version 4 the guided part of the trajectory could not be
-left open. Versions 1 to 3 held what was asked for alone.
+Version 6 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
+asked for but chosen, what was asked for. Version 5 knew no attention in 8 bits. In version 4 the guided
+part of the trajectory could not be left open. Versions 1 to 3 held what was asked for alone.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Options of the command line that decide a picture's bits beside the request itself.
 MODEL_OPTIONS = (
     "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
-    "text_encoder_dtype", "device", "cuda_graph",
+    "text_encoder_dtype", "device", "cuda_graph", "attention",
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
@@ -168,7 +168,8 @@ def _read(version: int, values: dict[str, Any]) -> Metadata:
         "weights": dict, "sampler": str, "batch": int,
     }  # fmt: skip
     _check(values, kinds)
-    request, model, asked = values["request"], values["model"], values["asked"]
+    request, asked = values["request"], values["asked"]
+    model = _with_added(version, values["model"])
     check_keys(asked, (*request, *model))
     weights = values["weights"]
     if not all(isinstance(one, str) for one in weights.values()):
@@ -197,7 +198,17 @@ _OLD_SETTINGS = (
 _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
     2: {"config": None, "variant": None, "ema": False, "cuda_graph": False},
     3: {"lora": []},
+    6: {"attention": None},
 }
+
+
+def _with_added(version: int, model: dict[str, Any]) -> dict[str, Any]:
+    for later, added in _ADDED_TO_MODEL.items():
+        if version < later:
+            if added.keys() & model.keys():
+                raise ValueError(f"version {version} has no {', '.join(added)}")
+            model = model | added
+    return model
 
 
 def _read_older(version: int, values: dict[str, Any]) -> Metadata:
@@ -208,12 +219,7 @@ def _read_older(version: int, values: dict[str, Any]) -> Metadata:
     if any(values[name] is None for name in choices):
         raise ValueError("batched and tile must be known")
     asked = Request.from_dict({name: values[name] for name in _OLD_SETTINGS})
-    model = values["model"]
-    for later, added in _ADDED_TO_MODEL.items():
-        if version < later:
-            if added.keys() & model.keys():
-                raise ValueError(f"version {version} has no {', '.join(added)}")
-            model = model | added
+    model = _with_added(version, values["model"])
     opened = _checked_model(_in_words(model, "off"))
     asked_model = _checked_model(_in_words(model, "auto"))
     request = replace(asked, **{name: values[name] for name in choices})

@@ -17,7 +17,7 @@ from pixart.files import check_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 5  # other fields, another number; pixart.pipeline.metadata reads what 1 to 4 wrote
+VERSION = 6  # other fields, another number; pixart.pipeline.metadata reads what 1 to 5 wrote
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
 MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
@@ -101,7 +101,7 @@ class Request:
         """
         settings = dict(values)
         version = settings.pop("version", VERSION)
-        if version not in (4, VERSION):  # 4 had the same fields
+        if version not in (4, 5, VERSION):  # they had the same fields
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         check_keys(settings, SETTINGS)
         if "prompt" not in settings:

@@ -18,7 +18,7 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, free_memory, return_cached
+from pixart.device import check_attention, check_cuda_graph, free_memory, return_cached
 from pixart.files import fingerprint_files
 from pixart.graphs.capture import GraphError
 from pixart.model.transformer import PixArt
@@ -66,6 +66,7 @@ class Pipeline:
 
     scheduler: the name of the one to draw with by default, None for that of scheduler_config.
     sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
+    attention: the precision of self-attention's products, "int8" or "fp8", None for that of the model.
     weight_files: what the parts were read from, for `weights`.
     """
 
@@ -81,11 +82,13 @@ class Pipeline:
     scheduler: str | None = None
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
+    attention: str | None = None
     _captions: CaptionStore = field(init=False, repr=False)
     _graphs: PictureGraphs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._graphs = PictureGraphs(self.cuda_graph, self.device)
+        check_attention(self.attention, self.device)
         self._captions = CaptionStore(
             self.text_encoder, self.opened, self.family, self.null_caption, self._make_room
         )
@@ -106,6 +109,7 @@ class Pipeline:
         ema: bool = False,
         null_caption: NullCaption | None = None,
         cuda_graph: CudaGraphChoice = "auto",
+        attention: str | None = None,
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
     ) -> "Pipeline":
@@ -123,12 +127,14 @@ class Pipeline:
         reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
         recorded steps, for the CPU launches those of small pictures too slowly: "auto" on CUDA and up to
         1024×1024 pixels; where a step cannot be recorded, True raises GraphError, "auto" warns and draws
-        the picture without, from its first step. cache_dir: of prompt embeddings. progress: called
+        the picture without, from its first step. attention: "int8" or "fp8" multiplies 8-bit numbers in
+        self-attention, see PixArt.set_attention. cache_dir: of prompt embeddings. progress: called
         OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
         device, dtype = load.choose_numbers(device, dtype)
         check_cuda_graph(cuda_graph, device)
+        check_attention(attention, device)
         advance = progress or (lambda: None)
         found = load.find_source(source, transformer, variant)
         opened = load.open_denoiser(
@@ -152,12 +158,15 @@ class Pipeline:
         return cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
             cuda_graph, found.scheduler, sampling, load.weight_files(found, lora),
+            attention,
         )  # fmt: skip
 
     @property
     def transformer(self) -> PixArt:
         """The model, read into the device's memory when it is first asked for."""
-        return self.opened.load(self.device)
+        model = self.opened.load(self.device)
+        model.set_attention(self.attention)
+        return model
 
     @transformer.setter
     def transformer(self, model: PixArt) -> None:

@@ -252,18 +252,21 @@ def compiled(what: str, config: str, *made: Row, **changes: Any) -> Row:
 
 def test_targets_are_held_against_the_best_that_has_no_defect() -> None:
     forward = "attention_hopper_forward.forward"
+    once = "attention_hopper_sums.hopper_sums_kernel"
     found = targets.predicted(
         [
             compiled(forward, "slow", prediction(960)),
             compiled(forward, "good", prediction(890), prediction(1100, online=True)),
             compiled(forward, "spills", prediction(700), defects=["spills 8 bytes"]),
+            compiled(forward, "scaled", prediction(800), scaled=True),
             compiled(forward, "other", prediction(600), architecture="sm_100"),
             compiled("attention_backward.backward_q_kernel", "a", prediction(1300, flops=10)),
             compiled("attention_backward.backward_kv_kernel", "b", prediction(1700, flops=10)),
-            compiled("attention_hopper_sums.hopper_sums_kernel", "c", prediction(2401, flops=10)),
+            compiled(once, "c", prediction(2401, flops=10), scaled=True),
         ]
     )
-    forward_row, online, two, one = found
+    forward_row, online, scaled, two, one = found
+    assert scaled["configurations"] == {forward: "scaled"} and scaled["met"]["cycles"]
     assert forward_row["name"] == "forward, Gluon" and online["name"] == "forward, Gluon, online"
     assert forward_row["configurations"] == {forward: "good"}
     assert forward_row["met"] == {"cycles": True, "tflops": True}  # 955 cycles, 590 TFLOP/s

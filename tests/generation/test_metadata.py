@@ -95,7 +95,7 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
 
 def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
-    assert values["version"] == VERSION == 5
+    assert values["version"] == VERSION == 6
     assert values["library"] == f"pixart {__version__}"
     left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
                  "guidance_interval": None, "scheduler": None, "batched": None, "tile": None}  # fmt: skip
@@ -105,15 +105,25 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     assert all(value is not None for name, value in request.items() if name not in kept_open)
 
 
+def test_a_picture_of_version_5_had_attention_in_full() -> None:
+    one = drawn()
+    values = json.loads(one.to_text()) | {"version": 5}
+    with pytest.raises(ValueError, match="version 5 has no attention"):
+        Metadata.from_text(json.dumps(values))
+    del values["model"]["attention"]
+    read = Metadata.from_text(json.dumps(values))
+    assert (read.model, read.asked_model) == (one.model, one.asked_model)
+
+
 def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
     values = json.loads(drawn().to_text())
     info = PngInfo()
-    info.add_itxt(KEY, json.dumps({**values, "version": 6, "more": "than we know"}))
+    info.add_itxt(KEY, json.dumps({**values, "version": 7, "more": "than we know"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert main(["--from-image", "x.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pixart.generate: x.png: was drawn by a newer pixart (version 6 of its metadata, this one reads "
-        "1 to 5); update pixart"
+        "pixart.generate: x.png: was drawn by a newer pixart (version 7 of its metadata, this one reads "
+        "1 to 6); update pixart"
     ]
 
 
@@ -148,7 +158,7 @@ def test_a_picture_of_every_version_is_drawn_again(path: Path) -> None:
     assert apart <= 2
     again = read_metadata(Path("again.png"))
     old = read_metadata(path)
-    assert again.version == 5 and again.request.seed == old.request.seed
+    assert again.version == 6 and again.request.seed == old.request.seed
     assert (again.request.width, again.request.height) == Image.open(path).size
 
 

@@ -95,7 +95,7 @@ def test_peaky_attention_is_as_accurate_without_a_maximum(
         found.append(arguments)
         return search(*arguments)
 
-    monkeypatch.setattr("pixart_kernels.attention.forward.longest_keys", longest_keys)
+    monkeypatch.setattr("pixart_kernels.attention.forward_launcher.longest_keys", longest_keys)
     check_peaky(tensors)
     assert bool(found) == searched
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pixart_kernels.attention import hopper
 from pixart_kernels.attention.hopper import COPY_REGISTERS, box_of
 from pixart_kernels.attention.tiles import without_data
+from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.launch import ALIGNMENT, Launch
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -38,25 +39,9 @@ Candidate = Mapping[str, Any]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def _two_passes(q: Candidate, kv: Candidate) -> Candidate:
-    named = {f"{which}_{name}": n for which, of in (("Q", q), ("KV", kv)) for name, n in of.items()}
-    return {"PASSES": 2, **named}
-
-
-_Q_2 = {"BLOCK": 128, "STAGES": 4, "CONSUMERS": 2, "REGISTERS": 240}
-_Q_3 = {"BLOCK": 64, "STAGES": 4, "CONSUMERS": 3, "REGISTERS": 160}
-_KV = {"BLOCK": 64, "STAGES": 4, "CONSUMERS": 2, "REGISTERS": 240}
-
-# What bench.tune measures; the first is the default. In two passes those of dQ and of dK and dV,
-# which are independent. TURNS: consumers take turns at starting products.
-BACKWARD_CANDIDATES: list[Candidate] = [
-    _two_passes({**_Q_2, "TURNS": True}, {**_KV, "TURNS": True}),
-    _two_passes({**_Q_2, "TURNS": False}, {**_KV, "TURNS": False}),
-    _two_passes({**_Q_3, "TURNS": False}, {**_KV, "STAGES": 6, "TURNS": True}),
-    _two_passes({**_Q_3, "TURNS": True}, {**_KV, "STAGES": 6, "TURNS": False}),
-    {"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": True},
-    {"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": False},
-]
+# The first is the default: two passes, those of dQ and of dK and dV with constants of their own. TURNS:
+# consumers take turns at starting products.
+BACKWARD_CANDIDATES = configurations.constants_of("attention.backward", "sm_90", 16, 72, "gluon")
 
 
 def serves_backward(architecture: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:

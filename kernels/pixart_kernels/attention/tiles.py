@@ -15,16 +15,17 @@ from torch import Tensor
 SMALLEST = 16  # columns that a product may sum over
 
 
-def split(head_dim: int) -> tuple[int, int]:
+def split(head_dim: int, smallest: int = SMALLEST) -> tuple[int, int]:
     """(main, tail) columns, powers of two that hold head_dim; a tail of 0 is no tail.
 
-    64 -> (64, 0), 72 and 80 -> (64, 16), 96 -> (64, 32), 112 -> (128, 0), 40 -> (32, 16).
+    64 -> (64, 0), 72 and 80 -> (64, 16), 96 -> (64, 32), 112 -> (128, 0), 40 -> (32, 16). smallest: of
+    either; products of 8-bit numbers sum over 32.
     """
-    main = max(SMALLEST, 1 << (head_dim.bit_length() - 1))
+    main = max(smallest, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - main
     if rest <= 0:
         return main, 0
-    tail = max(SMALLEST, 1 << (rest - 1).bit_length())
+    tail = max(smallest, 1 << (rest - 1).bit_length())
     return (main, tail) if tail < main else (2 * main, 0)
 
 

@@ -110,6 +110,14 @@ def split(candidate: Candidate) -> tuple[dict[str, Any], dict[str, int]]:
     return constants, {name: candidate[name] for name in OPTIONS if name in candidate}
 
 
+def constants_of(
+    kernel: str, architecture: str, bits: int, size: int, wanted: str
+) -> list[dict[str, Any]]:
+    """The constants of a row's candidates in the `wanted` language, in its order."""
+    found = find(kernel, architecture, bits, size).candidates
+    return [split(candidate)[0] for candidate in found if language(candidate) == wanted]
+
+
 def language(candidate: Candidate) -> str:
     """Of the kernel that it is for: "triton", or "gluon"."""
     return str(candidate.get("language", "triton"))
