@@ -84,9 +84,10 @@ class SelfAttention(nn.Module):
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
         batch, tokens, width = x.shape
         can_scale = self.q_norm is None and self.precision is None
-        is_scaled = can_scale and scales_queries(x, self.qkv, width // self.num_heads)
+        head_dim = width // self.num_heads
+        is_scaled = can_scale and scales_queries(x, self.qkv, head_dim)
         if self.compression is None and self.q_norm is None and not is_scaled:
-            q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
+            q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, head_dim).unbind(2)
         else:
             parts = self._merge(x, grid, self.compression, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)

@@ -286,10 +286,10 @@ def test_any_scale(scale: float) -> None:
 
 
 def test_few_keys_share_the_queries_among_programs() -> None:
-    from pixart_kernels.attention.backward_launcher import _parts
+    from pixart_kernels.attention.tiles import parts_of
 
     # Two parts of 640 and 460 queries; the last tile of the second is not full.
-    assert _parts(1100, 20, 1) == (2, 640)
+    assert parts_of(1100, 20, 1) == (2, 640)
     inputs = tensors(1, 1100, 20, 1, 72, torch.bfloat16)
     lengths = torch.tensor([13])
     first, second = (launched(inputs, lengths) for _ in range(2))
@@ -302,9 +302,9 @@ def test_few_keys_share_the_queries_among_programs() -> None:
 def test_parts_hold_every_query_and_none_is_empty(
     queries: int, keys: int, batch_heads: int
 ) -> None:
-    from pixart_kernels.attention.backward_launcher import _parts
+    from pixart_kernels.attention.tiles import parts_of
 
-    parts, share = _parts(queries, keys, batch_heads)
+    parts, share = parts_of(queries, keys, batch_heads)
     assert share % 128 == 0  # whole tiles
     assert (parts - 1) * share < queries <= parts * share
 

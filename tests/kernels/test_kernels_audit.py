@@ -89,13 +89,13 @@ def test_peaky_attention_is_as_accurate_without_a_maximum(
     longest_q, longest_k = (x.float().norm(dim=-1).max().item() for x in tensors[:2])
     assert longest_q * longest_k * 72**-0.5 * 1.4427 < bound.LIMITS[torch.bfloat16]
     monkeypatch.setattr(bound, "LOOKED_FOR_FROM", 0 if searched else 2**40)
-    found, search = [], bound._longest
+    found, search = [], bound.prepare
 
     def longest(*arguments: Any) -> Any:
         found.append(arguments)
         return search(*arguments)
 
-    monkeypatch.setattr(bound, "_longest", longest)
+    monkeypatch.setattr(bound, "prepare", longest)
     check_peaky(tensors)
     assert bool(found) == searched
 

@@ -204,9 +204,3 @@ def test_nothing_to_sum_over_gives_zeros() -> None:
     compute = hopper_gradients.prepare_backward(grad, q, k, v, None, 1.0)
     dq, dk, dv = compute(grad, q, k, v, q, q, None)
     assert not dq.any() and dq.shape == q.shape and dk.shape == k.shape and dv.shape == v.shape
-
-
-def test_parts_follow_the_shape_alone() -> None:
-    assert hopper_gradients.parts_of(4096, 300, 16) == (5, 896)
-    assert hopper_gradients.parts_of(4096, 4096, 16) == (1, 4096)
-    assert hopper_gradients.parts_of(100, 1, 1) == (1, 128)

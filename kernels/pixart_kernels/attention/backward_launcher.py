@@ -14,14 +14,16 @@ from torch import Tensor
 
 from pixart_kernels.attention import hopper_gradients
 from pixart_kernels.attention.backward import backward_kv_kernel, backward_q_kernel
-from pixart_kernels.attention.tiles import is_one, split, stride_divisor, strides_of, without_data
+from pixart_kernels.attention.tiles import (
+    is_one,
+    parts_of,
+    split,
+    stride_divisor,
+    strides_of,
+    without_data,
+)
 from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
-
-# Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
-# They are then given a part of the queries each, down to a smallest, and the parts added up.
-ENOUGH_PROGRAMS = 264
-SMALLEST_PART = 512
 
 KERNEL = "attention.backward"
 Q_KERNEL, KV_KERNEL = "attention.backward_q", "attention.backward_kv"
@@ -91,7 +93,7 @@ def _gluon_candidate(
 
 def _prepare_triton(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Compute:
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    parts, share = _parts(queries, keys, batch * heads)
+    parts, share = parts_of(queries, keys, batch * heads)
     launch_q, launch_kv = _launches(grad_out, q, k, v, scale, parts, share)
 
     def compute(
@@ -169,14 +171,3 @@ def _launches(
         options,
     )
     return of_q, of_kv
-
-
-def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
-    """The number of parts that dK and dV's kernel cuts the queries into, and the size of one.
-
-    From the shape alone: if it followed the device, so would the order of the sums.
-    """
-    programs = triton.cdiv(keys, 128) * batch_heads
-    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
-    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
-    return triton.cdiv(queries, share), share

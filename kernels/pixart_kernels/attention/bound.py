@@ -2,8 +2,8 @@
 
     |scale · q·k| ≤ scale · |q| · |k|
 
-Two small kernels find the longest of each ROWS queries and of all keys of a head. Q and K pass
-through memory once more: little beside attention when N · M is large.
+A small kernel finds the longest of each ROWS queries and of all keys of a head. Q and K pass through
+memory once more: little beside attention when N · M is large.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixart_kernels.attention.tiles import length_of, load_tile, strides_of
+from pixart_kernels.attention.tiles import length_of, load_tile, stride_divisor, strides_of
 from pixart_kernels.dispatch import launch
 
 # What the bound must not exceed so that exp2 of any score, sums of such and products of those with
@@ -26,31 +26,43 @@ PARTS = tl.constexpr(8)  # programs that look for the longest key of a head
 
 @triton.jit
 def _longest_tokens(
-    x_ptr,
-    longest_ptr,
+    q_ptr,
+    k_ptr,
+    longest_q_ptr,
+    longest_k_ptr,
     lengths_ptr,
-    x_strides,
+    q_strides,
+    k_strides,
     heads,
-    tokens,
-    parts,
-    size,
+    queries,
+    keys,
+    query_programs,
+    key_size,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     DIVISOR: tl.constexpr,
 ):
-    """The largest |x|² among each of the parts of a head, `size` tokens each."""
-    row = tl.program_id(0) // parts
-    first = tl.program_id(0) % parts * size
+    """The largest |q|² of each ROWS queries of a head, and the largest |k|² of each of its PARTS parts of
+    keys, key_size each. One launch: the first programs have queries, the others keys."""
+    is_query = tl.program_id(0) < query_programs
+    index = tl.where(is_query, tl.program_id(0), tl.program_id(0) - query_programs)
+    parts = tl.where(is_query, tl.cdiv(queries, ROWS), PARTS)
+    size = tl.where(is_query, ROWS, key_size)
+    row, first = index // parts, index % parts * size
     b, h, first_64 = (row // heads).to(tl.int64), (row % heads).to(tl.int64), first.to(tl.int64)
-    x_ptr += (b * x_strides[0] + first_64 * x_strides[1] + h * x_strides[2]) * DIVISOR
-    stride = x_strides[1] * DIVISOR
-    last = tl.minimum(first + size, length_of(lengths_ptr, b, tokens))
+    last = tl.where(is_query, queries, length_of(lengths_ptr, b, keys))
+    last = tl.minimum(first + size, last)
+    stride = tl.where(is_query, q_strides[1], k_strides[1]) * DIVISOR
+    q_ptr += (b * q_strides[0] + h * q_strides[2]) * DIVISOR
+    k_ptr += (b * k_strides[0] + h * k_strides[2]) * DIVISOR
+    x_ptr = tl.where(is_query, q_ptr, k_ptr) + first_64 * stride
     longest = tl.zeros([ROWS], tl.float32)
     for start in tl.range(first, last, ROWS):
         x = load_tile(x_ptr, stride, last - start, 0, HEAD_DIM, ROWS, COLUMNS, True).to(tl.float32)
         longest = tl.maximum(longest, tl.sum(x * x, 1))
         x_ptr += ROWS * stride
-    tl.store(longest_ptr + tl.program_id(0), tl.max(longest, 0))
+    longest_ptr = tl.where(is_query, longest_q_ptr, longest_k_ptr)
+    tl.store(longest_ptr + index, tl.max(longest, 0))
 
 
 @triton.jit
@@ -87,29 +99,20 @@ def limit(dtype: torch.dtype, queries: int, keys: int, search_from: int | None =
     return LIMITS.get(dtype, 0) if queries * keys >= search_from else 0
 
 
-def longest_queries(q: Tensor, divisor: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """What finds the largest |q|² of each ROWS queries of a head, for tensors like q."""
-    return _longest(q, divisor, triton.cdiv(q.shape[1], ROWS.value))
-
-
-def longest_keys(k: Tensor, divisor: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """What finds the largest |k|² of each of PARTS parts of a head's keys, for tensors like k."""
-    return _longest(k, divisor, PARTS.value)
-
-
-def _longest(x: Tensor, divisor: int, parts: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    batch, tokens, heads, head_dim = x.shape
-    count = batch * heads * parts
+def prepare(q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], list[Tensor]]:
+    """What finds the largest |q|² of each ROWS queries of a head and the largest |k|² of each of its PARTS
+    parts of keys, of those that count, for tensors like q and k."""
+    batch, queries, heads, head_dim = q.shape
+    keys, rows, divisor = k.shape[1], batch * heads, stride_divisor(q, k)
+    counts = (rows * triton.cdiv(queries, ROWS.value), rows * PARTS.value)
+    key_size = triton.cdiv(keys, PARTS.value * ROWS.value) * ROWS.value
     find = launch.Launch(
         _longest_tokens,
-        x.device,
-        (count,),
+        q.device,
+        (sum(counts),),
         (
-            strides_of(x, divisor),
-            heads,
-            tokens,
-            parts,
-            triton.cdiv(tokens, parts * ROWS.value) * ROWS.value,
+            *(strides_of(x, divisor) for x in (q, k)),
+            heads, queries, keys, counts[0], key_size,
         ),
         {
             "HEAD_DIM": head_dim,
@@ -117,11 +120,11 @@ def _longest(x: Tensor, divisor: int, parts: int) -> Callable[[Tensor, Tensor | 
             "DIVISOR": divisor,
         },
         {},
-    )
+    )  # fmt: skip
 
-    def compute(x: Tensor, lengths: Tensor | None) -> Tensor:
-        longest = x.new_empty(count, dtype=torch.float32)
-        find(x, longest, lengths)
+    def compute(q: Tensor, k: Tensor, lengths: Tensor | None) -> list[Tensor]:
+        longest = [q.new_empty(count, dtype=torch.float32) for count in counts]
+        find(q, k, *longest, lengths)
         return longest
 
     return compute

@@ -13,8 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from pixart_kernels.attention import hopper
-from pixart_kernels.attention.bound import limit, longest_keys, longest_queries
+from pixart_kernels.attention import bound, hopper
 from pixart_kernels.attention.forward import forward
 from pixart_kernels.attention.tiles import is_one, split, stride_divisor, strides_of, without_data
 from pixart_kernels.dispatch import configurations, launch
@@ -115,7 +114,7 @@ def _triton_launches(
     divisor = stride_divisor(q, k, v)
     tuned, options = configurations.split(choice)
     v_tail = tuned.pop("V_TAIL", value_tail(head_dim, arch))
-    bound = limit(q.dtype, queries, keys, choice.get("bound_from"))
+    limit = bound.limit(q.dtype, queries, keys, choice.get("bound_from"))
     boxes = None
     if launch.is_switched_on("PIXART_TMA") and choice.get("tma", True):
         boxes = _boxes(arch, k, v, (main, tail), (main, v_tail), tuned["BLOCK_K"])
@@ -131,7 +130,7 @@ def _triton_launches(
             "V_TAIL": v_tail,
             "DIVISOR": divisor,
             "PRECISION": launch.precision(q.dtype),
-            "LIMIT": bound,
+            "LIMIT": limit,
             "SCALED": is_one(scale),
             "IN_PAIRS": arch.startswith("sm_") and not INTERPRETED,
             **tuned,
@@ -140,19 +139,19 @@ def _triton_launches(
         boxes,
         box_count=4,
     )
-    return _with_bound(attend, q, k, bool(bound))
+    return _with_bound(attend, q, k, bool(limit))
 
 
 def _gluon_launches(
     q: Tensor, k: Tensor, v: Tensor, scale: float, choice: configurations.Candidate
 ) -> Callable[..., None]:
-    bound = limit(q.dtype, q.shape[1], k.shape[1], choice.get("bound_from"))
+    limit = bound.limit(q.dtype, q.shape[1], k.shape[1], choice.get("bound_from"))
     tuned, _ = configurations.split(choice)
-    made = hopper.prepare_forward(q, k, v, scale, tuned, limit=bound, scaled=is_one(scale))
+    made = hopper.prepare_forward(q, k, v, scale, tuned, limit=limit, scaled=is_one(scale))
     attend = launch.Launch(
         made.kernel, q.device, made.grid, made.numbers, made.constants, made.options, made.boxes
     )
-    return _with_bound(attend, q, k, bool(bound))
+    return _with_bound(attend, q, k, bool(limit))
 
 
 def _with_bound(
@@ -161,13 +160,12 @@ def _with_bound(
     """attend with the longest queries and keys before the lengths, found if scores may have a bound."""
     if not is_bounded:
         return lambda q, k, v, out, lse, lengths: attend(q, k, v, out, lse, None, None, lengths)
-    divisor = stride_divisor(q, k)
-    find_q, find_k = longest_queries(q, divisor), longest_keys(k, divisor)
+    longest = bound.prepare(q, k)
 
     def bounded(
         q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, lengths: Tensor | None
     ) -> None:
-        attend(q, k, v, out, lse, find_q(q, None), find_k(k, lengths), lengths)
+        attend(q, k, v, out, lse, *longest(q, k, lengths), lengths)
 
     return bounded
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixart_kernels.attention import hopper
 from pixart_kernels.attention.hopper import COPY_REGISTERS, box_of
-from pixart_kernels.attention.tiles import without_data
+from pixart_kernels.attention.tiles import ENOUGH_PROGRAMS, parts_of, without_data
 from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.launch import ALIGNMENT, Launch
 
@@ -30,10 +30,6 @@ ROWS = 64  # of the left that a warpgroup has
 # say) ptxas runs out of them and serialises every wgmma of the kernel.
 REGISTERS_OF_ONE_PASS = (200, 80) if TRITON >= (3, 8) else (208, 72)
 OPTIONS = {"num_warps": 4}
-
-# Few keys make few programs; they are then given a part of the queries each, down to a smallest.
-ENOUGH_PROGRAMS = 264
-SMALLEST_PART = 512
 
 Candidate = Mapping[str, Any]
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -65,17 +61,6 @@ def _for_tma(like: Tensor) -> Tensor:
 
 def _empty(like: Tensor, device: torch.device) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
-
-
-def parts_of(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
-    """How many parts the kernel of dK and dV cuts the queries into, and the size of one.
-
-    From the shape alone: if it followed the device, so would the order of the sums.
-    """
-    programs = triton.cdiv(keys, 128) * batch_heads
-    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
-    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
-    return triton.cdiv(queries, share), share
 
 
 def prepare_backward(

@@ -13,6 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 SMALLEST = 16  # columns that a product may sum over
+# Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
+# They are then given a part of the queries each, down to a smallest, and the parts added up.
+ENOUGH_PROGRAMS = 264
+SMALLEST_PART = 512
 
 
 def split(head_dim: int, smallest: int = SMALLEST) -> tuple[int, int]:
@@ -52,6 +56,17 @@ def without_data(x: Tensor) -> Tensor:
 def is_one(scale: float) -> bool:
     """Whether queries came scaled: with SCALE_OF_SCALED, only rounding is left of scale · log2(e)."""
     return math.isclose(scale, 1.0, rel_tol=1e-12)
+
+
+def parts_of(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
+    """The number of parts that the kernel of dK and dV cuts the queries into, and the size of one.
+
+    From the shape alone: if it followed the device, so would the order of the sums.
+    """
+    programs = triton.cdiv(keys, 128) * batch_heads
+    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
+    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
+    return triton.cdiv(queries, share), share
 
 
 @triton.jit
