@@ -26,4 +26,4 @@ def scaled_queries(x: Tensor, weight: Tensor, bias: Tensor, head_dim: int) -> Te
     flash_attention with scale=SCALE_OF_SCALED."""
     factor = math.log2(math.e) / math.sqrt(head_dim)
     q = torch.addmm(bias, x.reshape(-1, x.shape[2]), weight.t(), beta=factor, alpha=factor)
-    return q.view(*x.shape[:2], -1)
+    return q.view(*x.shape[:2], len(weight))

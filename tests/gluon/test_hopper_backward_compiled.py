@@ -71,7 +71,7 @@ SETTINGS = [
 
 
 def test_the_default_compiles_to_what_it_is_meant_to_be() -> None:
-    cycles = check(BACKWARD_CANDIDATES[0], dtype=torch.bfloat16, lengths=False, scaled=True)
+    cycles = check(hopper_gradients.TWO_PASSES, dtype=torch.bfloat16, lengths=False, scaled=True)
     assert cycles <= TARGETS[2]
 
 
@@ -102,7 +102,7 @@ found = []
 for lengths in (None, torch.tensor([256, 100])):
     for grad in (torch.zeros_like(q), torch.ones((), dtype=q.dtype).expand(q.shape)):
         compute = hopper_gradients.prepare_backward(
-            grad, q, k, v, lengths, 0.1, candidate=hopper_gradients.BACKWARD_CANDIDATES[NUMBER])
+            grad, q, k, v, lengths, 0.1, candidate=CANDIDATE)
         for _ in range(3):  # the first goes Triton's way, the others past it
             gradients = compute(grad, q, k, v, torch.zeros(q.shape, dtype=q.dtype), lse, lengths)
 print(json.dumps([stub_driver.counted(what) for what in ("launches", "maps", "refused")]))
@@ -111,12 +111,19 @@ print(json.dumps([stub_driver.counted(what) for what in ("launches", "maps", "re
 
 @pytest.mark.slow
 @pytest.mark.skipif(not stubbed.has_compiler(), reason="needs a C compiler")
-@pytest.mark.parametrize("number, launches, maps", [(0, 3, 24), (4, 3, 12)])
+@pytest.mark.parametrize(
+    "candidate, launches, maps",
+    [
+        (hopper_gradients.TWO_PASSES, 3, 24),
+        ({"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": True}, 3, 12),
+    ],
+    ids=["two passes", "one pass"],
+)
 def test_a_driver_takes_every_launch_and_box(
-    tmp_path: Path, number: int, launches: int, maps: int
+    tmp_path: Path, candidate: dict[str, Any], launches: int, maps: int
 ) -> None:
     log = tmp_path / "log"
-    counts = stubbed.run(LAUNCHED.replace("NUMBER", str(number)), log=log)
+    counts = stubbed.run(LAUNCHED.replace("CANDIDATE", str(candidate)), log=log)
     assert counts == [12 * launches, 12 * maps, 0]
     kernels = [line["kernel"] for line in stub_driver.logged(log) if line["kind"] == "launch"]
     assert len(kernels) == 12 * launches and kernels[0] == "columns_kernel"

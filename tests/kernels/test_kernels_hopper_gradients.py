@@ -12,13 +12,21 @@ from torch import Tensor
 
 from pixart_kernels import flash_attention_reference
 from pixart_kernels.attention import hopper_gradients
-from pixart_kernels.attention.hopper_gradients import BACKWARD_CANDIDATES, serves_backward
+from pixart_kernels.attention.hopper_gradients import serves_backward
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
 from backward_problem import HIDE, ONE_PASS, TWO_PASSES, columns
 from gluon_simulator import Descriptor, Kernel, Pointer, launch
+
+# Not of the table, which a measurement may reorder.
+DEFAULT = hopper_gradients.TWO_PASSES
+OF_THREE = {
+    **DEFAULT,
+    **{"Q_BLOCK": 64, "Q_CONSUMERS": 3, "Q_REGISTERS": 160, "Q_TURNS": False, "KV_STAGES": 6},
+}
+IN_ONE = {"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": True}
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton's interpreter: TRITON_INTERPRET=1")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -105,7 +113,7 @@ def expected(
 @interpreted
 @pytest.mark.parametrize("lengths", [None, [130, 70]], ids=["all", "lengths"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("candidate", [BACKWARD_CANDIDATES[i] for i in (0, 2, 4)], ids=str)
+@pytest.mark.parametrize("candidate", [DEFAULT, OF_THREE, IN_ONE], ids=str)
 def test_gradients_are_those_of_the_reference(
     simulated: None, candidate: dict[str, Any], dtype: torch.dtype, lengths: list[int] | None
 ) -> None:
@@ -141,7 +149,7 @@ def test_q_that_is_scaled_already_and_odd_operands(simulated: None) -> None:
     as_given = scaled_q.double() / (scale * LOG2_E)
     out, lse = outcome(as_given, k, v, lengths)
     want = expected(grad, as_given, k, v, lengths)
-    for candidate in (BACKWARD_CANDIDATES[0], BACKWARD_CANDIDATES[4]):
+    for candidate in (DEFAULT, IN_ONE):
         prepare = hopper_gradients.prepare_backward
         compute = prepare(grad, scaled_q, k, v, lengths, 99.0, scaled=True, candidate=candidate)
         dq, dk, dv = compute(grad, scaled_q, k, v, out.half(), lse, lengths)

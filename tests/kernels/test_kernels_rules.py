@@ -291,3 +291,69 @@ def test_rows_of_other_shapes_are_refused(row: Tensor) -> None:
             call()
     with pytest.raises(ValueError, match="gate must have shape"):
         gate_add(X, BRANCH, row)
+
+
+def test_tensors_on_two_devices_are_refused_by_name() -> None:
+    """An offloaded layer is on "meta", to which PyTorch's dispatcher would send the call."""
+    meta = torch.device("meta")
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("k", lambda: flash_attention(Q, KEYS.to(meta), VALUES)),
+        ("v", lambda: flash_attention(Q, KEYS, VALUES.to(meta))),
+        ("shift", lambda: modulate(X, ROW.to(meta), ROW)),
+        ("branch", lambda: gate_add(X, BRANCH.to(meta), ROW)),
+        ("scale", lambda: gate_add_modulate(X, BRANCH, ROW, ROW, ROW.to(meta))),
+        ("v", lambda: compress_kv(X, X.to(meta), *MERGE, None, None, grid=(2, 2), ratio=2)),
+        (
+            "weight",
+            lambda: compress_kv(
+                X, X, MERGE[0].to(meta), MERGE[1], None, None, grid=(2, 2), ratio=2
+            ),
+        ),
+    ]
+    for name, call in calls:
+        with pytest.raises(ValueError, match=f"^{name} must be on cpu, got meta"):
+            call()
+
+
+@operators
+def test_several_gradients_at_once_are_those_one_by_one(name: str) -> None:
+    call, x = CALLS[name]
+    x = x.clone().requires_grad_()
+    out = call(x)
+    several = torch.stack([random(*out.shape, seed=seed) for seed in (3, 4)])
+    (batched,) = torch.autograd.grad(out, x, several, is_grads_batched=True, retain_graph=True)
+    for gradient, given in zip(batched, several, strict=True):
+        (expected,) = torch.autograd.grad(out, x, given, retain_graph=True)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_tensors_of_one_channel_need_no_stride() -> None:
+    x = torch.randn(2, 4, 1, 3).transpose(2, 3)
+    torch.testing.assert_close(flash_attention(x, x, x), attention_formula(x, x, x))
+    q = torch.randn(1, 1, 1, 1, requires_grad=True)
+    flash_attention(q, q, q).sum().backward()
+    tokens = torch.randn(2, 1, 4).transpose(1, 2)
+    tap = torch.randn(1, 1, 1, 1).as_strided((1, 1, 1, 1), (1, 8, 2, 1))
+    merged, _ = compress_kv(tokens, tokens, tap, torch.zeros(1), None, None, grid=(2, 2), ratio=1)
+    torch.testing.assert_close(merged, tokens * tap.item())
+
+
+def test_what_was_exported_without_gradients_can_be_trained() -> None:
+    class Attends(torch.nn.Module):
+        def forward(self, q: Tensor) -> Tensor:
+            return flash_attention(q, q, q)
+
+    with torch.no_grad():
+        program = torch.export.export(Attends(), (Q,))
+    q = Q.clone().requires_grad_()
+    program.module()(q).sum().backward()
+    expected = Q.clone().requires_grad_()
+    flash_attention(expected, expected, expected).sum().backward()
+    torch.testing.assert_close(q.grad, expected.grad)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="of kernels")
+def test_kernels_refuse_fp64_instead_of_computing_in_fp32() -> None:
+    q = Q.double()
+    with pytest.raises(ValueError, match="kernels compute in fp32, got fp64"):
+        torch.ops.pixart.flash_attention(q, q, q, None, None, True)

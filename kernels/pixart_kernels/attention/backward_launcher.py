@@ -15,6 +15,7 @@ from torch import Tensor
 from pixart_kernels.attention import hopper_gradients
 from pixart_kernels.attention.backward import backward_kv_kernel, backward_q_kernel
 from pixart_kernels.attention.tiles import (
+    has_dense_channels,
     is_one,
     parts_of,
     split,
@@ -26,6 +27,7 @@ from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
 
 KERNEL = "attention.backward"
+Choose = Callable[[str, str, int, int], configurations.Candidate]
 Q_KERNEL, KV_KERNEL = "attention.backward_q", "attention.backward_kv"
 
 
@@ -52,10 +54,10 @@ def prepare(
         inner = again(*_fit(given), scale)
         return lambda *arguments: inner(*_fit(arguments[:-1]), scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    in_triton = _prepare_triton(grad_out, q, k, v, scale)
     candidate = _gluon_candidate(q, k, v, scale)
     if candidate is None:
-        return in_triton
+        return _prepare_triton(grad_out, q, k, v, scale, configurations.choose)
+    in_triton = _prepare_triton(grad_out, q, k, v, scale, configurations.first)
     in_gluon = hopper_gradients.prepare_backward(
         grad_out, q, k, v, kv_lengths, scale,
         scaled=is_one(scale * math.log2(math.e)), candidate=candidate,
@@ -91,10 +93,12 @@ def _gluon_candidate(
     return configurations.split(choice)[0]
 
 
-def _prepare_triton(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Compute:
+def _prepare_triton(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, choose: Choose
+) -> Compute:
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     parts, share = parts_of(queries, keys, batch * heads)
-    launch_q, launch_kv = _launches(grad_out, q, k, v, scale, parts, share)
+    launch_q, launch_kv = _launches(grad_out, q, k, v, scale, parts, share, choose)
 
     def compute(
         grad_out: Tensor,
@@ -123,7 +127,7 @@ def _prepare_triton(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: fl
 
 def _is_fit(x: Tensor | None, place: int) -> bool:
     """Whether the kernels take it: tokens (the first four) with any strides but the last."""
-    return x is None or (x.stride(-1) == 1 if place < 4 else x.is_contiguous())
+    return x is None or x.is_contiguous() or (place < 4 and has_dense_channels(x))
 
 
 def _fit(given: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -133,7 +137,14 @@ def _fit(given: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _launches(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, parts: int, share: int
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    parts: int,
+    share: int,
+    choose: Choose,
 ) -> tuple[launch.Launch, launch.Launch]:
     (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
     tensors = (grad_out, q, k, v)
@@ -152,7 +163,7 @@ def _launches(
         )
 
     arch, bits = launch.architecture(q.device), q.element_size() * 8
-    tuned, options = configurations.split(configurations.choose(Q_KERNEL, arch, bits, head_dim))
+    tuned, options = configurations.split(choose(Q_KERNEL, arch, bits, head_dim))
     of_q = launch.Launch(
         backward_q_kernel,
         q.device,
@@ -161,7 +172,7 @@ def _launches(
         constants | tuned,
         options,
     )
-    tuned, options = configurations.split(configurations.choose(KV_KERNEL, arch, bits, head_dim))
+    tuned, options = configurations.split(choose(KV_KERNEL, arch, bits, head_dim))
     of_kv = launch.Launch(
         backward_kv_kernel,
         q.device,

@@ -36,6 +36,7 @@ from pixart_kernels.attention.quantisation import (
     quantiser,
 )
 from pixart_kernels.attention.tiles import (
+    has_dense_channels,
     head_of,
     length_of,
     load_tile,
@@ -205,7 +206,7 @@ def prepare(
     if q.numel() == 0 or k.shape[1] == 0:
         return lambda q, *_: q.new_zeros(q.shape)
     is_dense = kv_lengths is None or kv_lengths.is_contiguous()
-    if not (is_dense and all(x.stride(3) == 1 for x in (q, k, v)) and _takes(v, precision)):
+    if not (is_dense and all(map(has_dense_channels, (q, k, v))) and _takes(v, precision)):
         return _prepare_fitted(q, k, v, kv_lengths, scale, precision)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     arguments = (scale * math.log2(math.e), precision == "fp8", architecture)
@@ -242,7 +243,7 @@ def _prepare_fitted(
 
     def fit(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
         v = v if _takes(v, precision) else v.to(torch.bfloat16)
-        tokens = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
+        tokens = [x if has_dense_channels(x) else x.contiguous() for x in (q, k, v)]
         lengths = None if lengths is None else lengths.contiguous()
         return *tokens, lengths, scale, precision
 

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from pixart_kernels.attention import bound, hopper
 from pixart_kernels.attention.forward import forward
-from pixart_kernels.attention.tiles import is_one, split, stride_divisor, strides_of, without_data
+from pixart_kernels.attention.tiles import (
+    has_dense_channels,
+    is_one,
+    split,
+    stride_divisor,
+    strides_of,
+    without_data,
+)
 from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import INTERPRETED
@@ -35,7 +42,7 @@ def prepare(
     if q.numel() == 0 or keys == 0:
         return _nothing
     scale = head_dim**-0.5 if scale is None else scale
-    if scale <= 0 or not all(x.stride(3) == 1 for x in (q, k, v)) or not _is_dense(kv_lengths):
+    if scale <= 0 or not all(map(has_dense_channels, (q, k, v))) or not _is_dense(kv_lengths):
         return _prepare_fitted(q, k, v, kv_lengths, scale, with_lse)
     launch_all = _launches(q, k, v, kv_lengths, scale * math.log2(math.e))
 
@@ -72,7 +79,7 @@ def _prepare_fitted(
 
     def fit(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Any, ...]:
         q = torch.zeros_like(q) if sign == 0 else -q if sign < 0 else q
-        tokens = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
+        tokens = [x if has_dense_channels(x) else x.contiguous() for x in (q, k, v)]
         lengths = None if lengths is None else lengths.contiguous()
         return *tokens, lengths, fitted_scale, with_lse
 
@@ -93,7 +100,7 @@ def _launches(
     choice = configurations.choose(*key, admits, launch.wanted_language())
     if not is_gluon(choice):
         return _triton_launches(arch, q, k, v, scale, choice)
-    plain = next(filter(_admits_triton, configurations.find(*key).candidates))
+    plain = configurations.first(*key)
     in_triton = _triton_launches(arch, q, k, v, scale, plain)
     in_gluon = _gluon_launches(q, k, v, scale, choice)
 
@@ -184,10 +191,6 @@ def takes_scaled_queries(device: torch.device, dtype: torch.dtype, head_dim: int
 
 def is_gluon(candidate: configurations.Candidate) -> bool:
     return configurations.language(candidate) == "gluon"
-
-
-def _admits_triton(candidate: configurations.Candidate) -> bool:
-    return not is_gluon(candidate)
 
 
 def value_tail(head_dim: int, arch: str) -> int:

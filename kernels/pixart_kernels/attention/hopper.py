@@ -34,7 +34,6 @@ class Prepared(NamedTuple):
     constants: dict[str, Any]  # in the kernel's order
     options: dict[str, int]
     boxes: Callable[[Sequence[Tensor | None]], list[Any]]  # of the same tensors as the kernel
-    box_count: int
 
 
 def serves(architecture: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -100,7 +99,6 @@ def prepare_forward(
         constants=constants,
         options={"num_warps": 4},
         boxes=forward_boxes(q, k, v, candidate["BLOCK_K"]),
-        box_count=6,
     )
 
 

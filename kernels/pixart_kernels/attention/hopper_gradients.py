@@ -35,9 +35,22 @@ Candidate = Mapping[str, Any]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-# The first is the default: two passes, those of dQ and of dK and dV with constants of their own. TURNS:
-# consumers take turns at starting products.
+# Two passes, those of dQ and of dK and dV, have constants of their own. TURNS: consumers take turns at
+# starting products.
 BACKWARD_CANDIDATES = configurations.constants_of("attention.backward", "sm_90", 16, 72, "gluon")
+TWO_PASSES = {
+    "PASSES": 2,
+    "Q_BLOCK": 128,
+    "Q_STAGES": 4,
+    "Q_CONSUMERS": 2,
+    "Q_REGISTERS": 240,
+    "Q_TURNS": True,
+    "KV_BLOCK": 64,
+    "KV_STAGES": 4,
+    "KV_CONSUMERS": 2,
+    "KV_REGISTERS": 240,
+    "KV_TURNS": True,
+}
 
 
 def serves_backward(architecture: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -81,16 +94,16 @@ def prepare_backward(
     copied where the copy engine does not take them. kv_lengths: (B,) integers or None. out: (B, N, H, D)
     and lse: (B, H, N) fp32 to base 2, -inf or 0 for a query without keys, are contiguous. Where scaled, q
     was multiplied by scale · log2(e) before, and dq is with respect to that; scale is then not used.
-    candidate: of BACKWARD_CANDIDATES, the first unless given; with too few keys for one pass to fill a
-    GPU, the first serves in its place. Gradients are contiguous, in the inputs' dtype.
+    candidate: of BACKWARD_CANDIDATES, TWO_PASSES unless given; with too few keys for one pass to fill a
+    GPU, that serves in its place. Gradients are contiguous, in the inputs' dtype.
     """
-    candidate = BACKWARD_CANDIDATES[0] if candidate is None else candidate
+    candidate = TWO_PASSES if candidate is None else candidate
     (batch, _, heads, _), keys, device = q.shape, k.shape[1], q.device
     if q.numel() == 0 or k.numel() == 0:
         return _zeros
     few_keys = triton.cdiv(keys, 2 * ROWS) * batch * heads < ENOUGH_PROGRAMS
     if candidate["PASSES"] == 1 and few_keys:
-        candidate = BACKWARD_CANDIDATES[0]
+        candidate = TWO_PASSES
     # By what S is multiplied, and dS K and dSᵀ Q.
     scales = (1.0, math.log(2)) if scaled else (scale * math.log2(math.e), scale)
     # What kernels see: tensors of a call, or copies, here without data.

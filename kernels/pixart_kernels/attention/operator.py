@@ -8,7 +8,6 @@ D head channels. Softmax and sums are fp32; the output is rounded once.
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixart_kernels.attention.eight_bit_operator import flash_attention_8bit
-from pixart_kernels.dispatch.bypass import Compute
+from pixart_kernels.dispatch.bypass import Compute, remembered
 from pixart_kernels.dispatch.registration import (
     TRITON_DEVICES,
+    check_device,
     check_floating,
     in_forward_mode,
     is_transformed,
@@ -200,6 +200,7 @@ def _check(
 ) -> None:
     _check_tokens(q, k, v)
     if kv_lengths is not None:
+        check_device("kv_lengths", kv_lengths, k)
         _check_lengths(kv_lengths, k)
 
 
@@ -225,7 +226,7 @@ _attention_backward = register_backward(
 SCALE_OF_SCALED = math.log(2)  # what is left of a scale whose rest, log2(e) included, q came with
 
 
-@cache
+@remembered
 def _takes_scaled(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     from pixart_kernels.attention.forward_launcher import takes_scaled_queries
 
@@ -273,11 +274,13 @@ def flash_attention(
     if kv_lengths is not None:
         _check_tokens(q, k, v)
         lengths = _lengths_beside(k, kv_lengths)
+    scale = None if scale is None else float(scale)
     if precision is not None:
         _check(q, k, v, lengths, scale, False)
         return flash_attention_8bit(q, k, v, lengths, scale, precision)
     with_lse = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    scale = None if scale is None else float(scale)
+    # What is exported without gradients may be trained.
+    with_lse = with_lse or torch.compiler.is_exporting()
     return _attention(q, k, v, lengths, scale, with_lse)[0]
 
 
@@ -332,6 +335,7 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
         if tokens.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got {tuple(tokens.shape)}")
         check_floating(name, tokens)
+        check_device(name, tokens, q)
         if tokens.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {tokens.dtype}")
     if k.shape != v.shape:

@@ -48,6 +48,11 @@ def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
     return tuple(stride // divisor for stride in x.stride()[:3])
 
 
+def has_dense_channels(x: Tensor) -> bool:
+    """Whether the channels of a token lie side by side; a single one does."""
+    return x.stride(-1) == 1 or x.shape[-1] == 1
+
+
 def without_data(x: Tensor) -> Tensor:
     """A tensor of that dtype, shape and strides, which is nowhere."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")

@@ -190,8 +190,12 @@ def _is_fit(tensor: Tensor | None, place: int) -> bool:
     whose two last dimensions are one."""
     if place == 2:
         weight = tensor
-        return weight is None or weight.stride(2) == weight.shape[3] * weight.stride(3)
-    return tensor is None or tensor.stride(-1) == 1
+        return (
+            weight is None
+            or weight.is_contiguous()
+            or weight.stride(2) == weight.shape[3] * weight.stride(3)
+        )
+    return tensor is None or tensor.stride(-1) == 1 or tensor.is_contiguous()
 
 
 def _are_fit(given: Sequence[Tensor | None]) -> bool:

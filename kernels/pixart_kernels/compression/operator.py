@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
+    check_device,
     check_floating,
     register_backward,
     register_operator,
@@ -233,6 +234,7 @@ def _check(
             f"k and v must be two (B, H·W, C), got {tuple(k.shape)} and {tuple(v.shape)}"
         )
     check_floating("k", k)
+    check_device("v", v, k)
     if k.dtype != v.dtype:
         raise ValueError(f"v must have the dtype of k, {k.dtype}, got {v.dtype}")
     if height * width != k.shape[1]:
@@ -252,6 +254,7 @@ def _check(
     for name, parameter in {"weight": weight, **rows}.items():
         if parameter is not None:
             check_floating(name, parameter)
+            check_device(name, parameter, k)
 
 
 def fold_projection(

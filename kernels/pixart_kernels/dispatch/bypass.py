@@ -5,9 +5,10 @@ nothing observes goes straight to it. The dispatcher, its autograd formula and i
 some 20 µs a call, longer than many of these kernels run.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.autograd import forward_ad
 MOST_KEPT = 4096  # shapes of an operator; then all are worked out again
 
 Compute = Callable[..., Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 try:
     from torch._C import (
@@ -24,7 +27,7 @@ try:
         _len_torch_dispatch_stack,
         _len_torch_function_stack,
     )
-    from torch._C._functorch import peek_interpreter_stack
+    from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
     from torch.autograd import profiler
     from torch.utils._device import DeviceContext
 
@@ -57,20 +60,33 @@ except (ImportError, AttributeError):  # private names: without them every call 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _NUMBERS = frozenset((float, int, bool, str, type(None)))
 _doors: "list[Door]" = []  # one for each operator
-_apart: dict[Hashable, "dict[Door, dict[tuple[Any, ...], Compute]]"] = {}
+_Kept = dict["Door", dict[tuple[Any, ...], Compute]]
+_apart: dict[Hashable, _Kept] = {}
+_outer: list[_Kept] = []  # what is set aside meanwhile
+_remembered: list[Any] = []
+
+
+def remembered(function: Callable[P, T]) -> Callable[P, T]:
+    """functools.cache, until `forget`."""
+    cached = functools.cache(function)
+    _remembered.append(cached)
+    return cast(Callable[P, T], cached)
 
 
 def forget() -> None:
     """Work everything out again at the next call: after a change of what `prepare` goes by."""
-    _apart.clear()
-    for door in _doors:
-        door.kept.clear()
+    for every in (*_apart.values(), *_outer, {door: door.kept for door in _doors}):
+        for kept in every.values():
+            kept.clear()
+    for cached in _remembered:
+        cached.cache_clear()
 
 
 @contextmanager
 def apart(label: Hashable) -> Iterator[None]:
     """While it lasts, for all threads, what was worked out under this label is what is kept."""
     before = {door: door.kept for door in _doors}
+    _outer.append(before)
     kept = _apart.setdefault(label, {})
     for door in _doors:
         door.kept = kept.setdefault(door, {})
@@ -79,6 +95,7 @@ def apart(label: Hashable) -> Iterator[None]:
     finally:
         for door in _doors:
             door.kept = before.get(door, {})
+        _outer.remove(before)
 
 
 class Door:
@@ -122,7 +139,9 @@ class Door:
                     key.append(device)
                 elif x.device != device:
                     return self._observed(arguments)
-                if x.is_neg():  # a lazy sign, which a kernel would not see
+                # A lazy sign, which a kernel would not see; and several gradients as one
+                # (is_grads_batched), which have no memory of their own.
+                if x.is_neg() or (self.recorded is None and is_legacy_batchedtensor(x)):
                     return self._observed(arguments)
                 wants_gradient = wants_gradient or x.requires_grad
                 key += (x.dtype, x.shape, x.stride())
@@ -160,6 +179,11 @@ class Door:
     def _keep(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Compute:
         if self.check is not None:
             self.check(*arguments)
+        first = next(x for x in arguments if isinstance(x, Tensor))
+        if first.dtype is torch.float64:
+            raise ValueError(
+                "kernels compute in fp32, got fp64; call the public function, which takes the reference"
+            )
         compute = self.prepare(*arguments)
         if len(self.kept) >= MOST_KEPT:  # shapes without end: Triton's own cache still has them
             self.kept.clear()

@@ -57,7 +57,10 @@ def rows() -> tuple[Row, ...]:
 def parse(text: str) -> tuple[Row, ...]:
     """The rows of a table's text, in its order. Raises ValueError for what is not one."""
     found = []
-    for number, entry in enumerate(json.loads(text)["rows"]):
+    content = json.loads(text)
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ValueError("a table of configurations must have a list of rows")
+    for number, entry in enumerate(content["rows"]):
         try:
             lists = {"architectures", "candidates", "sizes"} & entry.keys()
             found.append(Row(**{**entry, **{name: tuple(entry[name]) for name in lists}}))
@@ -102,6 +105,12 @@ def choose(
             _chosen[kernel] = row, candidate
             return candidate
     raise LookupError(f"{kernel} cannot be launched for these tensors with {describe(offered[0])}")
+
+
+def first(kernel: str, architecture: str, bits: int, size: int) -> Candidate:
+    """The row's first candidate in Triton, for launches that nobody chose or will pin."""
+    found = find(kernel, architecture, bits, size).candidates
+    return next(candidate for candidate in found if language(candidate) == "triton")
 
 
 def split(candidate: Candidate) -> tuple[dict[str, Any], dict[str, int]]:

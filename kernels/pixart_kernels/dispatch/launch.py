@@ -8,7 +8,6 @@ for each kernel. From its second call on a Launch starts what Triton compiled, p
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,11 +69,6 @@ def is_switched_on(name: str) -> bool:
     if value not in ("0", "1"):
         raise ValueError(f"{name} must be 0 or 1, got {value!r}")
     return value == "1"
-
-
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Launch on this device what no Launch does: Triton takes the current one, whatever it is given."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Box(TensorDescriptor):

@@ -147,6 +147,13 @@ def without_autocast(reference: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def check_device(name: str, x: Tensor, beside: Tensor) -> None:
+    """A layer that was offloaded or never loaded is on another device, and PyTorch's dispatcher would
+    follow it: to nothing but shapes, on "meta"."""
+    if x.device != beside.device:
+        raise ValueError(f"{name} must be on {beside.device}, got {x.device}")
+
+
 def check_floating(name: str, x: Tensor) -> None:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"{name} must be fp32, bf16, fp16 or fp64, got {x.dtype}; cast it")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
+    check_device,
     check_floating,
     register_backward,
     register_operator,
@@ -328,6 +329,7 @@ def _check(x: Tensor, branch: Tensor | None, **rows: Tensor | None) -> None:
                 f"branch must have the shape of x, {tuple(x.shape)}, got {tuple(branch.shape)}"
             )
         check_floating("branch", branch)
+        check_device("branch", branch, x)
     for name, row in rows.items():
         if row is not None:
             _check_row(name, row, x)
@@ -347,6 +349,7 @@ def _check_row(name: str, row: Tensor, x: Tensor) -> None:
             f"{(batch, 1, channels)}, {(channels,)}, {(batch, tokens, channels)} and a number will do"
         )
     check_floating(name, row)
+    check_device(name, row, x)
 
 
 def _row(name: str, value: Row, x: Tensor) -> Tensor:
