@@ -4,6 +4,11 @@ of it in Triton's cache.
     python -m bench.workloads.launches DEVICE SIZE      seconds of the first and the second call, as JSON
 """
 
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.workloads.launches")
+
 import json
 import os
 import subprocess
@@ -92,5 +97,6 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-if __name__ == "__main__":
+def main() -> int:
     print(json.dumps(first_and_second(torch.device(sys.argv[1]), sys.argv[2])))
+    return 0

@@ -91,8 +91,10 @@ class SelfAttention(nn.Module):
         else:
             parts = self._merge(x, grid, self.compression, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
-        scale = SCALE_OF_SCALED if is_scaled else None
-        out = flash_attention(q, k, v, scale=scale, precision=self.precision)  # (B, N, H, D)
+        if self.precision is None:
+            out = flash_attention(q, k, v, scale=SCALE_OF_SCALED if is_scaled else None)
+        else:
+            out = flash_attention(q, k, v, precision=self.precision)  # (B, N, H, D)
         return self.proj(out.flatten(2))
 
     def _merge(

@@ -219,8 +219,8 @@ def test_a_line_may_be_a_whole_request_as_it_is_written(tmp_path: Path) -> None:
     file.write_text(json.dumps({**one.to_dict(), "name": "mine"}))
     [job], _ = plan(Options(prompts=file))
     assert job.request == one and job.path.stem == "mine"
-    file.write_text(json.dumps({**one.to_dict(), "version": 6}))
-    with pytest.raises(ValueError, match="line 1: version must be 5, got 6"):
+    file.write_text(json.dumps({**one.to_dict(), "version": 7}))
+    with pytest.raises(ValueError, match="line 1: version must be 6, got 7"):
         plan(Options(prompts=file))
 
 

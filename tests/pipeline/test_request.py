@@ -40,7 +40,7 @@ def test_a_size_may_be_a_number_and_an_interval_a_list() -> None:
     [
         ({"sede": 1}, "unknown setting 'sede'; did you mean 'seed'?"),
         ({"xyzzy": 1}, "unknown setting 'xyzzy'; known are prompt, negative, seed"),
-        ({"version": 6}, "version must be 5, got 6"),
+        ({"version": 7}, "version must be 6, got 7"),
         ({"seed": True}, "seed must be an integer, got True"),
         ({"seed": 1.0}, "seed must be an integer, got 1.0"),
         ({"seed": -1}, "seed must be an integer from 0 to 2\\*\\*64 - 1, got -1"),

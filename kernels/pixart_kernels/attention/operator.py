@@ -307,7 +307,7 @@ def _check_lengths(lengths: Tensor, k: Tensor) -> None:
         raise ValueError(f"kv_lengths must have shape ({k.shape[0]},), got {tuple(lengths.shape)}")
     if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(
-            f"kv_lengths must be signed integers or uint8, got {lengths.dtype}; cast them"
+            f"kv_lengths must be integers, signed ones or uint8, got {lengths.dtype}; cast them"
         )
 
 
