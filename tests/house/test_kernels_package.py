@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def _files_of_the_package() -> list[Path]:
     package = KERNELS / "pixart_kernels"
-    return [*package.rglob("*.py"), package / "py.typed"]
+    return [*package.rglob("*.py"), *package.rglob("*.json"), package / "py.typed"]
 
 
 def _metadata(wheel: zipfile.ZipFile) -> Message:

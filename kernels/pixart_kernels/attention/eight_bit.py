@@ -90,7 +90,7 @@ def _add(acc, shrink, weights, v, FP8: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _attend(
+def _attend_8bit(
     q_ptr, k_ptr, k_scales_ptr, v_ptr, v_scales_ptr, out_ptr, lengths_ptr,
     q_strides, v_strides, scale, heads, queries, keys, blocks,
     HEAD_DIM: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
@@ -264,7 +264,7 @@ def _launches(
     tuned, options = configurations.split(choice)
     divisor = stride_divisor(q) if fp8 else stride_divisor(q, v)
     attend = launch.Launch(
-        _attend,
+        _attend_8bit,
         q.device,
         (triton.cdiv(queries, tuned["BLOCK_Q"]) * rows,),
         (

@@ -16,6 +16,8 @@ B batch, N queries, M keys, H heads, D head channels; lse is to base 2, scale ho
 import triton
 import triton.language as tl
 
+from pixart_kernels.attention.tiles import head_of
+
 FACTOR = tl.constexpr(2048.0)
 HIDE = tl.constexpr(32768.0)
 COLUMNS = 8
@@ -36,10 +38,9 @@ def _columns(x, last, column, dtype: tl.constexpr):
 
 
 @triton.jit
-def _rows(ptr, strides, b, h, row, d):
-    return (
-        ptr + b * strides[0] + h * strides[2] + row.to(tl.int64)[:, None] * strides[1] + d[None, :]
-    )
+def _rows(ptr, strides, b, h, row, d, DIVISOR: tl.constexpr):
+    stride = strides[1] * DIVISOR
+    return head_of(ptr, strides, b, h, DIVISOR) + row.to(tl.int64)[:, None] * stride + d[None, :]
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def columns_kernel(
     grad_ptr, out_ptr, lse_ptr, k_ptr, v_ptr, lengths_ptr,
     of_q_ptr, of_grad_ptr, of_keys_ptr, k_copy_ptr, v_copy_ptr,
     grad_strides, out_strides, k_strides, v_strides, copy_strides, inverse_scale, heads, queries, keys,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DIVISOR: tl.constexpr,
 ):  # fmt: skip
     """Columns of queries by the first ⌈queries / BLOCK⌉ programs of a head, of keys by the others."""
     row = tl.program_id(1).to(tl.int64)
@@ -59,8 +60,8 @@ def columns_kernel(
     if tl.program_id(0) < blocks:
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         there = (at < queries)[:, None] & (d < HEAD_DIM)[None, :]
-        grad = tl.load(_rows(grad_ptr, grad_strides, b, h, at, d), mask=there, other=0.0)
-        out = tl.load(_rows(out_ptr, out_strides, b, h, at, d), mask=there, other=0.0)
+        grad = tl.load(_rows(grad_ptr, grad_strides, b, h, at, d, DIVISOR), mask=there, other=0.0)
+        out = tl.load(_rows(out_ptr, out_strides, b, h, at, d, DIVISOR), mask=there, other=0.0)
         delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
         lse = tl.load(lse_ptr + row * queries + at, mask=at < queries, other=0.0)
         lse = tl.where(
@@ -81,10 +82,10 @@ def columns_kernel(
             hidden = tl.where(at >= length, -HIDE, 0.0)[:, None]
             there = (at < keys)[:, None] & (d < HEAD_DIM)[None, :]
             counts = (at < tl.minimum(length, keys))[:, None] & (d < HEAD_DIM)[None, :]
-            k = tl.load(_rows(k_ptr, k_strides, b, h, at, d), mask=counts, other=0.0)
-            v = tl.load(_rows(v_ptr, v_strides, b, h, at, d), mask=counts, other=0.0)
-            tl.store(_rows(k_copy_ptr, copy_strides, b, h, at, d), k, mask=there)
-            tl.store(_rows(v_copy_ptr, copy_strides, b, h, at, d), v, mask=there)
+            k = tl.load(_rows(k_ptr, k_strides, b, h, at, d, DIVISOR), mask=counts, other=0.0)
+            v = tl.load(_rows(v_ptr, v_strides, b, h, at, d, DIVISOR), mask=counts, other=0.0)
+            tl.store(_rows(k_copy_ptr, copy_strides, b, h, at, d, DIVISOR), k, mask=there)
+            tl.store(_rows(v_copy_ptr, copy_strides, b, h, at, d, DIVISOR), v, mask=there)
         numbers = tl.where(column == 0, FACTOR, tl.where(column < 3, 1.0, 0.0))
         numbers = tl.where(column == 3, hidden, numbers + hidden * 0).to(dtype)
         there = (at < tl.where(h == 0, keys, 0))[:, None] & (column < 8)  # all heads share them

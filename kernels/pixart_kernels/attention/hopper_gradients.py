@@ -16,7 +16,13 @@ from torch import Tensor
 
 from pixart_kernels.attention import hopper
 from pixart_kernels.attention.hopper import COPY_REGISTERS, box_of
-from pixart_kernels.attention.tiles import ENOUGH_PROGRAMS, parts_of, without_data
+from pixart_kernels.attention.tiles import (
+    ENOUGH_PROGRAMS,
+    parts_of,
+    stride_divisor,
+    strides_of,
+    without_data,
+)
 from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.launch import ALIGNMENT, Launch
 
@@ -162,13 +168,20 @@ def _prepare_columns(
     (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
     copies = _for_tma(k)
     of_queries, of_keys = _columns_of(q, k)
-    strides = (x.stride()[:3] for x in (grad, q.new_empty(q.shape), k, v, copies))
+    tensors = (grad, q.new_empty(q.shape), k, v, copies)
+    divisor = stride_divisor(*tensors)
+    strides = (strides_of(x, divisor) for x in tensors)
     launch = Launch(
         columns_kernel,
         device,
         (triton.cdiv(queries, BLOCK) + triton.cdiv(keys, BLOCK), batch * heads),
         (*strides, 1 / scale, heads, queries, keys),
-        {"HEAD_DIM": head_dim, "WIDTH": triton.next_power_of_2(head_dim), "BLOCK": BLOCK},
+        {
+            "HEAD_DIM": head_dim,
+            "WIDTH": triton.next_power_of_2(head_dim),
+            "BLOCK": BLOCK,
+            "DIVISOR": divisor,
+        },
         OPTIONS,
     )
 
