@@ -128,7 +128,7 @@ class Door:
         if is_observed():
             return self._observed(arguments)
         key: list[Any] = []
-        device, wants_gradient = None, False
+        device, records, wants_gradient = None, torch.is_grad_enabled(), False
         for x in arguments:
             kind = type(x)
             if kind in _TENSORS:
@@ -143,7 +143,8 @@ class Door:
                 # (is_grads_batched), which have no memory of their own.
                 if x.is_neg() or (self.recorded is None and is_legacy_batchedtensor(x)):
                     return self._observed(arguments)
-                wants_gradient = wants_gradient or x.requires_grad
+                if records and x.requires_grad:
+                    wants_gradient = True
                 key += (x.dtype, x.shape, x.stride())
             elif kind in _NUMBERS:
                 key.append(x)
@@ -153,7 +154,7 @@ class Door:
             key.append(self.setting(*arguments))
         known = tuple(key)
         compute = self.kept.get(known) or self._keep(known, arguments)
-        if wants_gradient and torch.is_grad_enabled():
+        if wants_gradient:
             if self.recorded is None:
                 return self.long_way(*arguments)
             return self.recorded.apply(*arguments, compute)
