@@ -89,8 +89,8 @@ def test_the_command_keeps_before_and_now_and_the_page_shows_both(
     content = results.read(file)
     assert pages.page(content, "host.json").startswith("# Time of the host")
     text = reporting.overview([("host-x", content)])
-    assert "| modulate forward | 40 µs (old) | 10 µs | ≤ 8 µs, **missed** |" in text
-    assert "| compress_kv forward | 40 µs (old) | 10 µs | ≤ 13 µs |" in text
+    assert "| modulate forward | 40 µs (old) | 10 µs | 5.0 × | ≤ 3.6 ×, **missed** |" in text
+    assert "| compress_kv forward | 40 µs (old) | 10 µs | 5.0 × | ≤ 5.9 × |" in text
     assert "not measured" in reporting.overview([])
 
 
