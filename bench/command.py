@@ -37,6 +37,8 @@ class Command:
         """Measure and keep every case, and print the page of it; 1 if a row is of a failure."""
         options = self.options
         device, tiny = torch.device(options.device), sizes.TINY in options.sizes
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)  # streams and events are of the current device
         run = results.started(self.kind, self.arguments, device, dry_run=tiny)
         context = Context(device)
         context.seconds, context.least_rounds = options.seconds, options.rounds

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import product, repeat
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bench.compiled.ahead_of_time import Launch
 from bench.compiled.architectures import ARCHITECTURES
 from bench.compiled.rows import row_of
 from bench.measure import processes, results
+from bench.measure.case import Unavailable
 from bench.measure.results import Row
 from bench.reporting import pages, targets
 from bench.workloads.operators import Workload
@@ -60,7 +62,8 @@ def report(
 
 def _launches(case: Workload, architecture: str, defaults_only: bool) -> Iterator[Launch]:
     """Those of the operator, and those of kernels that are not what it takes by itself."""
-    yield from ahead_of_time.compile_all(case, architecture, defaults_only)
+    with suppress(Unavailable):  # no such products there
+        yield from ahead_of_time.compile_all(case, architecture, defaults_only)
     yield from candidates.compile_all(case, architecture, defaults_only)
 
 

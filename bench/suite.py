@@ -133,6 +133,8 @@ def rate(row: Row) -> str:
             parts.append(f"{speed:.3g} {unit}, {row[share]:.0%} of the {of}")
     if row.get("images_per_second"):
         parts.append(f"{row['images_per_second']:.3g} images/s")
+    if "layer_norms" in row:
+        parts.append(f"{row['layer_norms']:.1f} × F.layer_norm, {row['launches']} launches")
     if "saving" in row:
         time, flops = row["saving"]["time"]["median"], row["saving"]["flops"]
         parts.append(f"time saved {time:.1%}, FLOPs saved {flops:.1%}")

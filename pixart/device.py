@@ -1,10 +1,12 @@
 """The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,13 +26,35 @@ _PRODUCTS = (
 )  # fmt: skip
 
 
-def check_cuda_graph(wanted: bool, device: torch.device) -> None:
-    """Raise ValueError if launches cannot be recorded on this device."""
-    if wanted and device.type != "cuda":
+def check_cuda_graph(wanted: bool | Literal["auto"], device: torch.device) -> None:
+    """Raise ValueError if launches are to be recorded on a device that cannot, or for another word."""
+    if wanted != "auto" and not isinstance(wanted, bool):
+        raise ValueError(f'cuda_graph must be True, False or "auto", got {wanted!r}')
+    if wanted is True and device.type != "cuda":
         raise ValueError(
             f"cuda_graph must be False on {device}, got True: only a CUDA device records its "
             "launches; leave it out"
         )
+
+
+def check_attention(wanted: str | None, device: torch.device) -> None:
+    """Raise ValueError if self-attention cannot be computed in this precision on this device."""
+    if wanted is None:
+        return
+    if wanted not in ("int8", "fp8"):
+        raise ValueError(f'attention must be "int8", "fp8" or None, got {wanted!r}')
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f'attention must be None on {device}, got "{wanted}": 8-bit attention runs on CUDA, and on '
+            "a CPU by a slow reference; leave it out"
+        )
+    if wanted == "fp8" and device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
+            raise ValueError(
+                f'attention must be "int8" or None on {name}, got "fp8": its matrix units have no e4m3 '
+                "numbers; NVIDIA's have from sm_89 on"
+            )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -51,6 +75,25 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device must be below cuda:{count}, got {str(device)!r}")
     return chosen
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise ValueError if the operators' kernels cannot run on a device that would need them."""
+    obstacle = kernel_obstacle(device)
+    if obstacle is not None:
+        raise ValueError(f"device must run the kernels, got {device}: {obstacle}; use --device cpu")
+
+
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Why a GPU cannot run the operators' kernels, None if it can or is none."""
+    if device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "the kernels need Triton (pip install triton)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        return f"the kernels need compute capability 8.0, {name} has less"
+    return None
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -97,9 +140,10 @@ def _group_memory(limit: str, usage: str, stat: str) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes at most, of the CUDA allocator where it was used, else of the process (0 on Windows)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    """Bytes at most, of the GPU that had most allocated, else of the process (0 on Windows)."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if most := max(map(torch.cuda.max_memory_allocated, gpus), default=0):
+        return most  # the current device is not always the one that is worked on
     if sys.platform == "win32":
         return 0
     import resource

@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeGuard, TypeVar
 
 import torch
-from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
+from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:  # its import takes a second, which a picture needs not wait
+    from torch.distributed.tensor import DTensor
 
 Item = TypeVar("Item")
 
@@ -71,7 +73,32 @@ def barrier() -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor cut among processes that lies here, or the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_cut(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is cut among processes, or the tensor. The gradient of the parts is the
+    mean over the processes, as FSDP's is."""
+    if not _is_cut(tensor):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
+
+
+def _is_cut(tensor: Tensor) -> "TypeGuard[DTensor]":
+    return hasattr(tensor, "device_mesh")
+
+
+def cut_again(module: nn.Module) -> None:
+    """Give back what FSDP left whole after the module's last forward, if it is a module of FSDP's.
+
+    For weights that are read outside of their module's forward: FSDP would lose the gradient of one
+    that is whole there (reshard_after_forward=False, and a forward without gradients before).
+    """
+    # FSDP adds a class to the module's; asked of the instance, each that has none would raise.
+    if hasattr(type(module), "reshard"):
+        module.reshard()  # type: ignore[operator]
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class Options(Settings):
     """Of transformer and VAE."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    attention: Literal["int8", "fp8"] | None = None
+    """Self-attention with 8-bit products; on a CPU rounded as the kernels round."""
     json_file: Path | None = None
     """Where to write settings and results."""
 
@@ -65,7 +67,11 @@ def run(options: Options) -> int:
     like = options.like  # refused before a model is opened
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(
-        options.model, dtype=dtype, device=options.device, cache_dir=None
+        options.model,
+        dtype=dtype,
+        device=options.device,
+        attention=options.attention,
+        cache_dir=None,
     )
     text, values = import_module(METRICS[options.metric]).evaluate(pipe, options)
     print(text)
@@ -73,5 +79,6 @@ def run(options: Options) -> int:
         process.at_work()
         used = pipe.resolve(like)
         settings = {name: getattr(used, name) for name in ("seed", *SAMPLING)}
-        write_json(options.json_file, {**settings, "dtype": options.dtype, **values}, indent=2)
+        numbers = {"dtype": options.dtype, "attention": options.attention}
+        write_json(options.json_file, {**settings, **numbers, **values}, indent=2)
     return DONE

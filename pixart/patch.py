@@ -18,7 +18,6 @@ Linear layers are called and never read, so LoRA or quantised layers in their pl
 hooks work as before. Attention processors that are not diffusers' plain ones stay where they are.
 """
 
-import importlib.util
 import inspect
 import logging
 import warnings
@@ -34,6 +33,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pixart.config import KVCompression
+from pixart.device import kernel_obstacle
+from pixart.graphs.forward import GraphedForward, unwrap, wrap
 from pixart.libraries import importing
 from pixart.model.compression import add_merging, compress_tokens
 from pixart_kernels import flash_attention, gate_add, gate_add_modulate, modulate
@@ -64,9 +65,15 @@ class _State:
     blocks: list[Any]
     config: Any
     hook: RemovableHandle
+    has_graphs: bool
 
 
-def accelerate(pipe_or_transformer: T, *, kv_compression: KVCompression | None = None) -> T:
+def accelerate(
+    pipe_or_transformer: T,
+    *,
+    kv_compression: KVCompression | None = None,
+    cuda_graph: bool = False,
+) -> T:
     """Run a diffusers PixArt pipeline or transformer on the kernels. Returns the same object.
 
     Outputs and gradients stay the same within the rounding of the dtype, and so do the names in the
@@ -77,14 +84,21 @@ def accelerate(pipe_or_transformer: T, *, kv_compression: KVCompression | None =
     (attn1.sr, attn1.norm) start as the mean and a plain LayerNorm, trainable. They are called what
     pixart.checkpoint calls them: load_state_dict takes them from a compressed checkpoint, and
     load_transformer opens what save_pretrained writes.
+
+    cuda_graph: record the forward once per combination of inputs and replay it from the second call on, for
+    small pictures, whose steps the CPU launches more slowly than a GPU computes them. Calls that record
+    gradients or are compiled are plain ones. Weights or adapters that are swapped are noticed. GraphError
+    is raised where a forward cannot be recorded, as with hooks in the blocks, or offloading in parts.
     """
     transformer = _find_transformer(pipe_or_transformer)
     if hasattr(transformer, _STATE) or transformer in _left_alone:
         raise ValueError("pipe_or_transformer must be restored first, got one already accelerated")
     _check_transformer(transformer, kv_compression)
     obstacle = _obstacle()
+    if cuda_graph and obstacle is not None:
+        raise ValueError(f"cuda_graph must be False, got {cuda_graph!r}: {obstacle}; leave it out")
     if obstacle is None or kv_compression is not None:
-        _install(transformer, kv_compression)
+        _install(transformer, kv_compression, cuda_graph)
     else:
         _left_alone.add(transformer)
         warnings.warn(f"accelerate() changes nothing: {obstacle}", stacklevel=2)
@@ -105,6 +119,8 @@ def restore(pipe_or_transformer: T) -> T:
     if state is None:
         raise ValueError("pipe_or_transformer must be accelerated, got one that is not")
     slots = [_block_slot(block, _block_forward) for block in state.blocks]
+    if state.has_graphs:
+        unwrap(transformer, *_forward_slot(transformer))
     for block, (holder, name) in zip(state.blocks, slots, strict=True):
         # Deleted, so that the class's own is found again; where a hook keeps it, put back.
         if holder is vars(block) and name == "forward":
@@ -129,11 +145,7 @@ def _obstacle() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "the kernels need a GPU, and torch.cuda.is_available() is False"
-    if importlib.util.find_spec("triton") is None:
-        return "the kernels need Triton (pip install triton)"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return f"the kernels need compute capability 8.0, {torch.cuda.get_device_name()} has less"
-    return None
+    return kernel_obstacle(torch.device("cuda"))
 
 
 def _find_transformer(pipe_or_transformer: object) -> Any:
@@ -234,7 +246,7 @@ def _is_bound(found: Any, function: Callable[..., Any]) -> bool:
     return bound is function
 
 
-def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
+def _install(transformer: Any, kv_compression: KVCompression | None, cuda_graph: bool) -> None:
     config, blocks = transformer._internal_dict, list(transformer.transformer_blocks)
     for layer, block in enumerate(blocks):
         if kv_compression is not None and kv_compression.applies_to(layer):
@@ -254,7 +266,9 @@ def _install(transformer: Any, kv_compression: KVCompression | None) -> None:
     # Of the class: a hook may have replaced the instance's own forward.
     names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
     hook = transformer.register_forward_pre_hook(partial(_prepare, names), with_kwargs=True)
-    setattr(transformer, _STATE, _State(blocks, config, hook))
+    if cuda_graph:
+        wrap(transformer, *_forward_slot(transformer))
+    setattr(transformer, _STATE, _State(blocks, config, hook, cuda_graph))
 
 
 def _add_compression(block: Any, compression: KVCompression) -> None:
@@ -288,6 +302,8 @@ def _hands_on(transformer: Any) -> bool:
     names them. What was compiled ahead of time takes what it was compiled for and nothing else."""
     holder, name = _forward_slot(transformer)
     found = holder.get(name)
+    if isinstance(found, GraphedForward):
+        found = found.original
     if found is None or _is_bound(found, type(transformer).forward):
         return True
     try:

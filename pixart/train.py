@@ -25,6 +25,8 @@ from pixart import process
 from pixart.command import BAD_INPUT, DONE, complain, parse, run_command
 
 if TYPE_CHECKING:
+    import torch
+
     from pixart.training.run import Run
     from pixart.training.stage import Stage
 
@@ -175,13 +177,12 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 
     import torch
 
-    from pixart.device import choose_device
     from pixart.distributed import connect, rank
     from pixart.training.execute import alone, check_rules, check_writable
     from pixart.training.problems import attempt, problems_of, refuse
     from pixart.training.run import Run
 
-    device, lines = attempt(lambda: choose_device(options.device))
+    device, lines = attempt(lambda: _device(options.device, stages))
     refuse(lines)
     assert device is not None
     output = options.output or Path("runs") / Path(options.recipe).stem
@@ -212,6 +213,16 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
         return _complain([*wrong, *check_rules(run, names)])
     with alone(output):
         return _train_stages(run, names, options.stop_after)
+
+
+def _device(wanted: str | None, stages: "Sequence[Stage]") -> "torch.device":
+    """Where to train. ValueError if it is not there, or cannot run the kernels that a stage needs."""
+    from pixart.device import check_kernels, choose_device
+
+    device = choose_device(wanted)
+    if any(stage.trains_transformer for stage in stages):
+        check_kernels(device)
+    return device
 
 
 def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:

@@ -36,6 +36,11 @@ SHARED_MEMORY = {
 }
 COUNTS = ("launches", "maps", "refused")
 
+
+class NoCompiler(RuntimeError):
+    """There is no C compiler to build the stub with."""
+
+
 _library: Any = None
 
 
@@ -110,7 +115,7 @@ def _compiler() -> str:
     for name in names:
         if found := shutil.which(name):
             return found
-    raise RuntimeError(
+    raise NoCompiler(
         f"the stub driver needs a C compiler, found no {' or '.join(names)}; install one or set CC"
     )
 

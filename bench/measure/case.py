@@ -6,17 +6,22 @@ Context that says how long to take and keeps the rows (see results.py).
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.measure import machine, timing
+from bench.measure import compilation, machine, timing
 from bench.measure.results import Row
 
 MEASURED = "measured"
 FAULTS = ("failed", "computes something else")  # as the status of what should not be begins
+NOT_COMPARED = "not compared"
+OURS = "ours"  # the beginning of a variant's name
+DRY = "not measured: went as far as a stub of the driver, nothing was computed"
+_OF_RESULTS = {"seconds", "samples", "share_of_matmul", "share_of_copy", "images_per_second"}
+_OF_RESULTS |= {"errors", "errors_from", "errors_beside", "agrees", "passed", "repeatable", "exact"}
 T = TypeVar("T")
 
 
@@ -25,18 +30,22 @@ class Unavailable(RuntimeError):
 
 
 class Case(NamedTuple):
-    """variants: what it times in turn, a row each; empty if it compares nothing."""
+    """variants: what it times in turn, a row each; empty if it compares nothing. always: whether it runs
+    when the time of its part is over, because others go by what it decides."""
 
     name: str
     run: Callable[["Context"], None]
     variants: tuple[str, ...] = ()
+    always: bool = False
 
 
 class Context:
     """What a case needs, and where it leaves what it found.
 
-    rows: what the case that runs now, or ran last, found. chosen: the variants to run, None for all.
-    tell: is called with each event as it happens. history: the events of earlier processes.
+    rows: what the case that runs now, or ran last, found; known: all rows, of earlier cases and
+    processes too. chosen: the variants to run, None for all. tell: is called with each event as it
+    happens. history: the events of earlier processes. dry: whether nothing is computed, because a stub
+    stands for the driver: then no row says that anything was measured, or is right.
     """
 
     def __init__(
@@ -53,6 +62,8 @@ class Context:
         self.clocks = machine.ClockLog(device)
         self.part = self.case = ""
         self.rows: list[Row] = []
+        self.known: list[Row] = [event["row"] for event in history if event["event"] == "row"]
+        self.dry = False
         self.chosen: frozenset[str] | None = None
         self.history = history
         self._tell = tell
@@ -66,16 +77,22 @@ class Context:
         return self.rows
 
     def choose(self, variants: Mapping[str, T]) -> dict[str, T]:
-        """Those that were asked for."""
-        chosen = self.chosen
-        return {name: one for name, one in variants.items() if chosen is None or name in chosen}
+        """Those that were asked for; of a dry run, what launches kernels of ours."""
+        wanted = self.chosen
+        return {
+            name: one
+            for name, one in variants.items()
+            if (wanted is None or name in wanted) and (name.startswith(OURS) or not self.dry)
+        }
 
     def emit(self, event: str, **values: Any) -> None:
         self._tell({"event": event, "part": self.part, "case": self.case, **values})
 
-    def announce(self, variant: str) -> None:
-        """What runs next: if this process dies, that did it."""
-        self.emit("variant", variant=variant)
+    def announce(self, variant: str, patience: float | None = None) -> None:
+        """What runs next: if this process dies, that did it. patience: seconds that it may be silent
+        for before it counts as hung, where that is more than others may."""
+        more = {} if patience is None else {"patience": patience}
+        self.emit("variant", variant=variant, **more)
 
     def row(self, variant: str, status: str = MEASURED, **values: Any) -> None:
         """Keep a row, with what else the machine did since the case began."""
@@ -85,11 +102,15 @@ class Context:
             "variant": variant,
         }
         row |= {"status": status, **values}
+        if self.dry and status == MEASURED:
+            row = {name: value for name, value in row.items() if name not in _OF_RESULTS}
+            row["status"] = DRY
         row |= {
             "clocks": self.clocks.since(self._begun.wall),
             "busy_elsewhere": machine.Moment().elsewhere(self._begun),
         }
         self.rows.append(row)
+        self.known.append(row)
         self.emit("row", row=row)
 
     def crashed(self, variant: str) -> str | None:
@@ -121,11 +142,13 @@ class Ready(NamedTuple):
 
 class Verdict(NamedTuple):
     """errors: relative ones, by result, from those of errors_from. agrees: whether it computes the
-    same as the others."""
+    same as the others, None where that cannot be known. beside: the relative error from a variant
+    that it must agree with as well, by its name."""
 
     errors: dict[str, float]
     errors_from: str
-    agrees: bool
+    agrees: bool | None
+    beside: dict[str, float] = {}
 
 
 Judge = Callable[[Mapping[str, Ready]], Mapping[str, Verdict]]
@@ -139,12 +162,15 @@ def time_variants(
     dtype: torch.dtype = torch.bfloat16,
     with_host: bool = False,
     least_rounds: int = 5,
+    compiling: Collection[str] = (),
 ) -> dict[str, Row]:
     """By variant, the part of its row that says how it computes and how fast. Builds all, compares
     their results, and times those that compute the same, in turn.
 
     Whoever is not there, fails, or computes something else gets that for its status, and leaves the
-    others alone. dtype: of the products that FLOPs count.
+    others alone. Whoever the judge says nothing of is timed, and its row says that nothing was
+    compared. dtype: of the products that FLOPs count. compiling: variants that generate code when
+    they are built, which takes long.
     """
     ready: dict[str, Ready] = {}
     found: dict[str, Row] = {}
@@ -152,7 +178,7 @@ def time_variants(
         found[name] = {"status": context.crashed(name) or MEASURED}
         if found[name]["status"] != MEASURED:
             continue
-        context.announce(name)
+        context.announce(name, compilation.SECONDS if name in compiling else None)
         with warnings.catch_warnings(record=True) as said:  # why a backend of PyTorch is not viable
             warnings.simplefilter("always")
             try:
@@ -162,9 +188,12 @@ def time_variants(
             except Exception as error:  # a peer may fail in any way
                 found[name]["status"] = failed(error, said)
                 timing.survive(error, context.device)
-    for name, verdict in judge(ready).items():
+    for name in ready:
+        found[name] |= {"agrees": None, "errors_from": NOT_COMPARED}
+    for name, verdict in ({} if context.dry else judge(ready)).items():
         found[name] |= {"errors": verdict.errors, "errors_from": verdict.errors_from}
-        if not verdict.agrees:
+        found[name] |= {"agrees": verdict.agrees, "errors_beside": verdict.beside}
+        if verdict.agrees is False:
             found[name]["status"] = f"computes something else: {worst(verdict)}"
     same = {name: one for name, one in ready.items() if found[name]["status"] == MEASURED}
     times = timing.measure(
@@ -210,8 +239,10 @@ def failed(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> st
 
 
 def worst(verdict: Verdict) -> str:
-    name, error = max(verdict.errors.items(), key=lambda item: item[1])
-    return f"{name} is {error:.2g} from that of {verdict.errors_from}"
+    found = [(error, name, verdict.errors_from) for name, error in verdict.errors.items()]
+    found += [(error, "its result", other) for other, error in verdict.beside.items()]
+    error, name, other = max(found)
+    return f"{name} is {error:.2g} from that of {other}"
 
 
 @contextmanager

@@ -107,21 +107,29 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return {
         "gpu": properties.name,
+        "uuid": _uuid(device),
         "capability": f"{properties.major}.{properties.minor}",
         "processors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
         "cache_bytes": timing.cache_bytes(device),
-        "driver": ", ".join(_smi("driver_version") or []) or None,
+        "driver": ", ".join(_smi(_uuid(device), "driver_version") or []) or None,
         "cuda": torch.version.cuda or torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
     }
 
 
-def _smi(*fields: str) -> list[str] | None:
-    """What nvidia-smi says of the first GPU, None without it."""
+def _uuid(device: torch.device) -> str:
+    """The GPU's name for nvidia-smi. Not its index: nvidia-smi counts all that the machine has, and
+    PyTorch those of CUDA_VISIBLE_DEVICES, the fastest first."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _smi(uuid: str, *fields: str) -> list[str] | None:
+    """What nvidia-smi says of this GPU, None without it or where it knows no such GPU (on AMD, and of
+    a part of one)."""
     if shutil.which("nvidia-smi") is None:
         return None
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}"]
+    command = ["nvidia-smi", "-i", uuid, f"--query-gpu={','.join(fields)}"]
     try:
         done = subprocess.run(
             [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
@@ -164,16 +172,16 @@ def load() -> float | None:
 
 
 class ClockLog:
-    """Clocks, power and temperature in the background, about twice a second."""
+    """Clocks, power and temperature of a GPU in the background, about twice a second."""
 
     def __init__(self, device: torch.device, interval: float = 0.5) -> None:
         self.readings: list[tuple[float, list[str]]] = []
         self.interval = interval
         if device.type == "cuda" and shutil.which("nvidia-smi") is not None:
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._watch, args=[_uuid(device)], daemon=True).start()
 
-    def _watch(self) -> None:
-        while (values := _smi(*READINGS.values())) is not None:
+    def _watch(self, uuid: str) -> None:
+        while (values := _smi(uuid, *READINGS.values())) is not None:
             self.readings.append((time.time(), values))
             time.sleep(self.interval)
 

@@ -2,7 +2,8 @@
 
     {"schema": 2, "kind": "gpu", "runs": [run, ...]}
 
-kind: the command that measured: "gpu", "suite" (pytest bench), "saving", "cpu", "growth" or "resources".
+kind: the command that measured: "gpu", "suite" (pytest bench), "saving", "cpu", "growth", "host" or
+"resources".
 Each run of the command on a machine adds one run to the file:
 
     command, date, seconds      what was typed, when (UTC), how long it took
@@ -34,7 +35,10 @@ and, as far as they are known,
     flops, bytes                of one call, at least (pixart.cost)
     share_of_matmul, share_of_copy      of the peaks that were measured in the same process
     held_bytes, peak_bytes      of memory before a call (weights, states), and beyond that at its peak
-    errors, errors_from         relative errors by result, and whose results they are errors from
+    errors, errors_from         relative errors by result, and whose results they are errors from, or
+                                "not compared"
+    agrees                      whether they are small enough; None where nothing was compared
+    errors_beside               the relative error from another variant's result, by its name
     clocks, busy_elsewhere      meanwhile: of the GPU; the share of the CPUs that others took
 
 and what is particular to its part (`saving`, `floors`, `kernels`, `config`, `images_per_second`, ...).
@@ -56,7 +60,7 @@ from pixart.files import parse_json, read_json, write_json
 
 SCHEMA = 2
 DATE = "%Y-%m-%dT%H:%M:%SZ"
-KINDS = ("gpu", "suite", "saving", "cpu", "growth", "resources")
+KINDS = ("gpu", "suite", "saving", "cpu", "growth", "host", "resources")
 Row = dict[str, Any]
 Content = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 On a GPU, events time a call behind a backlog of work, so that the host's own time stays out of it; a
 call under 100 µs runs many times in one CUDA graph. Either way consecutive calls take different
-inputs or find the L2 cache full of something else. On a CPU the wall clock times every call.
+inputs or find the L2 cache full of something else. On a CPU the wall clock times every call; what a
+launch takes of the host is CPU time of its thread.
 """
 
 import gc
@@ -18,11 +19,12 @@ import torch
 
 Call = Callable[[], object]
 SHORT = 100e-6  # seconds, below which events would time the launch
+SAMPLE = 1e-3  # seconds, of what is over too soon to be timed by itself
 MOST_ROUNDS = 300
 
 
 class Timing(NamedTuple):
-    """Seconds of one call. method: "graph", "events", "events with host" or "wall"."""
+    """Seconds of one call. method: "graph", "events", "events with host", "wall" or "thread"."""
 
     median: float
     p20: float
@@ -103,6 +105,27 @@ def copies_to_pass_cache(moved: int, device: torch.device) -> int:
     return min(64, math.ceil(4 * cache_bytes(device) / max(moved, 1))) or 1
 
 
+def measure_host(
+    variants: Mapping[str, Call], *, seconds: float = 1.0, least_rounds: int = 5
+) -> dict[str, Timing]:
+    """CPU seconds of this thread that calls take of the host, of variants in turn.
+
+    For calls of microseconds: a sample is the mean of as many as take SAMPLE, and no garbage is
+    collected meanwhile.
+    """
+    samplers: dict[str, _Sampler] = {
+        name: _ThreadSampler([call]) for name, call in variants.items()
+    }
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        samples = _sample_in_turn(samplers, torch.device("cpu"), seconds, least_rounds)
+    finally:
+        if collects:
+            gc.enable()
+    return {name: summarize(samples[name], sampler.method) for name, sampler in samplers.items()}
+
+
 class _Sampler:
     """One variant. start() runs it, read() says how long that took once the device is idle."""
 
@@ -121,6 +144,25 @@ class _Sampler:
 
     def read(self) -> float:
         return self.elapsed
+
+
+class _ThreadSampler(_Sampler):
+    """Leaves out what other threads and processes do, but for the caches that they empty."""
+
+    method = "thread"
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        super().__init__(calls)
+        self.count = 1
+        self.start()
+        self.count = max(1, round(SAMPLE / max(self.elapsed, 1e-7)))
+
+    def start(self) -> None:
+        call = next(self.calls)
+        begin = time.thread_time()
+        for _ in range(self.count):
+            call()
+        self.elapsed = (time.thread_time() - begin) / self.count
 
 
 class _EventSampler(_Sampler):

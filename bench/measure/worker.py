@@ -30,9 +30,12 @@ class Part(NamedTuple):
     cases: Callable[[], Sequence[Case]]
 
 
-def main(parts: Sequence[Part], device: str, events: Path, deadline: float) -> None:
+def main(
+    parts: Sequence[Part], device: str, events: Path, deadline: float, *, dry: bool = False
+) -> None:
+    """dry: whether a stub stands for the driver, and nothing is computed."""
     if device == "cuda" and not torch.cuda.is_available():
-        print("bench.gpu needs a GPU; --device cpu tries the script out at tiny shapes")
+        print("this needs a GPU, and torch sees none; --dry-run tries it out as far as the driver")
         sys.exit(REFUSED)
     history = results.read_events(events)
     with open(events, "a", buffering=1, encoding="utf-8") as file:  # a line is kept when it ends
@@ -41,7 +44,7 @@ def main(parts: Sequence[Part], device: str, events: Path, deadline: float) -> N
             file.write(json.dumps(results.plain(event), allow_nan=False) + "\n")
 
         context = Context(torch.device(device, 0), tell, history)
-        context.hurried = True
+        context.hurried, context.dry = True, dry
         context.seconds = 0.5 if device == "cuda" else 0.02
         try:
             with readied(context.device):
@@ -55,12 +58,14 @@ def run(parts: Sequence[Part], context: Context, deadline: float) -> None:
     """All cases that the history does not know as done, until the deadline (of time.time())."""
     started = results.started("gpu", [], context.device, dry_run=context.device.type == "cpu")
     context.peaks = started["peaks"] = machine.peaks(context.device, tiny=started["dry_run"])
-    context.emit("start", run=started)
+    context.emit("start", run=started, parts=[part.name for part in parts])
     finished = {event["part"] for event in context.history if event["event"] == "part"}
     left = [part for part in parts if part.name not in finished]
     for index, part in enumerate(left):
         rest = sum(later.share for later in left[index:])
         end = time.time() + (deadline - time.time()) * part.share / rest
+        if context.dry:
+            end = deadline
         context.part, context.case = part.name, ""
         _run_part(part, context, end)
     context.part = context.case = ""
@@ -83,7 +88,7 @@ def _run_part(part: Part, context: Context, end: float) -> None:
             continue
         if len(ends) == ATTEMPTS or "" in ends:
             context.emit("skipped", reason="ended the process, see crashes")
-        elif time.time() > end:
+        elif time.time() > end and not case.always:
             context.emit("skipped", reason="out of time")
         else:
             _run_case(case, context)

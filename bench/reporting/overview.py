@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.measure.results import Row
-from bench.reporting import comparisons, pages, plots, scaling
+from bench.reporting import comparisons, host, pages, plots, scaling
 from bench.reporting.comparisons import Comparison
 from bench.reporting.plots import Named
 from bench.reporting.targets import CASE, MODELS, TARGETS, Target
@@ -30,6 +30,7 @@ def render(results: Sequence[Named]) -> str:
     parts = {
         "SUMMARY": table(SUMMARY, _summary(results)),
         "TARGETS": _targets(results),
+        "HOST": host.overview(results),
         "PLOTS": "\n\n".join(pictures),
         "GROWTH": "\n".join(_growth(results)),
         "PAGES": table(("page", "command", "date", "commit", "remarks"), _pages(results)),
@@ -69,7 +70,8 @@ def _lost(own: Sequence[Comparison]) -> int:
 
 
 def _ratio(one: Comparison) -> str:
-    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}), {one.against} at {one.image}"
+    where = f" at {one.image}" if one.image else ""
+    return f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}), {one.against}{where}"
 
 
 def _date(run: Row) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.measure.results import Content, Row
-from bench.reporting import comparisons, scaling, targets
+from bench.reporting import comparisons, host, scaling, targets
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -211,10 +211,41 @@ def _unfinished(content: Content) -> str:
 
 
 def _gpu(content: Content) -> Iterator[str]:
+    yield from _columns(rows_of(content, "columns"))
     yield from _correctness(rows_of(content, "correctness"))
     yield from _timed(content, "operators", "steps", "pictures")
+    yield from _launches(rows_of(content, "launches"))
     yield from _backends(rows_of(content, "backends"))
     yield from _configurations(rows_of(content, "configurations"))
+
+
+def _columns(rows: Sequence[Row]) -> Iterator[str]:
+    """Whether the narrowest products are right, and which tails are launched."""
+    tried = [row for row in rows if "exact" in row and "config" in row]
+    if rows:
+        yield "## Narrow products"
+    if tried:
+        lines = [
+            [row["columns"], row["dtype"], row["config"], "yes" if row["exact"] else "**no**"]
+            for row in tried
+        ]
+        yield table(
+            ("columns", "dtype", "configuration", "exact"), [list(map(str, x)) for x in lines]
+        )
+    taken = [row["columns"] for row in rows if "columns" in row and "config" not in row]
+    yield f"Tails of V have {taken[-1]} columns in all that follows." if taken else ""
+    yield _absent(rows)
+
+
+def _launches(rows: Sequence[Row]) -> Iterator[str]:
+    """Seconds of first calls, in which kernels are compiled or loaded."""
+    lines = [
+        [row["variant"], *map(duration, row["first_calls"])] for row in rows if "first_calls" in row
+    ]
+    if lines:
+        yield "## First launches"
+        yield table(("operator", "first call", "second call"), lines)
+    yield _absent(rows) if lines else ""
 
 
 def _correctness(rows: Sequence[Row]) -> Iterator[str]:
@@ -351,6 +382,7 @@ BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
     "cpu": _timed,
     "growth": _growth,
     "gpu": _gpu,
+    "host": lambda content: host.page(rows_of(content)),
     "suite": _timed,
     "resources": _resources,
 }

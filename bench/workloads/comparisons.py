@@ -1,4 +1,4 @@
-"""Single operators: whether they are right, how fast beside their peers, and in which configuration."""
+"""Single operators: whether they are right, and how fast beside their peers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from bench.measure import timing, tuning
-from bench.measure.case import MEASURED, Case, Context, Ready, Verdict, measured, time_variants
+from bench.measure import table, timing
+from bench.measure.case import MEASURED, Case, Context, Ready, Verdict, time_variants
 from bench.measure.results import Row
 from bench.workloads import accuracy, sizes
 from bench.workloads.operators import OPERATORS, Workload
 from bench.workloads.operators.workload import (
     Inputs,
     Variant,
+    compiles,
     differentiable,
     output_gradients,
     outputs_of,
@@ -22,15 +23,16 @@ from bench.workloads.operators.workload import (
 DIRECTIONS = {False: "forward", True: "backward"}
 
 
-def correctness(at: Sequence[str] = sizes.GPU_SIZES) -> list[Case]:
+def correctness(at: Sequence[str] = sizes.GPU_SIZES, *, few: bool = False) -> list[Case]:
     """Every operator, forward and backward, against fp64 at the real shapes; the first at each size
-    come first."""
+    come first. few: in bf16 only, and no further calls."""
     small = "1k" if "1k" in at else at[0]
     works = _checked((1,), at, torch.bfloat16)
-    for operator in OPERATORS.values():
-        works += [work._replace(size=small) for work in operator.checked(operator)]
-    for dtype in (torch.float16, torch.float32):
-        works += _checked((2,), (small,), dtype)
+    if not few:
+        for operator in OPERATORS.values():
+            works += [work._replace(size=small) for work in operator.checked(operator)]
+        for dtype in (torch.float16, torch.float32):
+            works += _checked((2,), (small,), dtype)
     works += _checked((2, 4), at, torch.bfloat16)
     return [Case(work.name, partial(_check, work)) for work in works]
 
@@ -50,12 +52,12 @@ def _check(work: Workload, context: Context) -> None:
     inputs = work.inputs(context.device)
     truth = accuracy.oracle(work, inputs, backward=True)
     eager = accuracy.errors(accuracy.results(work.operator.reference, inputs, True), truth)
-    row = _describe(work) | {"errors_eager": eager}
+    row = describe(work) | {"errors_eager": eager}
     if reason := context.crashed("ours"):
         context.row("ours", reason, **row)
         return
     context.announce("ours")
-    tuning.forget()
+    table.forget_launches()
     made = accuracy.results(work.operator.ours, inputs, True)
     errors = accuracy.errors(made, truth)
     again = accuracy.results(work.operator.ours, inputs, True)
@@ -66,7 +68,7 @@ def _check(work: Workload, context: Context) -> None:
         errors_from="fp64",
         passed=accuracy.within(errors, eager, work.dtype),
         repeatable=accuracy.same(made, again),
-        config=tuning.chosen(),
+        config=table.launched(),
     )
 
 
@@ -105,19 +107,20 @@ def _compare(work: Workload, backward: bool, context: Context) -> None:
     truth = accuracy.oracle(work, sets[0], backward)
 
     def build(variant: Variant) -> Ready:
-        tuning.forget()
+        table.forget_launches()
         errors = _first_errors(variant, sets[0], truth, backward)
-        calls = [_call(variant, inputs, backward) for inputs in sets]
-        facts = {"copies": copies, "config": tuning.chosen() or None}
+        calls = [call_of(variant, inputs, backward) for inputs in sets]
+        facts = {"copies": copies, "config": table.launched() or None}
         return Ready(calls, work.flops(backward), work.bytes(backward), errors, facts)
 
     builders = {
         name: partial(build, variant) for name, variant in work.variants(context.hurried).items()
     }
     judge = partial(_judge, work.dtype)
-    found = time_variants(context, builders, judge, dtype=work.dtype)
+    slow = [name for name in builders if compiles(name)]
+    found = time_variants(context, builders, judge, dtype=work.dtype, compiling=slow)
     for name, row in found.items():
-        context.row(name, **_describe(work, backward), **row)
+        context.row(name, **describe(work, backward), **row)
 
 
 def _judge(dtype: torch.dtype, ready: Mapping[str, Ready]) -> dict[str, Verdict]:
@@ -141,7 +144,7 @@ def _first_errors(
     return accuracy.errors(made, truth)
 
 
-def _call(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]:
+def call_of(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]:
     if not backward:
         with torch.no_grad():
             call = variant(inputs)
@@ -151,56 +154,10 @@ def _call(variant: Variant, inputs: Inputs, backward: bool) -> Callable[[], Any]
     return partial(torch.autograd.grad, outputs, wanted, gradients, retain_graph=True)
 
 
-def _describe(work: Workload, backward: bool | None = None) -> Row:
+def describe(work: Workload, backward: bool | None = None) -> Row:
     way = "" if backward is None else DIRECTIONS[backward]
     what = " ".join(word for word in (work.operator.name, work.kind, way) if word)
     return {"what": what, "shape": work.shape, "dtype": work.dtype_name}
-
-
-def configurations(at: Sequence[str] = ("4k", "1k", "2k")) -> list[Case]:
-    """Each candidate of the table of configurations by itself, over sizes."""
-    return [
-        Case(f"{work.name}/{DIRECTIONS[backward]}", partial(_sweep, work, backward))
-        for size in at
-        for operator in OPERATORS.values()
-        for work in (Workload(operator, size, kind) for kind in operator.tuned)
-        for backward in DIRECTIONS
-    ]
-
-
-def _sweep(work: Workload, backward: bool, context: Context) -> None:
-    call = _call(work.variants()["ours"], work.inputs(context.device), backward)
-    what = _describe(work, backward)
-    tuning.forget()
-    call()
-    launched = {kernel: row for kernel, row in tuning.used().items() if len(row.candidates) > 1}
-    chosen = tuning.chosen()
-    if not launched:
-        context.row("ours", "not measured: there is one candidate", **what)
-    for kernel, table in launched.items():
-        configs = {tuning.describe(candidate): candidate for candidate in table.candidates}
-        names = {f"{kernel} {text}": text for text in configs}
-        calls = {
-            name: [_pinned(call, {kernel: configs[text]})]
-            for name, text in names.items()
-            if not context.crashed(name)
-        }
-        times = timing.measure(
-            calls, context.device, seconds=context.seconds / 3, announce=context.announce
-        )
-        for name, text in names.items():
-            facts: Row = {"kernel": kernel, "config": text, "chosen": text == chosen[kernel]}
-            crash = context.crashed(name)
-            took = {"status": crash} if crash else measured(context, times[name])
-            context.row(name, **what, **facts, **took)
-
-
-def _pinned(call: Callable[[], Any], choice: dict[str, tuning.Candidate]) -> Callable[[], Any]:
-    def pinned_call() -> Any:
-        with tuning.pinned(choice):
-            return call()
-
-    return pinned_call
 
 
 def backends(at: str = "1k") -> list[Case]:
@@ -212,17 +169,17 @@ def backends(at: str = "1k") -> list[Case]:
 
 def _profile(work: Workload, context: Context) -> None:
     inputs = work.inputs(context.device)
-    for name, variant in work.variants().items():
+    for name, variant in context.choose(work.variants()).items():
         if context.crashed(name):
             continue
         for backward in DIRECTIONS:
             context.announce(name)
             try:
-                kernels = _launched(_call(variant, inputs, backward), context.device)
+                kernels = _launched(call_of(variant, inputs, backward), context.device)
             except Exception as error:  # told by the comparison
                 timing.survive(error, context.device)
                 continue
-            what = _describe(work, backward)
+            what = describe(work, backward)
             context.row(f"{name} {DIRECTIONS[backward]}", MEASURED, **what, kernels=kernels)
 
 

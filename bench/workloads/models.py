@@ -7,12 +7,10 @@ advises; "graph" a CUDA graph; "checkpointed" keeps no activations inside of blo
 pass.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from itertools import cycle
 from typing import Any, NamedTuple, cast
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +18,12 @@ from torch import Tensor, nn
 from bench.measure import memory, timing
 from bench.measure.case import Case, Context, Ready, Unavailable, Verdict, time_variants
 from bench.measure.results import Row
-from bench.workloads import sizes
-from bench.workloads.operators import OPERATORS
+from bench.workloads import agreement, sizes
 from bench.workloads.operators.workload import compile_options
 from bench.workloads.sizes import Compression
 from pixart import cost
 from pixart.config import PixArtConfig
 from pixart.diffusion import training_loss
-from pixart.model.blocks import SelfAttention
 from pixart.model.transformer import PixArt
 
 CHECKPOINTED = ("2k", "2880", "4k")  # training there does not fit with all activations kept
@@ -172,11 +168,16 @@ FORWARD = {
 IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in COMPRESSIONS[1:]]]
 
 
-def steps(denoised: Iterable[str], trained: Iterable[str]) -> list[Case]:
-    """One denoising step and one training step per size, against diffusers' model: of bench.gpu, the
+def steps(order: Iterable[tuple[str, str]]) -> list[Case]:
+    """One step each, ("denoise", size) or ("train", size), against diffusers' model: of bench.gpu, the
     most important first."""
-    cases = [denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY)) for size in denoised]
-    return cases + [train(size, IN_ONE_RUN, both_ways=False) for size in trained]
+    return [_step(step, size) for step, size in order]
+
+
+def _step(step: str, size: str) -> Case:
+    if step == "train":
+        return train(size, IN_ONE_RUN, both_ways=False)
+    return denoise(size, IN_ONE_RUN, graphs=size not in ("4k", sizes.TINY))
 
 
 def denoise(resolution: str, names: Iterable[str] = RECIPES, *, graphs: bool = False) -> Case:
@@ -227,10 +228,20 @@ def rows(
         return Ready([call], work, moved, result, held)
 
     def judge(ready: Mapping[str, Ready]) -> dict[str, Verdict]:
-        return _compare(ready, recipes, partial(_eager, step, resolution, device, dtype), dtype)
+        eager = cache(partial(_eager, step, resolution, device, dtype))
+        truth = partial(_truth, ready=ready, recipes=recipes, eager=eager)
+        return agreement.compare(ready, truth, _unchanged(recipes), SAME[dtype])
 
     builders = {name: partial(build, name, make) for name, make in makers.items()}
-    found = time_variants(context, builders, judge, dtype=dtype, with_host=True, least_rounds=3)
+    found = time_variants(
+        context,
+        builders,
+        judge,
+        dtype=dtype,
+        with_host=True,
+        least_rounds=3,
+        compiling=[name for name, one in recipes.items() if one.change is _compile_blocks],
+    )
     shape = {"size": resolution, "batch": 1, "tokens": sizes.tokens(resolution)}
     shared = {"what": what, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
     for row in found.values():
@@ -246,28 +257,24 @@ def step_flops(step: str, resolution: str, recipe: Recipe) -> int:
     return once * (3 if step == "train" else 1)
 
 
-def _compare(
+def _truth(
+    name: str,
     ready: Mapping[str, Ready],
     recipes: Mapping[str, Recipe],
-    eager: Callable[[Recipe], Tensor | None],
-    dtype: torch.dtype,
-) -> dict[str, Verdict]:
-    """Dense models with diffusers'; nobody else's has compressed keys and values: those with what
-    they compute without our kernels."""
-    expected: dict[Compression | None, Tensor | None] = {
-        None: ready[THEIRS].result if THEIRS in ready else None
-    }
-    verdicts = {}
-    for name, one in ready.items():
-        compression = recipes[name].compression
-        if compression not in expected:
-            expected[compression] = eager(recipes[name])
-        truth = expected[compression]
-        if truth is not None:
-            error = float((one.result.double() - truth.double()).norm() / truth.double().norm())
-            against = "diffusers" if compression is None else "eager operators"
-            verdicts[name] = Verdict({"out0": error}, against, error <= SAME[dtype])
-    return verdicts
+    eager: Callable[[Compression | None], Tensor | None],
+) -> tuple[str, Tensor | None]:
+    """What a variant must compute, and whose that is: diffusers' where it is there, which has no
+    compressed keys and values; for all others what our model computes without our kernels."""
+    if recipes[name].compression is None and THEIRS in ready:
+        return THEIRS, ready[THEIRS].result
+    return "eager operators", eager(recipes[name].compression)
+
+
+def _unchanged(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    """By variant that was compiled, recorded or patched: the same model as it is built."""
+    built = {recipe: name for name, recipe in recipes.items()}
+    plain = {name: one._replace(change=_nothing, graph=False) for name, one in recipes.items()}
+    return {name: built[one] for name, one in plain.items() if built.get(one, name) != name}
 
 
 def _build(recipe: Recipe, resolution: str, device: torch.device) -> tuple[nn.Module, Any]:
@@ -282,17 +289,26 @@ def _build(recipe: Recipe, resolution: str, device: torch.device) -> tuple[nn.Mo
 def make_denoiser(
     recipe: Recipe, resolution: str, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Callable[[], Tensor]:
+    """Each call takes the other one of two latents: a recording that reads what it was recorded with
+    gives the wrong one's result."""
     model, call = _build(recipe, resolution, device)
     model = model.to(dtype).eval()
     caption: Any = random_caption(resolution, device, dtype)
-    latents, timesteps = random_latents(resolution, device), torch.tensor([500], device=device)
+    latents = cycle([random_latents(resolution, device, seed) for seed in (2, 4)])
+    timesteps = torch.tensor([500], device=device)
     if isinstance(model, PixArt) and recipe.encoded:
         caption = model.encode_caption(caption)
         if recipe.graph:
             from pixart.sampler.cuda_graphs import CudaGraphs
 
-            return partial(CudaGraphs(), model, latents, timesteps, caption, ())
-    return torch.no_grad()(partial(call, model, caption, latents, timesteps))
+            replay = partial(CudaGraphs(), model)
+
+            def replayed() -> Any:
+                return replay(next(latents), timesteps, caption, ())
+
+            replayed(), replayed()  # a first call is plain, the second is recorded
+            return replayed
+    return torch.no_grad()(lambda: call(model, caption, next(latents), timesteps))
 
 
 def make_trainer(
@@ -359,27 +375,17 @@ def _parameters(resolution: str) -> int:
 
 
 def _eager(
-    step: str, resolution: str, device: torch.device, dtype: torch.dtype, recipe: Recipe
+    step: str,
+    resolution: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    compression: Compression | None,
 ) -> Tensor | None:
-    """What the recipe's model computes without our kernels; None where the memory does not suffice."""
-    plain = Recipe(OURS, recipe.compression, checkpointed=recipe.checkpointed)
-    make = partial(MAKERS[step], plain, resolution, device, dtype)
+    """What our model computes without our kernels; None where the memory does not suffice."""
+    recipe = Recipe(OURS, compression, checkpointed=True)
     try:
-        with eager_operators():
-            return _first_step(make, device)[1]
+        with agreement.eager_operators():
+            return _first_step(partial(MAKERS[step], recipe, resolution, device, dtype), device)[1]
     except torch.OutOfMemoryError as error:
         timing.survive(error, device)
         return None
-
-
-@contextmanager
-def eager_operators() -> Iterator[None]:
-    """Models of ours take each operator's reference, and project before they compress."""
-    models = [module for name, module in sys.modules.items() if name.startswith("pixart.model")]
-    with ExitStack() as stack:
-        for operator in OPERATORS.values():
-            for module in models:
-                if getattr(module, operator.name, None) is operator.ours:
-                    stack.enter_context(patch.object(module, operator.name, operator.reference))
-        stack.enter_context(patch.object(SelfAttention, "_folds", return_value=False))
-        yield

@@ -22,7 +22,7 @@ from pixart.generation.pictures import (
 from pixart.generation.prompts import naming
 from pixart.generation.report import Report
 from pixart.generation.sheet import Cell, write_sheet
-from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.metadata import CUDA_GRAPH, Metadata
 from pixart.pipeline.request import Drawn, Request, passes
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
             variant=options.variant,
             ema=options.ema,
             null_caption=options.null_caption,
-            cuda_graph=options.cuda_graph,
+            cuda_graph=CUDA_GRAPH[options.cuda_graph],
+            attention=options.attention,
             cache_dir="auto" if options.cache else None,
             progress=bar.advance,
         )

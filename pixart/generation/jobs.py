@@ -13,7 +13,7 @@ from pixart.generation.pictures import Picture, check_room, find_drawn, read_met
 from pixart.generation.prompts import Line, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
-from pixart.pipeline.metadata import CHOICES, MODEL_OPTIONS, Metadata
+from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request
 from pixart.releases import RELEASES
 
@@ -203,7 +203,7 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
 
 def _check_early(options: Options, jobs: Iterable[Job]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
-    from pixart.device import check_cuda_graph, choose_device
+    from pixart.device import check_attention, check_cuda_graph, choose_device
     from pixart.sampler.schedulers import SCHEDULERS
 
     for job in jobs:
@@ -213,7 +213,8 @@ def _check_early(options: Options, jobs: Iterable[Job]) -> None:
                 raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
     if options.kv_compress:
         KVCompression.parse(options.kv_compress)
-    check_cuda_graph(options.cuda_graph, choose_device(options.device))
+    check_cuda_graph(CUDA_GRAPH[options.cuda_graph], choose_device(options.device))
+    check_attention(options.attention, choose_device(options.device))
     if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
 
@@ -262,7 +263,7 @@ def _as_asked(
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
     settings |= {**_given_settings(options), **swept}
     if "device" in given:
-        model["cuda_graph"] = False  # it may not record one
+        model["cuda_graph"] = "auto"  # it may not record one
     return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
 
 
@@ -273,6 +274,8 @@ def _as_drawn(
 
     A choice that was left open and that depends on what is given now is left open again.
     """
+    from pixart.device import choose_device
+
     given, source = {*_given(options), *swept}, options.from_image
     assert source is not None
     is_other_model = bool(given & {*MODEL_OPTIONS})
@@ -287,8 +290,11 @@ def _as_drawn(
     settings |= {**_given_settings(options), **swept}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others
+    asked = drawn.asked_model["cuda_graph"]
     if "device" in given:
         del model["cuda_graph"]  # which it may not record
+    elif asked == "auto" and choose_device(model["device"]).type != "cuda":
+        model["cuda_graph"] = asked  # nobody asked for what this machine cannot do
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in model.items()

@@ -70,8 +70,12 @@ class Options(_Sampling):
     """Of T5. Default bf16 if it is large, else that of the rest. 8bit and 4bit need CUDA."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
-    cuda_graph: bool = False
-    """Record a denoising step once per size and replay it: quicker up to 512 px. CUDA only."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Record a denoising step once per size and replay it: quicker where the CPU launches more slowly than
+    the GPU computes. auto: on CUDA, for pictures of up to 1024x1024 pixels. CUDA only."""
+    attention: Literal["int8", "fp8"] | None = None
+    """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
+    --dtype."""
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False

@@ -13,7 +13,8 @@ from pixart.config import KVCompression, PixArtConfig
 from pixart.model.compression import compress_tokens, layer_norm
 from pixart.model.folding import FoldedProjection, folds
 from pixart.model.mlp import MLP
-from pixart_kernels import flash_attention, gate_add, gate_add_modulate
+from pixart.model.projection import scaled_queries, scales_queries
+from pixart_kernels import SCALE_OF_SCALED, flash_attention, gate_add, gate_add_modulate
 
 KeysValues = tuple[Tensor, Tensor]  # (B, L, H, D) each
 
@@ -50,10 +51,11 @@ class EncodedCaption:
             tuple((F.pad(k, spare), F.pad(v, spare)) for k, v in self.keys_values), lengths
         )
 
-    def clone(self) -> "EncodedCaption":
-        """A copy in memory of its own."""
-        pairs = tuple((k.clone(), v.clone()) for k, v in self.keys_values)
-        return EncodedCaption(pairs, None if self.lengths is None else self.lengths.clone())
+    def with_tensors(self, tensors: list[Tensor]) -> "EncodedCaption":
+        """A caption of the same kind, of others in the order of `tensors`."""
+        count = 2 * len(self.keys_values)  # behind which the lengths come
+        pairs = tuple(zip(tensors[:count:2], tensors[1:count:2], strict=True))
+        return EncodedCaption(pairs, None if self.lengths is None else tensors[-1])
 
 
 class SelfAttention(nn.Module):
@@ -63,6 +65,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
+        self.precision: str | None = None  # of its products: see PixArt.set_attention
         self.compression = compression
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -79,21 +82,32 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
-        if self.compression is None and self.q_norm is None:
-            q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        batch, tokens, width = x.shape
+        can_scale = self.q_norm is None and self.precision is None
+        is_scaled = can_scale and scales_queries(x, self.qkv, width // self.num_heads)
+        if self.compression is None and self.q_norm is None and not is_scaled:
+            q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
         else:
-            tokens = self._merge(x, grid, self.compression)
-            q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in tokens)
-        return self.proj(flash_attention(q, k, v).flatten(2))  # of (B, N or M, H, D)
+            parts = self._merge(x, grid, self.compression, is_scaled)
+            q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
+        scale = SCALE_OF_SCALED if is_scaled else None
+        out = flash_attention(q, k, v, scale=scale, precision=self.precision)  # (B, N, H, D)
+        return self.proj(out.flatten(2))
 
     def _merge(
-        self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None
+        self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None, is_scaled: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, N, C) and k, v (B, N or M, C), normed and merged as the block does."""
-        if compression is not None and self._folds(x, grid):
+        """q (B, N, C) and k, v (B, N or M, C), normed, merged and scaled as the block does."""
+        if compression is not None and not is_scaled and self._folds(x, grid):
             merging = (compression.ratio, self.sr, self.norm)
             return self._folded.project(x, grid, self.qkv, *merging)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
+        if is_scaled:
+            weights, biases = self.qkv.weight, self.qkv.bias
+            width = x.shape[2]
+            q = scaled_queries(x, weights[:width], biases[:width], width // self.num_heads)
+            k, v = F.linear(x, weights[width:], biases[width:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, C) each, views of one tensor
         if self.q_norm is not None and self.k_norm is not None:
             q, k = layer_norm(q, self.q_norm), layer_norm(k, self.k_norm)
         if compression is not None:
@@ -125,9 +139,15 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, caption: "Tensor | KeysValues", lengths: Tensor | None) -> Tensor:
         """x: (B, N, C); caption: (B, L, C), or what keys_values made of it; lengths: (B,) int32, how
         many of the L tokens count, None for all. Returns (B, N, C)."""
-        q = self.q_linear(x).unflatten(2, (self.num_heads, -1))  # (B, N, H, D)
+        scale = None
+        if scales_queries(x, self.q_linear, x.shape[2] // self.num_heads):
+            linear, scale = self.q_linear, SCALE_OF_SCALED
+            q = scaled_queries(x, linear.weight, linear.bias, x.shape[2] // self.num_heads)
+        else:
+            q = self.q_linear(x)
+        q = q.unflatten(2, (self.num_heads, -1))  # (B, N, H, D)
         k, v = self.keys_values(caption) if isinstance(caption, Tensor) else caption
-        return self.proj(flash_attention(q, k, v, kv_lengths=lengths).flatten(2))
+        return self.proj(flash_attention(q, k, v, kv_lengths=lengths, scale=scale).flatten(2))
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixart.config import PixArtConfig
+from pixart.distributed import cut_again, whole
 from pixart.model.blocks import (
     Block,
     CrossAttention,
@@ -55,6 +56,14 @@ class PixArt(nn.Module):
     @property
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
+
+    def set_attention(self, precision: str | None) -> None:
+        """Compute self-attention with 8-bit products, "int8" or "fp8", for inference; None: in full.
+
+        Cross-attention stays in full: its keys are few, and quantising them would take longer than it saves.
+        """
+        for block in self._blocks:
+            block.attn.precision = precision
 
     def forward(
         self,
@@ -164,14 +173,17 @@ class PixArt(nn.Module):
 
     def _modulation_rows(self, t: Tensor) -> list[tuple[Tensor, ...]]:
         """Shifts, scales and gates, (B, C) each: six for every block, two for the final layer."""
+        # FSDP may have cut blocks one by one, and makes them whole in their own forward only.
+        for module in (*self._blocks, self.final_layer):
+            cut_again(module)
         # A few rows per sample: their sums are worth fp32 in any model. All blocks in one step: one
-        # by one they would be 28 launches of next to nothing.
-        tables = torch.stack([block.scale_shift_table for block in self._blocks])
+        # by one they would be 28 launches of next to nothing, or 28 exchanges.
+        tables = whole(torch.stack([block.scale_shift_table for block in self._blocks]))
         tables = tables.float()  # (depth, 6, C)
         shared = self.t_block(t).float().unflatten(1, (1, 6, -1))  # (B, 1, 6, C)
         rows = [table.unbind(1) for table in (shared + tables).unbind(1)]
         # The final layer takes the timestep embedding itself, not what t_block made of it.
-        last = t.float().unsqueeze(1) + self.final_layer.scale_shift_table.float()
+        last = t.float().unsqueeze(1) + whole(self.final_layer.scale_shift_table).float()
         return [*rows, last.unbind(1)]
 
     def _is_checkpointed(self, layer: int) -> bool:

@@ -15,7 +15,7 @@ from pixart.checkpoint.load import (
     open_transformer,
 )
 from pixart.config import KVCompression, PixArtConfig
-from pixart.device import choose_device
+from pixart.device import check_kernels, choose_device
 from pixart.lora.adapters import load_lora, merge_lora
 from pixart.lora.files import find_adapter
 from pixart.model.transformer import PixArt
@@ -83,8 +83,10 @@ def find_source(
 def choose_numbers(
     device: str | torch.device | None, dtype: torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """Where to compute, and in which numbers: bf16 on a GPU, fp32 on a CPU."""
+    """Where to compute, and in which numbers: bf16 on a GPU, fp32 on a CPU. ValueError if it is not
+    there, or cannot run the kernels."""
     place = choose_device(device)
+    check_kernels(place)
     return place, dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
 
 

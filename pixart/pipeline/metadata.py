@@ -1,8 +1,8 @@
 """How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
 
-Version 5 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
-asked for but chosen, what was asked for. In version 4 the guided part of the trajectory could not be
-left open. Versions 1 to 3 held what was asked for alone.
+Version 6 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
+asked for but chosen, what was asked for. Version 5 knew no attention in 8 bits. In version 4 the guided
+part of the trajectory could not be left open. Versions 1 to 3 held what was asked for alone.
 """
 
 import json
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 # Options of the command line that decide a picture's bits beside the request itself.
 MODEL_OPTIONS = (
     "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
-    "text_encoder_dtype", "device", "cuda_graph",
+    "text_encoder_dtype", "device", "cuda_graph", "attention",
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
-    "cuda_graph": bool,
+    "cuda_graph": str,
 }  # fmt: skip
+# As the command line says it, and as `Pipeline` takes it. A picture says "on" or "off", and which of the
+# three was asked for; pictures of before said true or false, and false where nothing was asked for too.
+CUDA_GRAPH: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
 _SAMPLERS = {  # as gallery tools call them
     "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
@@ -69,7 +72,7 @@ class Metadata:
         own = str(pipe.scheduler_config.get("_class_name", ""))
         return cls(
             drawn.request,
-            {**asked_model, **opened_with(pipe)},
+            {**asked_model, **opened_with(pipe), "cuda_graph": "on" if drawn.cuda_graph else "off"},
             asked,
             asked_model,
             pipe.weights,
@@ -165,7 +168,8 @@ def _read(version: int, values: dict[str, Any]) -> Metadata:
         "weights": dict, "sampler": str, "batch": int,
     }  # fmt: skip
     _check(values, kinds)
-    request, model, asked = values["request"], values["model"], values["asked"]
+    request, asked = values["request"], values["asked"]
+    model = _with_added(version, values["model"])
     check_keys(asked, (*request, *model))
     weights = values["weights"]
     if not all(isinstance(one, str) for one in weights.values()):
@@ -173,9 +177,9 @@ def _read(version: int, values: dict[str, Any]) -> Metadata:
     first = Request.from_dict({name: asked.get(name, value) for name, value in request.items()})
     return Metadata(
         Request.from_dict(request),
-        _checked_model(model),
+        _checked_model(_in_words(model, "off")),
         _with_open_interval(first) if version == 4 else first,
-        _checked_model({name: asked.get(name, value) for name, value in model.items()}),
+        _checked_model(_in_words({name: asked.get(name, value) for name, value in model.items()}, "auto")),
         weights, values["sampler"], values["batch"], values["library"], version,
     )  # fmt: skip
 
@@ -194,7 +198,17 @@ _OLD_SETTINGS = (
 _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
     2: {"config": None, "variant": None, "ema": False, "cuda_graph": False},
     3: {"lora": []},
+    6: {"attention": None},
 }
+
+
+def _with_added(version: int, model: dict[str, Any]) -> dict[str, Any]:
+    for later, added in _ADDED_TO_MODEL.items():
+        if version < later:
+            if added.keys() & model.keys():
+                raise ValueError(f"version {version} has no {', '.join(added)}")
+            model = model | added
+    return model
 
 
 def _read_older(version: int, values: dict[str, Any]) -> Metadata:
@@ -205,22 +219,31 @@ def _read_older(version: int, values: dict[str, Any]) -> Metadata:
     if any(values[name] is None for name in choices):
         raise ValueError("batched and tile must be known")
     asked = Request.from_dict({name: values[name] for name in _OLD_SETTINGS})
-    model = values["model"]
-    for later, added in _ADDED_TO_MODEL.items():
-        if version < later:
-            if added.keys() & model.keys():
-                raise ValueError(f"version {version} has no {', '.join(added)}")
-            model = model | added
-    model = _checked_model(model)
+    model = _with_added(version, values["model"])
+    opened = _checked_model(_in_words(model, "off"))
+    asked_model = _checked_model(_in_words(model, "auto"))
     request = replace(asked, **{name: values[name] for name in choices})
-    if request.guidance is None and model["model"] == EMBEDDED and asked.scheduler not in DISTILLED:
+    if (
+        request.guidance is None
+        and opened["model"] == EMBEDDED
+        and asked.scheduler not in DISTILLED
+    ):
         request = replace(request, guidance=4.5)
     asked = _with_open_interval(asked)
-    return Metadata(request, model, asked, model, library="", version=version)
+    return Metadata(request, opened, asked, asked_model, library="", version=version)
+
+
+def _in_words(model: dict[str, Any], without: str) -> dict[str, Any]:
+    """With cuda_graph in words; files of before say true or false. without: the word for false."""
+    words = {True: "on", False: without}
+    value = model.get("cuda_graph")
+    return {**model, "cuda_graph": words[value]} if isinstance(value, bool) else model
 
 
 def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
     _check(model, _MODEL_TYPES)
+    if model["cuda_graph"] not in CUDA_GRAPH:
+        raise ValueError(f"cuda_graph must be auto, on or off, got {model['cuda_graph']!r}")
     if not all(isinstance(one, str) for one in model["lora"]):
         raise ValueError("lora must be a list of texts")
     return model

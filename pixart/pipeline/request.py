@@ -17,7 +17,7 @@ from pixart.files import check_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 5  # other fields, another number; pixart.pipeline.metadata reads what 1 to 4 wrote
+VERSION = 6  # other fields, another number; pixart.pipeline.metadata reads what 1 to 5 wrote
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
 MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
@@ -101,7 +101,7 @@ class Request:
         """
         settings = dict(values)
         version = settings.pop("version", VERSION)
-        if version not in (4, VERSION):  # 4 had the same fields
+        if version not in (4, 5, VERSION):  # they had the same fields
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         check_keys(settings, SETTINGS)
         if "prompt" not in settings:
@@ -114,12 +114,14 @@ class Drawn:
     """One finished picture. request: with every setting that drew it, those that free memory decided
     among them; drawn alone again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
     "decode"). batch: how many pictures were denoised in one pass; above 1, bits may differ by rounding.
+    cuda_graph: whether recorded steps were replayed; bits may differ by rounding from those without.
     """
 
     image: "Image"
     request: Request
     seconds: dict[str, float]
     batch: int = 1
+    cuda_graph: bool = False
 
 
 def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:

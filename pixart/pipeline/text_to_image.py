@@ -18,14 +18,16 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_cuda_graph, free_memory, return_cached
+from pixart.device import check_attention, check_cuda_graph, free_memory, return_cached
 from pixart.files import fingerprint_files
+from pixart.graphs.capture import GraphError
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.decoding import decode
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
+from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.resolution import Resolved
 from pixart.sampler.cuda_graphs import CudaGraphs
@@ -64,6 +66,7 @@ class Pipeline:
 
     scheduler: the name of the one to draw with by default, None for that of scheduler_config.
     sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
+    attention: the precision of self-attention's products, "int8" or "fp8", None for that of the model.
     weight_files: what the parts were read from, for `weights`.
     """
 
@@ -75,16 +78,17 @@ class Pipeline:
     source: str
     family: Family
     null_caption: NullCaption | None = None
-    cuda_graph: bool = False
+    cuda_graph: CudaGraphChoice = "auto"
     scheduler: str | None = None
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
+    attention: str | None = None
     _captions: CaptionStore = field(init=False, repr=False)
-    _graphs: CudaGraphs | None = field(default=None, init=False, repr=False)
+    _graphs: PictureGraphs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_cuda_graph(self.cuda_graph, self.device)
-        self._graphs = CudaGraphs() if self.cuda_graph else None
+        self._graphs = PictureGraphs(self.cuda_graph, self.device)
+        check_attention(self.attention, self.device)
         self._captions = CaptionStore(
             self.text_encoder, self.opened, self.family, self.null_caption, self._make_room
         )
@@ -104,7 +108,8 @@ class Pipeline:
         variant: str | None = None,
         ema: bool = False,
         null_caption: NullCaption | None = None,
-        cuda_graph: bool = False,
+        cuda_graph: CudaGraphChoice = "auto",
+        attention: str | None = None,
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
     ) -> "Pipeline":
@@ -120,12 +125,16 @@ class Pipeline:
         2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. null_caption: how guidance sees the empty
         caption: through its own mask ("own-mask", as diffusers does) or the prompt's ("prompt-mask", as the
         reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
-        recorded steps, quicker for small pictures; CUDA only. cache_dir: of prompt embeddings. progress:
-        called OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
+        recorded steps, for the CPU launches those of small pictures too slowly: "auto" on CUDA and up to
+        1024×1024 pixels; where a step cannot be recorded, True raises GraphError, "auto" warns and draws
+        the picture without, from its first step. attention: "int8" or "fp8" multiplies 8-bit numbers in
+        self-attention, see PixArt.set_attention. cache_dir: of prompt embeddings. progress: called
+        OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
         device, dtype = load.choose_numbers(device, dtype)
         check_cuda_graph(cuda_graph, device)
+        check_attention(attention, device)
         advance = progress or (lambda: None)
         found = load.find_source(source, transformer, variant)
         opened = load.open_denoiser(
@@ -149,16 +158,20 @@ class Pipeline:
         return cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
             cuda_graph, found.scheduler, sampling, load.weight_files(found, lora),
+            attention,
         )  # fmt: skip
 
     @property
     def transformer(self) -> PixArt:
         """The model, read into the device's memory when it is first asked for."""
-        return self.opened.load(self.device)
+        model = self.opened.load(self.device)
+        model.set_attention(self.attention)
+        return model
 
     @transformer.setter
     def transformer(self, model: PixArt) -> None:
         self.opened.replace(model)
+        self._graphs.clear()
         kept = self.weight_files.items()
         self.weight_files = {part: files for part, files in kept if part in ("text_encoder", "vae")}
         self.__dict__.pop("weights", None)
@@ -305,34 +318,50 @@ class Pipeline:
 
     def _draw_pass(self, group: list[Request], hooks: _Hooks) -> Iterator[Drawn]:
         """The pictures of requests that agree in size and sampling."""
-        like, side = group[0], self.vae.downsample
+        like = group[0]
         assert like.height and like.width
         batched = like.batched
         if batched is None:
             batched = self._fits_batched(like.height, like.width, len(group))
-        generators = seed_generators(request.seed for request in group)
-        shape = (self.opened.config.in_channels, like.height // side, like.width // side)
         seconds: dict[str, float] = {}
         with _timed(seconds, "denoise"):
-            latents = sample(
-                self._denoiser(group),
-                initial_noise(shape, generators, self.device),
-                self._solver(like.scheduler),
-                like.steps,
-                guidance=like.guidance,
-                guidance_interval=like.guidance_interval or (0.0, 1.0),
-                batched=batched,
-                generators=generators,
-                callback=hooks.callback,
-                cancel=hooks.cancel,
-            )
+            graphs = self._graphs.of_size(like.height, like.width)
+            try:
+                latents = self._denoise(group, batched, graphs, hooks)
+            except GraphError as error:
+                self._graphs.give_up(error)
+                graphs = (
+                    None  # from the first step on, so that the picture has the bits of any without
+                )
+                latents = self._denoise(group, batched, graphs, hooks)
         seconds["denoise"] /= len(group)
         for request, latent in zip(group, latents.split(1), strict=True):
             with _timed(seconds, "decode"):
                 self.vae.to(self.device)
                 image, tile = decode(self.vae, latent, request, hooks.decoding)
             settings = replace(request, batched=batched, tile=tile)
-            yield Drawn(image, settings, dict(seconds), len(group))
+            yield Drawn(image, settings, dict(seconds), len(group), graphs is not None)
+
+    def _denoise(
+        self, group: list[Request], batched: bool, graphs: CudaGraphs | None, hooks: _Hooks
+    ) -> torch.Tensor:
+        """The latents (B, C, h, w) of a pass."""
+        like, side = group[0], self.vae.downsample
+        assert like.height and like.width
+        generators = seed_generators(request.seed for request in group)
+        shape = (self.opened.config.in_channels, like.height // side, like.width // side)
+        return sample(
+            self._denoiser(group, graphs),
+            initial_noise(shape, generators, self.device),
+            self._solver(like.scheduler),
+            like.steps,
+            guidance=like.guidance,
+            guidance_interval=like.guidance_interval or (0.0, 1.0),
+            batched=batched,
+            generators=generators,
+            callback=hooks.callback,
+            cancel=hooks.cancel,
+        )
 
     def _solver(self, name: str | None) -> Scheduler:
         return make_scheduler(name or self.scheduler, self.scheduler_config)
@@ -368,11 +397,10 @@ class Pipeline:
         if self.opened.is_loaded:
             self.transformer.to("cpu")
         self.vae.to("cpu")
-        if self._graphs is not None:  # recordings hold memory, and read weights that have moved
-            self._graphs = CudaGraphs()
+        self._graphs.clear()  # recordings hold memory, and read weights that have moved
         return_cached(self.device)
 
-    def _denoiser(self, group: list[Request]) -> PictureDenoiser:
+    def _denoiser(self, group: list[Request], graphs: CudaGraphs | None) -> PictureDenoiser:
         pairs = [self._captions.pair(request.prompt, request.negative) for request in group]
         conditional, unconditional = map(list, zip(*pairs, strict=True))
         prompts: dict[Captions, PromptEmbeddings] = {
@@ -382,7 +410,7 @@ class Pipeline:
         }
         height, width = group[0].height, group[0].width
         assert height and width
-        return PictureDenoiser(self.transformer, prompts, height, width, self.device, self._graphs)
+        return PictureDenoiser(self.transformer, prompts, height, width, self.device, graphs)
 
     def _fits_batched(self, height: int, width: int, count: int) -> bool:
         """Whether both halves of guidance fit into free memory at once: a block holds about 16

@@ -1,6 +1,7 @@
 """The GPU script, run on a CPU at tiny shapes; and what becomes of a case that fails or dies."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stubbed
 import torch
 from bench_context import CPU
 
 import pixart_kernels
 from bench import gpu
-from bench.measure import results
+from bench.measure import results, supervisor
 from bench.measure.case import Case, Context
 from bench.measure.worker import Part, run
+from bench.workloads import models, sizes
 from bench.workloads.operators import OPERATORS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,6 +30,9 @@ class Without:
     def __init__(self, finder):
         self.finder = finder
 
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         hidden = name.split(".")[0] in {hidden}
         return None if hidden else self.finder.find_spec(name, path, target)
@@ -37,20 +43,29 @@ HIDDEN = ("safetensors", "diffusers", "transformers", "huggingface_hub", "peft",
 HIDDEN += ("tqdm", "pydantic", "tyro", "matplotlib", "sentencepiece", "tokenizers")
 
 
-@pytest.fixture(scope="module")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+PARTS = ["columns", "correctness", "configurations", "launches", "operators", "steps", "pictures"]
+PARTS += ["backends"]
+
+
+def _run(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
     """The run, and what was printed, where torch and Triton are all there is."""
-    out, site = tmp_path_factory.mktemp("gpu"), tmp_path_factory.mktemp("site")
+    out, site = folder / "out", folder / "site"
+    site.mkdir()
     (site / "sitecustomize.py").write_text(SITE.replace("{hidden}", repr(set(HIDDEN))))
     path = os.pathsep.join(map(str, (site, ROOT / "kernels", ROOT)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)]
+    command = [sys.executable, "-m", "bench.gpu", *options, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["gpu.json", "gpu.log"]
     (found,) = results.read(out / "gpu.json")["runs"]
-    return found, done.stdout
+    return found, done.stdout + (out / "gpu.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    return _run(tmp_path_factory.mktemp("gpu"), "--device", "cpu")
 
 
 def _rows(found: dict[str, Any], part: str) -> list[dict[str, Any]]:
@@ -63,7 +78,7 @@ def test_the_dry_run_comes_to_its_end_with_every_part_in_its_order(
     found, printed = dry_run
     assert found["complete"] and not found["unfinished"]
     parts = list(dict.fromkeys(row["part"] for row in found["rows"]))
-    assert parts == ["correctness", "configurations", "operators", "steps", "pictures", "backends"]
+    assert parts == PARTS
     assert found["command"].startswith("python -m bench.gpu --device cpu --out ")
     assert "flash_attention self forward" in printed
 
@@ -110,6 +125,32 @@ def test_a_row_says_what_was_measured_and_how(dry_run: tuple[dict[str, Any], str
     assert {"commit", "modified", "source_sha256", "kernels_sha256"} == set(found["source"])
 
 
+def test_dense_models_are_compared_where_there_is_no_diffusers(
+    dry_run: tuple[dict[str, Any], str],
+) -> None:
+    found, _ = dry_run
+    steps = [row for row in _rows(found, "steps") if row["status"] == "measured"]
+    assert {row["variant"] for row in steps} >= {"ours", "ours compressed", "ours compiled"}
+    for row in steps:
+        assert row["agrees"] is True and row["errors_from"] == "eager operators"
+    assert {row["variant"] for row in steps if "ours" in row["errors_beside"]} == {"ours compiled"}
+
+
+@pytest.mark.skipif(not stubbed.has_compiler(), reason="needs a C compiler")
+def test_every_launch_goes_as_far_as_the_driver_and_counts_as_nothing(tmp_path: Path) -> None:
+    """Without a GPU: the script to its end, through the launchers and Triton's compiler."""
+    found, printed = _run(tmp_path, "--dry-run", "--minutes", "30")
+    assert found["complete"] and not found["unfinished"] and found["dry_run"]
+    assert list(dict.fromkeys(row["part"] for row in found["rows"])) == PARTS
+    launches = re.search(r"(\d+) launches, (\d+) maps, 0 refused", printed)
+    assert launches and int(launches[1]) > 100 and int(launches[2]) > 50
+    for row in found["rows"]:
+        assert row["status"] != "measured", row["id"]
+        assert not {"seconds", "share_of_copy", "exact", "passed", "agrees"} & set(row)
+    dry = {row["part"] for row in found["rows"] if "stub of the driver" in row["status"]}
+    assert dry >= {"columns", "correctness", "configurations", "operators", "steps"}
+
+
 def test_peers_that_cannot_run_say_why(dry_run: tuple[dict[str, Any], str]) -> None:
     found, _ = dry_run
     statuses = {row["variant"]: row["status"] for row in _rows(found, "operators")}
@@ -134,7 +175,7 @@ def _assembled(parts: list[Part], seconds: float) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     context = Context(CPU, lambda event: events.append(results.plain(event)))
     run(parts, context, time.time() + seconds)
-    found = gpu.assemble(events, time.time(), [])
+    found = supervisor.assemble(events, "gpu", time.time(), [])
     assert found is not None
     return found
 
@@ -200,8 +241,8 @@ def test_a_variant_that_kills_or_hangs_the_process_is_left_out_and_the_rest_goes
     script.write_text(WORKER.format(deed=deed))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'kernels'}:{ROOT}")
     command = [sys.executable, str(script), str(events)]
-    gpu.supervise(command, events, log, time.time() + 300, lambda: None, stall_seconds=20)
-    found = gpu.assemble(results.read_events(events), time.time(), [])
+    supervisor.supervise(command, events, log, time.time() + 300, lambda: None, stall_seconds=20)
+    found = supervisor.assemble(results.read_events(events), "gpu", time.time(), [])
     assert found is not None
     assert {row["id"]: row["status"] for row in found["rows"]} == {
         "part/ends/good": "measured",
@@ -211,6 +252,38 @@ def test_a_variant_that_kills_or_hangs_the_process_is_left_out_and_the_rest_goes
     }
     (crash,) = found["unfinished"]
     assert (crash["case"], crash["variant"], crash["reason"]) == ("ends", "bad", reason)
+
+
+SILENT = """
+import json, sys, time
+with open(sys.argv[1], "a", buffering=1) as file:
+    print(json.dumps({"event": "variant", "variant": "ours compiled", "patience": 60}), file=file)
+    time.sleep(4)
+    print(json.dumps({"event": "variant", "variant": "ours"}), file=file)
+    time.sleep(60)
+"""
+
+
+def test_who_announces_that_it_compiles_may_be_silent_for_longer(tmp_path: Path) -> None:
+    script, events = tmp_path / "w.py", tmp_path / "events.jsonl"
+    script.write_text(SILENT)
+    worker = subprocess.Popen([sys.executable, str(script), str(events)], start_new_session=True)
+    try:
+        reason = supervisor._watch(worker, events, time.time() + 300, lambda: None, stall_seconds=2)
+    finally:
+        supervisor._end(worker)
+    assert reason == "hung: nothing for 2 s"
+    assert [event["variant"] for event in results.read_events(events)] == ["ours compiled", "ours"]
+
+
+def test_a_step_of_a_compiled_model_announces_it() -> None:
+    told: list[dict[str, Any]] = []
+    context = Context(CPU, told.append)
+    context.chosen, context.peaks = frozenset({"ours compiled"}), {"copy": {"per_second": 1.0}}
+    context.peaks["matmul"] = {"per_second": 1.0}
+    context.run("steps", models.denoise(sizes.TINY))
+    (first, *_) = [event for event in told if event["event"] == "variant"]
+    assert first["variant"] == "ours compiled" and first["patience"] >= 180
 
 
 def test_events_of_a_worker_that_died_in_the_middle_of_a_line_are_read(tmp_path: Path) -> None:
@@ -226,5 +299,5 @@ def test_without_a_gpu_the_script_says_so(
         pytest.skip("there is a GPU")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'kernels'}:{ROOT}")
     assert gpu.main(["--out", str(tmp_path)]) == 2
-    assert "bench.gpu needs a GPU" in capsys.readouterr().out
+    assert "this needs a GPU, and torch sees none; --dry-run" in capsys.readouterr().out
     assert not (tmp_path / "gpu.json").exists()

@@ -1,5 +1,6 @@
 """Whole steps and pictures: what the models compute, who agrees with whom, and what a machine may lack."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from bench.measure import timing
 from bench.measure.case import Case, measured
-from bench.workloads import models, pictures, pipelines, sizes
+from bench.workloads import agreement, models, pictures, pipelines, sizes
 from bench.workloads.models import OURS, THEIRS
 from pixart import cost
 from pixart.config import KVCompression, PixArtConfig
@@ -49,6 +50,67 @@ def test_a_branch_that_computes_nothing_is_found_and_not_timed(step: str, branch
     assert "seconds" not in found[OURS] and found[THEIRS]["status"] == "measured"
 
 
+@pytest.fixture
+def no_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+
+
+def _zeros(q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return q * 0
+
+
+@pytest.mark.parametrize("step", ["denoise", "train"])
+def test_without_diffusers_dense_models_are_compared_with_eager_operators(
+    step: str, no_diffusers: None
+) -> None:
+    found = rows({"denoise": CASES[0], "train": CASES[1]}[step], OURS, THEIRS)
+    assert found[THEIRS]["status"].startswith("not installed")
+    assert found[OURS]["status"] == "measured" and found[OURS]["agrees"] is True
+    assert found[OURS]["errors_from"] == "eager operators"
+    assert set(found[OURS]["errors"]) == {"out0"}
+
+
+@pytest.mark.parametrize("step", ["denoise", "train"])
+def test_attention_that_gives_zeros_is_found_without_diffusers(
+    step: str, no_diffusers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = agreement.OPERATORS["flash_attention"]
+    monkeypatch.setitem(agreement.OPERATORS, "flash_attention", attention._replace(ours=_zeros))
+    monkeypatch.setattr("pixart.model.blocks.flash_attention", _zeros)
+    ours = rows({"denoise": CASES[0], "train": CASES[1]}[step], OURS)[OURS]
+    assert ours["agrees"] is False and "seconds" not in ours
+    assert ours["status"].startswith("computes something else: out0 is ")
+    assert ours["status"].endswith("from that of eager operators")
+
+
+def test_who_was_changed_must_compute_what_its_model_did() -> None:
+    """One that replays what it was recorded with gives the result of other latents."""
+
+    def stuck(model: nn.Module, resolution: str) -> None:
+        made: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, arguments: Any, out: torch.Tensor) -> torch.Tensor:
+            made.append(out)
+            return made[0]
+
+        model.register_forward_hook(keep)
+
+    recipes = {OURS: models.Recipe(), "ours stuck": models.Recipe(change=stuck)}
+    found = rows(models.case("case", "denoise", "step", sizes.TINY, recipes))
+    assert found[OURS]["agrees"] is True and found[OURS]["errors_beside"] == {}
+    assert found["ours stuck"]["agrees"] is False
+    assert found["ours stuck"]["errors_beside"][OURS] > 0.05
+
+
+def test_where_nothing_can_be_compared_nothing_agrees(
+    no_diffusers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_eager", lambda *_: None)
+    ours = rows(CASES[0], OURS)[OURS]
+    assert ours["status"] == "measured" and ours["agrees"] is None
+    assert ours["errors"] == {} and ours["errors_from"] == "not compared"
+
+
 def test_compression_that_is_not_what_its_formula_says_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -67,7 +129,7 @@ def test_eager_operators_are_the_references_in_every_module_of_the_model() -> No
     import pixart_kernels
     from pixart.model import blocks, transformer
 
-    with models.eager_operators():
+    with agreement.eager_operators():
         assert blocks.flash_attention is pixart_kernels.flash_attention_reference
         assert blocks.gate_add_modulate is pixart_kernels.gate_add_modulate_reference
         assert compression.compress_kv is pixart_kernels.compress_kv_reference

@@ -87,7 +87,7 @@ def test_no_figure_is_typed_and_what_was_not_measured_is_called_so() -> None:
     assert re.findall(r"\d\.\d\d \(|\d TFLOP/s,", text) == []
     assert "| everything on a GPU | not measured |" in text
     assert "| everything on a CPU | not measured |" in text
-    assert text.count("not measured") == 2 + len(overview.TARGETS)
+    assert text.count("not measured") == 3 + len(overview.TARGETS)
     here = overall(result("suite", attention("ours", 2), attention("sdpa flash", 3)))
     assert "| 1.50 (1.24 to 1.82), sdpa flash at 4k | the same | 0 of 1 | Some, 2 cores |" in here
     assert "everything on a CPU" not in here and "| everything on a GPU | not measured |" in here
@@ -167,6 +167,18 @@ def test_wrong_results_and_cases_without_an_end_are_on_the_page_of_a_gpu() -> No
     assert "x/modulate" not in page
     assert "- crash steps/4k fa3: hung\n- not run, 2 cases: no time" in page
     assert "0 of 1 choices" in page and "| x/x/4k | k | b | 1.50 × |" in page
+
+
+def test_narrow_products_and_first_launches_are_on_the_page_of_a_gpu() -> None:
+    tried: Any = {"part": "columns", "status": "measured", "columns": 8, "config": "BLOCK_Q=128"}
+    rows = [row("exact", "a", None, **tried, exact=exact) for exact in (True, False)]
+    rows.append(row("exact", "ours", None, part="columns", status="measured", columns=16))
+    first: Any = {"part": "launches", "status": "measured", "first_calls": [2.0, 0.001]}
+    rows.append(row("first", "modulate forward, nothing compiled", None, **first))
+    page = pages.page(result("gpu", *rows, machine=GPU))
+    assert "| 8 | bfloat16 | BLOCK_Q=128 | yes |\n| 8 | bfloat16 | BLOCK_Q=128 | **no** |" in page
+    assert "Tails of V have 16 columns in all that follows." in page
+    assert "| modulate forward, nothing compiled | 2 s | 1 ms |" in page
 
 
 def test_targets_are_filled_by_the_gpu_that_they_name_and_predicted_from_compiled_code() -> None:

@@ -87,7 +87,7 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
     assert main([*options, "--json-file", str(file)]) == 0
     settings, [result] = read_report(file)
     drawn_with = {"steps": 2, "guidance": 2.0, "guidance_interval": [0.0, 1.0]}  # 2.0: its own
-    assert settings == {"seed": 1_000_000, "dtype": "fp32", **drawn_with}
+    assert settings == {"seed": 1_000_000, "dtype": "fp32", "attention": None, **drawn_with}
     assert result.task == Task("one", 64, count=2) and result.of == 2
     printed = capsys.readouterr().out
     assert table([result]) in printed and "unseen combinations: " in printed

@@ -62,7 +62,7 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
         (["a", "--scheduler", "ddpm"], "scheduler must be one of dpm-solver++, sa-solver"),
         (["a", "--size", "1000x1001"], "must be a multiple of 16 on both sides"),
         (["a", "--guidance-interval", "0.5", "2"], "guidance_interval must be 0 <= start"),
-        (["a", "--cuda-graph", "--device", "cpu"], "cuda_graph must be False on cpu"),
+        (["a", "--cuda-graph", "on", "--device", "cpu"], "cuda_graph must be False on cpu"),
         (["a", "--steps", "0"], "steps must be an integer from 1 up, got 0"),
         (["a", "--steps", "2000"], "steps must be an integer from 1 to 1000, got 2000"),
         (["a", "--size", "0"], "size must be 64 to 8192 px a side, got 0"),

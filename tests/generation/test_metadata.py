@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -21,13 +22,14 @@ from pixart.pipeline.request import Request
 
 OLD = Path(__file__).parent.parent / "golden" / "pictures"
 MODEL = dict.fromkeys(MODEL_OPTIONS) | {
-    "model": "shapes", "lora": [], "ema": False, "cuda_graph": False,
+    "model": "shapes", "lora": [], "ema": False, "cuda_graph": "auto",
 }  # fmt: skip
 OPENED = {
     "dtype": "fp32",
     "text_encoder_dtype": "fp32",
     "null_caption": "own-mask",
     "device": "cpu",
+    "cuda_graph": "off",
 }
 
 
@@ -93,25 +95,35 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
 
 def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
-    assert values["version"] == VERSION == 5
+    assert values["version"] == VERSION == 6
     assert values["library"] == f"pixart {__version__}"
     left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
                  "guidance_interval": None, "scheduler": None, "batched": None, "tile": None}  # fmt: skip
-    assert values["asked"] == {**left_open, **dict.fromkeys(OPENED)}
+    assert values["asked"] == {**left_open, **dict.fromkeys(OPENED), "cuda_graph": "auto"}
     request = values["request"]
     kept_open = ("size", "aspect", "resolution")  # height and width say it
     assert all(value is not None for name, value in request.items() if name not in kept_open)
 
 
+def test_a_picture_of_version_5_had_attention_in_full() -> None:
+    one = drawn()
+    values = json.loads(one.to_text()) | {"version": 5}
+    with pytest.raises(ValueError, match="version 5 has no attention"):
+        Metadata.from_text(json.dumps(values))
+    del values["model"]["attention"]
+    read = Metadata.from_text(json.dumps(values))
+    assert (read.model, read.asked_model) == (one.model, one.asked_model)
+
+
 def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
     values = json.loads(drawn().to_text())
     info = PngInfo()
-    info.add_itxt(KEY, json.dumps({**values, "version": 6, "more": "than we know"}))
+    info.add_itxt(KEY, json.dumps({**values, "version": 7, "more": "than we know"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert main(["--from-image", "x.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pixart.generate: x.png: was drawn by a newer pixart (version 6 of its metadata, this one reads "
-        "1 to 5); update pixart"
+        "pixart.generate: x.png: was drawn by a newer pixart (version 7 of its metadata, this one reads "
+        "1 to 6); update pixart"
     ]
 
 
@@ -128,7 +140,8 @@ def test_a_picture_of_every_version_is_read(path: Path) -> None:
     for name in ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "aspect"):
         assert getattr(one.asked, name) == text[name]
     assert one.asked.size == (None if text["size"] is None else str(text["size"]))
-    assert {**one.asked_model, **text["model"]} == one.asked_model
+    words = {"cuda_graph": "auto"}  # they said false, whether it was asked for or not
+    assert {**one.asked_model, **text["model"], **words} == one.asked_model
     assert (one.request.batched, one.request.tile) == (text.get("batched"), text.get("tile"))
     assert one.asked_model["lora"] == [] and one.weights == {}
 
@@ -145,7 +158,7 @@ def test_a_picture_of_every_version_is_drawn_again(path: Path) -> None:
     assert apart <= 2
     again = read_metadata(Path("again.png"))
     old = read_metadata(path)
-    assert again.version == 5 and again.request.seed == old.request.seed
+    assert again.version == 6 and again.request.seed == old.request.seed
     assert (again.request.width, again.request.height) == Image.open(path).size
 
 
@@ -184,6 +197,46 @@ def test_what_was_left_open_stays_as_drawn_unless_it_depends_on_what_is_given_an
     assert (options.dtype, options.null_caption) == (None, None)
     request, options = planned(seed=0, negative="", guidance_interval=(0.0, 1.0))
     assert request == drawn().request, "given, though it is the default"
+
+
+def test_whether_a_graph_drew_a_picture_is_kept_for_machines_that_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = drawn()
+
+    def planned(used: str, asked: str, device: str, **options: Any) -> str:
+        monkeypatch.setattr("pixart.device.choose_device", lambda _: torch.device(device))
+        models = {**one.model, "cuda_graph": used}, {**one.asked_model, "cuda_graph": asked}
+        save(tmp_path / "x.png", replace(one, model=models[0], asked_model=models[1]))
+        [job], opened = plan(Options(from_image=tmp_path / "x.png", **options))
+        assert job.model["cuda_graph"] == opened.cuda_graph
+        return opened.cuda_graph
+
+    for used, asked in (("on", "auto"), ("off", "auto"), ("on", "on"), ("off", "off")):
+        assert planned(used, asked, "cuda") == used
+    assert planned("on", "auto", "cpu") == planned("off", "auto", "cpu") == "auto"
+    assert planned("off", "off", "cpu") == "off"
+    assert planned("on", "auto", "cuda", cuda_graph="off") == "off"
+    assert planned("on", "auto", "cuda", model="elsewhere") == "auto"
+    with pytest.raises(ValueError, match=r"x\.png: cuda_graph must be False on cpu, got True"):
+        planned("on", "on", "cpu")
+
+
+def test_pictures_that_say_true_and_false_of_graphs_are_read() -> None:
+    values = json.loads(drawn().to_text())
+
+    def read(used: object, **asked: object) -> tuple[object, object]:
+        left_open = {k: v for k, v in values["asked"].items() if k != "cuda_graph"} | asked
+        model = {**values["model"], "cuda_graph": used}
+        one = Metadata.from_text(json.dumps({**values, "model": model, "asked": left_open}))
+        return one.model["cuda_graph"], one.asked_model["cuda_graph"]
+
+    assert read(False) == ("off", "auto"), "nobody asked for it"
+    assert read(True) == ("on", "on") and read("on", cuda_graph="auto") == ("on", "auto")
+    assert read("off") == ("off", "off")
+    for wrong in ("yes", 1, None):
+        with pytest.raises(ValueError, match="cuda_graph must be"):
+            read(wrong)
 
 
 def test_what_was_left_open_is_left_open_in_a_picture_that_was_drawn_again(tmp_path: Path) -> None:

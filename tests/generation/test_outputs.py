@@ -412,14 +412,14 @@ def test_every_model_option_given_anew_counts_and_the_others_are_carried(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     one = job(tmp_path / "x.png")
-    model = {**one.model, "model": "elsewhere", "cuda_graph": True, "ema": True, "variant": "fp16"}
+    model = {**one.model, "model": "elsewhere", "cuda_graph": "on", "ema": True, "variant": "fp16"}
     write(picture(), replace(one, model=model))
     monkeypatch.setattr("pixart.device.check_cuda_graph", lambda *_: None)
     _, options = plan(Options(from_image=one.path))
-    assert (options.model, options.cuda_graph, options.ema) == ("elsewhere", True, True)
+    assert (options.model, options.cuda_graph, options.ema) == ("elsewhere", "on", True)
     assert options.variant == "fp16"
     [shapes], options = plan(Options(from_image=one.path, model="shapes"))
     assert options.model == "shapes" == shapes.model["model"]
     assert shapes.request.tile is None, "another model needs another memory"
     _, options = plan(Options(from_image=one.path, device="cpu"))
-    assert not options.cuda_graph, "graphs belong to the device"
+    assert options.cuda_graph == "auto", "graphs belong to the device"

@@ -135,7 +135,7 @@ class Problem:
         grid = (-(-rows // (64 * CONSUMERS)) * batch * heads, parts)
         launch(
             kernel, grid, *(Pointer(x, dtype=dtype) for x in (sums[0], sums[-1])), self._lengths(),
-            *self._boxes(64, of_keys=keys), *self._boxes(BLOCK, of_keys=not keys),
+            *[None] * 8, *self._boxes(64, of_keys=keys), *self._boxes(BLOCK, of_keys=not keys),
             self.scale, self.factor, heads, rows, others, share,
             seed=seed, KEYS=keys, HEAD_DIM=dim, BLOCK=BLOCK, CONSUMERS=CONSUMERS,
             SCALED=self.scaled, **REGISTERS, **_defaults(constants),
@@ -168,7 +168,7 @@ class Problem:
             kernel, (-(-keys // 128) * batch * heads,),
             Pointer(dk, dtype=self.dtype), Pointer(dv, dtype=self.dtype),
             Pointer(sums), Pointer(done, dtype="int32"), Pointer(ticket, dtype="int32"),
-            self._lengths(), *self._boxes(64, of_keys=True), *self._boxes(block, of_keys=False),
+            self._lengths(), *[None] * 8, *self._boxes(64, of_keys=True), *self._boxes(block, of_keys=False),
             self.scale, self.factor, heads, keys, queries,
             seed=seed, together=True, resident=resident, HEAD_DIM=dim, BLOCK=block,
             SCALED=self.scaled, ADD_REGISTERS=80, **REGISTERS, **_defaults(constants),

@@ -120,6 +120,7 @@ SUMS = "ds, right_s, last, acc, acc_tail, OUT_TAIL, BLOCK)\n        if"
 DS = "ds = _left(d, DTYPE, LEFT)\n        if KEYS"
 START = "start = gl.program_id(1) * share"
 PLACE = "dq_ptr, done_ptr + row * all_blocks, before)"
+ROOM = "    mbarrier.wait(empty.index(j % 2), (j // 2 & 1) ^ 1)\n"
 EMPTY = "empty = barriers(STAGES, CONSUMERS)"
 TICKET = 'number = gl.atomic_add(ticket_ptr, 1, sem="relaxed")'
 TAIL = "matrix(halves.index(2 * i)"
@@ -157,7 +158,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "zeros over keys that count": (("kv lengths",), "mask = (row >= live) &", "mask = (row >= live - 1) &"),
     "only keys get a factor": (("only key",), "gl.where(length > 1, factor, 0.0)", "factor"),
     "lengths of another sample": (("kv lengths",), "lengths_ptr + b)", "lengths_ptr + (1 - b))"),
-    "a block too few of a length": (("q lengths",), "            end = length\n", "            end = length - 64\n"),
+    "a block too few of a length": (("q lengths",), "    end = length\n", "    end = length - 64\n"),
     "keys beyond a length visit no queries": (("kv lengths",), "BLOCK), 1)", "BLOCK), 0)"),
     "a part from its share's end on": (BOTH, START, START.replace("* share", "* share + share")),
     "sums of all parts in one place": (("kv parts",), "part = gl.program_id(1) *", "part = 0 *"),
@@ -172,7 +173,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no fence behind dS": (ONCE, "    fence_async_shared()\n", ""),
     "no wait for dS": (ONCE, "        mbarrier.wait(full.index(j % 2), j // 2 & 1)\n", ""),
     "dS after one warpgroup's": (ONCE, "barriers(2, CONSUMERS)", "barriers(2, 1)"),
-    "dS overwritten while multiplied": (ONCE, "    mbarrier.wait(empty.index(j % 2), (j // 2 & 1) ^ 1)\n", ""),
+    "dS overwritten while multiplied": (ONCE, ROOM, ""),
     "dS given back before its product is over": (ONCE, WAIT_DQ + FREE_DQ, FREE_DQ + WAIT_DQ),
     "dS not transposed": (ONCE, "CONSUMERS + i).permute((1, 0))", "CONSUMERS + i)"),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixart.config import PixArtConfig
 from pixart.diffusion import add_noise, training_loss
+from pixart.model import projection
 from pixart.model.transformer import PixArt
 from pixart.resolution import position_embedding
 
@@ -46,7 +47,12 @@ def conditions(tensors: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def test_outputs_equal_the_official_ones(golden_file: Path) -> None:
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled queries"])
+def test_outputs_equal_the_official_ones(
+    golden_file: Path, scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scaled:  # as on a GPU whose attention takes them
+        monkeypatch.setattr(projection, "takes_scaled_queries", lambda x, head_dim: True)
     tensors, metadata = read(golden_file)
     model = build(tensors, metadata)
     inputs = tensors["in.latent"], tensors["in.timestep"], tensors["in.caption"]

@@ -162,6 +162,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "graphs",
 ]
 FLOORS = [
     GROUND,
@@ -199,8 +200,8 @@ BENCH_FLOORS = [
     ["workloads", "suite"],
     ["compiled", "reporting"],
     ["studies", "command"],
-    ["compare", "cpu", "gpu", "growth", "report", "resources", "saving"],
-    ["bench_kernels", "bench_model", "bench_pipeline", "bench_training", "conftest"],
+    ["compare", "cpu", "gpu", "growth", "host", "report", "resources", "saving", "tune"],
+    ["bench_host", "bench_kernels", "bench_model", "bench_pipeline", "bench_training", "conftest"],
 ]
 BENCH_FLOOR_OF = {part: floor for floor, parts in enumerate(BENCH_FLOORS) for part in parts}
 

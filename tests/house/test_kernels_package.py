@@ -96,7 +96,7 @@ try:
     import triton
 except ModuleNotFoundError:
     sys.exit()
-import pixart_kernels.attention.backward, pixart_kernels.attention.forward_launcher
+import pixart_kernels.attention.backward_launcher, pixart_kernels.attention.forward_launcher
 import pixart_kernels.compression.kernels, pixart_kernels.modulation.kernels
 """
 

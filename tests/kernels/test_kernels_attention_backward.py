@@ -65,7 +65,7 @@ def launched(
 
 
 def backward(*arguments: object) -> tuple[Tensor, ...]:
-    from pixart_kernels.attention.backward import prepare
+    from pixart_kernels.attention.backward_launcher import prepare
 
     return prepare(*arguments)(*arguments)
 
@@ -286,7 +286,7 @@ def test_any_scale(scale: float) -> None:
 
 
 def test_few_keys_share_the_queries_among_programs() -> None:
-    from pixart_kernels.attention.backward import _parts
+    from pixart_kernels.attention.backward_launcher import _parts
 
     # Two parts of 640 and 460 queries; the last tile of the second is not full.
     assert _parts(1100, 20, 1) == (2, 640)
@@ -302,7 +302,7 @@ def test_few_keys_share_the_queries_among_programs() -> None:
 def test_parts_hold_every_query_and_none_is_empty(
     queries: int, keys: int, batch_heads: int
 ) -> None:
-    from pixart_kernels.attention.backward import _parts
+    from pixart_kernels.attention.backward_launcher import _parts
 
     parts, share = _parts(queries, keys, batch_heads)
     assert share % 128 == 0  # whole tiles

@@ -1,7 +1,8 @@
 """Attention's backward on Hopper from the host on: its launches in Triton's interpreter, and in the
 simulator of Gluon kernels, against the reference's gradients in fp64."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,26 @@ class Simulated:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.arg_names = getattr(importlib.import_module(kernel.module), kernel.name).arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def run(*arguments: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any) -> None:
             assert num_warps == 4 and enable_fp_fusion
-            tensors = {id(x): x for x in arguments if isinstance(x, Tensor)}
+            tensors = {id(x): x for x in arguments if isinstance(x, Tensor) and x.is_contiguous()}
             arrays = {key: _array(x).ravel() for key, x in tensors.items()}
-            assert all(x.is_contiguous() for x in tensors.values())
 
             def simulated(x: Any) -> Any:
-                if isinstance(x, Tensor):
-                    return Pointer(arrays[id(x)], dtype=NAMES.get(x.dtype, "int64"))
+                if isinstance(x, Tensor):  # others are seen through boxes only
+                    array = arrays.get(id(x))
+                    dtype = NAMES.get(x.dtype, "int64")
+                    return None if array is None else Pointer(array, dtype=dtype)
                 if hasattr(x, "block_shape"):
                     seen = x.base.as_strided(x.shape, x.strides)
                     return Descriptor(_array(seen), x.block_shape, NAMES[x.base.dtype])
                 return x
 
             launch(
-                self.kernel, grid, *map(simulated, arguments),
+                self.kernel, grid[:2], *map(simulated, arguments),
                 together=self.kernel is ONE_PASS, **constants,
             )  # fmt: skip
             for key, x in tensors.items():
@@ -60,7 +63,7 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 @pytest.fixture
-def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from pixart_kernels.attention import hopper_backward, hopper_sums
 
     monkeypatch.setattr(hopper_backward, "hopper_backward_kernel", Simulated(TWO_PASSES))
@@ -161,11 +164,12 @@ def test_columns_hold_lse_delta_and_the_mask(dtype: torch.dtype) -> None:
     out, lse = outcome(q, k, v, lengths)
     lse *= 1e4  # beyond what fp16 holds as one number
     lse[0, 0, 3] = -torch.inf
-    compute = hopper_gradients._prepare_columns(q, k, 0.17)
+    compute = hopper_gradients._prepare_columns(q.device, grad, q, k, v, True, 0.17)
     k_copy, v_copy, of_q, of_grad, of_keys = compute(grad, k, v, out, lse, lengths)
     assert (k_copy[1, 33:] == 0).all() and torch.equal(k_copy[1, :33], k[1, :33])
     assert (v_copy[1, 33:] == 0).all() and torch.equal(v_copy[0], v[0])
     lse[0, 0, 3] = 0
+    of_q, of_grad, of_keys = (x.transpose(1, 2) for x in (of_q, of_grad, of_keys))
     want = columns((-lse * torch.tensor(1 / 0.17)).numpy(), HIDE, NAMES[dtype])
     np.testing.assert_array_equal(of_q.float().numpy(), want)
     values = of_grad.double() @ of_keys[0, 0, 0].double()
@@ -184,6 +188,7 @@ def test_what_is_not_served_has_a_reason() -> None:
     assert "64" in serves_backward("sm_90", *(x[..., :64] for x in (q, k, v)))
     narrow = [x[..., :71].contiguous() for x in (q, k, v)]
     assert "strides" in serves_backward("sm_90", *narrow)
+    assert "nothing" in serves_backward("sm_90", q, k[:, :0], v[:, :0])
     assert serves_backward("sm_90", *(x[..., :71] for x in (q, k, v))) is None
     shifted = torch.empty(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
     assert "16 bytes" in serves_backward("sm_90", shifted, k, v)

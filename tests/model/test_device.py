@@ -1,14 +1,17 @@
-"""How fast a device multiplies at most."""
+"""How fast a device multiplies at most, and which GPUs cannot run the kernels."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pixart import device
-from pixart.device import measure_peak
+from pixart import Pipeline, device
+from pixart.device import check_kernels, measure_peak, peak_memory
+from pixart.pipeline import load
+from pixart.train import main as train
 
 CPU = torch.device("cpu")
 
@@ -62,3 +65,62 @@ def test_a_slow_processor_is_spared_the_long_products(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_real_peak_is_that_of_real_products(dtype: torch.dtype) -> None:
     assert 1e8 < measure_peak(CPU, dtype, 0.02) < 1e16
+
+
+@pytest.fixture
+def turing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a Tesla T4 as its second GPU, beside one that is newer."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    capabilities = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+
+def test_the_most_memory_is_that_of_the_gpu_that_was_worked_on(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = {0: 0, 1: 5 << 30}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index=0: allocated[index])
+    assert peak_memory() == 5 << 30
+    allocated[1] = 0
+    assert 10**8 < peak_memory() < 1 << 40  # of the process
+
+
+TOO_OLD = (
+    "device must run the kernels, got cuda:1: the kernels need compute capability 8.0, Tesla T4 "
+    "has less; use --device cpu"
+)
+
+
+def test_a_gpu_without_the_kernels_instructions_is_told_by_name(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for runs in (CPU, torch.device("mps"), torch.device("cuda:0")):
+        check_kernels(runs)
+    with pytest.raises(ValueError) as refusal:
+        check_kernels(torch.device("cuda:1"))
+    assert str(refusal.value) == TOO_OLD
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="got cuda:0: the kernels need Triton"):
+        check_kernels(torch.device("cuda:0"))
+
+
+def test_a_pipeline_on_such_a_gpu_is_refused_before_anything_is_fetched(
+    turing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "find_source", lambda *_: pytest.fail("it looks for the model"))
+    with pytest.raises(ValueError) as refusal:
+        Pipeline.from_pretrained("sigma-1024", device="cuda:1")
+    assert str(refusal.value) == TOO_OLD
+
+
+def test_training_a_transformer_on_such_a_gpu_is_refused(
+    turing: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "run")
+    assert train(["shapes-kv", "--device", "cuda:1", "--output", output, "--dry-run"]) == 2
+    assert TOO_OLD in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -223,8 +223,8 @@ def test_the_obstacle_is_the_first_thing_that_is_missing(
     monkeypatch.undo()  # the real one
     monkeypatch.setattr(pixart.patch, "INTERPRETED", interpreted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if triton else None)
     found = pixart.patch._obstacle()
     assert found is None if obstacle is None else obstacle in str(found)

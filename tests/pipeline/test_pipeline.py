@@ -394,3 +394,14 @@ def test_a_broken_scheduler_configuration_is_named(
 def test_graphs_are_refused_where_nothing_can_record_them(sigma: Pipeline) -> None:
     with pytest.raises(ValueError, match="cuda_graph must be False on cpu"):
         replace(sigma, cuda_graph=True)
+
+
+@pytest.mark.parametrize("attention", ["int8", "fp8"])
+def test_8_bit_attention_draws_nearly_the_same(
+    attention: str, sigma: Pipeline, sigma_dir: Path
+) -> None:
+    pipe = open_pipeline(sigma_dir, attention=attention)
+    image, full = drawn(pipe, "a cat"), drawn(sigma, "a cat")
+    assert {block.attn.precision for block in pipe.transformer.blocks} == {attention}
+    assert {block.attn.precision for block in sigma.transformer.blocks} == {None}
+    assert 0 < levels_apart(image, full) <= 25

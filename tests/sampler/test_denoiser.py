@@ -1,13 +1,12 @@
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from small_model import KEPT, build, inputs, mask_of, relative_error, sizes
-from torch import Tensor
 
 from pixart.config import KVCompression
-from pixart.sampler.cuda_graphs import MAX_GRAPHS, CudaGraphs
+from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.denoiser import PictureDenoiser
 from pixart.text.encoder import PromptEmbeddings
 
@@ -17,20 +16,6 @@ CPU = torch.device("cpu")
 def prompts(*kept: list[int]) -> PromptEmbeddings:
     _, _, caption = inputs(batch=len(kept))
     return PromptEmbeddings(caption, mask_of(list(kept)).bool())
-
-
-class Tape(CudaGraphs):
-    """Records on a CPU as a CUDA graph does: replaying reads the buffers that were recorded, and
-    writes where the recording wrote."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recorded = 0
-
-    def _capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        output = step()
-        self.recorded += 1
-        return lambda: output.copy_(step()), output.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -84,8 +69,11 @@ def test_captions_are_encoded_once_for_all_steps(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("micro_condition", [False, True])
-def test_one_recording_serves_every_step_and_prompt_of_a_size(micro_condition: bool) -> None:
-    model, graphs = build(micro_condition=micro_condition), Tape()
+def test_one_recording_serves_every_step_and_prompt_of_a_size(
+    micro_condition: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, graphs = fake_cuda(monkeypatch), CudaGraphs()
+    model = build(micro_condition=micro_condition, kv_compression=KVCompression((1,), 2))
     latents, timesteps, _ = inputs(batch=1)
     extra = sizes(1) if micro_condition else {}
     outputs, expected = [], []
@@ -96,27 +84,49 @@ def test_one_recording_serves_every_step_and_prompt_of_a_size(micro_condition: b
             step = torch.full_like(timesteps, t)
             outputs.append(denoise(latents + t, step, "conditional"))
             expected.append(model(latents + t, step, prompt.features, prompt.mask, **extra))
-    assert graphs.recorded == 1
+    assert (cuda.recorded, cuda.replayed) == (1, 5)
     for a, b in zip(outputs, expected, strict=True):
         assert relative_error(a, b) < 1e-6
 
 
-def test_other_shapes_and_other_weights_are_recorded_anew_and_the_oldest_forgotten() -> None:
-    graphs = Tape()
+def test_guidance_in_one_call_and_in_two_has_the_captions_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, graphs, model = fake_cuda(monkeypatch), CudaGraphs(), build()
+    latents, timesteps, _ = inputs()
+    given: dict[Any, PromptEmbeddings] = {
+        "unconditional": prompts([11]), "conditional": prompts([0, 1, 2]), "both": prompts([11], [0, 1, 2]),
+    }  # fmt: skip
+    replayed = PictureDenoiser(model, given, 80, 112, CPU, graphs)
+    for _ in range(3):
+        for captions, prompt in given.items():
+            rows = len(prompt.mask)
+            got = replayed(latents[:rows], timesteps[:rows], captions)
+            expected = model(latents[:rows], timesteps[:rows], prompt.features, prompt.mask)
+            assert relative_error(got, expected) < 1e-6
+    assert cuda.recorded == 2, "one caption has the sizes of another"
 
-    def draw(model: Any, side: int) -> None:
-        denoise = PictureDenoiser(model, {"conditional": prompts([0])}, 80, 112, CPU, graphs)
-        denoise(torch.zeros(1, 4, side, side), torch.ones(1), "conditional")
 
-    first, other = build(), build(seed=1)
-    draw(first, 4), draw(other, 4), draw(first, 4)
-    assert graphs.recorded == 2
-    for side in range(6, 6 + 2 * MAX_GRAPHS, 2):
-        draw(first, side)
-    draw(first, 6 + 2 * MAX_GRAPHS - 2)
-    assert graphs.recorded == 2 + MAX_GRAPHS
-    draw(first, 4)
-    assert graphs.recorded == 3 + MAX_GRAPHS
+def test_weights_of_another_layer_are_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the first: an adapter that is swapped touches some layers of the model."""
+    cuda, graphs, model = fake_cuda(monkeypatch), CudaGraphs(), build()
+    latents, timesteps, _ = inputs(batch=1)
+    prompt = prompts([0, 1, 2])
+
+    def check() -> None:
+        denoise = PictureDenoiser(model, {"conditional": prompt}, 80, 112, CPU, graphs)
+        got = denoise(latents, timesteps, "conditional")
+        expected = model(latents, timesteps, prompt.features, prompt.mask)
+        assert relative_error(got, expected) < 1e-6
+
+    check(), check()
+    for name in ("qkv", "proj"):
+        layer = model.blocks[1].attn.get_submodule(name)
+        layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight) / 10)
+        check(), check()
+    model.load_state_dict(build(seed=1).state_dict(), assign=True)
+    check(), check(), check()
+    assert cuda.recorded == 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -128,7 +138,7 @@ def test_a_graph_replays_what_would_have_been_launched() -> None:
     captions: dict[Any, PromptEmbeddings] = {"conditional": prompt}
     replayed = PictureDenoiser(model, captions, 80, 112, device, graphs)
     launched = PictureDenoiser(model, captions, 80, 112, device)
-    for t in (900.0, 13.5):
+    for t in (900.0, 450.0, 13.5):
         step = torch.full_like(timesteps, t)
         a = replayed(latents * t, step, "conditional")
         assert relative_error(a, launched(latents * t, step, "conditional")) < 1e-5

@@ -1,4 +1,5 @@
-"""flash_attention: among image tokens, over merged ones, over the caption, over captions of any length."""
+"""flash_attention: among image tokens, over merged ones, over the caption, over captions of any length;
+and where one key has nearly all of a query's weight, which shows how weights are rounded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +41,7 @@ PACKAGES = {"fa2": "flash_attn", "fa3": "flash_attn_interface", "fa4": "flash_at
 
 
 def _keys(work: Workload) -> int:
-    if work.kind in ("self", "compressed"):
+    if work.kind in ("self", "compressed", "peaked"):
         return sizes.tokens(work.size, work.ratio if work.kind == "compressed" else 1)
     return work.config.model_max_length
 
@@ -60,8 +61,10 @@ def _shape(work: Workload) -> dict[str, Any]:
 
 def _inputs(work: Workload, draw: Draw) -> Inputs:
     batch, dtype, keys = work.batch, work.dtype, _keys(work)
-    if work.kind in ("self", "compressed"):
+    if work.kind in ("self", "compressed", "peaked"):
         q, k, v = draw(batch, work.tokens, 3, *work.heads, dtype=dtype).unbind(2)
+    if work.kind == "peaked":
+        q = (3 * k.roll(1, dims=1) + q / 2).to(dtype)
     if work.kind == "compressed":
         k, v = (draw(batch, keys, *work.heads, dtype=dtype) for _ in range(2))
     if work.kind in ("cross", "masked"):
@@ -86,6 +89,7 @@ def _bytes(work: Workload, backward: bool) -> int:
 
 def _peers(work: Workload, hurried: bool) -> dict[str, Variant]:
     found: dict[str, Variant] = {name: partial(_sdpa, use) for name, use in BACKENDS.items()}
+    found |= {f"ours {name}": partial(_in_8_bits, name) for name in ("int8", "fp8")}
     found["flex"] = partial(_flex, work.size)
     if hurried and (work.kind != "self" or work.size in ("2k", "512")):
         found["flex"] = unavailable("not measured: compiles for seconds at every shape")
@@ -107,6 +111,15 @@ def _sdpa(backends: list[SDPBackend] | None, inputs: Inputs) -> Callable[[], Ten
             return attend().transpose(1, 2)
 
     return call
+
+
+def _in_8_bits(precision: str, inputs: Inputs) -> Callable[[], Tensor]:
+    """Forward alone. Its errors are those of quantisation: it is judged as a peer is."""
+    try:
+        flash_attention(**inputs, precision=precision)
+    except ValueError as error:  # no derivative; no such products on this GPU
+        raise Unavailable(str(error)) from None
+    return partial(flash_attention, **inputs, precision=precision)
 
 
 def _flex(size: str, inputs: Inputs) -> Callable[[], Tensor]:
@@ -214,9 +227,36 @@ ATTENTION = Operator(
     batched=("masked",),
     tuned=("self", "compressed"),
     more=lambda operator: [Workload(operator, size, "masked", 2) for size in ("1k", "4k")],
+    checked=lambda operator: [Workload(operator, "1k", "peaked")],
     compiled=_compiled,
     label=lambda work: f"{work.kind}-{SHORT[work.dtype]}-{work.heads[1]}",
     shape=_shape,
     oracle=_oracle,
 )
-OPERATORS = (ATTENTION,)
+
+
+def _eight_bit(precision: str) -> Operator:
+    """For bench.resources: timed, it is among the peers of flash_attention."""
+
+    def attend(**inputs: Any) -> Tensor:
+        with torch.no_grad():
+            return _in_8_bits(precision, inputs)()
+
+    return Operator(
+        f"flash_attention_{precision}",
+        ours=attend,
+        reference=flash_attention_reference,
+        inputs=_inputs,
+        bytes=_bytes,
+        peers=lambda work, hurried: {},
+        flops=_flops,
+        kinds=(),
+        compiled=lambda operator: [
+            Workload(operator, "1k", "self", 2, head_dim=head_dim) for head_dim in (64, 72, 96, 128)
+        ],
+        label=lambda work: f"{precision}-{SHORT[work.dtype]}-{work.heads[1]}",
+        has_backward=False,
+    )
+
+
+OPERATORS = (ATTENTION, _eight_bit("int8"), _eight_bit("fp8"))

@@ -169,6 +169,11 @@ def compiled(run: Callable[..., Any], work: Workload) -> Variant:
     return lambda inputs: partial(compile_once(run, work.size), **inputs)
 
 
+def compiles(variant: str) -> bool:
+    """Whether a variant generates code at every shape, for seconds."""
+    return "compiled" in variant or variant == "flex"
+
+
 def unavailable(reason: str) -> Variant:
     def refuse(inputs: Inputs) -> Callable[[], Any]:
         raise Unavailable(reason)

@@ -14,22 +14,10 @@ are fp32, rounded once when they are stored.
 B batch, N queries, M keys, H heads, D head channels, cut as tiles.py says. G is dO.
 """
 
-import math
-from collections.abc import Callable, Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from pixart_kernels.attention.tiles import head_of, length_of, split, stride_divisor, strides_of
-from pixart_kernels.dispatch import configurations, launch
-from pixart_kernels.dispatch.bypass import Compute
-
-# Few keys make few programs: 16 heads of 300 text tokens are 48, each with every query to itself.
-# They are then given a part of the queries each, down to a smallest, and the parts added up.
-ENOUGH_PROGRAMS = 264
-SMALLEST_PART = 512
+from pixart_kernels.attention.tiles import head_of, length_of
 
 
 @triton.jit
@@ -104,7 +92,7 @@ def _length_and_scale(lengths_ptr, b, keys, scale):
 
 
 @triton.jit
-def _backward_q_kernel(
+def backward_q_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, dq_ptr, lse_ptr, delta_ptr, lengths_ptr,
     grad_strides, q_strides, k_strides, v_strides, out_strides,
     scale, score_scale, heads, queries, keys,
@@ -159,7 +147,7 @@ def _backward_q_kernel(
 
 
 @triton.jit
-def _backward_kv_kernel(
+def backward_kv_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, lengths_ptr,
     grad_strides, q_strides, k_strides, v_strides, sum_strides,
     scale, score_scale, batch, heads, queries, keys, share,
@@ -228,121 +216,3 @@ def _backward_kv_kernel(
         start, end = tl.maximum(start, length), tl.minimum(start + BLOCK_K, keys)
         _store(dk_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
         _store(dv_ptr, stride_sum, start, end, zeros, 0, HEAD_DIM)
-
-
-Q_KERNEL, KV_KERNEL = "attention.backward_q", "attention.backward_kv"
-
-
-def prepare(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    kv_lengths: Tensor | None,
-    scale: float | None,
-) -> Compute:
-    """What gives dQ (B, N, H, D), dK and dV (B, M, H, D), contiguous, for what the forward returned."""
-    if q.numel() == 0 or k.numel() == 0:
-        return lambda grad_out, q, k, v, *_: tuple(x.new_zeros(x.shape) for x in (q, k, v))
-    if lse.numel() == 0:
-        raise RuntimeError(
-            "flash_attention was told to keep no sum of weights, and has no gradient"
-        )
-    given = (grad_out, q, k, v, out, lse, kv_lengths)
-    if not all(_is_fit(x, place) for place, x in enumerate(given)):
-        again: Callable[..., Compute] = prepare
-        inner = again(*_fit(given), scale)
-        return lambda *arguments: inner(*_fit(arguments[:-1]), scale)
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    parts, share = _parts(queries, keys, batch * heads)
-    launch_q, launch_kv = _launches(grad_out, q, k, v, scale, parts, share)
-
-    def compute(
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        lengths: Tensor | None,
-        _: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        delta = torch.empty_like(lse)
-        launch_q(grad_out, q, k, v, out, dq, lse, delta, lengths)
-        if parts == 1:
-            launch_kv(grad_out, q, k, v, dk, dv, lse, delta, lengths)
-            return dq, dk, dv
-        sums = lse.new_empty((2, parts, *k.shape))
-        launch_kv(grad_out, q, k, v, sums[0], sums[1], lse, delta, lengths)
-        dk.copy_(sums[0].sum(0))
-        dv.copy_(sums[1].sum(0))
-        return dq, dk, dv
-
-    return compute
-
-
-def _is_fit(x: Tensor | None, place: int) -> bool:
-    """Whether the kernels take it: tokens (the first four) with any strides but the last."""
-    return x is None or (x.stride(-1) == 1 if place < 4 else x.is_contiguous())
-
-
-def _fit(given: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [
-        x if x is None or _is_fit(x, place) else x.contiguous() for place, x in enumerate(given)
-    ]
-
-
-def _launches(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, parts: int, share: int
-) -> tuple[launch.Launch, launch.Launch]:
-    (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
-    tensors = (grad_out, q, k, v)
-    divisor = 1 if head_dim % 8 else stride_divisor(*tensors)  # dQ, dK and dV are contiguous
-    strides = tuple(strides_of(x, divisor) for x in tensors)
-    scales = (scale, scale * math.log2(math.e))
-    main, tail = split(head_dim)
-    constants = {
-        "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "DIVISOR": divisor,
-        "PRECISION": launch.precision(q.dtype),
-    }  # fmt: skip
-
-    def dense(tokens: int) -> tuple[int, ...]:
-        return tuple(
-            stride // divisor for stride in (tokens * heads * head_dim, heads * head_dim, head_dim)
-        )
-
-    arch, bits = launch.architecture(q.device), q.element_size() * 8
-    tuned, options = configurations.split(configurations.choose(Q_KERNEL, arch, bits, head_dim))
-    of_q = launch.Launch(
-        _backward_q_kernel,
-        q.device,
-        (triton.cdiv(queries, tuned["BLOCK_Q"]) * batch * heads,),
-        (*strides, dense(queries), *scales, heads, queries, keys),
-        constants | tuned,
-        options,
-    )
-    tuned, options = configurations.split(configurations.choose(KV_KERNEL, arch, bits, head_dim))
-    of_kv = launch.Launch(
-        _backward_kv_kernel,
-        q.device,
-        (triton.cdiv(keys, tuned["BLOCK_K"]) * batch * heads, parts),
-        (*strides, dense(keys), *scales, batch, heads, queries, keys, share),
-        constants | tuned,
-        options,
-    )
-    return of_q, of_kv
-
-
-def _parts(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
-    """The number of parts that dK and dV's kernel cuts the queries into, and the size of one.
-
-    From the shape alone: if it followed the device, so would the order of the sums.
-    """
-    programs = triton.cdiv(keys, 128) * batch_heads
-    parts = max(1, min(ENOUGH_PROGRAMS // programs, queries // SMALLEST_PART))
-    share = triton.cdiv(triton.cdiv(queries, parts), 128) * 128
-    return triton.cdiv(queries, share), share

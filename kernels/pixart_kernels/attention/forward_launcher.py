@@ -1,7 +1,8 @@
 """The host's side of attention forward: which kernel, which tiles, and what it is launched with.
 
-`prepare` works that out once for tensors of some dtypes, shapes and strides. Kernels: the plain one
-(forward.py) everywhere.
+`prepare` works that out once for tensors of some dtypes, shapes and strides. There are two kernels: in
+Triton (forward.py), for every architecture, and in Gluon for Hopper (hopper.py), where the table of
+configurations has it first, or PIXART_ATTENTION=gluon asks for it, and it can take the tensors.
 """
 
 import math
@@ -12,9 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
+from pixart_kernels.attention import hopper
 from pixart_kernels.attention.bound import limit, longest_keys, longest_queries
 from pixart_kernels.attention.forward import forward
-from pixart_kernels.attention.tiles import split, stride_divisor, strides_of
+from pixart_kernels.attention.tiles import is_one, split, stride_divisor, strides_of, without_data
 from pixart_kernels.dispatch import configurations, launch
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import INTERPRETED
@@ -36,7 +38,7 @@ def prepare(
     scale = head_dim**-0.5 if scale is None else scale
     if scale <= 0 or not all(x.stride(3) == 1 for x in (q, k, v)) or not _is_dense(kv_lengths):
         return _prepare_fitted(q, k, v, kv_lengths, scale, with_lse)
-    launch_all = _launches(q, k, v, kv_lengths, scale * math.log2(math.e), with_lse)
+    launch_all = _launches(q, k, v, kv_lengths, scale * math.log2(math.e))
 
     def compute(
         q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: object
@@ -80,41 +82,86 @@ def _prepare_fitted(
 
 
 def _launches(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, with_lse: bool
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float
+) -> Callable[..., None]:
+    arch, head_dim = launch.architecture(q.device), q.shape[3]
+    can_be_gluon = hopper.serves(arch, *(without_data(x) for x in (q, k, v))) is None
+
+    def admits(candidate: configurations.Candidate) -> bool:
+        return can_be_gluon or not is_gluon(candidate)
+
+    key = (KERNEL, arch, q.element_size() * 8, head_dim)
+    choice = configurations.choose(*key, admits, launch.wanted_language())
+    if not is_gluon(choice):
+        return _triton_launches(arch, q, k, v, scale, choice)
+    plain = next(filter(_admits_triton, configurations.find(*key).candidates))
+    in_triton = _triton_launches(arch, q, k, v, scale, plain)
+    in_gluon = _gluon_launches(q, k, v, scale, choice)
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> None:
+        # The copy engine begins at multiples of 16 bytes, and views begin anywhere.
+        is_aligned = (q.data_ptr() | k.data_ptr() | v.data_ptr()) % launch.ALIGNMENT == 0
+        (in_gluon if is_aligned else in_triton)(q, k, v, *rest)
+
+    return compute
+
+
+def _triton_launches(
+    arch: str, q: Tensor, k: Tensor, v: Tensor, scale: float, choice: configurations.Candidate
 ) -> Callable[..., None]:
     batch, queries, heads, head_dim = q.shape
     keys = k.shape[1]
     main, tail = split(head_dim)
     divisor = stride_divisor(q, k, v)
-    arch = launch.architecture(q.device)
-    choice = configurations.choose(KERNEL, arch, q.element_size() * 8, head_dim)
     tuned, options = configurations.split(choice)
     v_tail = tuned.pop("V_TAIL", value_tail(head_dim, arch))
     bound = limit(q.dtype, queries, keys, choice.get("bound_from"))
     boxes = None
     if launch.is_switched_on("PIXART_TMA") and choice.get("tma", True):
         boxes = _boxes(arch, k, v, (main, tail), (main, v_tail), tuned["BLOCK_K"])
-    constants = {
-        "HEAD_DIM": head_dim, "MAIN": main, "TAIL": tail, "V_TAIL": v_tail, "DIVISOR": divisor,
-        "PRECISION": launch.precision(q.dtype), "LIMIT": bound,
-        "SCALED": math.isclose(scale, 1.0, rel_tol=1e-12),
-        "IN_PAIRS": arch.startswith("sm_") and not INTERPRETED, **tuned,
-    }  # fmt: skip
     attend = launch.Launch(
         forward,
         q.device,
         (triton.cdiv(queries, tuned["BLOCK_Q"]) * batch * heads,),
-        (
-            *(strides_of(x, divisor) for x in (q, k, v)),
-            scale, heads, queries, keys,
-        ),
-        constants,
+        (*(strides_of(x, divisor) for x in (q, k, v)), scale, heads, queries, keys),
+        {
+            "HEAD_DIM": head_dim,
+            "MAIN": main,
+            "TAIL": tail,
+            "V_TAIL": v_tail,
+            "DIVISOR": divisor,
+            "PRECISION": launch.precision(q.dtype),
+            "LIMIT": bound,
+            "SCALED": is_one(scale),
+            "IN_PAIRS": arch.startswith("sm_") and not INTERPRETED,
+            **tuned,
+        },
         options,
         boxes,
         box_count=4,
-    )  # fmt: skip
-    if not bound:
+    )
+    return _with_bound(attend, q, k, bool(bound))
+
+
+def _gluon_launches(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, choice: configurations.Candidate
+) -> Callable[..., None]:
+    bound = limit(q.dtype, q.shape[1], k.shape[1], choice.get("bound_from"))
+    tuned, _ = configurations.split(choice)
+    made = hopper.prepare_forward(q, k, v, scale, tuned, limit=bound, scaled=is_one(scale))
+    attend = launch.Launch(
+        made.kernel, q.device, made.grid, made.numbers, made.constants, made.options, made.boxes
+    )
+    return _with_bound(attend, q, k, bool(bound))
+
+
+def _with_bound(
+    attend: Callable[..., None], q: Tensor, k: Tensor, is_bounded: bool
+) -> Callable[..., None]:
+    """attend with the longest queries and keys before the lengths, found if scores may have a bound."""
+    if not is_bounded:
         return lambda q, k, v, out, lse, lengths: attend(q, k, v, out, lse, None, None, lengths)
+    divisor = stride_divisor(q, k)
     find_q, find_k = longest_queries(q, divisor), longest_keys(k, divisor)
 
     def bounded(
@@ -123,6 +170,26 @@ def _launches(
         attend(q, k, v, out, lse, find_q(q, None), find_k(k, lengths), lengths)
 
     return bounded
+
+
+def takes_scaled_queries(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether a Gluon kernel, to which a multiplication for each score matters, is what is launched."""
+    arch = launch.architecture(device)
+    if arch != "sm_90":
+        return False
+    tokens = torch.empty((1, 1, 1, head_dim), dtype=dtype, device="meta")
+    if hopper.serves(arch, tokens, tokens, tokens) is not None:
+        return False
+    key = (KERNEL, arch, dtype.itemsize * 8, head_dim)
+    return is_gluon(configurations.choose(*key, wanted=launch.wanted_language()))
+
+
+def is_gluon(candidate: configurations.Candidate) -> bool:
+    return configurations.language(candidate) == "gluon"
+
+
+def _admits_triton(candidate: configurations.Candidate) -> bool:
+    return not is_gluon(candidate)
 
 
 def value_tail(head_dim: int, arch: str) -> int:

@@ -12,31 +12,15 @@ import torch
 import triton
 from torch import Tensor
 
+from pixart_kernels.dispatch import configurations
+
 HEAD_DIMS = range(65, 73)  # 64 columns and a tail of 8
 DTYPES = (torch.bfloat16, torch.float16)
 QUERIES = 64  # of a warpgroup
 COPY_REGISTERS = 24
 
-# Predicted from compiled code, in cycles for 64 queries and 128 keys of a head by the law tensor +
-# issue, with q scaled, Triton 3.9 and 3.6: 858 and 861, 932 and 930. A GPU has to choose.
-FORWARD_CANDIDATES: list[dict[str, int | bool]] = [
-    {
-        "BLOCK_K": 128,
-        "STAGES": 4,
-        "CONSUMERS": 2,
-        "TURNS": True,
-        "Q_IN_REGISTERS": False,
-        "REGISTERS": 240,
-    },
-    {
-        "BLOCK_K": 64,
-        "STAGES": 4,
-        "CONSUMERS": 3,
-        "TURNS": False,
-        "Q_IN_REGISTERS": True,
-        "REGISTERS": 160,
-    },
-]
+# A GPU has to choose. Two consumers of 128 keys a turn, or three of 64 with Q in registers.
+FORWARD_CANDIDATES = configurations.constants_of("attention.forward", "sm_90", 16, 72, "gluon")
 
 
 class Prepared(NamedTuple):
@@ -124,7 +108,7 @@ def forward_boxes(
     """A function that makes the copy engine's descriptors of q, k, v, the first of its tensors, which
     have the shapes and strides of those given here: 64 + 16 columns of q and of k, 64 + 8 of v."""
     parts = [
-        (i, _box_of(x, rows, columns))
+        (i, box_of(x, rows, columns))
         for i, (x, rows, tail) in enumerate(((q, QUERIES, 16), (k, block_k, 16), (v, block_k, 8)))
         for columns in (64, tail)
     ]
@@ -135,7 +119,7 @@ def forward_boxes(
     return make
 
 
-def _box_of(x: Tensor, rows: int, columns: int) -> Callable[[Tensor | None], Any]:
+def box_of(x: Tensor, rows: int, columns: int) -> Callable[[Tensor | None], Any]:
     """Of `rows` tokens of a head: x (B, N, H, D) is (B, H, N, D) to the copy engine."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 

@@ -277,6 +277,8 @@ def length_and_factor(lengths_ptr, b, keys, factor):
 @gluon.jit
 def hopper_backward_kernel(
     ptr, ptr_2, lengths_ptr,
+    left_s_ptr, left_s_columns_ptr, left_d_ptr, left_d_columns_ptr,
+    right_s_ptr, right_s_columns_ptr, right_d_ptr, right_d_columns_ptr,
     left_s_box, left_s_tail_box, left_s_columns_box, left_d_box, left_d_tail_box, left_d_columns_box,
     right_s_box, right_s_tail_box, right_s_columns_box, right_d_box, right_d_tail_box, right_d_columns_box,
     scale, factor, heads, left_rows, right_rows, share,
@@ -288,7 +290,8 @@ def hopper_backward_kernel(
 
     Grid: programs of 64 · CONSUMERS rows of the left for each sample and head; parts. ptr and ptr_2:
     (parts, B, left_rows, H, HEAD_DIM) contiguous; ptr_2 unused unless KEYS. lengths_ptr: (B,) integers
-    or None. Boxes, of what hopper_columns.py describes too: [1, 1, 64 or BLOCK, 64 or 8] of (B, H, rows, D).
+    or None. Boxes, [1, 1, 64 or BLOCK, 64 or 8] of (B, H, rows, D), are of the pointers that follow, which
+    are not used themselves: (B, rows, H, D) of any strides, and their columns by hopper_columns.py.
     """
     # A block is given back after the next but one is waited for.
     gl.static_assert(STAGES >= 3)

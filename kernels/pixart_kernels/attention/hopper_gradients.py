@@ -14,19 +14,22 @@ import torch
 import triton
 from torch import Tensor
 
-from pixart_kernels.dispatch import launch
+from pixart_kernels.attention import hopper
+from pixart_kernels.attention.hopper import COPY_REGISTERS, box_of
+from pixart_kernels.attention.tiles import without_data
+from pixart_kernels.dispatch import configurations
+from pixart_kernels.dispatch.launch import ALIGNMENT, Launch
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 OLDEST_TRITON = (3, 6)
 HAS_NARROW_WGMMA = TRITON >= (3, 8)  # of 8 columns
 
-SMALLEST_HEAD_DIM, HEAD_DIM_OF_MEMORY = 65, 72
+HEAD_DIM_OF_MEMORY = 72  # of copies, for whose rows the copy engine wants multiples of 16 bytes
 ROWS = 64  # of the left that a warpgroup has
 # Registers of a thread that multiplies in one pass, and of one that adds up dQ. With others (192 or 88,
 # say) ptxas runs out of them and serialises every wgmma of the kernel.
 REGISTERS_OF_ONE_PASS = (200, 80) if TRITON >= (3, 8) else (208, 72)
-COPY_REGISTERS = 24
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+OPTIONS = {"num_warps": 4}
 
 # Few keys make few programs; they are then given a part of the queries each, down to a smallest.
 ENOUGH_PROGRAMS = 264
@@ -36,62 +39,32 @@ Candidate = Mapping[str, Any]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def _two_passes(q: Candidate, kv: Candidate) -> Candidate:
-    named = {f"{which}_{name}": n for which, of in (("Q", q), ("KV", kv)) for name, n in of.items()}
-    return {"PASSES": 2, **named}
-
-
-_Q_2 = {"BLOCK": 128, "STAGES": 4, "CONSUMERS": 2, "REGISTERS": 240}
-_Q_3 = {"BLOCK": 64, "STAGES": 4, "CONSUMERS": 3, "REGISTERS": 160}
-_KV = {"BLOCK": 64, "STAGES": 4, "CONSUMERS": 2, "REGISTERS": 240}
-
-# What bench.tune measures; the first is the default. In two passes those of dQ and of dK and dV,
-# which are independent. TURNS: consumers take turns at starting products.
-BACKWARD_CANDIDATES: list[Candidate] = [
-    _two_passes({**_Q_2, "TURNS": True}, {**_KV, "TURNS": True}),
-    _two_passes({**_Q_2, "TURNS": False}, {**_KV, "TURNS": False}),
-    _two_passes({**_Q_3, "TURNS": False}, {**_KV, "STAGES": 6, "TURNS": True}),
-    _two_passes({**_Q_3, "TURNS": True}, {**_KV, "STAGES": 6, "TURNS": False}),
-    {"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": True},
-    {"PASSES": 1, "BLOCK": 64, "STAGES": 4, "TURNS": False},
-]
+# The first is the default: two passes, those of dQ and of dK and dV with constants of their own. TURNS:
+# consumers take turns at starting products.
+BACKWARD_CANDIDATES = configurations.constants_of("attention.backward", "sm_90", 16, 72, "gluon")
 
 
 def serves_backward(architecture: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """None, or why these kernels have no gradients for q (B, N, H, D), k and v (B, M, H, D).
-
-    Reads shapes, strides, dtypes and pointers.
-    """
-    if architecture != "sm_90":
-        return f"the Gluon kernels are for sm_90, not {architecture}"
+    """None, or why these kernels have no gradients for q (B, N, H, D), k and v (B, M, H, D): reasons of
+    `hopper.serves`, and Triton's age."""
     if TRITON < OLDEST_TRITON:
-        return f"the Gluon kernels need Triton 3.6 or later, not {triton.__version__}"
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"the Gluon kernels are for bfloat16 and float16, not {q.dtype}"
-    if not SMALLEST_HEAD_DIM <= q.shape[3] <= HEAD_DIM_OF_MEMORY:
-        return f"the Gluon kernels are for head dimensions of 65 to 72, not {q.shape[3]}"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not _is_for_tma(x):
-            return (
-                f"the copy engine does not take {name}, strides {x.stride()}: it needs its channels "
-                "side by side and everything else at multiples of 16 bytes"
-            )
-    return None
+        return f"they need Triton 3.6 or later, not {triton.__version__}"
+    return hopper.serves(architecture, q, k, v)
 
 
-def _is_for_tma(x: Tensor) -> bool:
-    """Whether the copy engine takes x (B, N, H, D) of 16 bits: multiples of 16 bytes all around.
-
-    A stride over an axis of one element is not used, but checked: descriptors hold it.
-    """
-    strides = x.stride()
-    aligned = x.data_ptr() % 16 == 0
-    return aligned and strides[3] == 1 and all(s % 8 == 0 and s > 0 for s in strides[:3])
+def _has_strides_for_tma(x: Tensor) -> bool:
+    """Whether the copy engine takes x (B, N, H, D) of 16 bits, if it begins at a multiple of 16 bytes."""
+    strides = zip(x.stride()[:3], x.shape[:3], strict=True)
+    return x.stride(3) == 1 and all(s % 8 == 0 and s > 0 for s, n in strides if n > 1)
 
 
-def _for_tma(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An empty (B, N, H, D) that the copy engine takes: with 72 channels in memory."""
-    return like.new_empty((*shape[:3], HEAD_DIM_OF_MEMORY))[..., : shape[3]]
+def _for_tma(like: Tensor) -> Tensor:
+    """Of its shape, empty, with strides that the copy engine takes."""
+    return like.new_empty((*like.shape[:3], HEAD_DIM_OF_MEMORY))[..., : like.shape[3]]
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
 
 
 def parts_of(queries: int, keys: int, batch_heads: int) -> tuple[int, int]:
@@ -119,26 +92,39 @@ def prepare_backward(
     """compute(grad_out, q, k, v, out, lse, kv_lengths) -> dq, dk, dv, for tensors of these shapes and strides.
 
     Reads no values. grad_out, q: (B, N, H, D); k, v: (B, M, H, D), all that `serves_backward` has no
-    reason against; grad_out may have any strides, and is copied where the copy engine does not take
-    them. kv_lengths: (B,) integers or None. out: (B, N, H, D), lse: (B, H, N) fp32 to base 2, -inf or 0
-    for a query without keys. Where scaled, q was multiplied by scale · log2(e) before, and dq is with
-    respect to that; scale is then not used. candidate: of BACKWARD_CANDIDATES, the first unless given;
-    with too few keys for one pass to fill a GPU, the first serves in its place. Gradients are contiguous,
-    in the inputs' dtype.
+    reason against, in each call, as addresses differ; grad_out may have any strides and address, and is
+    copied where the copy engine does not take them. kv_lengths: (B,) integers or None. out: (B, N, H, D)
+    and lse: (B, H, N) fp32 to base 2, -inf or 0 for a query without keys, are contiguous. Where scaled, q
+    was multiplied by scale · log2(e) before, and dq is with respect to that; scale is then not used.
+    candidate: of BACKWARD_CANDIDATES, the first unless given; with too few keys for one pass to fill a
+    GPU, the first serves in its place. Gradients are contiguous, in the inputs' dtype.
     """
     candidate = BACKWARD_CANDIDATES[0] if candidate is None else candidate
-    (batch, _, heads, _), keys = q.shape, k.shape[1]
+    (batch, _, heads, _), keys, device = q.shape, k.shape[1], q.device
     if q.numel() == 0 or k.numel() == 0:
         return _zeros
     few_keys = triton.cdiv(keys, 2 * ROWS) * batch * heads < ENOUGH_PROGRAMS
     if candidate["PASSES"] == 1 and few_keys:
         candidate = BACKWARD_CANDIDATES[0]
     # By what S is multiplied, and dS K and dSᵀ Q.
-    numbers = (1.0, math.log(2)) if scaled else (scale * math.log2(math.e), scale)
-    common = {"HEAD_DIM": q.shape[3], "SCALED": scaled, "OUT_TAIL": 8 if HAS_NARROW_WGMMA else 16}
-    columns = _prepare_columns(q, k, numbers[0])
+    scales = (1.0, math.log(2)) if scaled else (scale * math.log2(math.e), scale)
+    # What kernels see: tensors of a call, or copies, here without data.
+    seen_grad, seen_q, seen_k, seen_v = (without_data(x) for x in (grad_out, q, k, v))
+    if not _has_strides_for_tma(grad_out):
+        seen_grad = _for_tma(seen_grad)
+    has_lengths = kv_lengths is not None
+    columns = _prepare_columns(device, seen_grad, seen_q, seen_k, seen_v, has_lengths, scales[0])
+    if has_lengths:
+        seen_k, seen_v = _for_tma(seen_k), _for_tma(seen_v)
     prepare = _prepare_one_pass if candidate["PASSES"] == 1 else _prepare_two_passes
-    compute = prepare(q, k, candidate, numbers, common)
+    constants = {
+        "HEAD_DIM": q.shape[3],
+        "SCALED": scaled,
+        "OUT_TAIL": 8 if HAS_NARROW_WGMMA else 16,
+        "COPY_REGISTERS": COPY_REGISTERS,
+    }
+    compute = prepare(device, (seen_grad, seen_q, seen_k, seen_v), candidate, scales, constants)
+    copies_grad = seen_grad.stride() != grad_out.stride()
 
     def run(
         grad_out: Tensor,
@@ -147,14 +133,14 @@ def prepare_backward(
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        kv_lengths: Tensor | None,
+        lengths: Tensor | None,
     ) -> Gradients:
-        if not _is_for_tma(grad_out):
-            grad_out = _for_tma(grad_out.shape, grad_out).copy_(grad_out)
-        lengths = None if kv_lengths is None else kv_lengths.contiguous()
-        with launch.on(q.device):
-            k, v, *of = columns(grad_out, k, v, out.contiguous(), lse.contiguous(), lengths)
-            return compute(grad_out, q, k, v, lengths, *of)
+        if copies_grad or grad_out.data_ptr() % ALIGNMENT:
+            grad_out = _empty(seen_grad, device).copy_(grad_out)
+        if lengths is not None and lengths.data_ptr() % ALIGNMENT:
+            lengths = lengths.clone()  # launches with boxes want all addresses so
+        k, v, *of = columns(grad_out, k, v, out, lse, lengths)
+        return compute(grad_out, q, k, v, lengths, *of)
 
     return run
 
@@ -164,137 +150,179 @@ def _zeros(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None)
     return dq, dk, dv
 
 
-def _prepare_columns(q: Tensor, k: Tensor, scale: float) -> Callable[..., tuple[Tensor, ...]]:
-    from pixart_kernels.attention.hopper_columns import BLOCK, COLUMNS, columns_kernel
+def _prepare_columns(
+    device: torch.device,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    has_lengths: bool,
+    scale: float,
+) -> Callable[..., tuple[Tensor, ...]]:
+    from pixart_kernels.attention.hopper_columns import BLOCK, columns_kernel
 
     (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
-    grid = (triton.cdiv(queries, BLOCK) + triton.cdiv(keys, BLOCK), batch * heads)
-    constants = {
-        "HEAD_DIM": head_dim,
-        "WIDTH": triton.next_power_of_2(head_dim),
-        "BLOCK": BLOCK,
-        **LAUNCH,
-    }
+    copies = _for_tma(k)
+    of_queries, of_keys = _columns_of(q, k)
+    strides = (x.stride()[:3] for x in (grad, q.new_empty(q.shape), k, v, copies))
+    launch = Launch(
+        columns_kernel,
+        device,
+        (triton.cdiv(queries, BLOCK) + triton.cdiv(keys, BLOCK), batch * heads),
+        (*strides, 1 / scale, heads, queries, keys),
+        {"HEAD_DIM": head_dim, "WIDTH": triton.next_power_of_2(head_dim), "BLOCK": BLOCK},
+        OPTIONS,
+    )
 
     def columns(
         grad: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, ...]:
         """k and v, with zeros beyond lengths, and the columns of q, grad, and k and v."""
-        of_q, of_grad = grad.new_empty((2, batch, heads, queries, COLUMNS)).unbind(0)
-        of_keys = grad.new_empty((batch, 1, keys, COLUMNS))
-        k_copy, v_copy = (k, v) if lengths is None else (_for_tma(k.shape, k) for _ in range(2))
-        columns_kernel[grid](
-            grad, out, lse, k, v, lengths, of_q, of_grad, of_keys, k_copy, v_copy,
-            *(x.stride()[:3] for x in (grad, out, k, v, k_copy)), 1 / scale, heads, queries, keys,
-            **constants,
-        )  # fmt: skip
-        return k_copy, v_copy, of_q, of_grad, of_keys
+        made = [_empty(like, device) for like in (of_queries, of_queries, of_keys)]
+        copied = [_empty(copies, device) for _ in range(2)] if has_lengths else [None, None]
+        launch(grad, out, lse, k, v, lengths, *made, *copied)
+        return *(copied if has_lengths else (k, v)), *made
 
     return columns
 
 
-def _boxes(rows: int, *operands: tuple[Tensor, Tensor]) -> list[Any]:
-    """Of each (B, N, H, D) and its columns (B, H or 1, N, 8): boxes of 64 columns, of the 8 that follow,
-    and of the columns."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+def _columns_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """What columns_kernel fills, without data, with tokens before heads: of queries, and of keys."""
+    (batch, queries, heads, _), keys = q.shape, k.shape[1]
+    of_queries = q.new_empty(batch, heads, queries, 8)
+    return of_queries.transpose(1, 2), q.new_empty(batch, 1, keys, 8).transpose(1, 2)
 
-    wide, narrow = (NVMMASharedLayout(swizzle, 16, rank=4) for swizzle in (128, 0))
-    boxes = []
-    for x, columns in operands:
-        (batch, tokens, heads, dim), (by_batch, by_token, by_head, _) = x.shape, x.stride()
-        shape, strides = [batch, heads, tokens, dim], [by_batch, by_head, by_token, 1]
-        boxes += [
-            TensorDescriptor(x, shape, strides, [1, 1, rows, 64], wide),
-            TensorDescriptor(x, shape, strides, [1, 1, rows, 8], narrow),
-            TensorDescriptor.from_tensor(columns, [1, 1, rows, 8], narrow),
-        ]
-    return boxes
+
+def _boxes(
+    first: int, *operands: tuple[Tensor, Tensor, int]
+) -> Callable[[Sequence[Tensor | None]], list[Any]]:
+    """Makes the boxes of operands: tokens, their columns and the rows of a box, all (B, N, H, D). From
+    the kernel's tensors, of which the first-th and second-th are the first operand's, and so on: boxes
+    of 64 columns, of the 8 that follow, and of the columns beside them."""
+    parts = []
+    for i, (tokens, columns, rows) in enumerate(operands):
+        of_tokens = [(first + 2 * i, box_of(tokens, rows, width)) for width in (64, 8)]
+        parts += [*of_tokens, (first + 2 * i + 1, box_of(columns, rows, 8))]
+    return lambda tensors: [box(tensors[i]) for i, box in parts]
+
+
+def _in_order(kernel: Any, constants: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: constants[name] for name in kernel.arg_names if name in constants}
+
+
+Operands = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _prepare_two_passes(
-    q: Tensor, k: Tensor, candidate: Candidate, numbers: Sequence[float], common: Candidate
+    device: torch.device,
+    operands: Operands,
+    candidate: Candidate,
+    scales: Sequence[float],
+    constants: Candidate,
 ) -> Callable[..., Gradients]:
     from pixart_kernels.attention.hopper_backward import hopper_backward_kernel as kernel
 
+    grad, q, k, v = operands
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    of_q, of_kv = (
-        {
-            name[len(f"{which}_") :]: n
+    parts, share = parts_of(queries, keys, batch * heads)
+    of_queries, of_keys = _columns_of(q, k)
+
+    def launch(which: str, rows: int, others: int, share: int, parts: int) -> Launch:
+        own = {
+            name.removeprefix(f"{which}_"): n
             for name, n in candidate.items()
             if name.startswith(f"{which}_")
         }
-        for which in ("Q", "KV")
-    )
-    fixed = {**common, "COPY_REGISTERS": COPY_REGISTERS, **LAUNCH}
-    parts, share = parts_of(queries, keys, batch * heads)
-    q_grid = (triton.cdiv(queries, ROWS * of_q["CONSUMERS"]) * batch * heads, 1)
-    kv_grid = (triton.cdiv(keys, ROWS * of_kv["CONSUMERS"]) * batch * heads, parts)
+        by_query, by_key = [(q, of_queries), (grad, of_queries)], [(k, of_keys), (v, of_keys)]
+        left, right = (by_key, by_query) if which == "KV" else (by_query, by_key)
+        sides = [(*x, ROWS) for x in left] + [(*x, own["BLOCK"]) for x in right]
+        return Launch(
+            kernel,
+            device,
+            (triton.cdiv(rows, ROWS * own["CONSUMERS"]) * batch * heads, parts),
+            (*scales, heads, rows, others, share),
+            _in_order(kernel, {**constants, **own, "KEYS": which == "KV"}),
+            OPTIONS,
+            _boxes(3, *sides),
+            12,
+        )
+
+    q_launch = launch("Q", queries, keys, keys, 1)
+    kv_launch = launch("KV", keys, queries, share, parts)
 
     def compute(
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None,
         of_queries: Tensor, of_grad: Tensor, of_keys: Tensor,
     ) -> Gradients:  # fmt: skip
-        by_query = (q, of_queries), (grad, of_grad)
-        by_key = (k, of_keys), (v, of_keys)
+        by_query, by_key = (q, of_queries, grad, of_grad), (k, of_keys, v, of_keys)
         dq = q.new_empty(q.shape)
-        kernel[q_grid](
-            dq, dq, lengths, *_boxes(ROWS, *by_query), *_boxes(of_q["BLOCK"], *by_key),
-            *numbers, heads, queries, keys, keys, KEYS=False, **of_q, **fixed,
-        )  # fmt: skip
-        dtype = k.dtype if parts == 1 else torch.float32
-        sums = k.new_empty((2, parts, *k.shape), dtype=dtype)
-        kernel[kv_grid](
-            sums[0], sums[1], lengths, *_boxes(ROWS, *by_key), *_boxes(of_kv["BLOCK"], *by_query),
-            *numbers, heads, keys, queries, share, KEYS=True, **of_kv, **fixed,
-        )  # fmt: skip
-        dk, dv = (sums[:, 0] if parts == 1 else sums.sum(1).to(k.dtype)).unbind(0)
+        q_launch(dq, dq, lengths, *by_query, *by_key)
+        if parts == 1:
+            dk, dv = k.new_empty(k.shape), k.new_empty(k.shape)
+            kv_launch(dk, dv, lengths, *by_key, *by_query)
+            return dq, dk, dv
+        sums = [k.new_empty((parts, *k.shape), dtype=torch.float32) for _ in range(2)]
+        kv_launch(*sums, lengths, *by_key, *by_query)
+        dk, dv = (x.sum(0).to(k.dtype) for x in sums)
         return dq, dk, dv
 
     return compute
 
 
 def _prepare_one_pass(
-    q: Tensor, k: Tensor, candidate: Candidate, numbers: Sequence[float], common: Candidate
+    device: torch.device,
+    operands: Operands,
+    candidate: Candidate,
+    scales: Sequence[float],
+    constants: Candidate,
 ) -> Callable[..., Gradients]:
     from pixart_kernels.attention.hopper_columns import BLOCK, cast_kernel
     from pixart_kernels.attention.hopper_sums import hopper_sums_kernel as kernel
 
+    grad, q, k, v = operands
     (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
-    blocks = triton.cdiv(queries, candidate["BLOCK"])
-    pairs, rows = batch * heads, blocks * candidate["BLOCK"]
-    grid = (triton.cdiv(keys, 2 * ROWS) * pairs,)
+    block = candidate["BLOCK"]
+    blocks, pairs = triton.cdiv(queries, block), batch * heads
+    rows = blocks * block
+    of_queries, of_keys = _columns_of(q, k)
     registers, add_registers = REGISTERS_OF_ONE_PASS
-    fixed = {name: n for name, n in candidate.items() if name != "PASSES"}
-    fixed |= {**common, "COPY_REGISTERS": COPY_REGISTERS, "REGISTERS": registers}
-    fixed |= {"ADD_REGISTERS": add_registers, **LAUNCH}
-    cast_grid = (triton.cdiv(queries, BLOCK), pairs)
-    cast_constants = {
-        "HEAD_DIM": head_dim,
-        "WIDTH": triton.next_power_of_2(head_dim),
-        "BLOCK": BLOCK,
-        **LAUNCH,
-    }
-    sizes = (pairs * rows * head_dim, pairs * blocks, 1)
+    own = {name: n for name, n in candidate.items() if name != "PASSES"}
+    own |= {"REGISTERS": registers, "ADD_REGISTERS": add_registers}
+    launch = Launch(
+        kernel,
+        device,
+        (triton.cdiv(keys, 2 * ROWS) * pairs,),
+        (*scales, heads, keys, queries),
+        _in_order(kernel, {**constants, **own}),
+        OPTIONS,
+        _boxes(
+            6,
+            *((k, of_keys, ROWS), (v, of_keys, ROWS)),
+            *((q, of_queries, block), (grad, of_queries, block)),
+        ),
+        12,
+    )
+    cast = Launch(
+        cast_kernel,
+        device,
+        (triton.cdiv(queries, BLOCK), pairs),
+        (scales[1], heads, queries, keys, rows),
+        {"HEAD_DIM": head_dim, "WIDTH": triton.next_power_of_2(head_dim), "BLOCK": BLOCK},
+        OPTIONS,
+    )
+    # Sums, how many programs have added to each block, and the ticket, each at a multiple of 16 bytes.
+    sizes = (pairs * rows * head_dim, triton.cdiv(pairs * blocks, 4) * 4, 4)
 
     def compute(
         grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None,
         of_queries: Tensor, of_grad: Tensor, of_keys: Tensor,
     ) -> Gradients:  # fmt: skip
-        # Sums, how many programs have added to each block, and the ticket, zeroed together.
-        sums, done, ticket = q.new_zeros(sum(sizes), dtype=torch.int32).split(sizes)
-        sums = sums.view(torch.float32)
-        dk, dv = k.new_empty((2, *k.shape)).unbind(0)
-        kernel[grid](
-            dk, dv, sums, done, ticket, lengths,
-            *_boxes(ROWS, (k, of_keys), (v, of_keys)),
-            *_boxes(candidate["BLOCK"], (q, of_queries), (grad, of_grad)),
-            *numbers, heads, keys, queries, **fixed,
-        )  # fmt: skip
-        dq = q.new_empty(q.shape)
-        cast_kernel[cast_grid](
-            sums, dq, lengths, numbers[1], heads, queries, keys, rows, **cast_constants
-        )
+        zeros, done, ticket = q.new_zeros(sum(sizes), dtype=torch.int32).split(sizes)
+        sums = zeros.view(torch.float32)
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+        by_query, by_key = (q, of_queries, grad, of_grad), (k, of_keys, v, of_keys)
+        launch(dk, dv, sums, done, ticket, lengths, *by_key, *by_query)
+        cast(sums, dq, lengths)
         return dq, dk, dv
 
     return compute

@@ -88,6 +88,7 @@ def _add(ptr, acc, FIRST: gl.constexpr, HEAD_DIM: gl.constexpr, LAYOUT: gl.const
 @gluon.jit
 def hopper_sums_kernel(
     dk_ptr, dv_ptr, dq_ptr, done_ptr, ticket_ptr, lengths_ptr,
+    k_ptr, k_columns_ptr, v_ptr, v_columns_ptr, q_ptr, q_columns_ptr, grad_ptr, grad_columns_ptr,
     k_box, k_tail_box, k_columns_box, v_box, v_tail_box, v_columns_box,
     q_box, q_tail_box, q_columns_box, grad_box, grad_tail_box, grad_columns_box,
     scale, factor, heads, keys, queries,

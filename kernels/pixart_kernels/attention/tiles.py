@@ -5,6 +5,9 @@ tensor cores' work zeros; as 64 + 16 it is 10 %. Each product is then two: one w
 columns and one with the tail's, whose missing columns are loaded as zeros.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,16 +15,17 @@ from torch import Tensor
 SMALLEST = 16  # columns that a product may sum over
 
 
-def split(head_dim: int) -> tuple[int, int]:
+def split(head_dim: int, smallest: int = SMALLEST) -> tuple[int, int]:
     """(main, tail) columns, powers of two that hold head_dim; a tail of 0 is no tail.
 
-    64 -> (64, 0), 72 and 80 -> (64, 16), 96 -> (64, 32), 112 -> (128, 0), 40 -> (32, 16).
+    64 -> (64, 0), 72 and 80 -> (64, 16), 96 -> (64, 32), 112 -> (128, 0), 40 -> (32, 16). smallest: of
+    either; products of 8-bit numbers sum over 32.
     """
-    main = max(SMALLEST, 1 << (head_dim.bit_length() - 1))
+    main = max(smallest, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - main
     if rest <= 0:
         return main, 0
-    tail = max(SMALLEST, 1 << (rest - 1).bit_length())
+    tail = max(smallest, 1 << (rest - 1).bit_length())
     return (main, tail) if tail < main else (2 * main, 0)
 
 
@@ -38,6 +42,16 @@ def stride_divisor(*tensors: Tensor) -> int:
 def strides_of(x: Tensor, divisor: int) -> tuple[int, ...]:
     """All but the last, divided by what divides them: kernels multiply again."""
     return tuple(stride // divisor for stride in x.stride()[:3])
+
+
+def without_data(x: Tensor) -> Tensor:
+    """A tensor of that dtype, shape and strides, which is nowhere."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def is_one(scale: float) -> bool:
+    """Whether queries came scaled: with SCALE_OF_SCALED, only rounding is left of scale · log2(e)."""
+    return math.isclose(scale, 1.0, rel_tol=1e-12)
 
 
 @triton.jit

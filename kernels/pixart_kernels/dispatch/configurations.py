@@ -21,7 +21,7 @@ PATH = Path(__file__).with_name("configurations.json")
 # What Triton's compiler takes; everything else in a candidate is a constant of the kernel, or,
 # in small letters, for its launcher.
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-Candidate = Mapping[str, Any]
+Candidate = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,17 @@ def choose(
     bits: int,
     size: int,
     admits: Callable[[Candidate], bool] = lambda candidate: True,
+    wanted: str | None = None,
 ) -> Candidate:
-    """What to launch a kernel with: the row's first candidate that `admits` lets pass, unless another
-    is pinned. Raises LookupError if there is none, or if what is pinned is not let pass."""
+    """What to launch a kernel with: the row's first candidate that `admits` lets pass, one in the
+    `wanted` language if there is one, unless another is pinned. Raises LookupError if there is none, or
+    if what is pinned is not let pass."""
     row = find(kernel, architecture, bits, size)
-    offered = (_pinned[kernel],) if kernel in _pinned else row.candidates
+    offered = row.candidates
+    if kernel in _pinned:
+        offered = (_pinned[kernel],)
+    elif wanted is not None:
+        offered = tuple(sorted(offered, key=lambda candidate: language(candidate) != wanted))
     for candidate in offered:
         if admits(candidate):
             _chosen[kernel] = row, candidate
@@ -102,6 +108,19 @@ def split(candidate: Candidate) -> tuple[dict[str, Any], dict[str, int]]:
     """The constants of the kernel among it, and the options of the compiler."""
     constants = {name: value for name, value in candidate.items() if name.isupper()}
     return constants, {name: candidate[name] for name in OPTIONS if name in candidate}
+
+
+def constants_of(
+    kernel: str, architecture: str, bits: int, size: int, wanted: str
+) -> list[dict[str, Any]]:
+    """The constants of a row's candidates in the `wanted` language, in its order."""
+    found = find(kernel, architecture, bits, size).candidates
+    return [split(candidate)[0] for candidate in found if language(candidate) == wanted]
+
+
+def language(candidate: Candidate) -> str:
+    """Of the kernel that it is for: "triton", or "gluon"."""
+    return str(candidate.get("language", "triton"))
 
 
 def describe(candidate: Candidate) -> str:

@@ -8,6 +8,7 @@ for each kernel. From its second call on a Launch starts what Triton compiled, p
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,21 +56,12 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def wanted_language() -> str | None:
-    """"triton" or "gluon" where PIXART_ATTENTION says so, None for what the table has first. Raises
+    """ "triton" or "gluon" where PIXART_ATTENTION says so, None for what the table has first. Raises
     ValueError for other words."""
     value = os.environ.get("PIXART_ATTENTION") or None
     if value not in (None, "triton", "gluon"):
         raise ValueError(f"PIXART_ATTENTION must be triton or gluon, got {value!r}")
     return value
-
-
-def admits(candidate: Mapping[str, Any], obstacle: str | None) -> bool:
-    """Whether a candidate may be launched. Those in Gluon may if there is no obstacle to it, and are
-    what PIXART_ATTENTION=gluon takes then; where there is one, Triton's kernels serve."""
-    language = candidate.get("language", "triton")
-    if obstacle is not None:
-        return language == "triton"
-    return wanted_language() in (None, language)
 
 
 def is_switched_on(name: str) -> bool:
@@ -78,6 +70,11 @@ def is_switched_on(name: str) -> bool:
     if value not in ("0", "1"):
         raise ValueError(f"{name} must be 0 or 1, got {value!r}")
     return value == "1"
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on this device what no Launch does: Triton takes the current one, whatever it is given."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Box(TensorDescriptor):
@@ -92,9 +89,9 @@ class Launch:
 
     kernel: its parameters are tensors or None, then descriptors, then numbers, then constants.
     device: of the tensors. grid: programs. numbers: the values after the descriptors, constants: those
-    of the constexprs, both in the kernel's order. boxes(tensors) makes the descriptors; where it is
-    None or an address is not a multiple of 16, they are `box_count` times None. options: of Triton's
-    compiler.
+    of the constexprs, both in the kernel's order. boxes(tensors) makes the descriptors; a kernel that
+    can do without takes `box_count` times None where there is no such function or an address is not a
+    multiple of 16. options: of Triton's compiler.
 
     Triton compiles for dtypes, for None, for what integers are and for whether 16 divides an address.
     Who keeps a Launch by dtypes, shapes and strides fixes all but the last: tensors with other
@@ -143,7 +140,7 @@ class Launch:
                 address = x.data_ptr()
                 addresses.append(address)
                 bits |= address
-        if bits % ALIGNMENT or self.boxes is None:
+        if self.boxes is None or (bits % ALIGNMENT and self.box_count):
             boxes: Sequence[TensorDescriptor | None] = (None,) * self.box_count
         else:
             boxes = self.boxes(tensors)

@@ -136,8 +136,9 @@ def build(stage: ResolvedStage, run: Run) -> "DenoisingTask":
 
 def _open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> Pipeline:
     """Open the pipeline that reads and draws for a stage, around the model that it trains."""
+    # No graphs: previews are few, and training needs the memory.
     pipe = Pipeline.from_pretrained(
-        stage.pipeline, transformer=model, device=device, dtype=torch.float32
+        stage.pipeline, transformer=model, device=device, dtype=torch.float32, cuda_graph=False
     )
     check_prediction(stage, stage.pipeline, pipe.scheduler_config)
     set_null_caption(model, pipe)
