@@ -111,8 +111,8 @@ TARGETS = (
 
 def predicted(rows: Sequence[Row]) -> list[Row]:
     """For each way whose kernels were compiled, and loops with and without a running maximum: the
-    configurations with the fewest cycles by tensor + issue among those without a defect, that, and
-    whether the goals are met by it."""
+    configurations with the fewest cycles by tensor + issue, among those without a defect if there are
+    any, that, and whether the goals are met by it."""
     found = []
     for way in WAYS:
         for online in (False, True):
@@ -131,12 +131,15 @@ def _best(rows: Iterable[Row], kernel: str, scaled: bool, online: bool) -> tuple
         if re.fullmatch(kernel, row["what"])
         and row["architecture"] == ARCHITECTURE
         and CASE in row["floor_bytes"]
-        and not row["defects"]
         and row.get("scaled", False) == scaled
         for prediction in row.get("predictions", ())
         if prediction["online"] == online
     ]
-    return min(fitting, key=lambda pair: pair[1][MODELS[0]]["cycles"], default=None)
+    return min(
+        fitting,
+        key=lambda pair: (bool(pair[0]["defects"]), pair[1][MODELS[0]]["cycles"]),
+        default=None,
+    )
 
 
 def _as_row(way: Way, online: bool, chosen: Sequence[tuple[Row, Row]]) -> Row:
@@ -148,6 +151,7 @@ def _as_row(way: Way, online: bool, chosen: Sequence[tuple[Row, Row]]) -> Row:
         "name": way.name + ", online" * online,
         "passes": way.passes,
         "configurations": {row["what"]: row["config"] for row, _ in chosen},
+        "defects": [defect for row, _ in chosen for defect in row["defects"]],
         "tensor": sum(one["tensor"] for one in made),
         "issue": sum(one["issue"] for one in made),
         MODELS[0]: {"cycles": law, "tflops": rates[0]},
@@ -172,7 +176,7 @@ def words(target: Row) -> list[str]:
     verdicts = [met["tflops"]] + [met["cycles"]] * (met["cycles"] is not None)
     return [
         target["name"],
-        ", ".join(target["configurations"].values()),
+        "; ".join([", ".join(target["configurations"].values()), *target["defects"]]),
         f"{target['tensor']} + {target['issue']} = {law['cycles']}",
         str(law["tflops"]),
         f"{order['cycles'][0]} to {order['cycles'][1]}",

@@ -268,7 +268,10 @@ def test_targets_are_held_against_the_best_that_has_no_defect() -> None:
     forward_row, online, scaled, two, one = found
     assert scaled["configurations"] == {forward: "scaled"} and scaled["met"]["cycles"]
     assert forward_row["name"] == "forward, Gluon" and online["name"] == "forward, Gluon, online"
-    assert forward_row["configurations"] == {forward: "good"}
+    assert forward_row["configurations"] == {forward: "good"} and forward_row["defects"] == []
+    faulty = compiled(forward, "spills", prediction(700), defects=["spills 8 bytes"])
+    (only,) = targets.predicted([faulty])
+    assert only["defects"] == ["spills 8 bytes"] and "spills; spills 8 bytes" in targets.words(only)
     assert forward_row["met"] == {"cycles": True, "tflops": True}  # 955 cycles, 590 TFLOP/s
     assert forward_row["tensor + issue"] == {"cycles": 890, "tflops": 595}
     assert online["met"] == {"cycles": None, "tflops": False}
