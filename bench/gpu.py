@@ -19,7 +19,6 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from bench.workloads import sizes
 
 # Of the time, in this order. Last what may leave something behind: a profiler.
 SHARES = {
-    "columns": 0.04,
+    "columns": 0.1,
     "correctness": 0.16,
     "configurations": 0.2,
     "launches": 0.04,
-    "operators": 0.24,
-    "steps": 0.25,
+    "operators": 0.21,
+    "steps": 0.22,
     "pictures": 0.05,
     "backends": 0.02,
 }
@@ -96,7 +95,7 @@ def parts(
     """The cases of each part, by its name, which launch by the table in that file as soon as there is
     one. tiny: all at the tiny size, and few of them. most: candidates of each kernel, all if None;
     with it, in bf16 alone."""
-    from bench.measure.table import adopt
+    from bench.measure.table import adopting
     from bench.workloads import candidates, columns, comparisons, launches, models, pictures
 
     at = (sizes.TINY,) if tiny else sizes.GPU_SIZES
@@ -107,16 +106,11 @@ def parts(
         "columns": lambda: columns.cases(table, most),
         "correctness": lambda: comparisons.correctness(at, few=most is not None),
         "configurations": lambda: candidates.cases(at if tiny else TUNED, table, most),
-        "launches": lambda: [launches.case(small)],
+        "launches": lambda: [launches.case(small, table)],
         "operators": lambda: comparisons.operators(at) + ([] if tiny else comparisons.further()),
         "steps": lambda: models.steps(steps),
         "pictures": lambda: [pictures.picture(model) for model in drawn],
         "backends": lambda: comparisons.backends(small),
     }
 
-    def after_adopting(cases: Callable[[], list[Any]]) -> list[Any]:
-        if table.exists():
-            adopt(table)
-        return cases()
-
-    return {name: partial(after_adopting, cases) for name, cases in made.items()}
+    return {name: adopting(table, cases) for name, cases in made.items()}

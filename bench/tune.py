@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"bench.tune could not write its table: {error}", file=sys.stderr)
         return 2
+    options.out.unlink(missing_ok=True)  # an earlier run's, which this one would begin with
     content, log = supervisor.measure("tune", arguments, options.json, options.minutes)
     if content is None:
         print(log)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _keep(content: results.Content, out: Path, *, is_ours: bool) -> int:
     """Say what the table that the worker wrote holds, and put that into the checkout's own; 1 if
     nothing was found."""
-    rows = [row for run in content["runs"] for row in run["rows"]]
+    rows = content["runs"][-1]["rows"]  # the file may have earlier ones
     found = [row["entries"] for row in rows if row.get("entries")]
     if not found:
         print("no candidate is known to be right: no table was written", file=sys.stderr)
@@ -91,6 +92,9 @@ def _work(options: argparse.Namespace) -> int:
         "columns": lambda: columns.cases(options.out),
         "configurations": lambda: candidates.cases(options.sizes, options.out),
     }
-    chosen = [worker.Part(name, share, cases[name]) for name, share in SHARES.items()]
+    chosen = [
+        worker.Part(name, share, table.adopting(options.out, cases[name]))
+        for name, share in SHARES.items()
+    ]
     worker.main(chosen, "cuda", options.events, options.deadline)
     return 0

@@ -90,6 +90,8 @@ def accelerate(
     gradients or are compiled are plain ones. Weights or adapters that are swapped are noticed. GraphError
     is raised where a forward cannot be recorded, as with hooks in the blocks, or offloading in parts.
     """
+    if not isinstance(cuda_graph, bool):
+        raise ValueError(f"cuda_graph must be True or False, got {cuda_graph!r}")
     transformer = _find_transformer(pipe_or_transformer)
     if hasattr(transformer, _STATE) or transformer in _left_alone:
         raise ValueError("pipe_or_transformer must be restored first, got one already accelerated")

@@ -30,12 +30,12 @@ class Kernel(NamedTuple):
 
 
 def compile_all(work: Workload, architecture: str, defaults_only: bool = False) -> Iterator[Launch]:
-    """Every kernel that is launched with any candidate, or with the first; none is an operator's own
-    default."""
+    """Every kernel that is launched with any candidate, or with the first, queries scaled and not; none is
+    an operator's own default."""
     for kernel in KERNELS:
         if kernel.operator != work.operator.name or architecture not in kernel.architectures:
             continue
-        for candidate in kernel.candidates[: 1 if defaults_only else None]:
+        for candidate in kernel.candidates[: 2 if defaults_only else None]:
             with ahead_of_time.recording(architecture) as launches:
                 kernel.launch(work, candidate)
             for launch in launches:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from bench.compiled import predictions
 from bench.compiled.architectures import TENSOR_MEMORY
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def _attention_defects(row: Row) -> Iterator[str]:
     if round(useful, 3) < LEAST_USEFUL:
         yield f"{useful:.3f} of the tensor cores' work is useful"
     if row["architecture"] == "sm_90":
-        most = MOST_WAITS["backward" if "backward" in row["what"] else "forward"]
+        most = MOST_WAITS[predictions.passes_of(row["what"])]
         if not row["wgmma"]:
             yield "does not use wgmma"
         if row["serialised"] or row["waits"] > most:

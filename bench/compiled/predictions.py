@@ -12,6 +12,7 @@ The first is the more careful of the two for kernels whose warpgroups have code 
 without such, products and exponentials take turns within each program, and other programs fill in.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,11 @@ from bench.compiled.turns import Turn, alternatives, are_specialised
 UNIT = 64 * 128  # queries × keys
 SMS, CLOCK = 132, 1.7e9  # of an H100 or H200 under load
 FLOPS = {"forward": 4, "backward": 10}  # useful ones, by query, key and channel
+
+
+def passes_of(kernel: str) -> str:
+    """Which of the two a kernel is of, by its name. One pass of Hopper's backward is named for its sums."""
+    return "backward" if re.search("backward|hopper_sums", kernel) else "forward"
 
 
 class Prediction(NamedTuple):

@@ -98,8 +98,9 @@ def _predictions(row: Row, found: Sequence[Turn], known: Row) -> list[Row]:
     programs = row["resident_warps"] // row["warps"]
     if row["architecture"] != "sm_90" or not programs or any(turn.serialised for turn in found):
         return []
-    passes = "backward" if "backward" in row["what"] else "forward"
-    flops = predictions.FLOPS[passes] * predictions.UNIT * row["head_dim"]
+    flops = (
+        predictions.FLOPS[predictions.passes_of(row["what"])] * predictions.UNIT * row["head_dim"]
+    )
     turned = bool(known.get("TURNS"))
     made = predictions.predict(found, row["warps"], programs, taking_turns=turned)
     # One that sums over keys only, or over queries only, leaves the other half to another.

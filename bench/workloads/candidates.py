@@ -24,9 +24,9 @@ from bench.workloads.operators import OPERATORS, Workload
 from pixart_kernels.dispatch import configurations
 from pixart_kernels.dispatch.configurations import Candidate
 
-PART = "configurations"
 TILES, SWITCHES, CHOSEN = "tiles", "switches", "chosen"
 ATTENTION = "attention.forward"  # which has switches
+BACKWARD = "attention.backward"  # which of Triton's two kernels or Gluon's it is launched with
 WIDE_TAIL = 16  # columns that every tensor core takes
 ALWAYS, NEVER = 0, 2**62  # N · M from which the bound is looked for
 GAIN = 0.01  # of the time, for which the first candidate gives way
@@ -55,9 +55,12 @@ def _round(size: str, out: Path, most: int | None) -> list[Case]:
     """All that is tried at a size, and a table after each: there may be no time for the next one."""
     found = calls(size)
     attention = [one for one in found if _has_switches(*one)]
-    halves = [(work._replace(dtype=torch.float16), backward) for work, backward in found]
+    # A row is for every call of its head dimension: few keys, and keys that do not count, too.
+    checked = [*found, *further(size)]
+    halves = [(work._replace(dtype=torch.float16), backward) for work, backward in checked]
     tried: list[tuple[str, Calls]] = [(TILES, found), (SWITCHES, attention)]
-    tried += [(CHOSEN, [*attention, *(halves if most is None else ())])]
+    final = [*attention, *further(size), *halves] if most is None else attention
+    tried += [(CHOSEN, final)]
     made = [
         Case(f"{stage}/{work.name}/{_way(backward)}", partial(_try, stage, work, backward, most))
         for stage, some in tried
@@ -72,6 +75,18 @@ def calls(size: str) -> Calls:
         (Workload(operator, size, kind), backward)
         for operator in OPERATORS.values()
         for kind in operator.tuned
+        for backward in (False, True)
+    ]
+
+
+def further(size: str) -> Calls:
+    """Attention as it is not timed to choose: over a caption's keys, and over keys that do not count."""
+    operator = OPERATORS.get("flash_attention")
+    if operator is None:
+        return []
+    return [
+        (Workload(operator, size, kind, batch), backward)
+        for kind, batch in (("cross", 1), ("masked", 2))
         for backward in (False, True)
     ]
 
@@ -97,10 +112,13 @@ def _try(stage: str, work: Workload, backward: bool, most: int | None, context: 
         context.row("ours", "not measured: no kernel of ours runs here", **what)
         return
     check = _Check(work, inputs, backward, context)
-    for kernel, (row, _) in launched.items():
+    # Last the choice between kernels, with what was found best of those that one choice has.
+    beside: dict[str, Candidate] = {}
+    for kernel, (row, _) in sorted(launched.items(), key=lambda one: one[0] == BACKWARD):
         place = _place(kernel, work, context.device)
         tried = _tried(stage, place, few(plain(row.candidates), most), context.known)
-        _measure(stage, place, tried, call, check, what, context)
+        _measure(stage, place, tried, call, check, what, context, beside)
+        beside[kernel] = ranked(context.known, TILES, place, plain(row.candidates))[0]
 
 
 def _place(kernel: str, work: Workload, device: torch.device) -> Place:
@@ -177,10 +195,12 @@ def _measure(
     check: _Check,
     what: Row,
     context: Context,
+    beside: Mapping[str, Candidate],
 ) -> None:
-    """A row for each candidate: checked, then those that are right timed in turn."""
+    """A row for each candidate: checked, then those that are right timed in turn. beside: how other
+    kernels of the call are launched meanwhile."""
     named = {f"{place.kernel} {configurations.describe(one)}": one for one in tried}
-    pinned = {name: _pinned(call, {place.kernel: one}) for name, one in named.items()}
+    pinned = {name: _pinned(call, {**beside, place.kernel: one}) for name, one in named.items()}
     found: dict[str, Row] = {}
     context.announce("", compilation.SECONDS)
     compilation.ahead([pinned[name] for name in named if not context.crashed(name)])
@@ -190,7 +210,7 @@ def _measure(
             continue
         context.announce(name)
         try:
-            errors, passed = _pinned(check, {place.kernel: one})()
+            errors, passed = _pinned(check, {**beside, place.kernel: one})()
         except Exception as error:  # another candidate may fit where this one does not
             found[name]["status"] = failed(timing.survive(error, context.device))
             continue
@@ -326,6 +346,10 @@ def entries(rows: Sequence[Row], source: Callable[[], str]) -> list[table.Entry]
             final = switched(order[0], rows, place)
             if _stands(configurations.describe(final), checked):
                 order = [final, *(one for one in order if one != final)]
+        proved = [one for one in order if _stands(configurations.describe(one), checked)]
+        if not proved:  # there was no time to try it in fp16, for which the row is too
+            continue
+        order = [proved[0], *(one for one in order if one != proved[0])]
         span = table.span_of(place.kernel, place.size)
         made.append(
             table.entry(place.kernel, place.architecture, place.bits, span, source(), order)
@@ -334,9 +358,12 @@ def entries(rows: Sequence[Row], source: Callable[[], str]) -> list[table.Entry]
 
 
 def _stands(text: str, checked: Mapping[str, Mapping[str, float]]) -> bool | None:
-    """Whether a candidate was right at every call of the last stage, None if it was at none."""
-    seconds = [times[text] for times in checked.values() if text in times]
-    return all(map(math.isfinite, seconds)) if seconds else None
+    """Whether a candidate was right at every call of the last stage, None if it was not tried there in
+    fp16."""
+    found = {call: times[text] for call, times in checked.items() if text in times}
+    if not all(map(math.isfinite, found.values())):
+        return False
+    return True if any(call.endswith(" float16") for call in found) else None
 
 
 def _write(out: Path, context: Context) -> None:

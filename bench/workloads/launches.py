@@ -1,7 +1,7 @@
 """How long the first call of every operator takes in a fresh process: with nothing compiled, and with all
 of it in Triton's cache.
 
-    python -m bench.workloads.launches DEVICE SIZE      seconds of the first and the second call, as JSON
+    python -m bench.workloads.launches DEVICE SIZE [TABLE]      seconds of the first and the second call, as JSON
 """
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import compilation, timing
+from bench.measure import compilation, table, timing
 from bench.measure.case import Case, Context
 from bench.measure.machine import ROOT
 from bench.measure.results import Row
@@ -30,14 +30,15 @@ from bench.workloads import comparisons
 from bench.workloads.operators import OPERATORS, Workload
 from pixart.files import parse_json
 
-LIMIT = 240  # seconds of a process
+LIMIT = 120  # seconds of a process
 
 
-def case(size: str) -> Case:
-    return Case(f"first launches/{size}", partial(_run_both, size))
+def case(size: str, configured: Path | None = None) -> Case:
+    """configured: a table of configurations to launch by, if it is there by then."""
+    return Case(f"first launches/{size}", partial(_run_both, size, configured))
 
 
-def _run_both(size: str, context: Context) -> None:
+def _run_both(size: str, configured: Path | None, context: Context) -> None:
     if context.device.type == "cpu":
         context.row(
             "ours", "not measured: no kernel of ours runs here", **_what("any operator", size)
@@ -46,7 +47,7 @@ def _run_both(size: str, context: Context) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for state in ("nothing compiled", "compiled before"):
             context.announce(state, compilation.SECONDS)
-            for name, seconds in _run(size, context.device, Path(folder)).items():
+            for name, seconds in _run(size, context.device, Path(folder), configured).items():
                 context.row(f"{name}, {state}", **_what(name, size), first_calls=seconds)
 
 
@@ -58,10 +59,14 @@ def _what(name: str, size: str) -> Row:
     }
 
 
-def _run(size: str, device: torch.device, folder: Path) -> dict[str, list[float]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+def _run(
+    size: str, device: torch.device, folder: Path, configured: Path | None
+) -> dict[str, list[float]]:
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), *inherited]))
+    given = [str(configured)] if configured is not None and configured.exists() else []
     done = subprocess.run(
-        [sys.executable, "-m", "bench.workloads.launches", str(device), size],
+        [sys.executable, "-m", "bench.workloads.launches", str(device), size, *given],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder)},
         capture_output=True,
@@ -80,6 +85,8 @@ def first_and_second(device: torch.device, size: str) -> dict[str, list[float]]:
     """By operator and direction, the seconds that its first call takes, and its second."""
     found = {}
     for operator in OPERATORS.values():
+        if not operator.kinds:  # a variant of another
+            continue
         work = Workload(operator, size, operator.kinds[0])
         inputs = work.inputs(device)
         for backward in (False, True) if operator.has_backward else (False,):
@@ -98,5 +105,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def main() -> int:
+    if len(sys.argv) > 3:
+        table.adopt(Path(sys.argv[3]))
     print(json.dumps(first_and_second(torch.device(sys.argv[1]), sys.argv[2])))
     return 0

@@ -24,17 +24,17 @@ class GraphError(RuntimeError):
 
 
 def capture(
-    step: Callable[[], Any], pool: Any, check: Callable[[], object]
+    step: Callable[[], Any], pool: Any, stream: Any, check: Callable[[], object]
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
     """Run the step once, then record it: the graph, and the output that its replays write.
 
     pool: of torch.cuda.graph_pool_handle(), which graphs may share that never run at the same time.
+    stream: to record on, which nothing else uses.
     check: called between, to raise where recording would do harm. Raises GraphError for what a recording
     cannot hold.
     """
     failed: BaseException | None = None
     with _ONE_AT_A_TIME, _without_cached_casts():
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         # Once more than torch.cuda.graph does it: where a recording fails, that leaves its stream current.
         with torch.cuda.stream(stream):
@@ -56,6 +56,8 @@ def capture(
                 if failed is not None and not isinstance(failed, Exception):  # Ctrl-C
                     raise failed from None
                 raise GraphError(_reason(failed or error)) from error
+            finally:
+                failed = None  # its frames hold this one, and all tensors of the step
         torch.cuda.current_stream().wait_stream(stream)
     return graph, output
 

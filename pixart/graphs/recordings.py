@@ -1,6 +1,7 @@
 """The last recordings of a model's calls, found by all that they depend on."""
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,15 +28,17 @@ class _Recording:
     steady: list[Tensor]
     output: Any
     held: list[object]  # what the graph reads and nobody else owns, and what its key names
-    sources: list[Tensor] = field(default_factory=list)  # what `steady` is a copy of
+    # What `steady` is a copy of: not held, for a picture's caption is large.
+    sources: list["weakref.ref[Tensor]"] = field(default_factory=list)
 
     def replay(self, moving: list[Tensor], steady: list[Tensor]) -> Any:
         """The output for these inputs, as tensors that later replays leave alone."""
         torch._foreach_copy_(self.moving, moving)
         # By identity: comparing the contents would wait for the GPU.
-        if [*map(id, self.sources)] != [*map(id, steady)]:
+        known = [source() for source in self.sources]
+        if len(known) != len(steady) or any(a is not b for a, b in zip(known, steady, strict=True)):
             torch._foreach_copy_(self.steady, steady)
-            self.sources = steady  # held, so that no others come to have their identities
+            self.sources = [weakref.ref(each) for each in steady]
         self.graph.replay()
         return pytree.tree_map(_copy, self.output)
 
@@ -133,8 +136,12 @@ class Recordings:
             with torch.inference_mode(False):
                 own = [each.clone() for each in moving], [each.clone() for each in steady]
             if stream not in self._pools:
-                self._pools[stream] = torch.cuda.graph_pool_handle()
-            graph, output = capture(lambda: step(*own), self._pools[stream], check)
+                # A stream of its own too, kept: libraries keep a workspace for each that they meet.
+                self._pools[stream] = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            graph, output = capture(lambda: step(*own), *self._pools[stream], check)
+        except GraphError:
+            self._pools.pop(stream, None)  # a spoilt recording may leave its pool unusable
+            raise
         except torch.OutOfMemoryError as error:
             raise GraphError(FULL) from error
         return _Recording(graph, *own, output, state.held)
@@ -162,10 +169,13 @@ def _copy(value: Any) -> Any:
 
 def _modes(device: torch.device) -> tuple[Hashable, ...]:
     """What PyTorch computes by, beside the inputs."""
-    kind = device.type
+    kind, matmul = device.type, torch.backends.cuda.matmul
     return (
         torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-        torch.get_float32_matmul_precision(),
+        # Not get_float32_matmul_precision, which refuses where the newer setting is in use.
+        getattr(matmul, "fp32_precision", None) or matmul.allow_tf32,
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
     )
 

@@ -52,7 +52,11 @@ class State:
             if own["_modules"]:
                 modules += [child for child in own["_modules"].values() if child is not None]
             if _is_plain(kind):
-                found.append(len(own))  # a forward in the instance's own place is one more
+                found.append(len(own))
+                forward = own.get("forward")  # in the instance's own place
+                if forward is not None:
+                    found.append(id(forward))
+                    self.held.append(forward)
                 continue
             for name, value in own.items():
                 if name not in _COMMON:
@@ -63,7 +67,7 @@ class State:
         if _TENSORS.issuperset(set(map(type, tensors))):
             found += [tensor.data_ptr() for tensor in tensors]
             found += [tensor.dtype for tensor in tensors]
-            found += [tensor.numel() for tensor in tensors]
+            found += [(tensor.shape, tensor.stride()) for tensor in tensors]
         else:
             for tensor in tensors:
                 self._add_tensor(tensor)
@@ -71,7 +75,7 @@ class State:
 
     def _add_tensor(self, tensor: Tensor) -> None:
         if type(tensor) in _TENSORS:
-            self._found += (tensor.data_ptr(), tensor.dtype, tensor.numel())
+            self._found += (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         else:
             self._add_subclass(tensor)
 
@@ -80,7 +84,7 @@ class State:
         self._found.append(type(tensor))
         flatten = getattr(tensor, "__tensor_flatten__", None)
         if flatten is None:
-            self._found += (tensor.data_ptr(), tensor.dtype, tensor.numel())
+            self._found += (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             self._add(vars(tensor), _DEPTH)
             return
         names, context = flatten()

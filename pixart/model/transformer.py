@@ -61,7 +61,10 @@ class PixArt(nn.Module):
         """Compute self-attention with 8-bit products, "int8" or "fp8", for inference; None: in full.
 
         Cross-attention stays in full: its keys are few, and quantising them would take longer than it saves.
+        A Pipeline sets it to its own `attention`. Raises ValueError for other words.
         """
+        if precision not in (None, "int8", "fp8"):
+            raise ValueError(f'precision must be "int8", "fp8" or None, got {precision!r}')
         for block in self._blocks:
             block.attn.precision = precision
 

@@ -326,13 +326,17 @@ class Pipeline:
         seconds: dict[str, float] = {}
         with _timed(seconds, "denoise"):
             graphs = self._graphs.of_size(like.height, like.width)
+            latents = None
             try:
                 latents = self._denoise(group, batched, graphs, hooks)
             except GraphError as error:
                 self._graphs.give_up(error)
-                graphs = (
-                    None  # from the first step on, so that the picture has the bits of any without
-                )
+            if (
+                latents is None
+            ):  # outside of the handler, which holds all tensors of the failed step
+                # From the first step on, so that the picture has the bits of any without.
+                graphs = None
+                return_cached(self.device)
                 latents = self._denoise(group, batched, graphs, hooks)
         seconds["denoise"] /= len(group)
         for request, latent in zip(group, latents.split(1), strict=True):

@@ -79,7 +79,8 @@ def _gluon_candidate(
 ) -> configurations.Candidate | None:
     """The Gluon kernels' candidate, if these are what is launched."""
     arch = launch.architecture(q.device)
-    if arch != "sm_90" or scale <= 0:
+    # Sizes of 1 are constants to the compiler, which these kernels count with; and they divide by scale.
+    if arch != "sm_90" or scale <= 0 or 1 in (q.shape[1], k.shape[1], q.shape[2]):
         return None
     serves = hopper_gradients.serves_backward(arch, *(without_data(x) for x in (q, k, v))) is None
 

@@ -101,7 +101,7 @@ def prepare_backward(
     and lse: (B, H, N) fp32 to base 2, -inf or 0 for a query without keys, are contiguous. Where scaled, q
     was multiplied by scale · log2(e) before, and dq is with respect to that; scale is then not used.
     candidate: of BACKWARD_CANDIDATES, TWO_PASSES unless given; with too few keys for one pass to fill a
-    GPU, that serves in its place. Gradients are contiguous, in the inputs' dtype.
+    GPU, the row's first of two passes serves in its place. Gradients are contiguous, in the inputs' dtype.
     """
     candidate = TWO_PASSES if candidate is None else candidate
     (batch, _, heads, _), keys, device = q.shape, k.shape[1], q.device
@@ -109,7 +109,8 @@ def prepare_backward(
         return _zeros
     few_keys = triton.cdiv(keys, 2 * ROWS) * batch * heads < ENOUGH_PROGRAMS
     if candidate["PASSES"] == 1 and few_keys:
-        candidate = TWO_PASSES
+        row = configurations.constants_of("attention.backward", "sm_90", 16, 72, "gluon")
+        candidate = next((one for one in row if one["PASSES"] == 2), TWO_PASSES)
     # By what S is multiplied, and dS K and dSᵀ Q.
     scales = (1.0, math.log(2)) if scaled else (scale * math.log2(math.e), scale)
     # What kernels see: tensors of a call, or copies, here without data.
