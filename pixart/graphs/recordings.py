@@ -138,7 +138,8 @@ class Recordings:
             if stream not in self._pools:
                 # A stream of its own too, kept: libraries keep a workspace for each that they meet.
                 self._pools[stream] = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-            graph, output = capture(lambda: step(*own), *self._pools[stream], check)
+            pool, side = self._pools[stream]
+            graph, output = capture(lambda: step(*own), pool, side, check)
         except GraphError:
             self._pools.pop(stream, None)  # a spoilt recording may leave its pool unusable
             raise
