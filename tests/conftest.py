@@ -8,6 +8,7 @@ REDUCED = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--exhaustive", action="store_true", help="and those marked exhaustive")
     parser.addoption("--wheel", type=Path, help="a built wheel for the packaging tests")
     parser.addoption(
         "--golden",
@@ -25,11 +26,12 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Choosing with -m, for instance `-m slow`, is as explicit as --slow.
-    if config.getoption("--slow") or config.getoption("-m"):
+    if config.getoption("-m"):
         return
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        for marker in ("slow", "exhaustive"):
+            if item.get_closest_marker(marker) and not config.getoption(f"--{marker}"):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: run with --{marker}"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,7 +19,7 @@ from pixart_kernels.dispatch.registration import INTERPRETED
 
 # Whatever the table has first: a measurement may have reordered it.
 TWO, THREE = sorted(hopper.FORWARD_CANDIDATES, key=lambda candidate: candidate["CONSUMERS"])
-slow = pytest.mark.slow
+exhaustive = pytest.mark.exhaustive
 
 
 def tensors(
@@ -79,18 +79,18 @@ def tensor_cycles(names: list[str]) -> float:
 
 COMPILED = [
     pytest.param(TWO, {"limit": 64}, 935, id="2 warpgroups"),
-    pytest.param(TWO, {"limit": 64, "scaled": True}, 870, id="2, q is scaled", marks=slow),
+    pytest.param(TWO, {"limit": 64, "scaled": True}, 870, id="2, q is scaled", marks=exhaustive),
     pytest.param(
         TWO, {"limit": 14, "dtype": torch.float16, "lengths": True}, 940, id="2, fp16, lengths",
-        marks=slow,
+        marks=exhaustive,
     ),
-    pytest.param(TWO, {"dim": 65, "lse": False}, 1100, id="2, 65 columns, online, no lse", marks=slow),
-    pytest.param(THREE, {"limit": 64}, 1010, id="3 warpgroups", marks=slow),
+    pytest.param(TWO, {"dim": 65, "lse": False}, 1100, id="2, 65 columns, online, no lse", marks=exhaustive),
+    pytest.param(THREE, {"limit": 64}, 1010, id="3 warpgroups", marks=exhaustive),
     pytest.param(
         THREE, {"limit": 64, "scaled": True, "lengths": True}, 950, id="3, q is scaled, lengths",
-        marks=slow,
+        marks=exhaustive,
     ),
-    pytest.param(THREE, {"limit": 14, "dtype": torch.float16}, 1010, id="3, fp16", marks=slow),
+    pytest.param(THREE, {"limit": 14, "dtype": torch.float16}, 1010, id="3, fp16", marks=exhaustive),
 ]  # fmt: skip
 
 

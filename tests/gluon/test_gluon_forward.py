@@ -227,7 +227,7 @@ def problems() -> list[Problem]:
     return [Problem(rng, 100, 200, batch=2, lengths=[20, 190]), mixed]
 
 
-ORDERS = [0, *(pytest.param(order, marks=pytest.mark.slow) for order in range(1, 5))]
+ORDERS = [0, *(pytest.param(order, marks=pytest.mark.exhaustive) for order in range(1, 5))]
 
 
 @pytest.mark.parametrize("order", ORDERS)

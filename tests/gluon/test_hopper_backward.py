@@ -46,7 +46,7 @@ def gradients(problem: Problem, how: dict[str, Any], seed: int) -> list[np.ndarr
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(8), *(pytest.param(8 + i, marks=pytest.mark.slow) for i in range(32))]
+    "seed", [*range(8), *(pytest.param(8 + i, marks=pytest.mark.exhaustive) for i in range(32))]
 )
 def test_gradients_of_random_settings_are_right(seed: int) -> None:
     rng = np.random.default_rng(seed)

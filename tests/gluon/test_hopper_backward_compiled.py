@@ -75,7 +75,7 @@ def test_the_default_compiles_to_what_it_is_meant_to_be() -> None:
     assert cycles <= TARGETS[2]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda x: "-".join(map(str, x.values())))
 @pytest.mark.parametrize(
     "candidate", BACKWARD_CANDIDATES, ids=lambda x: "-".join(map(str, x.values()))

@@ -101,7 +101,7 @@ def test_peaky_attention_is_as_accurate_without_a_maximum(
 
 
 @interpreted
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_peaky_attention_is_as_accurate_at_the_size_from_which_bounds_are_sought() -> None:
     check_peaky(peaky(bound.LOOKED_FOR_FROM // 512, 512, 2.0))
 
