@@ -2,14 +2,16 @@
 
 A unit is 64 queries × 128 keys of one head on one SM. Two models, both for all warps of an SM together:
 
-    tensor + issue      cycles of the tensor core, and one for each instruction of a warp: of published
-                        kernels the code and speed of which are known, FA3 takes the tensor core's cycles
-                        and 442 (FA4's code: 441 instructions), TLX and 517, so nothing but products hides
-                        behind products. A rule seen in three kernels, not a mechanism.
+    tensor + issue      cycles of the tensor core, and one for each instruction of a warp, as if nothing
+                        but products hid behind products. A rule noticed after the fact: the published
+                        speed of FA3 fits T + 442, that of TLX T + 517, and FA4's code has 441
+                        instructions. FA3's and TLX's own code was not read; until a kernel's code and
+                        speed are known together it may be a coincidence
     in order            in_order.py: from the most to the least favourable of its settings
 
-The first is the more careful of the two for kernels whose warpgroups have code of their own. In kernels
-without such, products and exponentials take turns within each program, and other programs fill in.
+The first is the more careful of the two for kernels whose warpgroups have code of their own. It is not
+made for kernels without such, where products and exponentials take turns within each program and other
+programs fill in: it does not know how many programs share an SM.
 """
 
 import re
