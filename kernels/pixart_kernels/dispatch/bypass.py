@@ -203,6 +203,8 @@ def _recorded(save: Callable[..., None], backward: Callable[..., Any]) -> Any:
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            return *backward(ctx, *gradients), None
+            found = backward(ctx, *gradients)
+            # As PyTorch has it: of an operator with one argument it may be that one's.
+            return (*(found if isinstance(found, tuple | list) else (found,)), None)
 
     return Recorded
