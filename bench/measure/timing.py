@@ -220,7 +220,7 @@ class _GraphSampler(_Sampler):
         stream = torch.cuda.Stream() if stream == torch.cuda.default_stream() else stream
         self.repeats = math.ceil(5e-4 / (len(calls) * max(expected_seconds, 1e-6)))
         self.count = self.repeats * len(calls)
-        for call in calls:  # autotuning and lazy handles must not meet the capture
+        for call in calls:  # compiling and lazy handles must not meet the capture
             call()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream):
