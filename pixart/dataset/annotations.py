@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pixart.dataset.addresses import without_secrets
+from pixart.addresses import without_secrets
 from pixart.dataset.images import ImageError, decode
 from pixart.dataset.samples import (
     PROMPT,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.annotations import Tally, annotate
-from pixart.dataset.endpoint import Endpoint
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
+from pixart.endpoint import Endpoint
 from pixart.files import without_controls
 from pixart.libraries import importing
 
@@ -108,7 +108,7 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
 
 def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:
     """A server that speaks OpenAI's chat completions at `address`/chat/completions. Its key is read
-    from OPENAI_API_KEY, unless the address holds user:password. See pixart.dataset.endpoint."""
+    from OPENAI_API_KEY, unless the address holds user:password. See pixart.endpoint."""
     endpoint = Endpoint(address, os.environ.get("OPENAI_API_KEY"))
 
     def captioner(image: "Image") -> list[str]:

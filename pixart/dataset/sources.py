@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pixart.dataset.addresses import without_secrets
+from pixart.addresses import without_secrets
 from pixart.dataset.samples import (
     EMPTY,
     MAX_CAPTION,

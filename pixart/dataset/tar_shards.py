@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pixart.dataset.addresses import masking_of, without_secrets
+from pixart.addresses import masking_of, without_secrets
 from pixart.dataset.samples import (
     EMPTY,
     MISSING,

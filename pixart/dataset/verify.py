@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pixart.dataset.addresses import without_secrets
+from pixart.addresses import without_secrets
 from pixart.dataset.features import Shard, indices_of, places_of, shard_name
 from pixart.dataset.options import Prepare
 from pixart.dataset.parts import read_checked, write_checked

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixart.dataset import endpoint
+from pixart import endpoint
 
 # From a question to a status and its JSON or bytes, or to what writes the answer itself.
 Answer = Callable[[dict[str, Any]], Any]

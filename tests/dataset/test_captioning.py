@@ -15,8 +15,8 @@ from PIL import Image
 
 from pixart.dataset.annotations import read_lines
 from pixart.dataset.captioning import CaptionRequest, caption_source, open_endpoint, open_model
-from pixart.dataset.endpoint import EndpointError
 from pixart.dataset.sources import open_source
+from pixart.endpoint import EndpointError
 
 
 def run(source: Path, output: Path, server: Server, request: CaptionRequest) -> Any:

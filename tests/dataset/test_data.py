@@ -117,7 +117,7 @@ def test_an_endpoint_that_is_away_is_a_failure(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("pixart.dataset.endpoint.WAITS", ())
+    monkeypatch.setattr("pixart.endpoint.WAITS", ())
     output = tmp_path / "c.jsonl"
     endpoint = ("--model", "m", "--endpoint", "http://127.0.0.1:9/v1")
     assert run("caption", source, output, *endpoint) == 1

@@ -156,6 +156,8 @@ GROUND = [
     "files",
     "locks",
     "command",
+    "addresses",
+    "endpoint",
     "libraries",
     "pictures",
     "progress",

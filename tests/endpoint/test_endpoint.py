@@ -16,10 +16,9 @@ import pytest
 from caption_server import Server
 from caption_server import server as server  # a fixture
 
-from pixart import data
-from pixart.dataset import endpoint
-from pixart.dataset.endpoint import Endpoint, EndpointError
+from pixart import data, endpoint
 from pixart.dataset.images import ImageError
+from pixart.endpoint import Endpoint, EndpointError
 
 KEY = "sk-proj-Zz9+secret/key"
 QUESTION = {"model": "vlm"}

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urljoin
 
-from pixart.dataset.addresses import masking, parse_address, proxy_for
+from pixart.addresses import masking, parse_address, proxy_for
 from pixart.dataset.images import ImageError
 from pixart.files import parse_json, without_controls
 
