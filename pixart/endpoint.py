@@ -1,10 +1,11 @@
-"""Questions to a server that speaks OpenAI's chat completions, by Python's own HTTP client.
+"""Questions to a server that speaks OpenAI's chat completions, with pictures, by Python's own HTTP client.
 
 What the server does harms nobody: it is asked at its own address alone (a redirect to another origin is
 refused: the key would travel along), a whole answer has a size and a time at most, and messages
 hold neither secrets nor control characters. No client of others bounds the time of a whole answer.
 """
 
+import base64
 import email.utils
 import gzip
 import http.client
@@ -19,13 +20,16 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from pixart.addresses import masking, parse_address, proxy_for
-from pixart.dataset.images import ImageError
 from pixart.files import parse_json, without_controls
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_SIDE = 1536  # px of a picture that is sent: models see no more
 WAITS = (1.0, 4.0, 15.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds that a server may put the next try off by Retry-After
 TIMEOUT = 300.0  # seconds for a whole answer, however it trickles in
@@ -35,14 +39,35 @@ MAX_REDIRECTS = 5
 
 
 class EndpointError(RuntimeError):
-    """The endpoint gives no captions to anybody; there is no use in going on."""
+    """The endpoint answers nobody; there is no use in going on."""
+
+
+class Refused(ValueError):
+    """The endpoint refuses this question; the next one may pass."""
+
+
+def data_url(image: "Image", most: int = MAX_SIDE, quality: int = 92) -> str:
+    """An RGB picture as a question holds it: JPEG, nothing of the file it came from, at most so many
+    pixels a side."""
+    image = image.copy()  # thumbnail works in place, and the picture is the caller's
+    image.thumbnail((most, most))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 class Endpoint:
     """`ask` may be called from several threads. When one of them finds that there is no use in going
-    on, the others try no further either."""
+    on, the others try no further either.
 
-    def __init__(self, address: str, key: str | None) -> None:
+    key: None is none; an address with user:password has its own. kept: what is not lost when there is
+    no use in going on, in words for the message.
+    """
+
+    def __init__(
+        self, address: str, key: str | None, kept: str = "captions so far are kept"
+    ) -> None:
+        self._kept = kept
         key = (key or "").strip()
         if not re.fullmatch(r"[!-~]*", key):
             raise ValueError("OPENAI_API_KEY must be of ASCII without spaces, it is not")
@@ -58,8 +83,8 @@ class Endpoint:
         self._open: set[_Connection] = set()
 
     def ask(self, question: Mapping[str, Any]) -> Any:
-        """The answer, parsed. Tries again while the server is busy or away. ImageError if it refuses
-        this question, EndpointError if it refuses all."""
+        """The answer, parsed. Tries again while the server is busy or away. Refused if it refuses this
+        question, EndpointError if it refuses all."""
         content = json.dumps(question).encode()
         reason = ""
         for wait in (*WAITS, None):
@@ -77,7 +102,7 @@ class Endpoint:
                     break
             # These are about what was sent: the next picture may pass.
             if status in (400, 413, 415, 422):
-                raise ImageError(f"the endpoint refuses this picture: {reason}")
+                raise Refused(f"the endpoint refuses this picture: {reason}")
             # A wrong address or key stays wrong; too slow (408) and too often (429) pass.
             if 300 <= status < 500 and status not in (408, 429):
                 break
@@ -85,12 +110,23 @@ class Endpoint:
                 break
         raise self.failure(f"must answer, it does not ({reason})")
 
+    def text(self, question: Mapping[str, Any]) -> str:
+        """The words of the first choice. Null, which the protocol allows, counts as no words. Raises what
+        `ask` raises."""
+        answer = self.ask(question)
+        try:
+            text = answer["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            got = self.said(str(answer), 200)
+            raise self.failure(f"must answer with choices[0].message.content, got {got}") from None
+        return text if isinstance(text, str) else ""
+
     def failure(self, what: str) -> EndpointError:
         """An error that ends the work of all threads."""
         self._over.set()
         for connection in list(self._open):
             connection.expire()
-        return EndpointError(f"{self._masked(str(self.address))} {what}; captions so far are kept")
+        return EndpointError(f"{self._masked(str(self.address))} {what}; {self._kept}")
 
     def said(self, text: str, most: int = 300) -> str:
         """Words of a server, as a message may hold them."""

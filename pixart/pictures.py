@@ -114,6 +114,18 @@ def open_picture(source: Source, name: str) -> "Image":
         return image
 
 
+def open_rgb(source: Source, name: str) -> "Image":
+    """The whole picture as RGB of 8 bits: upright, in sRGB, transparency over white. Raises PictureError."""
+    from PIL import Image, ImageOps
+
+    with decoding(name):
+        # A camera stores what its sensor saw and notes how to turn it. head_of turns the same way.
+        image = to_srgb(ImageOps.exif_transpose(open_picture(source, name)))
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
     """Whatever Pillow raises within the block over a picture is a PictureError."""

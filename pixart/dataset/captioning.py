@@ -4,8 +4,6 @@ The step that PixArt-Σ does with Share-Captioner: long captions beside the raw 
 draws one by weights. A single caption is the likeliest one; several are sampled, so that they differ.
 """
 
-import base64
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.dataset.annotations import Tally, annotate
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
-from pixart.endpoint import Endpoint
+from pixart.endpoint import Endpoint, Refused, data_url
 from pixart.files import without_controls
 from pixart.libraries import importing
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Captioner = Callable[["Image"], list[str]]
-MAX_SIDE = 1536  # px of what is sent: models see no more
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captione
     def captioner(image: "Image") -> list[str]:
         content = [
             {"type": "text", "text": request.prompt},
-            {"type": "image_url", "image_url": {"url": _data_url(image)}},
+            {"type": "image_url", "image_url": {"url": data_url(image)}},
         ]
         question = {
             "model": model,
@@ -123,8 +120,10 @@ def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captione
             "temperature": 0.0 if request.count == 1 else 1.0,
             "stream": False,
         }
-        answers = (endpoint.ask(question | {"seed": n}) for n in range(request.count))
-        return [_text_of(answer, endpoint) for answer in answers]
+        try:
+            return [endpoint.text(question | {"seed": n}) for n in range(request.count)]
+        except Refused as error:
+            raise ImageError(str(error)) from error
 
     return captioner
 
@@ -141,22 +140,3 @@ def _inputs(processor: Any, image: "Image", prompt: str) -> Any:
         return_dict=True,
         return_tensors="pt",
     )
-
-
-def _data_url(image: "Image") -> str:
-    # thumbnail works in place, and the picture is the caller's.
-    image = image.copy()
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=92)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _text_of(answer: Any, endpoint: Endpoint) -> str:
-    try:
-        text = answer["choices"][0]["message"]["content"]
-    except (LookupError, TypeError):
-        got = endpoint.said(str(answer), 200)
-        raise endpoint.failure(f"must answer with choices[0].message.content, got {got}") from None
-    # The protocol allows null. It counts as an empty caption, which is refused.
-    return text if isinstance(text, str) else ""

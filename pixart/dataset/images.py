@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixart import pictures
-from pixart.pictures import Head, PictureError, decoding, open_picture, to_srgb
+from pixart.pictures import Head, PictureError, open_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,15 +25,8 @@ class ImageError(ValueError):
 
 def decode(content: bytes) -> "Image":
     """The whole picture as RGB, upright, in sRGB, transparency over white. Raises ImageError."""
-    from PIL import Image, ImageOps
-
-    with _refusals(), decoding("picture"):
-        # A camera stores what its sensor saw and notes how to turn it. head_of turns the same way,
-        # or the bucket would be that of a picture on its side.
-        image = to_srgb(ImageOps.exif_transpose(open_picture(content, "picture")))
-    if image.mode != "RGBA":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    with _refusals():
+        return open_rgb(content, "picture")
 
 
 def head_of(content: bytes) -> Head:
