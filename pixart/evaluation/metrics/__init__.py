@@ -1,0 +1,31 @@
+"""The metrics: METRICS, name -> "module:class". `open_metric` opens one, `register` adds one of yours."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pixart.evaluation.metric import Context, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Each class is called with (name, context), and must not open anything before its `needs` are met.
+METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {}
+
+
+def register(name: str, metric: "str | Callable[[str, Context], Metric]") -> None:
+    """Add a metric under a name that is free. metric: what is called with (name, context), or "module:class"
+    for one that is imported when it is opened. ValueError for a name that is taken."""
+    if name in METRICS:
+        raise ValueError(f"name must be free, there is a metric {name!r} already")
+    METRICS[name] = metric
+
+
+def open_metric(name: str, context: Context) -> Metric:
+    """ValueError for a name that nobody knows."""
+    if name not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(sorted(METRICS))}, got {name!r}")
+    metric = METRICS[name]
+    if isinstance(metric, str):
+        module, _, attribute = metric.partition(":")
+        metric = getattr(import_module(module), attribute)
+    return metric(name, context)
