@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
-from pixart.evaluation.metric import Estimate
+from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.resampling import RESAMPLES, interval, resampled
 
 _BLOCK = 512  # columns of a matrix of pairs in memory at a time

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pixart.evaluation.agreement import cohen_kappa, kendall, krippendorff_alpha, spearman
-from pixart.evaluation.metric import Estimate
+from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.resampling import (
     FEW,
     LEVEL,
