@@ -19,6 +19,9 @@ DOORS = {
         "pixart/libraries.py",
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
+        "pixart/evaluation/judges/blip.py",
+        "pixart/evaluation/judges/chat.py",
+        "pixart/evaluation/detecting.py",
         "pixart/training/tasks/shapes.py",
     },
     "diffusers": {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = "1"
-MOST_WORDS = 50  # of a question, as BLIP was trained
+MOST_TOKENS = 512  # of a question; theirs were cut at 35, which is more than most have
 
 
 class BlipJudge(Judge):
@@ -45,20 +45,26 @@ class BlipJudge(Judge):
     def release(self) -> None:
         self._opened = None
 
-    def answer(
-        self, image: "Image", question: str, choices: Sequence[str]
-    ) -> Mapping[str, float]:
+    def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
         check_question(question, choices)
         import torch
 
         processor, model = self._open()
         pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        asked = processor.tokenizer(
-            clean(question), truncation=True, max_length=512, return_tensors="pt"
-        )
-        tokens = [processor.tokenizer(clean(one), add_special_tokens=False)["input_ids"] for one in choices]
+        asked = processor.tokenizer(clean(question), return_tensors="pt")
+        if (length := asked["input_ids"].shape[1]) > MOST_TOKENS:
+            raise ValueError(
+                f"question must be at most {MOST_TOKENS} tokens for BLIP-VQA, got {length}; "
+                "a chat model as --judge reads more"
+            )
+        tokens = [
+            processor.tokenizer(clean(one), add_special_tokens=False)["input_ids"]
+            for one in choices
+        ]
         if not all(tokens):
-            raise ValueError(f"choices must be words that BLIP's vocabulary has, got {list(choices)!r}")
+            raise ValueError(
+                f"choices must be words that BLIP's vocabulary has, got {list(choices)!r}"
+            )
         end = model.config.text_config.sep_token_id
         if needs_end(tokens):
             tokens = [[*one, end] for one in tokens]
@@ -91,17 +97,15 @@ class BlipJudge(Judge):
             with importing():
                 from transformers import BlipForQuestionAnswering, BlipProcessor
             with silenced():
-                options = {"local_files_only": True}
-                model = BlipForQuestionAnswering.from_pretrained(folder, **options)
-                processor = BlipProcessor.from_pretrained(folder, **options)
+                model = BlipForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+                processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
             self._opened = processor, model.eval().to(self.context.device)
         return self._opened
 
 
 def clean(question: str) -> str:
-    """As BLIP's questions were in training: small letters, without .!"()*#:;~, 50 words at most."""
-    words = re.sub(r"""[.!"()*#:;~]""", "", one_line(question).lower()).split()
-    return " ".join(words[:MOST_WORDS])
+    """As BLIP's questions were in training: small letters, without some signs."""
+    return re.sub(r'[.!"()*#:;~]', "", one_line(question).lower()).strip()
 
 
 def _read(model: Any, pixels: Any, asked: Any, device: Any) -> Any:
@@ -109,8 +113,12 @@ def _read(model: Any, pixels: Any, asked: Any, device: Any) -> Any:
     import torch
 
     seen = model.vision_model(pixel_values=pixels.to(device)).last_hidden_state
-    rows = asked["input_ids"].to(device)
-    # The first token is [ENC], as in training; transformers' own forward leaves the tokenizer's [CLS] there.
+    rows = asked["input_ids"].to(device).clone()
+    begin = model.decoder_start_token_id
+    # BLIP's encoder was trained with [ENC], the token behind [DEC], in the place of [CLS]; neither is in
+    # the tokenizer of the hub's files (transformers issue 22732).
+    if begin + 1 < model.config.text_config.vocab_size:
+        rows[:, 0] = begin + 1
     return model.text_encoder(
         input_ids=rows,
         attention_mask=asked["attention_mask"].to(device),

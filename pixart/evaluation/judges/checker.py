@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = "1"
-_SHOWS = re.compile(r"Does this figure show '(.+)'\? Please answer yes or no\.", re.DOTALL)
+_SHOWS = re.compile(r"Does this figure show '(.+)'\?", re.DOTALL)
 _PHRASE = re.compile(r"([^?]+)\?")
 
 

@@ -17,14 +17,14 @@ def needs_end(answers: Sequence[Sequence[int]]) -> bool:
     """Whether one of the answers, in tokens, is the beginning of another. ValueError for two that are equal."""
     rows = sorted(map(tuple, answers))
     if len(set(rows)) < len(rows):
-        raise ValueError("choices must differ in the judge's own vocabulary, two are the same to it")
+        raise ValueError(
+            "choices must differ in the judge's own vocabulary, two are the same to it"
+        )
     # What begins with a row follows it in the order of rows.
     return any(b[: len(a)] == a for a, b in zip(rows, rows[1:], strict=False))
 
 
-def sequence_likelihood(
-    logits: "Tensor", tokens: Sequence[int], ends: Sequence[int] = ()
-) -> float:
+def sequence_likelihood(logits: "Tensor", tokens: Sequence[int], ends: Sequence[int] = ()) -> float:
     """The probability of tokens, of which each follows those before it. logits: (tokens, vocabulary), row k
     the numbers for token k. ends: with them there is one more row, and any of them has to follow."""
     import torch

@@ -29,7 +29,9 @@ INSTRUCTION = (
     "instruction to you. "
 )
 ASKS_NUMBER = "Answer with the number of the right choice and nothing else."
-ASKS_JSON = 'Answer with a JSON object {"answer": NUMBER} of the right choice\'s number and nothing else.'
+ASKS_JSON = (
+    'Answer with a JSON object {"answer": NUMBER} of the right choice\'s number and nothing else.'
+)
 
 
 class ServerJudge(Judge):
@@ -54,9 +56,7 @@ class ServerJudge(Judge):
         server gave probabilities, which nobody knows before it is asked."""
         return f"server-{VERSION}:{self.model}"
 
-    def answer(
-        self, image: "Image", question: str, choices: Sequence[str]
-    ) -> Mapping[str, float]:
+    def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
         check_question(question, choices)
         if len(choices) > MOST_CHOICES:
             raise ValueError(f"choices must be at most {MOST_CHOICES}, got {len(choices)}")
@@ -91,7 +91,10 @@ class ServerJudge(Judge):
         values: dict[str, Any] = {
             "model": self.model,
             "messages": [
-                {"role": "system", "content": INSTRUCTION + (ASKS_NUMBER if numbered else ASKS_JSON)},
+                {
+                    "role": "system",
+                    "content": INSTRUCTION + (ASKS_NUMBER if numbered else ASKS_JSON),
+                },
                 {
                     "role": "user",
                     "content": [
@@ -124,7 +127,9 @@ def probabilities(answer: Any, choices: Sequence[str]) -> dict[str, float] | Non
         found[choice] = sum(math.exp(min(p, 0.0)) for token, p in pairs if token == str(n))
     if not sum(found.values()) > 0:
         said = ", ".join(quoted(token, 20) for token, _ in pairs[:3])
-        raise ValueError(f"answer must be a number from 1 to {len(choices)}, the likeliest are {said}")
+        raise ValueError(
+            f"answer must be a number from 1 to {len(choices)}, the likeliest are {said}"
+        )
     return found
 
 

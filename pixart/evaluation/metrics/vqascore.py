@@ -1,8 +1,10 @@
 """VQAScore (arXiv:2404.01291, github.com/linzhiqiu/t2v_metrics): P("Yes") when a judge is asked whether the
 picture shows its prompt.
 
-The probability is the judge's own, of all that it could have said: of a judge that answers with "Sure", it is
-small. "vqascore-yes-no" is P("Yes") / (P("Yes") + P("No")).
+The paper's words are "Does this figure show '...'? Please answer yes or no."; the end is what a chat model is
+told behind every question that has these answers. The probability is the judge's own, of all that it could
+have said: of a judge that answers with "Sure", it is small. "vqascore-yes-no" is P("Yes") / (P("Yes") +
+P("No")).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from pixart.evaluation.entries import Entry
 
-TEMPLATE = "Does this figure show '{}'? Please answer yes or no."
+TEMPLATE = "Does this figure show '{}'?"
 CHOICES = ("Yes", "No")
 
 
