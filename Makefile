@@ -18,15 +18,19 @@ OLDEST := $(VENV)/triton-3.6.0
 
 SECONDS ?= 60
 
-.PHONY: demo test fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong clean
+.PHONY: demo test browser fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong clean
 
 demo: $(READY)
 	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png --overwrite
 	@echo "The picture is at $(CURDIR)/demo.png"
 
-test: $(READY)
+test: $(READY) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto $(INTERPRETED) $(PYTEST_ARGS)
+
+# For the tests that look at pages; where it cannot be installed they are skipped.
+browser:
+	@.ci/browser
 
 # Damaged files on every reader, from fresh seeds, for SECONDS; and Ctrl-C at 30 random moments.
 fuzz: $(READY)

@@ -2,6 +2,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from browser import ARTEFACTS
 
 REDUCED = Path(__file__).parent / "golden"
 
@@ -22,6 +23,12 @@ def pytest_configure() -> None:
     # A shell starts what runs in the background deaf to Ctrl-C, and tests press it on their children.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    kept = sorted(ARTEFACTS.glob("*.png"))
+    if kept:
+        terminalreporter.write_line(f"{len(kept)} screenshots of pages lie in {ARTEFACTS}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -161,6 +161,7 @@ GROUND = [
     "endpoint",
     "libraries",
     "pictures",
+    "plain_yaml",
     "progress",
     "process",
     "shapes",
