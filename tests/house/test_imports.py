@@ -23,6 +23,7 @@ DOORS = {
         "pixart/evaluation/judges/chat.py",
         "pixart/evaluation/detecting.py",
         "pixart/training/tasks/shapes.py",
+        "pixart/training/tasks/shapes_clip.py",
     },
     "diffusers": {
         "pixart/libraries.py",
