@@ -20,6 +20,7 @@ DOORS = {
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
         "pixart/training/tasks/shapes.py",
+        "pixart/training/tasks/shapes_clip.py",
     },
     "diffusers": {
         "pixart/libraries.py",
@@ -160,6 +161,7 @@ GROUND = [
     "endpoint",
     "libraries",
     "pictures",
+    "plain_yaml",
     "progress",
     "process",
     "shapes",
