@@ -83,7 +83,7 @@ def ballot(pair: Pair, done: int, total: int, token: str) -> str:
 <form method="post" action="/undo" id="undo">{_hidden({"token": token})}{_UNDO}</form>
 <a href="/" class="quiet">How to vote</a>
 <a href="/progress" class="quiet">Progress</a>
-<label class="scripted"><input type="checkbox" id="keys" checked> keys vote</label>
+<label class="scripted"><input type="checkbox" id="keys" checked> Keys 1, 2, 3 vote</label>
 </footer>
 <p id="said" class="unseen" role="status" aria-live="polite"></p>"""
     return document(title, body)
@@ -156,7 +156,8 @@ def progress(done: int, total: int, votes: int, voters: int, spread: Mapping[int
 {_so_far(done, total)}
 <p>{votes} vote{"" if votes == 1 else "s"} by {voters} voter{"" if voters == 1 else "s"} in all.</p>
 <table>
-<thead><tr><th scope="col">Votes</th><th scope="col">Pairs that have so many</th></tr></thead>
+<caption>How many pairs have how many votes</caption>
+<thead><tr><th scope="col">Votes</th><th scope="col">Pairs</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
