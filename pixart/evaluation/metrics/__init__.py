@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
-METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {}
+METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "dpg": "pixart.evaluation.metrics.dpg:Dpg",
+    "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
+    "tifa": "pixart.evaluation.metrics.tifa:Tifa",
+    "vqascore": "pixart.evaluation.metrics.vqascore:VqaScore",
+}
 
 
 def register(name: str, metric: "str | Callable[[str, Context], Metric]") -> None:
