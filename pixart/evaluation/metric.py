@@ -5,13 +5,16 @@
     Extractor   a network that turns a picture into numbers, kept on disk and shared by metrics
     PictureMetric, SetMetric
 
-A metric is opened for a run by `pixart.evaluation.metrics.open_metric`, with a Context.
+Estimate stands in a module of its own, below what computes it. A metric is opened for a run by
+`pixart.evaluation.metrics.open_metric`, with a Context.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pixart.evaluation.estimate import Estimate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,20 +32,6 @@ class Score:
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval [low, high]. n: what it was made of (prompts, or pictures where they
-    have none). method: how the interval was made, in a word ("bootstrap over prompts", "jackknife",
-    "Wilson"). notes: what a reader must know, each a sentence."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    method: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

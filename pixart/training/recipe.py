@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from pixart.plain_yaml import read_yaml
 from pixart.training.bounds import name_problems
-from pixart.training.plain_yaml import read_yaml
 from pixart.training.problems import Problems, refuse
 from pixart.training.stage import Stage
 

@@ -160,6 +160,7 @@ GROUND = [
     "endpoint",
     "libraries",
     "pictures",
+    "plain_yaml",
     "progress",
     "process",
     "shapes",

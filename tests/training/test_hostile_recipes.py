@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
+from pixart.plain_yaml import MAX_BYTES, read_yaml
 from pixart.train import main as train
-from pixart.training.plain_yaml import MAX_BYTES, read_yaml
 from pixart.training.problems import Problems
 from pixart.training.recipe import (
     RECIPES,

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
-METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {}
+METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
+    "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
+}
 
 
 def register(name: str, metric: "str | Callable[[str, Context], Metric]") -> None:
