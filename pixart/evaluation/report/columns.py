@@ -71,7 +71,7 @@ def command_of(one: Evaluated) -> str:
 
 
 def _command(one: Evaluated) -> str:
-    words = one.made.get("command")
+    words = one.folder.run.get("command")
     if isinstance(words, str):
         return words
     if isinstance(words, list) and words:

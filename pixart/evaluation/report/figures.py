@@ -173,6 +173,9 @@ def standalone(figure: Html) -> str:
 def _bar(
     scale: Axis, one: Estimate, y: float, series: int, from_zero: bool, unit: str
 ) -> list[Html]:
+    number = _text(WIDTH - MARGIN, y + BAR / 2 + 3, numbers.estimate(one, unit), "number", "end")
+    if not math.isfinite(one.value):
+        return [number]
     middle, zero = y + BAR / 2 - 1, scale(max(scale.low, min(scale.high, 0.0)))
     at, low, high = scale(one.value), scale(one.low), scale(one.high)
     parts = []
@@ -189,7 +192,7 @@ def _bar(
             for x in (low, high)
         ),
         _circle(MARGIN + at, middle, 3.5, f"fill{series}"),
-        _text(WIDTH - MARGIN, middle + 4, numbers.estimate(one, unit), "number", "end"),
+        number,
     ]
     return parts
 
