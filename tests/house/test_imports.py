@@ -19,11 +19,7 @@ DOORS = {
         "pixart/libraries.py",
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
-        "pixart/evaluation/judges/blip.py",
-        "pixart/evaluation/judges/chat.py",
-        "pixart/evaluation/detecting.py",
         "pixart/training/tasks/shapes.py",
-        "pixart/training/tasks/shapes_clip.py",
     },
     "diffusers": {
         "pixart/libraries.py",
