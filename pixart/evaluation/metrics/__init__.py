@@ -10,8 +10,12 @@ if TYPE_CHECKING:
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "dpg": "pixart.evaluation.metrics.dpg:Dpg",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
+    "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
+    "tifa": "pixart.evaluation.metrics.tifa:Tifa",
+    "vqascore": "pixart.evaluation.metrics.vqascore:VqaScore",
 }
 
 
