@@ -54,6 +54,7 @@ class Evaluated:
 
     folder: Folder
     metrics: Mapping[str, Judged]
+    _scores: dict[str, Mapping[str, Score]] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> Path:
@@ -91,6 +92,11 @@ class Evaluated:
     def scores(self, metric: str) -> Mapping[str, Score]:
         """What a metric says of each picture, by key in order. Empty if the metric looks at whole sets.
         ValueError for scores that are damaged, or of pictures that no prompt has."""
+        if metric not in self._scores:
+            self._scores[metric] = self._read_scores(metric)
+        return self._scores[metric]
+
+    def _read_scores(self, metric: str) -> Mapping[str, Score]:
         try:
             found = self.folder.scores(metric)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
