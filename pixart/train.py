@@ -39,9 +39,9 @@ class Options:
     """Train a recipe."""
 
     recipe: tyro.conf.Positional[str]
-    """A shipped recipe (alpha, kv-convert, lora, shapes, shapes-kv, sigma) or a YAML file. Every field of a
-    stage is an option too, and holds for all stages that are trained. In its place, `plot RUN...` draws
-    the curves of runs."""
+    """A shipped recipe (alpha, kv-convert, lora, shapes, shapes-clip, shapes-kv, sigma) or a YAML file.
+    Every field of a stage is an option too, and holds for all stages that are trained. In its place,
+    `plot RUN...` draws the curves of runs."""
     output: Path | None = None
     """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None

@@ -70,12 +70,12 @@ class Stated:
 @dataclass(frozen=True)
 class Column:
     """A column of a paper's table. metric, value, category: which of our numbers stands under it; value
-    None for the metric's own. scale: ours times that is in the paper's unit. constants: of our metric, as
-    the paper has them. stated: what holds for this column alone. tolerated: how far from equal a reader
-    calls inconclusive, as a share."""
+    None for the metric's own, metric "" where none of ours does. scale: ours times that is in the paper's
+    unit. constants: of our metric, as the paper has them. stated: what holds for this column alone.
+    differs: as the protocol's, for this column."""
 
     name: str
-    metric: str
+    metric: str = ""
     value: str | None = None
     category: str = ""
     scale: float = 1.0

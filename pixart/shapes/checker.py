@@ -6,6 +6,7 @@ have; position and relation from centroids. What is not clearly one of the names
 so that a muddy or misshapen thing is wrong and not luckily right.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -14,7 +15,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pixart.shapes.caption import Statement
-from pixart.shapes.scene import BACKGROUNDS, COLOURS, POSITIONS, RADII, RELATIONS, SHAPES, outline
+from pixart.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    outline,
+)
 
 COLOUR_TOLERANCE = 80.0  # Euclidean distance in 8-bit RGB beyond which a colour has no name
 FOREGROUND = 60.0  # the same, from the background
@@ -67,20 +77,36 @@ def things(away: np.ndarray) -> list[np.ndarray]:
 def check(picture: np.ndarray, statements: list[Statement]) -> list[bool]:
     """Which statements hold, in their order. Things are matched to the sentence's in the way that
     lets most statements hold; every thing of a group must be as stated."""
-    reading = read(picture)
+    best: list[bool] = []
+    for holds in _ways(read(picture), statements):
+        told = list(holds)
+        if not best or sum(told) > sum(best):
+            best = told
+    return best
+
+
+def is_true(reading: Reading, statements: list[Statement]) -> bool:
+    """Whether all statements hold, as `check` has it, of what was read."""
+    return any(all(holds) for holds in _ways(reading, statements))
+
+
+def reading_of(scene: Scene) -> Reading:
+    """What `read` finds in a picture of the scene, without drawing it."""
+    things = (Found(one.shape, one.colour, one.size, one.x, one.y) for one in scene.things)
+    return Reading(scene.background, tuple(things))
+
+
+def _ways(reading: Reading, statements: list[Statement]) -> Iterator[Iterator[bool]]:
+    """Of each way to match things to the sentence's, which statements hold."""
     count = next((int(s.value) for s in statements if s.kind == "count"), 0)
     subjects = 1 + max((s.subject for s in statements), default=0)
     alike = subjects == 1 < count  # "three red circles": one subject, three things
-    best: list[bool] = []
     # Four at most, as orders grow with the factorial.
     for order in permutations(
         reading.things[:4], min(len(reading.things[:4]), max(count, subjects))
     ):
         groups = [order] if alike else [order[i : i + 1] for i in range(subjects)]
-        holds = [_holds(s, reading, groups, count) for s in statements]
-        if not best or sum(holds) > sum(best):
-            best = holds
-    return best
+        yield (_holds(s, reading, groups, count) for s in statements)
 
 
 def _holds(

@@ -97,7 +97,7 @@ def _read_by(name: str, stage: Stage) -> str:
     if name in ("captions", "prior", "prior_weight"):
         return "for prepared data"
     readers = {"crop": "autoencoder or decoder", "sizes": "transformer, autoencoder or decoder"}
-    return f"read where trains is {readers.get(name, 'transformer or text_encoder')}"
+    return f"read where trains is {readers.get(name, 'transformer, text_encoder or clip')}"
 
 
 def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:

@@ -33,7 +33,8 @@ from pixart.training.problems import Problems, problems_of, refuse
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
 DECODER = "decoder"  # of an autoencoder
-OTHER_PARTS = ("autoencoder", DECODER, "text_encoder")
+CLIP = "clip"
+OTHER_PARTS = ("autoencoder", DECODER, "text_encoder", CLIP)
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
@@ -233,8 +234,8 @@ class Stage:
     name: tyro.conf.Fixed[str]
     trains: str = "transformer"
     """transformer, or autoencoder, decoder (of the autoencoder, by itself) or text_encoder, which are
-    parts of the embedded model. A transformer whose previous stage trained the text encoder starts with
-    that and random weights of its own."""
+    parts of the embedded model, or clip, which judges its pictures. A transformer whose previous stage
+    trained the text encoder starts with that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
     class-conditional DiT with the published names."""

@@ -1,9 +1,13 @@
 """Protocols: shipped files, what is refused, and what makes an id."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import pixart
+from pixart.config import KVCompression
 from pixart.evaluation.entries import Prompt
 from pixart.evaluation.protocol import Protocol, Sampling, Use, load_protocol, shipped
 
@@ -95,3 +99,140 @@ def test_what_the_command_line_gave_instead_is_listed() -> None:
         "guidance None → 2.0",
         "metrics clip → shapes",
     )
+
+
+DECIDING = {
+    "set": "coco",
+    "count": 3,
+    "metrics": (Use("clip", {"long": "mean"}),),
+    "images_per_prompt": 2,
+    "prompt_seed": 1,
+    "seed": 1,
+    "seed_rule": "same",
+    "size": "64x64",
+    "sampling": Sampling(steps=3),
+    "reference": "set",
+}
+SAYING = {
+    "title": "other words",
+    "differs": ("in nothing that is computed",),
+    "paper": load_protocol("shapes").paper,
+}
+
+
+def test_every_field_either_decides_a_number_or_says_what_it_is() -> None:
+    names = {one.name for one in fields(Protocol)}
+    assert names == {*DECIDING, *SAYING, "name", "changes"}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_what_decides_a_number_changes_the_id(name: str) -> None:
+    assert small(**{name: DECIDING[name]}).id("a", {}) != small().id("a", {})
+
+
+@pytest.mark.parametrize("one", [one.name for one in fields(Sampling)])
+def test_every_sampling_setting_changes_the_id(one: str) -> None:
+    value = {
+        "scheduler": "ddim",
+        "steps": 3,
+        "guidance": 1.0,
+        "guidance_interval": (0.0, 0.5),
+        "negative": "blur",
+    }[one]
+    assert small(sampling=Sampling(**{one: value})).id("a", {}) != small().id("a", {})
+
+
+@pytest.mark.parametrize("name", SAYING)
+def test_what_only_says_something_does_not_change_the_id(name: str) -> None:
+    assert small(**{name: SAYING[name]}).id("a", {}) == small().id("a", {})
+
+
+def test_prompts_metrics_model_and_reference_change_the_id() -> None:
+    metric = {"version": "1", "constants": {"resize": "clean"}}
+    ids = [
+        small().id("a", {}),
+        small().id("b", {}),
+        small().id("a", {"clip": metric}),
+        small().id("a", {"clip": metric | {"version": "2"}}),
+        small().id("a", {"clip": metric | {"constants": {"resize": "tf"}}}),
+        small().id("a", {}, {"dtype": "bf16"}),
+        small().id("a", {}, None, "digest"),
+    ]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"a/[0-9a-f]{8}", one) for one in ids)
+
+
+def test_the_order_of_metrics_identities_is_none_of_the_id() -> None:
+    one, other = {"version": "1"}, {"version": "2"}
+    assert small().id("a", {"x": one, "y": other}) == small().id("a", {"y": other, "x": one})
+
+
+def test_a_change_back_has_the_id_of_the_file() -> None:
+    protocol = load_protocol("shapes")
+    assert protocol.changed(steps=3).changed(steps=20).id("a", {}) == protocol.id("a", {})
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_table_says_where_it_is_from_and_has_numbers_of_every_row(name: str) -> None:
+    table = load_protocol(name).paper
+    if table is None:
+        assert name == "dpg"
+        return
+    assert re.search(r"arXiv:\d{4}\.\d{5}|README", table.source)
+    for row in table.rows:
+        assert row.values
+        if row.kv_compress:
+            KVCompression.parse(row.kv_compress)
+
+
+# Of the tables: rows, numbers of the column, and the range of what such a number can be.
+@pytest.mark.parametrize(
+    ("name", "column", "count", "least", "most"),
+    [
+        ("alpha-table-2", "FID-30K", 9, 6.61, 27.5),
+        ("alpha-table-3", "color", 9, 0.3765, 0.6886),
+        ("alpha-table-3", "complex", 9, 0.2898, 0.4117),
+        ("sigma-table-3", "FID", 15, 5.512, 9.415),
+        ("sigma-table-3", "CLIP", 15, 0.273, 0.277),
+        ("sigma-table-6", "FID", 8, 7.38, 17.03),
+        ("sigma-table-6", "CLIP", 8, 0.2748, 0.2913),
+        ("sigma-dmd", "FID", 5, 9.273, 108.66),
+        ("scalability", "FID", 3, 17.9, 18.9),
+        ("scalability-tifa", "TIFA", 8, 0.78, 0.84),
+        ("mobile", "FID", 3, 8.23, 11.67),
+        ("geneval", "overall", 4, 0.43, 0.61),
+        ("hps", "mean", 22, 23.55, 27.86),
+        ("shapes", "pair", 2, 93.3, 98.0),
+    ],
+)
+def test_a_column_has_as_many_numbers_as_the_paper_and_their_range(
+    name: str, column: str, count: int, least: float, most: float
+) -> None:
+    table = load_protocol(name).paper
+    assert table is not None
+    values = [row.values[column] for row in table.rows if column in row.values]
+    assert (len(values), min(values), max(values)) == (count, least, most)
+
+
+def test_the_mean_of_the_preference_table_is_that_of_its_styles() -> None:
+    table = load_protocol("hps").paper
+    assert table is not None
+    for row in table.rows:
+        styles = [row.values[one] for one in ("animation", "concept art", "painting", "photo")]
+        # Each was rounded to two digits, and so was the mean.
+        assert abs(sum(styles) / 4 - row.values["mean"]) <= 0.01 + 1e-9
+
+
+def test_the_card_of_the_embedded_model_has_the_protocols_numbers() -> None:
+    table = load_protocol("shapes").paper
+    assert table is not None
+    card = (Path(pixart.__file__).parent / "assets/shapes/README.md").read_text()
+    rows = re.findall(
+        r"\| 300 × ([a-z, ]+), 128 px \| \*\*([\d.]+) %\*\*.* ([\d.]+) \| [\d.]+ \|", card
+    )
+    right = [float(one) for _, one, _ in rows]
+    clean = [float(one) for _, _, one in rows]
+    order = ["one", "pair", "group", "unseen one", "unseen pair"]
+    for k, row in enumerate(table.rows):
+        assert [row.values[one] for one in order] == right[5 * k : 5 * k + 5]
+        assert [row.values[f"{one}, clean"] for one in order] == clean[5 * k : 5 * k + 5]

@@ -19,7 +19,11 @@ DOORS = {
         "pixart/libraries.py",
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
+        "pixart/evaluation/judges/blip.py",
+        "pixart/evaluation/judges/chat.py",
+        "pixart/evaluation/detecting.py",
         "pixart/training/tasks/shapes.py",
+        "pixart/training/tasks/shapes_clip.py",
     },
     "diffusers": {
         "pixart/libraries.py",

@@ -135,7 +135,10 @@ def refused(capsys: Any, *arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "RECIPE must be given: one of alpha, kv-convert, lora, shapes, shapes-kv, sigma"),
+        (
+            [],
+            "RECIPE must be given: one of alpha, kv-convert, lora, shapes, shapes-clip, shapes-kv, sigma",
+        ),
         (["shapes", "--steps", "x"], "--steps must be a whole number, got x"),
         (["shapes", "--steps"], "--steps must be one value, got nothing"),
         (["shapes", "--steps", "1", "2"], "--steps must be one value, got 1 2"),

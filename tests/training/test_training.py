@@ -214,8 +214,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: A
     assert "--stage must be one of vae-crops" in refused(
         ["shapes", *output, "--stage", "x"], capsys
     )
-    assert "recipe must be one of alpha, kv-convert, lora, shapes, shapes-kv, sigma" in refused(
-        ["absent", *output], capsys
+    assert (
+        "recipe must be one of alpha, kv-convert, lora, shapes, shapes-clip, shapes-kv, sigma"
+        in refused(["absent", *output], capsys)
     )
     assert "multiple of processes" in refused(
         ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys

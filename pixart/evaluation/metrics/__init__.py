@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
+    "dpg": "pixart.evaluation.metrics.dpg:Dpg",
     "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-clean": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-pytorch": "pixart.evaluation.metrics.frechet:Frechet",
@@ -19,6 +20,9 @@ METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "precision-recall": "pixart.evaluation.metrics.neighbours:PrecisionRecall",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
+    "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
+    "tifa": "pixart.evaluation.metrics.tifa:Tifa",
+    "vqascore": "pixart.evaluation.metrics.vqascore:VqaScore",
 }
 
 

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Each is called with (name, context), and must not open anything before its `needs` are met.
-EXTRACTORS: "dict[str, str | Callable[[str, Context], Extractor]]" = {}
+EXTRACTORS: "dict[str, str | Callable[[str, Context], Extractor]]" = {
+    "inception-clean": "pixart.evaluation.networks.inception:Inception",
+    "inception-pytorch": "pixart.evaluation.networks.inception:Inception",
+    "inception-tf": "pixart.evaluation.networks.inception:Inception",
+}
 
 
 def register_extractor(name: str, extractor: "str | Callable[[str, Context], Extractor]") -> None:

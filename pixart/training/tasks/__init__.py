@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from pixart.training.run import Run
-from pixart.training.stage import DECODER, DRAWN, ResolvedStage, Stage
-from pixart.training.tasks import autoencoder, shapes, text_encoder, transformer
+from pixart.training.stage import CLIP, DECODER, DRAWN, ResolvedStage, Stage
+from pixart.training.tasks import autoencoder, shapes, shapes_clip, text_encoder, transformer
 from pixart.training.trainer import Task
 
 PREPARED = "prepared"
@@ -37,6 +37,7 @@ TASKS: dict[tuple[str, str], TaskModule] = {
     ("autoencoder", DRAWN): autoencoder,
     (DECODER, DRAWN): autoencoder,
     ("text_encoder", DRAWN): text_encoder,
+    (CLIP, DRAWN): shapes_clip,
 }
 
 

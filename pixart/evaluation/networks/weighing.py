@@ -1,0 +1,51 @@
+"""Weights into networks: every tensor has its place, and none is left over."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pixart.files import AGAIN, CheckpointError, fingerprint_files, listed
+from pixart.weights import check_finite
+
+
+def fit(
+    network: nn.Module, tensors: Mapping[str, Tensor], path: Path, unused: str = "(?!)"
+) -> None:
+    """Load a state dict in place, as fp32. path: the file, for messages. unused: a pattern of names that
+    the file may hold beside. CheckpointError unless all others fit; NotFiniteError for NaN."""
+    own = network.state_dict()
+    # A counter of training steps, which old files do not have.
+    own_names = {name for name in own if not name.endswith("num_batches_tracked")}
+    names = {
+        name
+        for name in tensors
+        if not name.endswith("num_batches_tracked") and not re.fullmatch(unused, name)
+    }
+    problems = []
+    if missing := sorted(own_names - names):
+        problems.append(f"misses {listed(missing)}")
+    if left := sorted(names - own_names):
+        problems.append(f"has {listed(left)} beside")
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} in the place of {tuple(own[name].shape)}"
+        for name in sorted(names & own_names)
+        if tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        problems.append(f"has {listed(wrong)}")
+    if problems:
+        raise CheckpointError(
+            f"{path}: must hold the weights of this network, but {'; '.join(problems)}; {AGAIN}"
+        )
+    taken = {name: tensors[name].float() for name in sorted(names)}
+    check_finite(taken, str(path))
+    network.load_state_dict(taken, strict=False)
+
+
+def weights_digest(version: str, files: Sequence[Path]) -> str:
+    """16 hexadecimal digits that tell weights, and the versions of our code around them, apart. The same
+    for a file wherever it lies."""
+    named = {f"{version} {place}": path for place, path in enumerate(files)}
+    return fingerprint_files(named)[:16]
