@@ -14,9 +14,7 @@ from pixart.evaluation.distances import (
 from pixart.evaluation.distances.kernels import SIGMA, SUBSET_SEED, SUBSET_SIZE, SUBSETS
 from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Features, Moments
-from pixart.evaluation.metrics.of_sets import FeatureMetric, estimate, groups
-
-LEAST = 3  # pictures of each set
+from pixart.evaluation.metrics.of_sets import NORMAL, FeatureMetric, estimate, groups
 
 
 class Kid(FeatureMetric):
@@ -43,10 +41,12 @@ class Kid(FeatureMetric):
         whole = kid_estimate(ours, real, self.device, self.notes())
         values = {self.name: whole}
         if min(len(ours.keys), len(real.keys)) >= SUBSET_SIZE:
-            found = kernel_distance_of_subsets(ours.values, real.values, device=self.device)
+            found = kernel_distance_of_subsets(
+                ours.values, real.values, subsets=SUBSETS, size=SUBSET_SIZE, device=self.device
+            )
             # Of the pictures as kid's, and of which subsets were drawn.
             error = math.hypot(
-                (whole.high - whole.value) / 1.959964, 1000 * found.deviation / math.sqrt(SUBSETS)
+                (whole.high - whole.value) / NORMAL, 1000 * found.deviation / math.sqrt(SUBSETS)
             )
             note = f"Deviation of subsets: {1000 * found.deviation:.3g}."
             values["kid-subsets"] = estimate(
