@@ -120,6 +120,7 @@ setup(
             "evaluation/protocols/*.yaml",
             "evaluation/**/*.html",
             "evaluation/**/*.css",
+            "evaluation/**/*.js",
         ],
         "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },

@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "prepare, caption and filter pictures for training",
     "train": "train the stages of a recipe, and plot what they did",
     "evaluate": "measure how good a model is",
+    "preference": "find out which of two pictures people prefer",
 }
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import tyro
 
 from bench.reporting.text import TEMPLATES, fill, table
-from pixart.evaluation import SAMPLING, caption_accuracy
+from pixart.evaluation import caption_accuracy
 from pixart.evaluation.caption_accuracy import Task
+from pixart.evaluation.options import SAMPLING
 from pixart.files import parse_json, write_bytes
 from pixart.generation.sheet import Cell, draw_sheet
 from pixart.pipeline.request import Request
@@ -104,7 +105,7 @@ def main(
         "SAMPLING": _in_words(settings),
         "STAGES": table(("stage", "steps", "last loss"), rows),
         "TABLE": caption_accuracy.table(before),
-        "COMMAND": f"python -m pixart.evaluate --count {count} {options}",
+        "COMMAND": f"python -m pixart.evaluate accuracy --count {count} {options}",
         "CONVERSION": f"{conversion.steps} steps, last loss {conversion.loss:.4f}",
         "CONVERTED": caption_accuracy.table(after),
     }

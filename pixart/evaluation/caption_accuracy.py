@@ -1,7 +1,7 @@
 """How well a model of the embedded world follows captions.
 
-Every figure in the model card is measured by this, with `python -m pixart.evaluate`. Captions are drawn
-from their own seed; each picture is read by the exact checker.
+Every figure in the model card is measured by this, with `python -m pixart.evaluate accuracy`. Captions
+are drawn from their own seed; each picture is read by the exact checker.
 """
 
 import random
@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation import Settings
+from pixart.evaluation.metrics.shapes import check_caption
+from pixart.evaluation.options import Settings
 from pixart.files import read_json
 from pixart.pipeline.request import Request
 from pixart.progress import counted
-from pixart.shapes.caption import KINDS, describe, parse
-from pixart.shapes.checker import check
+from pixart.shapes.caption import KINDS, describe
 from pixart.shapes.edges import measure as edges_of
 from pixart.shapes.scene import HELD_OUT, sample_scene
 
@@ -91,18 +91,16 @@ def measure(pipe: "Pipeline", task: Task, like: Request, *, batch: int = BATCH) 
     asked = requests(task, like)
     pictures = pipe.draw_many(asked, batch=batch)
     for drawn in counted(pictures, task.name, len(asked)):
-        statements = parse(drawn.request.prompt)
-        holds = check(np.asarray(drawn.image), statements)
-        holds = holds or [False] * len(statements)
-        edges = edges_of(np.asarray(drawn.image))
+        picture = np.asarray(drawn.image)
+        checked = check_caption(picture, drawn.request.prompt)
+        edges = edges_of(picture)
         overlaps += edges.overlaps
-        stated = {one.kind: held for one, held in zip(statements, holds, strict=True)}
-        result.clean += edges.are_clean and stated["count"]
-        result.right += all(holds)
+        result.clean += edges.are_clean and checked.has_count
+        result.right += checked.is_right
         result.of += 1
-        for statement, held in zip(statements, holds, strict=True):
-            right[statement.kind] += held
-            of[statement.kind] += 1
+        for kind in KINDS:
+            right[kind] += sum(checked.of_kind(kind))
+            of[kind] += len(checked.of_kind(kind))
     result.overlap = float(np.median(overlaps)) if overlaps else 0.0
     result.by_kind = {kind: (right[kind], of[kind]) for kind in KINDS if of[kind]}
     return result
@@ -138,7 +136,7 @@ def table(results: list[Accuracy]) -> str:
 
 
 def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]:
-    """The metric of `pixart evaluate`: the table, and the results for `read_report`."""
+    """What `pixart evaluate accuracy` tells: the table, and the results for `read_report`."""
     chosen = [Task("one", size, count=settings.count) for size in settings.sizes]
     results = [
         measure(pipe, task, settings.like) for task in chosen or tasks(pipe.native, settings.count)
@@ -149,7 +147,7 @@ def evaluate(pipe: "Pipeline", settings: Settings) -> tuple[str, dict[str, Any]]
 
 
 def read_report(file: Path) -> tuple[dict[str, Any], list[Accuracy]]:
-    """The settings and the results that `pixart evaluate --json-file` wrote."""
+    """The settings and the results that `pixart evaluate accuracy --json-file` wrote."""
     report = read_json(file)
     results = [
         Accuracy(

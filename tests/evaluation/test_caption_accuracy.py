@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixart.evaluate import Options, main
+from pixart.evaluate import main
 from pixart.evaluation.caption_accuracy import (
     Accuracy,
     Task,
@@ -20,6 +20,7 @@ from pixart.evaluation.caption_accuracy import (
     requests,
     table,
 )
+from pixart.evaluation.options import Accuracy as Options
 from pixart.pipeline.request import Drawn, Request
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.scene import draw, sample_scene
@@ -84,7 +85,7 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
 ) -> None:
     file = tmp_path / "report.json"
     options = ["--count", "2", "--sizes", "64", "--steps", "2", "--device", "cpu"]
-    assert main([*options, "--json-file", str(file)]) == 0
+    assert main(["accuracy", *options, "--json-file", str(file)]) == 0
     settings, [result] = read_report(file)
     drawn_with = {"steps": 2, "guidance": 2.0, "guidance_interval": [0.0, 1.0]}  # 2.0: its own
     assert settings == {"seed": 1_000_000, "dtype": "fp32", "attention": None, **drawn_with}
@@ -93,7 +94,7 @@ def test_the_command_prints_a_table_and_writes_what_can_be_read_again(
     assert table([result]) in printed and "unseen combinations: " in printed
 
 
-def test_a_metric_draws_with_what_is_given_and_leaves_the_rest_to_the_model() -> None:
+def test_accuracy_draws_with_what_is_given_and_leaves_the_rest_to_the_model() -> None:
     assert Options().like == Request("", seed=1_000_000)
     assert Options(seed=3, steps=2, guidance=1.5).like == Request("", seed=3, steps=2, guidance=1.5)
 
@@ -102,7 +103,6 @@ def test_a_metric_draws_with_what_is_given_and_leaves_the_rest_to_the_model() ->
     ("arguments", "reason"),
     [
         (["--count", "0"], "--count must be from 1 to 1,000,000, got 0"),
-        (["--metric", "beauty"], "--metric must be one of caption-accuracy, got 'beauty'"),
         (["--model", "absent"], "absent: no such file or directory"),
         (["--model", "absent", "--steps", "0"], "steps must be an integer from 1 up, got 0"),
         (["--steps", "many"], "--steps must be a whole number"),
@@ -111,6 +111,6 @@ def test_a_metric_draws_with_what_is_given_and_leaves_the_rest_to_the_model() ->
 def test_what_cannot_be_measured_is_bad_input(
     arguments: list[str], reason: str, capsys: Any
 ) -> None:
-    assert main(arguments) == 2
+    assert main(["accuracy", *arguments]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("pixart.evaluate: ") and reason in line

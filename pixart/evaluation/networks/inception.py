@@ -76,16 +76,19 @@ class Inception(Extractor):
     @torch.inference_mode()
     def __call__(self, prepared: Sequence[Any]) -> np.ndarray:
         if self._network is None:
-            path = open_file(self.name, WEIGHTS, self._context)
-            self._network = network()
-            fit(self._network, read_tensors(path), path, unused=r"fc\..*")
-            self._network.to(self._context.device)
+            self._network = self._opened()
         device = self._context.device
         parts = [
             self._network(torch.from_numpy(np.stack(prepared[k : k + BATCH])).to(device)).cpu()
             for k in range(0, len(prepared), BATCH)
         ]
         return torch.cat(parts).numpy()
+
+    def _opened(self) -> "nn.Module":
+        path = open_file(self.name, WEIGHTS, self._context)
+        opened = network()
+        fit(opened, read_tensors(path), path, unused=r"fc\..*")
+        return opened.to(self._context.device)
 
     def release(self) -> None:
         self._network = None

@@ -1,0 +1,109 @@
+"""Inception and DINOv2, with random weights, against the references' code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from seeded_weights import pictures, weights_of
+
+from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.metric import Context
+from pixart.evaluation.networks import open_extractor
+from pixart.evaluation.networks.inception import WEIGHTS
+from pixart.evaluation.networks.inception_network import network
+from pixart.evaluation.networks.preparing import bicubic_of_floats
+from pixart.files import CheckpointError
+from pixart.weights import NotFiniteError
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
+ENTRY = Entry(Prompt("1", "a star"), 0, Path("0000.png"))
+CPU = torch.device("cpu")
+
+
+def near(ours: np.ndarray, golden: np.ndarray, rounding: float = 1e-4) -> None:
+    """Relative to the largest: fp32 sums of some thousand terms in another order, through 48 layers."""
+    assert ours.shape == golden.shape
+    assert np.abs(ours - golden).max() <= rounding * np.abs(golden).max()
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Inception's file: random weights, and the classifier that is not used. The digest in
+    its name is not theirs, so it goes by a name without one."""
+    folder = tmp_path_factory.mktemp("weights")
+    state = weights_of(network())
+    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    torch.save(state, folder / WEIGHTS.name)
+    return folder
+
+
+@pytest.fixture
+def _any_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixart.evaluation.needs.check_digest", lambda path, known: None)
+
+
+@pytest.mark.parametrize("way", ["clean", "pytorch", "tf"])
+@pytest.mark.usefixtures("_any_digest")
+def test_inception_gives_the_features_of_the_references(inception: Path, way: str) -> None:
+    golden = load_file(GOLDEN / "inception.safetensors")[way].numpy()
+    sizes = json.loads((GOLDEN / "inception.json").read_text())["sizes"]
+    extractor = open_extractor(f"inception-{way}", Context(CPU, inception))
+    assert extractor.needs() == ()
+    prepared = [extractor.prepare(image, ENTRY) for image in pictures(sizes)]
+    features = extractor(prepared)
+    assert features.dtype == np.float32 and features.shape[1] == extractor.width
+    near(features, golden)
+
+
+def test_the_three_ways_into_inception_differ_by_more_than_rounding() -> None:
+    golden = {k: v.numpy() for k, v in load_file(GOLDEN / "inception.safetensors").items()}
+    # Twenty times what `near` lets pass.
+    for one, other in (("clean", "pytorch"), ("clean", "tf"), ("pytorch", "tf")):
+        assert np.abs(golden[one] - golden[other]).max() > 2e-3 * np.abs(golden[one]).max()
+
+
+def test_the_clean_way_resizes_as_clean_fid_does() -> None:
+    golden = json.loads((GOLDEN / "inception.json").read_text())
+    image = pictures(golden["sizes"])[1]
+    ours = bicubic_of_floats(image, 299, 299).transpose(1, 2, 0)[::37, ::41]
+    assert np.abs(ours - np.array(golden["clean_resized_of_picture_1"])).max() < 1e-4
+
+
+def test_inceptions_file_is_refused_by_its_digest_when_it_is_another(inception: Path) -> None:
+    extractor = open_extractor("inception-tf", Context(CPU, inception))
+    with pytest.raises(CheckpointError, match="must have the SHA-256 6726825d..., got"):
+        _ = extractor.digest
+
+
+@pytest.mark.usefixtures("_any_digest")
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
+    state = weights_of(network())
+    state["Mixed_9z.conv.weight"] = state.pop("Mixed_7c.branch_pool.conv.weight")
+    torch.save(state, tmp_path / WEIGHTS.name)
+    extractor = open_extractor("inception-clean", Context(CPU, tmp_path))
+    prepared = [extractor.prepare(image, ENTRY) for image in pictures([(32, 32)])]
+    with pytest.raises(
+        CheckpointError, match="misses Mixed_7c.branch_pool.conv.weight; has Mixed_9z"
+    ):
+        extractor(prepared)
+    state["Mixed_7c.branch_pool.conv.weight"] = state.pop("Mixed_9z.conv.weight") * torch.nan
+    torch.save(state, tmp_path / WEIGHTS.name)
+    with pytest.raises(NotFiniteError, match="Mixed_7c.branch_pool.conv.weight"):
+        extractor(prepared)
+
+
+@pytest.mark.usefixtures("_any_digest")
+def test_another_file_gives_another_digest(inception: Path, tmp_path: Path) -> None:
+    one = open_extractor("inception-clean", Context(CPU, inception)).digest
+    assert open_extractor("inception-clean", Context(CPU, inception / WEIGHTS.name)).digest == one
+    torch.save({"a": torch.zeros(3)}, tmp_path / WEIGHTS.name)
+    assert open_extractor("inception-clean", Context(CPU, tmp_path)).digest != one
+
+
+def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    needs = open_extractor("inception-clean", Context(CPU, tmp_path)).needs()
+    assert [need.name for need in needs] == ["pt_inception-2015-12-05-6726825d.pth"]
