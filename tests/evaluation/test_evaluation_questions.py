@@ -77,8 +77,8 @@ def test_tifa_is_the_mean_over_prompts_of_the_mean_over_questions() -> None:
     found = metric.reduce(entries, scores)
     assert found["tifa"].value == pytest.approx(1 / 3) and found["tifa"].n == 2
     # Of types all questions together, as theirs: 1 of 3, not the mean of 1/2 and 0.
-    assert found["tifa:attribute - color"].value == pytest.approx(1 / 3)
-    assert found["tifa:entity - whole"].value == 1.0 and found["tifa:entity - whole"].n == 1
+    assert found["tifa/attribute - color"].value == pytest.approx(1 / 3)
+    assert found["tifa/entity - whole"].value == 1.0 and found["tifa/entity - whole"].n == 1
 
 
 def test_soft_tifa_is_the_mean_of_probabilities_and_their_geometric_mean() -> None:
@@ -99,8 +99,8 @@ def test_dpg_zeroes_what_depends_on_a_no() -> None:
     scores = metric.score(entries, [WHITE], None)
     assert scores[0].value == 0.0  # a is no, so b is 0, so c is
     found = metric.reduce(entries, scores)
-    assert found["dpg:attribute"].value == found["dpg:attribute - color"].value == 1.0  # as given
-    assert found["dpg:entity"].value == 0.0
+    assert found["dpg/attribute"].value == found["dpg/attribute - color"].value == 1.0  # as given
+    assert found["dpg/entity"].value == 0.0
 
 
 def test_a_grid_is_four_pictures() -> None:
@@ -116,7 +116,7 @@ def test_a_grid_is_four_pictures() -> None:
     entries = [entry("x", [A, B])]
     scores = metric.score(entries, [grid], None)
     assert scores[0].value == 0.5  # two of four
-    assert metric.reduce(entries, scores)["dpg:attribute"].value == 1.0
+    assert metric.reduce(entries, scores)["dpg/attribute"].value == 1.0
     with pytest.raises(ValueError, match=r"x/0000: a grid of 2 x 2 must have even sides, got 7x8"):
         quarters(Image.new("RGB", (7, 8)), "x/0000")
 
@@ -251,7 +251,7 @@ def test_tifa_of_the_embedded_world_is_the_accuracy_by_statement() -> None:
         for statement, holds in zip(statements, held, strict=True):
             kinds.setdefault(statement.kind, []).append(holds)
     found = metric.reduce(entries, scores)
-    by_kind = {name.rpartition(" - ")[2]: each.value for name, each in found.items() if ":" in name}
+    by_kind = {name.rpartition(" - ")[2]: each.value for name, each in found.items() if "/" in name}
     by_kind["relation"] = by_kind.pop("spatial")
     assert by_kind == {kind: pytest.approx(sum(all_) / len(all_)) for kind, all_ in kinds.items()}
     assert 0.4 < found["tifa"].value < 0.95  # right pictures and wrong ones

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
+    "geneval": "pixart.evaluation.metrics.geneval:GenEval",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
     "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
