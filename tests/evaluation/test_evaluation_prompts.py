@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pixart.evaluation.caption_accuracy import Task, captions
 from pixart.evaluation.entries import Prompt
+from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.prompt_files import as_lines, read_prompts
 from pixart.evaluation.prompt_sets import SETS
 from pixart.evaluation.prompt_sets.reading import MAX_BYTES
 from pixart.evaluation.prompt_sets.shapes import CATEGORIES, drawn_scenes
 from pixart.evaluation.prompts import SOURCE_KEY, choose, make_prompts, save_prompts
+from pixart.evaluation.questions import Questions
 from pixart.files import sha256_of
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check
@@ -250,6 +253,13 @@ def test_counts_of_geneval2_are_asked_with_all_numbers(tmp_path: Path) -> None:
     count, colour = one.meta["questions"]
     assert count["answer"] in count["choices"] and len(count["choices"]) == 11
     assert colour["choices"] == ["Yes", "No"]
+
+
+@pytest.mark.parametrize("name", ["tifa", "dpg", "geneval2"])
+def test_questions_are_such_as_metrics_read(tmp_path: Path, name: str) -> None:
+    questions = Questions(Context(torch.device("cpu")))
+    for one in make_prompts(name, source(tmp_path, name)).prompts:
+        assert len(questions.of(one)) == len(one.meta["questions"])
 
 
 # --- what travels into the protocol's id
