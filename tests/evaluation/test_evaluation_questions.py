@@ -22,6 +22,7 @@ from pixart.evaluation.metrics.judged import JudgedMetric
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.pooled import mean_of_means, pooled_mean
 from pixart.evaluation.questions import Questions, read_questions
+from pixart.files import read_json
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import draw, sample_scene
@@ -299,3 +300,44 @@ def test_scores_of_one_picture_alone_can_be_reduced() -> None:
     one = entry("x", [A])
     metric = opened("tifa", Stub({}))
     assert metric.reduce([one], [Score(1.0, {"1": 1.0})])["tifa"].value == 1.0
+
+
+def dpg_file(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """The golden's questions as ours."""
+    return lines(path, *(
+        {
+            "prompt": row["item_id"], "id": row["proposition_id"],
+            "question": row["question_natural_language"], "type": row["tuple"].split("(")[0].strip(),
+            "parents": [one.strip() for one in row["dependency"].split(",") if one.strip() != "0"],
+        }
+        for row in rows
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("count", ["1", "4"])
+def test_dpg_is_the_official_scripts(tmp_path: Path, count: str) -> None:
+    """With its quirks; without them what it drops counts too."""
+    golden = read_json(GOLDEN / "dpg.json")
+    answers = dict(golden["answers"])
+    expected = golden["results"][count]
+
+    class ByCrop(Stub):
+        def answer(self, image: Any, question: str, choices: Sequence[str]) -> Mapping[str, float]:
+            crop = round(float(np.asarray(image)[0, 0, 0]))
+            return yes(float(answers[question][crop] == "yes"))
+
+    grid = Image.new("RGB", (16, 16))
+    for k, corner in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+        grid.paste((k, k, k), (*corner, corner[0] + 8, corner[1] + 8))
+    options = {"official-quirks": "yes", "dpg-grid": "yes" if count == "4" else "no"}
+    context = {"files": {"questions": dpg_file(tmp_path / "q.jsonl", golden["rows"])}}
+    metric = opened("dpg", ByCrop({}), **context, options=options)
+    entries = [entry(prompt) for prompt in expected["prompts"]]
+    scores = metric.score(entries, [grid if count == "4" else grid.crop((0, 0, 8, 8))] * 40, None)
+    assert [one.value for one in scores] == pytest.approx(list(expected["prompts"].values()))
+    found = metric.reduce(entries, scores)
+    assert found["dpg"].value == pytest.approx(expected["score"])
+    for name, value in expected["categories"].items():
+        assert found[f"dpg/{name}"].value == pytest.approx(value), name
+    plain = opened("dpg", ByCrop({}), **context).score(entries[:1], [grid], None)
+    assert len(plain[0].parts) == 1 + len(scores[0].parts) / int(count)
