@@ -83,6 +83,13 @@ def table(
     )
 
 
+def value_cell(estimate: str, drawn: Html | None = None) -> Html:
+    """A number with its interval, "0.28 [0.27, 0.29]", and the interval drawn below."""
+    value, _, interval = estimate.rpartition(" [")
+    words = tag("b", value), " ", tag("span", f"[{interval}", class_="range")
+    return tag("div", tag("span", *words), drawn, class_="value")
+
+
 def details(summary: str, *inside: str, is_open: bool = False) -> Html:
     return tag("details", tag("summary", summary), *inside, open=is_open)
 
