@@ -10,7 +10,14 @@ if TYPE_CHECKING:
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "aesthetic": "pixart.evaluation.metrics.aesthetic:Aesthetic",
+    "aesthetic-v1": "pixart.evaluation.metrics.aesthetic:Aesthetic",
+    "clip": "pixart.evaluation.metrics.clip:ClipScore",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
+    "hpsv2.0": "pixart.evaluation.metrics.hps:Hps",
+    "hpsv2.1": "pixart.evaluation.metrics.hps:Hps",
+    "image-reward": "pixart.evaluation.metrics.image_reward:ImageReward",
+    "pickscore": "pixart.evaluation.metrics.pickscore:PickScore",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
     "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
