@@ -4,7 +4,22 @@ import json
 from pathlib import Path
 
 TEXTS = ["a red star", "a blue circle on white", "a red star above a blue circle " * 6]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a red star blue circle on white above ##s".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "star",
+    "blue",
+    "circle",
+    "on",
+    "white",
+    "above",
+    "##s",
+]
 
 
 def write_bert_tokenizer(folder: Path) -> None:
