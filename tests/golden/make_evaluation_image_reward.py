@@ -95,7 +95,7 @@ def main() -> None:
     network.blip, network.mlp = blip, reference.MLP(128)
     network.mean, network.std, network.device = 0.16717362830052426, 1.0333394966054072, "cpu"
     network.eval()
-    network.load_state_dict(weights_of(network, gain=1.0), strict=False)
+    network.load_state_dict(weights_of(network, gain=6.0), strict=False)
     prepare = reference._transform(224)
     images = pictures(SIZES)
     with tempfile.TemporaryDirectory() as place:
@@ -116,7 +116,7 @@ def main() -> None:
                 "transform": "the same, _transform(224)",
                 "packages": versions("torchvision", "timm", "transformers"),
             },
-            "weights": "tests/builders/seeded_weights.py, weights_of, gain 1, seed 0",
+            "weights": "tests/builders/seeded_weights.py, weights_of, gain 6, seed 0",
             "sizes": SIZES,
             "texts": TEXTS,
             "ids": words.input_ids.tolist(),
