@@ -111,7 +111,7 @@ def _picture_of_ours(name: str) -> Target:
         return path
 
     def read(place: Path) -> object:
-        from pixart.generation.pictures import read_metadata
+        from pixart.pipeline.pictures import read_metadata
 
         return read_metadata(place)
 

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pixart.evaluation.metric import Estimate
@@ -18,6 +19,11 @@ class Number:
     name: str
     ours: tuple[Estimate | None, ...]
     paper: Paper | None
+
+
+def label(metric: str, name: str) -> str:
+    """A number's name where metrics stand together: two may have a number called alike."""
+    return name if name.startswith(metric) else f"{name} of {metric}"
 
 
 def numbers_of(folders: Sequence[Evaluated]) -> list[Number]:
@@ -59,7 +65,7 @@ def ways(row: Number, names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, one in zip(names, row.ours, strict=True):
         if one is not None:
-            notes = "".join(f" {_sentence(note)}" for note in one.notes)
+            notes = "".join(f" {sentence(note)}" for note in one.notes)
             found.setdefault(f"{one.method}, n = {one.n:,}.{notes}", []).append(name)
     return found
 
@@ -71,7 +77,7 @@ def command_of(one: Evaluated) -> str:
 
 
 def _command(one: Evaluated) -> str:
-    words = one.made.get("command")
+    words = one.folder.run.get("command")
     if isinstance(words, str):
         return words
     if isinstance(words, list) and words:
@@ -81,9 +87,17 @@ def _command(one: Evaluated) -> str:
             if not skip and not word.startswith("--shard"):
                 kept.append(word)
             skip = word == "--shard" and not skip
-        return shlex.join(kept)
+        return shlex.join([*_program(kept[0]), *kept[1:]])
     words = ["python", "-m", "pixart.evaluate", "run", str(one.protocol.get("name", "PROTOCOL"))]
     return shlex.join([*words, "--model", one.model, "--output", one.name])
+
+
+def _program(first: str) -> list[str]:
+    """How the command is called, of the path that its process was started with."""
+    path = PurePath(first.replace("\\", "/"))
+    if path.name == "evaluate.py":
+        return ["python", "-m", "pixart.evaluate"]
+    return ["python", "-m", "pixart"] if path.name == "__main__.py" else [path.name]
 
 
 def flattened(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -99,7 +113,8 @@ def flattened(values: Mapping[str, Any], before: str = "") -> list[tuple[str, st
     return rows
 
 
-def _sentence(note: str) -> str:
+def sentence(note: str) -> str:
+    """A note that begins and ends as a sentence does."""
     note = note.strip()
     note = note[:1].upper() + note[1:]
     return note if note.endswith((".", "!", "?")) else f"{note}."
