@@ -99,7 +99,7 @@ def games_of(
 def fit_games(games: Games, *, prior: float, resamples: int, seed: int) -> Fitted:
     """Rates and strengths with their intervals: the widest of those over prompts, over voters, and of one
     that takes games for independent, but knows what a side without a loss is worth: Wilson's for rates,
-    the likelihood's for strengths. ValueError without games, or where they leave the models in groups
+    and like Agresti and Coull's for strengths. ValueError without games, or where they leave the models in groups
     that never met."""
     if not len(games.first):
         raise ValueError("there must be votes, there are none")
@@ -142,19 +142,23 @@ def _rate(games: Games, i: int, j: int, drawn: Mapping[str, np.ndarray]) -> Rate
 def _points(
     games: Games, whole: np.ndarray, prior: np.ndarray, drawn: Mapping[str, np.ndarray]
 ) -> dict[str, Estimate]:
-    strengths = settled((whole + prior)[None])[0]
-    value, errors = elo(strengths), ELO * _errors(whole + prior, strengths)
+    value = elo(settled((whole + prior)[None])[0])
+    margin = quantile_of_normal(LEVEL)
+    # As Agresti and Coull do for a proportion. Without these games, the curvature where nobody ever lost is
+    # next to none, and 300 wins of 300 would not decide.
+    padded = whole + (prior > 0) * margin**2 / 2
+    strengths = settled(padded[None])[0]
+    centres, errors = elo(strengths), margin * ELO * _errors(padded, strengths)
     resampled = {name: elo(settled(wins + prior)) for name, wins in drawn.items()}
     played = (whole + whole.T).sum(axis=1).astype(int)
-    margin = quantile_of_normal(LEVEL)
     found = {}
     for place, model in enumerate(games.models):
-        middle, error = float(value[place]), margin * float(errors[place])
+        points, middle, error = (float(one[place]) for one in (value, centres, errors))
         ways = {
             f"bootstrap over {name}": interval(one[:, place]) for name, one in resampled.items()
         }
-        ways["likelihood"] = (middle - error, middle + error)
-        found[model] = _widest(middle, ways, int(played[place]))
+        ways["Agresti-Coull"] = (min(points, middle - error), max(points, middle + error))
+        found[model] = _widest(points, ways, int(played[place]))
     return found
 
 

@@ -146,7 +146,7 @@ def explanation(results: Results, options: Fit) -> list[str]:
     """How the numbers were made."""
     return [
         "Brackets are 95 % intervals: the widest of those by resampling prompts, by resampling voters where "
-        "there are several, and of Wilson's for win rates or the likelihood's for strengths.",
+        "there are several, and of Wilson's for win rates or Agresti and Coull's for strengths.",
         f"Points: Bradley and Terry's model, a tie as half a win each, {options.prior:g} games added between "
         "every two models that met; 400 points mean ten wins for a loss, the mean of all models is 0.",
         "Attention checks are not counted; a voter who fails more than a fifth of them is left out. A judge sees "
