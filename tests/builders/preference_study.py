@@ -33,12 +33,17 @@ def write_pictures(folder: Path, count: int, wrong: dict[str, float], seed: int 
 
 
 def build_study(
-    folder: Path, count: int = 6, models: tuple[str, ...] = ("ours", "theirs"), **settings: object
+    folder: Path,
+    count: int = 6,
+    models: tuple[str, ...] = ("ours", "theirs"),
+    used: int | None = None,
+    **settings: object,
 ) -> tuple[Study, Key]:
-    """A study in folder/study, of pictures that are all right but for the last model's, which are wrong."""
+    """A study in folder/study, of `used` of count prompts. All pictures are right but for the last
+    model's, which are wrong."""
     wrong = {name: float(name == models[-1]) for name in models}
     prompts = write_pictures(folder, count, wrong)
     pictures = tuple(str(folder / name) for name in models)
-    build(Build(pictures, prompts, folder / "study", **{"seed": 3, **settings}))  # type: ignore[arg-type]
+    build(Build(pictures, prompts, folder / "study", **{"seed": 3, "count": used, **settings}))  # type: ignore[arg-type]
     study = read_study(folder / "study")
     return study, read_key(study)
