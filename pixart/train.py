@@ -2,8 +2,8 @@
 
 A run is taken up where it stopped: what a step learns from depends on its number alone. Under
 `torchrun` the batches are shared among processes. `python -m pixart.train plot RUN...` draws the
-curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 1 failure, 130 cancelled; what
-is done by then is saved.
+curves of runs. Exit codes: 0 done or stopped as asked, 2 bad input, 3 weights that a validation metric
+needs are missing, 1 failure, 130 cancelled; what is done by then is saved.
 """
 
 import sys
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import tyro
 
 from pixart import process
-from pixart.command import BAD_INPUT, DONE, complain, parse, run_command
+from pixart.command import BAD_INPUT, DONE, MISSING, complain, parse, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -106,14 +106,14 @@ def _command(arguments: list[str]) -> int:
         return _complain(problems.lines)
 
 
-def _complain(lines: Sequence[str]) -> int:
+def _complain(lines: Sequence[str], code: int = BAD_INPUT) -> int:
     """One line each. Of processes on one machine the first speaks: what lacks on another is its own."""
     shown = list(lines[:MAX_COMPLAINTS])
     if more := len(lines) - len(shown):
         shown.append(f"{more} more are wrong")
     for line in shown if os.environ.get("LOCAL_RANK", "0") == "0" else ():
-        complain(NAME, line, BAD_INPUT)
-    return BAD_INPUT
+        complain(NAME, line, code)
+    return code
 
 
 def _plot(arguments: list[str]) -> int:
@@ -228,11 +228,13 @@ def _device(wanted: str | None, stages: "Sequence[Stage]") -> "torch.device":
 def _train_stages(run: "Run", names: Sequence[str], stop_after: int | None) -> int:
     from pixart.distributed import rank
     from pixart.training.checkpoints import last_words
-    from pixart.training.execute import check_rules, train
+    from pixart.training.execute import check_rules, missing_for_metrics, train
     from pixart.training.state import latest_state
 
     if wrong := check_rules(run, names):
         return _complain(wrong)
+    if missing := missing_for_metrics(run, names):
+        return _complain(missing, MISSING)
     process.at_work()
     for name in names:
         if not train(run, name, stop_after):
@@ -273,10 +275,12 @@ def _holds_a_run(output: Path) -> bool:
 
 def _dry_run(run: "Run", names: Sequence[str], wrong: Sequence[str]) -> int:
     from pixart.distributed import rank
-    from pixart.training.execute import dry_run
+    from pixart.training.execute import dry_run, missing_for_metrics
 
     plans, more = dry_run(run, names)
+    missing = missing_for_metrics(run, names)
     if rank() == 0 and plans:
         print(plans)
-    lines = [*wrong, *more]
-    return _complain(lines) if lines else DONE
+    lines = [*wrong, *more, *missing]
+    code = BAD_INPUT if len(lines) > len(missing) else MISSING
+    return _complain(lines, code) if lines else DONE

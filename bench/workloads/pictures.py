@@ -74,8 +74,8 @@ def start() -> Case:
 def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
     """A pipeline, and what it drew."""
     from pixart import Pipeline
-    from pixart.generation.pictures import write_picture
     from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
+    from pixart.pipeline.pictures import write_picture
     from pixart.pipeline.request import Request
     from pixart.sampler.loop import Progress
 

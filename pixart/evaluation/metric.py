@@ -140,9 +140,11 @@ class Features:
 
 
 class SetMetric(Metric):
-    """Compares a set of pictures with a reference set, by the features of both."""
+    """Compares a set of pictures with a reference set, by the features of both. category_pictures: as many
+    a category must have in both sets to be compared by itself; one of the constants."""
 
     extractor: Extractor
+    category_pictures: int = 1000
     higher_is_better = False
 
     def compare(

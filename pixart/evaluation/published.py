@@ -102,7 +102,7 @@ def same_protocol(
     because = [
         _WORDS[name].format(ours=ours, theirs=theirs)
         for name, ours, theirs in _stated(stated, own)
-        if not _equal(ours, theirs)
+        if not (_same_judge(ours, theirs) if name == "judge" else _equal(ours, theirs))
     ]
     constants = used.constants.get(column.metric, {})
     for name, theirs in column.constants.items():
@@ -257,6 +257,11 @@ def _stated(stated: Stated, done: Stated) -> list[tuple[str, Any, Any]]:
     return [pair for pair in pairs if pair[1] is not None and pair[2] is not None]
 
 
+def _same_judge(ours: str, theirs: str) -> bool:
+    """A judge's id says how it is asked before its name, and no owner of its repository."""
+    return ours.rpartition(":")[2].casefold() == theirs.rpartition("/")[2].casefold()
+
+
 def _equal(ours: object, theirs: object) -> bool:
     numbers = (int, float)
     if isinstance(ours, numbers) and isinstance(theirs, numbers):
@@ -268,47 +273,40 @@ def _canonical(words: str) -> str:
     return kv_words(KVCompression.parse(words)) if words else ""
 
 
-def table_text(table: Mapping[str, Any]) -> str:
-    """The table for a terminal: the paper's rows, ours with its interval, and the answers."""
-    columns: Sequence[Mapping[str, Any]] = table["columns"]
+def table_text(*tables: Mapping[str, Any]) -> str:
+    """Tables of `paper_table` of one protocol for a terminal: the paper's rows, ours with their intervals,
+    and the answers. Several where several models were drawn, each beside a row of its own."""
+    first = tables[0]
+    columns: Sequence[Mapping[str, Any]] = first["columns"]
+    beside = {table["row"] for table in tables}
     lines = [["", *(one["name"] for one in columns)]]
-    for row in table["rows"]:
-        mark = "> " if row["name"] == table["row"] else "  "
-        cells = [
-            _number(row["values"].get(one["name"]), one["name"] in row["unconfirmed"])
-            for one in columns
-        ]
-        lines.append([mark + row["name"], *cells])
-    lines.append([f"  ours: {table['model']}", *(_interval(one["ours"]) for one in columns)])
+    for row in first["rows"]:
+        unsure = row["unconfirmed"]
+        cells = [_number(row["values"].get(one["name"]), one["name"] in unsure) for one in columns]
+        lines.append([("> " if row["name"] in beside else "  ") + row["name"], *cells])
+    for table in tables:
+        cells = [_interval(one["ours"]) for one in table["columns"]]
+        lines.append([f"  ours: {table['model']}", *cells])
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns) + 1)]
-    rows = [
+    body = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    answers = _answers(columns, table["row"])
-    note = (
-        ["? not read in the paper itself"]
-        if any(row["unconfirmed"] for row in table["rows"])
-        else []
-    )
-    return "\n".join(
-        [
-            f"{table['title']} ({table['source']}); protocol {table['protocol']}",
-            *rows,
-            *note,
-            "",
-            *answers,
-        ]
-    )
+    if any(row["unconfirmed"] for row in first["rows"]):
+        body.append("? not read in the paper itself")
+    head = f"{first['title']} ({first['source']}); protocol {first['protocol']}"
+    answers = [line for table in tables for line in _answers(table, len(tables) > 1)]
+    return "\n".join([head, *body, "", *answers])
 
 
-def _answers(columns: Sequence[Mapping[str, Any]], row: str) -> list[str]:
+def _answers(table: Mapping[str, Any], several: bool) -> list[str]:
     """A line for each answer, with all columns that have it."""
     found: dict[str, list[str]] = {}
-    for one in columns:
+    for one in table["columns"]:
         if one["ours"] is not None:
-            found.setdefault(_answer(one, row), []).append(one["name"])
-    return [f"{', '.join(names)}: {answer}" for answer, names in found.items()]
+            found.setdefault(_answer(one, table["row"]), []).append(one["name"])
+    whose = f"{table['model']} beside {table['row']!r}, " if several else ""
+    return [f"{whose}{', '.join(names)}: {answer}" for answer, names in found.items()]
 
 
 def _answer(column: Mapping[str, Any], row: str) -> str:

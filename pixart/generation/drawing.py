@@ -12,17 +12,17 @@ from pixart.generation.console import Console, RunBar
 from pixart.generation.jobs import Job, needs_model, placed, plan
 from pixart.generation.names import Places
 from pixart.generation.options import Options
-from pixart.generation.pictures import (
+from pixart.generation.prompts import naming
+from pixart.generation.report import Report
+from pixart.generation.sheet import Cell, write_sheet
+from pixart.pipeline.metadata import CUDA_GRAPH, Metadata
+from pixart.pipeline.pictures import (
     check_writable,
     find_drawn,
     read_metadata,
     write_error,
     write_picture,
 )
-from pixart.generation.prompts import naming
-from pixart.generation.report import Report
-from pixart.generation.sheet import Cell, write_sheet
-from pixart.pipeline.metadata import CUDA_GRAPH, Metadata
 from pixart.pipeline.request import Drawn, Request, passes
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Any
 from pixart.config import EMBEDDED, KVCompression
 from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.pictures import Picture, check_room, find_drawn, read_metadata
 from pixart.generation.prompts import Line, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
+from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
 from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request
 from pixart.releases import RELEASES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.generation.options import Options
-from pixart.generation.pictures import SUFFIXES
+from pixart.pipeline.pictures import SUFFIXES
 from pixart.pipeline.request import SETTINGS, Request
 
 FIELDS = tuple(dict.fromkeys(("name", "prompt", "seed", "index", *SETTINGS)))

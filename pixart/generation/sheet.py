@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pixart.files import written_aside
 from pixart.generation.names import Places
 from pixart.generation.options import Options
-from pixart.generation.pictures import QUALITY, write_error
 from pixart.pictures import open_picture
+from pixart.pipeline.pictures import QUALITY, write_error
 from pixart.pipeline.request import Request
 
 if TYPE_CHECKING:

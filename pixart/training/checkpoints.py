@@ -12,10 +12,12 @@ from pixart.config import EMBEDDED, PixArtConfig
 from pixart.files import read_json
 from pixart.pipeline.directory import INDEX, PARTS, choose_variants, open_directory
 from pixart.pipeline.export import add_parts
+from pixart.training.best import LINK, best_said
 from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
 from pixart.training.stage import DIT, DRAWN, PREVIOUS, RANDOM, ResolvedStage, Stage
 from pixart.training.starts import pipeline_problems
+from pixart.training.state import read_progress
 from pixart.weights import without_downloads
 
 logger = logging.getLogger("pixart")
@@ -80,6 +82,12 @@ def last_words(state: Path, stage: Stage) -> list[str]:
         )
     if (state / "lora").is_dir():
         lines.append(f"adapters: {state / 'lora'}, for pixart generate --lora")
+    best = best_said(read_progress(state)) if stage.validation.best else None
+    if best is not None and best.metric == stage.validation.best:
+        place = state.parent / LINK
+        opened = _pipeline_in(place)
+        draw = "" if opened is None else f"; {_command(stage, '--model', str(opened))}"
+        lines.append(f"best by {best.metric}, {best.value:.4g} at step {best.step}: {place}{draw}")
     return lines
 
 

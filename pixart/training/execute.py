@@ -13,8 +13,10 @@ import torch
 
 from pixart.device import measure_peak
 from pixart.distributed import rank, said_by_first, world_size
+from pixart.evaluation.needs import MissingError
 from pixart.locks import Occupied, occupied
 from pixart.training.changes import check_accepted, check_changes, other_settings, record
+from pixart.training.measuring import check_metrics, metric_problems
 from pixart.training.optimizers import check_installed
 from pixart.training.problems import Problems, attempt, problems_of, refuse
 from pixart.training.progress import Progress
@@ -124,6 +126,21 @@ def check_rules(run: Run, names: Sequence[str]) -> list[str]:
     return _grouped(lines, [stage.name for stage in left])
 
 
+def missing_for_metrics(run: Run, names: Sequence[str]) -> list[str]:
+    """What the validation metrics of stages lack on this machine, a line for each stage that is not
+    finished."""
+    lines: list[str] = []
+    for looked_at, stage in _in_order(run, names):
+        if not looked_at.is_over(stage):
+            try:
+                check_metrics(stage, run.device)
+            except MissingError as error:
+                lines.append(str(error))
+            except ValueError:
+                pass  # a complaint of check_fields
+    return lines
+
+
 def _in_order(run: Run, names: Sequence[str]) -> Iterator[tuple[Run, Stage]]:
     """Each stage, and the run as it will be when the stages before have been trained."""
     for number, name in enumerate(names):
@@ -161,6 +178,7 @@ def check_fields(run: Run, stage: Stage) -> Iterator[str]:
     yield from check_accepted(run.accepted)
     unknown = list(problems_of(lambda: task_of(stage)))
     yield from unknown or task_of(stage).check(stage)
+    yield from metric_problems(stage, run.device)
 
 
 def check_machine(run: Run, stage: Stage) -> Iterator[str]:

@@ -17,7 +17,6 @@ import torch
 import tyro
 
 from pixart.config import MAX_LENGTH, KVCompression
-from pixart.diffusion import NUM_TIMESTEPS
 from pixart.lora.adapters import TARGETS
 from pixart.training.bounds import (
     MAX_IMAGES,
@@ -29,6 +28,7 @@ from pixart.training.bounds import (
 )
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.problems import Problems, problems_of, refuse
+from pixart.training.validation import Validation
 
 PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
@@ -187,42 +187,6 @@ class Batch:
         if self.tokens is None:
             return self.images
         return max(self.tokens // tokens // unit, 1) * unit
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What is looked at every so often: a loss on fixed noise and timesteps, and pictures."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    every: int = 0
-    """Steps; 0 never."""
-    images: int = 64
-    """Held out of the data for the loss."""
-    timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
-    prompts: tuple[str, ...] = ()
-    guidance: float | None = None
-    """None: what the pipeline is drawn with by default."""
-    sampling_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        refuse(self._problems())
-
-    def _problems(self) -> Iterator[str]:
-        bounds = {
-            "every": Bounds(0, MAX_STEPS),
-            "images": Bounds(0, MAX_IMAGES),
-            "guidance": Bounds(0, 1000),
-            "sampling_steps": Bounds(1, NUM_TIMESTEPS),
-        }
-        yield from number_problems(self, bounds, "validation.")
-        if not self.timesteps or not all(0 <= t < NUM_TIMESTEPS for t in self.timesteps):
-            last = NUM_TIMESTEPS - 1
-            yield f"validation.timesteps must be from 0 to {last}, got {self.timesteps}"
-        if self.every and not self.images and not self.prompts:
-            yield "validation.images must be positive without validation.prompts, got 0"
-        if self.prompts and not self.every:
-            yield "validation.every must be positive to draw validation.prompts, got 0"
 
 
 @dataclass(frozen=True)

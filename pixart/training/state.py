@@ -53,9 +53,15 @@ _KINDS: dict[str, type] = {  # of what save_state is given as `progress`
     "scaler": dict,
     "lora": dict,
     "begun": dict,
+    "best": dict,
 }
 
 logger = logging.getLogger("pixart")
+
+
+def state_name(step: int) -> str:
+    """The folder of a step's state, in that of its stage."""
+    return f"step-{step:08d}"
 
 
 class StateSaveError(RuntimeError):
@@ -69,17 +75,17 @@ def save_state(
     progress: dict[str, Any],
     *,
     keep: int = 2,
-    spare: Path | None = None,
+    spare: Sequence[Path] = (),
     export: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `tensors` (sharded or not, called by all processes) and `progress` (plain values).
 
     export writes what else belongs to the state into the folder that it is given; called by all
-    processes as well. Older states are deleted but for the last `keep` and `spare`. Raises
+    processes as well. Older states are deleted but for the last `keep` and those to `spare`. Raises
     StateSaveError; the states that were there stay.
     """
     # A place whose name all processes know.
-    aside, final = directory / f".step-{step:08d}.tmp", directory / f"step-{step:08d}"
+    aside, final = directory / f".{state_name(step)}.tmp", directory / state_name(step)
 
     def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
@@ -107,7 +113,7 @@ def save_state(
         reason = getattr(error, "strerror", None) or str(error)
         raise StateSaveError(f"{final}: cannot be written ({reason}); {kept}") from error
     if rank() == 0:
-        _prune(directory, keep, spared=(final, spare))
+        _prune(directory, keep, spared=(final, *spare))
     return final
 
 
@@ -140,7 +146,7 @@ def _is_linked(path: Path) -> bool:
     return path.is_symlink() or path.stat().st_nlink > 1
 
 
-def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
+def _prune(directory: Path, keep: int, spared: Sequence[Path]) -> None:
     # All processes have written their part of a save that is published: what is left under another
     # step's name is of a run that was killed in its midst.
     stale = [
@@ -149,7 +155,7 @@ def _prune(directory: Path, keep: int, spared: tuple[Path | None, ...]) -> None:
         for path in directory.glob(kind)
     ]
     # Not Path.resolve(), which a link to itself stops.
-    kept = [os.path.realpath(path) for path in spared if path is not None]
+    kept = [os.path.realpath(path) for path in spared]
     old = [path for path in sorted(directory.glob("step-*")) if os.path.realpath(path) not in kept]
     for path in (*old[: max(len(old) - keep + 1, 0)], *stale):
         shutil.rmtree(path, ignore_errors=True)

@@ -29,6 +29,7 @@ from pixart import process
 from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
 from pixart.files import parse_json
 from pixart.training.ahead import Ahead
+from pixart.training.best import Best
 from pixart.training.ema import EMA
 from pixart.training.finite import not_finite
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
@@ -107,6 +108,7 @@ class Trainer:
         self.model = self.task.model.to(self.device).train()
         self.step, self.accepted, self.mean_norm, self.skipped, self.seconds = 0, 0, 0.0, 0, 0.0
         self.resumed_from: Path | None = None
+        self.best = Best(self.stage, self.directory)
         self.called = parallelise(self.model, self.stage.parallel)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = build_optimizers(self.model, self.stage.optimizer)
@@ -135,7 +137,7 @@ class Trainer:
             # One process's clock may be ahead: all leave together, or the others wait for ever.
             while not any_process(self.done or self.step >= last or stop.asked, self.device):
                 self._advance_and_report(ahead, progress)
-                if self.step % self.save_every == 0:
+                if self.step % self.save_every == 0 or self.best.is_at(self.step):
                     saved = self.save()
             if saved != self.step:
                 self.save()
@@ -156,7 +158,9 @@ class Trainer:
         progress.step(self.step, values, spent, waited, int(images), int(tokens), flops)
         every = self.stage.validation.every
         if every and (self.step % every == 0 or self.step == self.stage.steps):
-            progress.validation(self.step, self._validate())
+            found = self._validate()
+            progress.validation(self.step, found)
+            self.best.note(found, self.step)
         self._count_time()
 
     def _count_time(self) -> None:
@@ -276,6 +280,7 @@ class Trainer:
             "batch_unit": self.stage.batch.unit(world_size()),
             "seconds": max_over_processes(self.seconds, self.device),
             "scaler": self.scaler.state_dict(),
+            **self.best.said(),
         }
         save_state(
             self.directory,
@@ -283,9 +288,10 @@ class Trainer:
             tensors,
             progress,
             keep=self.keep,
-            spare=self.resumed_from,
+            spare=[*self.best.spared(), *([self.resumed_from] if self.resumed_from else ())],
             export=export,
         )
+        self.best.link()
         return self.step
 
     def resume(self, state: Path | None = None) -> bool:
@@ -317,6 +323,7 @@ class Trainer:
         self.mean_norm = values["mean_norm"]
         self.skipped, self.seconds = values["skipped"], values["seconds"]
         self._resume_scaler(state, values["scaler"])
+        self.best.resume(values)
         return True
 
     def _resume_scaler(self, state: Path, values: dict[str, Any]) -> None:

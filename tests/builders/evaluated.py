@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pixart.evaluation.metric import Score
+from pixart.evaluation.parts import Row, ScoreStore, identity_of
+from pixart.evaluation.results import score_folder
+
 CATEGORIES = ("one", "pair", "group")
 COLOURS = ((200, 40, 40), (40, 90, 200), (230, 200, 60), (60, 150, 80))
 HOSTILE = (
@@ -43,8 +47,9 @@ def build(
         clip[f"{name}/0000"] = 0.28 + 0.03 * float(rng.standard_normal()) + better
         shapes[f"{name}/0000"] = float(rng.random() < 0.7 + better)
     _write_lines(folder / "prompts.jsonl", lines)
-    _scores(folder / "scores" / "clip-1", clip, {})
-    _scores(folder / "scores" / "shapes-2", shapes, {"colour": 1.0})
+    of_clip = constants or {"model": "clip-tiny", "times": 1}
+    _scores(folder, score_folder("clip", "1", of_clip), clip, {})
+    _scores(folder, score_folder("shapes", "2", {}), shapes, {"colour": 1.0})
     of_category = {line["id"]: line["category"] for line in lines}
     paper = {
         "value": 0.2797,
@@ -53,7 +58,7 @@ def build(
         "because": [f"{count} prompts, the paper has 30,000", "another set of prompts"],
     }
     metrics = {
-        "clip": metric("1", clip, of_category, constants or {"model": "clip-tiny", "times": 1}, "clip")
+        "clip": metric("1", clip, of_category, of_clip, "clip")
         | {"paper": {"clip": paper}},
         "shapes": metric("2", shapes, of_category, {}, "shapes"),
         "fid-clean": {
@@ -135,11 +140,18 @@ def _picture(path: Path, rng: np.random.Generator) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def _scores(folder: Path, scores: Mapping[str, float], parts: Mapping[str, float]) -> None:
-    lines = [{"key": key, "value": value, "parts": parts} for key, value in scores.items()]
-    middle = len(lines) // 2
-    for number, some in enumerate((lines[:middle], lines[middle:])):
-        _write_lines(folder / f"part-{number:05d}.jsonl", some)
+def _scores(
+    folder: Path, name: str, scores: Mapping[str, float], parts: Mapping[str, float]
+) -> None:
+    """In two parts, as two processes might have left them."""
+    store = ScoreStore(folder / "scores" / name)
+    rows = []
+    for key, value in scores.items():
+        picture = identity_of(folder / "images" / f"{key}.png")
+        rows.append(Row(key, str(picture), Score(value, parts)))
+    middle = len(rows) // 2
+    store.write(0, rows[:middle])
+    store.write(1, rows[middle:])
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -217,3 +217,33 @@ def test_the_text_has_every_row_ours_and_one_answer_for_columns_that_share_it() 
     text = table_text(table)
     assert "> PixArt-α" in text and "ours: mine" in text and "0.5 [0.49, 0.51]" in text
     assert text.count("same protocol? no") == 1 and "color, shape: same protocol? no" in text
+
+
+def test_several_models_stand_in_one_table_each_beside_its_row() -> None:
+    protocol = load_protocol("sigma-table-3")
+    tables = []
+    for name, compression in (("dense", None), ("deep", KVCompression(tuple(range(14, 28))))):
+        done = results(protocol, clip={"values": {"clip": estimate(0.27, 0.01)}})
+        done["model"] = name
+        done["protocol"]["kv_compress"] = kv_words(compression)
+        table = paper_table(protocol, done)
+        assert table is not None
+        tables.append(table)
+    text = table_text(*tables)
+    assert "> (a) none, 512 px" in text and "> (a) deep blocks 14-27" in text
+    assert "deep beside '(a) deep blocks 14-27', CLIP: same protocol? no" in text
+    assert "? not read in the paper itself" in text
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("blip-vqa-1:blip-vqa-capfilt-large", "Salesforce/blip-vqa-capfilt-large", True),
+        ("chat-1:blip-vqa-capfilt-large", "Salesforce/blip-vqa-capfilt-base", False),
+        ("checker-1", "mplug-large", False),
+    ],
+)
+def test_a_judge_is_known_by_its_name(ours: str, theirs: str, same: bool) -> None:
+    column = replace(COLUMN, stated=Stated(judge=theirs), constants={})
+    used = Used(STATED, "mine", constants={"fid": {"judge": ours}})
+    assert same_protocol(PROTOCOL, column, TABLE.rows[0], used)[0] is same

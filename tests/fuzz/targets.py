@@ -35,6 +35,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".jsonl": (damaged_json_lines, damaged_json_lines, damaged_text, damaged_bytes),
     ".safetensors": (damaged_safetensors, damaged_safetensors, damaged_bytes),
     ".png": (damaged_png, damaged_png, damaged_bytes),
+    ".npz": (damaged_zip, damaged_zip, damaged_bytes),
     ".pth": (damaged_zip, damaged_zip, damaged_bytes),
     ".tar": (damaged_tar, damaged_tar, damaged_bytes),
     ".yaml": (damaged_text,),
@@ -110,7 +111,7 @@ def _picture_of_ours(name: str) -> Target:
         return path
 
     def read(place: Path) -> object:
-        from pixart.generation.pictures import read_metadata
+        from pixart.pipeline.pictures import read_metadata
 
         return read_metadata(place)
 
@@ -312,6 +313,22 @@ def _read_log(place: Path) -> object:
     return curve
 
 
+def _make_statistics(folder: Path) -> Path:
+    import numpy as np
+
+    place = folder / "real.npz"
+    name, features = "inception-clean-0123", np.arange(24, dtype=np.float32).reshape(6, 4) % 7
+    kept = {"features": features, "keys": np.array(list("abcdef")), "extractor": np.array(name)}
+    np.savez_compressed(place, mu=np.zeros(4), sigma=np.eye(4), n=np.array(6), **kept)
+    return place
+
+
+def _read_statistics(place: Path) -> object:
+    from pixart.evaluation.reference_statistics import read_statistics
+
+    return read_statistics(place)
+
+
 TARGETS: dict[str, Target] = {
     "safetensors": _checkpoint("model.safetensors", _write_pixart),
     "pth": _checkpoint("model.pth", lambda path: save_official(path, official(SHALLOW))),
@@ -330,6 +347,7 @@ TARGETS: dict[str, Target] = {
     "state": Target(_make_state, _read_state),
     "prepared": Target(_make_prepared, _read_prepared),
     "log": Target(_make_log, _read_log),
+    "statistics": Target(_make_statistics, _read_statistics),
 }
 
 

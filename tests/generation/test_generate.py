@@ -18,8 +18,8 @@ from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
 from pixart.generate import main
-from pixart.generation.pictures import read_metadata
 from pixart.model.transformer import PixArt
+from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.text_to_image import Pipeline
 
 CHANNELS = (8, 8, 8, 8)

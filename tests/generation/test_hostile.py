@@ -23,8 +23,8 @@ from pixart.generate import main, run
 from pixart.generation.console import Console
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
-from pixart.generation.pictures import KEY
 from pixart.generation.report import Report
+from pixart.pipeline.pictures import KEY
 
 DEEP = "[" * 100_000
 HUGE = "9" * 5000

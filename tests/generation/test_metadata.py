@@ -16,8 +16,8 @@ from pixart import __version__
 from pixart.generate import main
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
-from pixart.generation.pictures import KEY, find_drawn, read_metadata, write_picture
 from pixart.pipeline.metadata import MODEL_OPTIONS, VERSION, Metadata
+from pixart.pipeline.pictures import KEY, find_drawn, read_metadata, write_picture
 from pixart.pipeline.request import Request
 
 OLD = Path(__file__).parent.parent / "golden" / "pictures"

@@ -14,15 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 from pixart.generation.jobs import Job, plan
 from pixart.generation.names import safe_name
 from pixart.generation.options import Options
-from pixart.generation.pictures import (
+from pixart.generation.prompts import read_prompts
+from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.pictures import (
     KEY,
     check_writable,
     find_drawn,
     read_metadata,
     write_picture,
 )
-from pixart.generation.prompts import read_prompts
-from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.request import Request
 
 HOSTILE = {

@@ -17,7 +17,7 @@ from pixart.generation import drawing
 from pixart.generation.jobs import plan
 from pixart.generation.names import Places, Template, safe_name
 from pixart.generation.options import Options
-from pixart.generation.pictures import read_metadata
+from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.request import Request
 
 

@@ -14,8 +14,8 @@ from pixart.generate import main
 from pixart.generation import sheet
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
-from pixart.generation.pictures import read_metadata
 from pixart.generation.sheet import Cell, draw_sheet
+from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.request import SETTINGS, Request
 
 

@@ -21,10 +21,10 @@ from pixart.dataset.annotations import with_prompt
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.sources import open_source
 from pixart.generate import main as generate
-from pixart.generation.pictures import read_metadata
 from pixart.lora.adapters import load_lora, merge_lora
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
+from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.train import main as train
 from pixart.training.recipe import load_recipe

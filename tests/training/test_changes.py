@@ -81,6 +81,7 @@ FREE = {
     "batch.accumulate": replace(STAGE, batch=Batch(accumulate=2)),
     "parallel": replace(STAGE, parallel="fsdp"),
     "validation.every": replace(STAGE, validation=Validation(every=2)),
+    "validation.metric_count": replace(STAGE, validation=Validation(metric_count=3)),
 }
 
 

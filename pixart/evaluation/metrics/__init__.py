@@ -10,7 +10,14 @@ if TYPE_CHECKING:
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
+    "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
+    "fid-clean": "pixart.evaluation.metrics.frechet:Frechet",
+    "fid-pytorch": "pixart.evaluation.metrics.frechet:Frechet",
+    "fid-tf": "pixart.evaluation.metrics.frechet:Frechet",
+    "kid": "pixart.evaluation.metrics.kernels:Kid",
+    "precision-recall": "pixart.evaluation.metrics.neighbours:PrecisionRecall",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
     "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",

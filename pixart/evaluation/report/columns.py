@@ -59,7 +59,7 @@ def ways(row: Number, names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, one in zip(names, row.ours, strict=True):
         if one is not None:
-            notes = "".join(f" {_sentence(note)}" for note in one.notes)
+            notes = "".join(f" {sentence(note)}" for note in one.notes)
             found.setdefault(f"{one.method}, n = {one.n:,}.{notes}", []).append(name)
     return found
 
@@ -71,7 +71,7 @@ def command_of(one: Evaluated) -> str:
 
 
 def _command(one: Evaluated) -> str:
-    words = one.made.get("command")
+    words = one.folder.run.get("command")
     if isinstance(words, str):
         return words
     if isinstance(words, list) and words:
@@ -99,7 +99,8 @@ def flattened(values: Mapping[str, Any], before: str = "") -> list[tuple[str, st
     return rows
 
 
-def _sentence(note: str) -> str:
+def sentence(note: str) -> str:
+    """A note that begins and ends as a sentence does."""
     note = note.strip()
     note = note[:1].upper() + note[1:]
     return note if note.endswith((".", "!", "?")) else f"{note}."

@@ -18,8 +18,10 @@ WIDTH, MARGIN = 360, 14
 PLOT = 204  # of a bar's row; the number stands behind it
 LINE, BAR, GAP = 18, 15, 9
 SERIES = 4  # colours; the fifth folder has the first's again
-SIDE = 300  # of a scatter
-LARGEST = 15.0  # radius of a point, of all at one place
+LEFT, TOP, SIDE = 52, 6, 284  # of a scatter's frame
+EDGE = 18  # between it and the ends of the axes: room for points there
+LARGEST = 15.0  # radius of a point that stands for many
+TOLD = 9  # places that have room for a number each
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,11 @@ def bars(
     return _figure(title, _spoken(groups, series, unit), WIDTH, y + MARGIN, [*grid, *parts])
 
 
-def strip(scale: Axis, one: Estimate, paper: float | None, series: int = 0) -> Html:
-    """An interval on a line, small enough for a table, and the paper's number as a diamond. The same is
-    said in the table in words."""
+def strip(
+    scale: Axis, one: Estimate, paper: float | None = None, series: int = 0, zero: bool = False
+) -> Html:
+    """An interval on a line, small enough for a table, the paper's number as a diamond, and a mark at
+    zero. The same is said in the table in words."""
     height, middle = 18, 9
     left, right = 4 + scale(one.low), 4 + scale(one.high)
     parts = [
@@ -113,6 +117,10 @@ def strip(scale: Axis, one: Estimate, paper: float | None, series: int = 0) -> H
             class_=f"soft{series % SERIES}"),
         _circle(4 + scale(one.value), middle, 4, f"fill{series % SERIES}"),
     ]  # fmt: skip
+    if zero:
+        parts.append(
+            tag("line", x1=4 + scale(0), x2=4 + scale(0), y1=0, y2=height, class_="whisker")
+        )
     if paper is not None:
         x = 4 + scale(paper)
         shape = f"M{x} {middle - 6}l6 6l-6 6l-6-6z"
@@ -127,39 +135,48 @@ def scatter(
     title: str, points: Sequence[tuple[float, float]], names: tuple[str, str], higher: bool
 ) -> Html:
     """Each prompt as a point: its score in A to the right, in B upwards. Points at one place are one,
-    larger by their number."""
-    left, top = 52, MARGIN
-    scale = axis([value for point in points for value in point], SIDE - 16)
-    inner = SIDE - 16
-    parts: list[Html] = []
-    for tick in scale.ticks:
-        x, y = left + scale(tick), top + inner - scale(tick)
-        parts += [
-            tag("line", x1=x, x2=x, y1=top, y2=top + inner, class_="grid"),
-            tag("line", x1=left, x2=left + inner, y1=y, y2=y, class_="grid"),
-            _text(x, top + inner + 15, scale.label(tick), "tick", "middle"),
-            _text(left - 6, y + 4, scale.label(tick), "tick", "end"),
-        ]
-    parts.append(tag("line", x1=left, x2=left + inner, y1=top + inner, y2=top, class_="diagonal"))
+    larger by their number; of few places the numbers stand beside them."""
+    scale = axis([value for point in points for value in point], SIDE - 2 * EDGE)
+    parts = _cross(scale)
     places = Counter((scale(a), scale(b)) for a, b in points)
     most = max(places.values(), default=1)
+    told = len(places) <= TOLD < len(points)
     for (x, y), count in sorted(places.items(), key=lambda one: (-one[1], one[0])):
         gap = (y - x) if higher else (x - y)
         side = "even" if gap == 0 else "fill1" if gap > 0 else "fill0"
-        radius = 3.0 if most == 1 else max(2.5, LARGEST * math.sqrt(count / most))
-        radius = min(radius, 3.0 * math.sqrt(count))
-        parts.append(_circle(left + x, top + inner - y, round(radius, 2), f"{side} point"))
+        radius = min(max(2.5, LARGEST * math.sqrt(count / most)), 3.0 * math.sqrt(count))
+        at, up = LEFT + EDGE + x, TOP + SIDE - EDGE - y
+        parts.append(_circle(at, up, round(radius, 2), f"{side} point"))
+        if told:
+            is_right = x > scale.length / 2
+            beside = at - radius - 5 if is_right else at + radius + 5
+            parts.append(_text(beside, up + 4, str(count), "label", "end" if is_right else "start"))
     a, b = (shortened(name, 34) for name in names)
-    middle = top + inner / 2
+    middle = TOP + SIDE / 2
     parts += [
-        _text(left + inner / 2, top + inner + 34, f"A: {a}", "label", "middle"),
+        _text(LEFT + SIDE / 2, TOP + SIDE + 32, f"A: {a}", "label", "middle"),
         tag("text", f"B: {b}", x=12, y=middle, class_="label", text_anchor="middle",
             transform=f"rotate(-90 12 {middle})"),
     ]  # fmt: skip
     above = sum((b > a) if higher else (b < a) for a, b in points)
     below = sum((b < a) if higher else (b > a) for a, b in points)
     spoken = f"{above} prompts are better in B, {below} in A, {len(points) - above - below} even."
-    return _figure(title, spoken, WIDTH, SIDE + 36, parts)
+    return _figure(title, spoken, WIDTH, TOP + SIDE + 40, parts)
+
+
+def _cross(scale: Axis) -> list[Html]:
+    """The grid of a scatter, its labels, and the line on which both are equal."""
+    parts: list[Html] = []
+    for tick in scale.ticks:
+        x, y = LEFT + EDGE + scale(tick), TOP + SIDE - EDGE - scale(tick)
+        parts += [
+            tag("line", x1=x, x2=x, y1=TOP, y2=TOP + SIDE, class_="grid"),
+            tag("line", x1=LEFT, x2=LEFT + SIDE, y1=y, y2=y, class_="grid"),
+            _text(x, TOP + SIDE + 14, scale.label(tick), "tick", "middle"),
+            _text(LEFT - 6, y + 4, scale.label(tick), "tick", "end"),
+        ]
+    parts.append(tag("line", x1=LEFT, x2=LEFT + SIDE, y1=TOP + SIDE, y2=TOP, class_="diagonal"))
+    return parts
 
 
 def standalone(figure: Html) -> str:
@@ -173,6 +190,9 @@ def standalone(figure: Html) -> str:
 def _bar(
     scale: Axis, one: Estimate, y: float, series: int, from_zero: bool, unit: str
 ) -> list[Html]:
+    number = _text(WIDTH - MARGIN, y + BAR / 2 + 3, numbers.estimate(one, unit), "number", "end")
+    if not math.isfinite(one.value):
+        return [number]
     middle, zero = y + BAR / 2 - 1, scale(max(scale.low, min(scale.high, 0.0)))
     at, low, high = scale(one.value), scale(one.low), scale(one.high)
     parts = []
@@ -189,7 +209,7 @@ def _bar(
             for x in (low, high)
         ),
         _circle(MARGIN + at, middle, 3.5, f"fill{series}"),
-        _text(WIDTH - MARGIN, middle + 4, numbers.estimate(one, unit), "number", "end"),
+        number,
     ]
     return parts
 

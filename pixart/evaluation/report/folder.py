@@ -9,10 +9,10 @@ from typing import Any, TypeGuard
 
 from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Estimate, Score
-from pixart.files import parse_json, read_bounded, read_json
+from pixart.evaluation.prompt_files import read_prompts
+from pixart.evaluation.results import ERRORS, IMAGES, PROMPTS, RESULTS, Folder, open_folder
+from pixart.files import parse_json, read_bounded
 
-RESULTS = "results.json"
-VERSION = 1  # of results.json
 MAX_LINES = 2**30  # bytes of a file of lines
 
 
@@ -50,86 +50,87 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A folder that `run` or `score` has filled. name: what its column is called."""
+    """A folder that `run` or `score` has filled."""
 
-    path: Path
-    results: Mapping[str, Any]
+    folder: Folder
     metrics: Mapping[str, Judged]
+    _scores: dict[str, Mapping[str, Score]] = field(default_factory=dict, repr=False)
 
     @property
-    def name(self) -> str:
-        return self.path.resolve().name
+    def path(self) -> Path:
+        return self.folder.path
 
     @property
-    def model(self) -> str:
-        return str(self.results.get("model") or "pictures of others")
+    def results(self) -> Mapping[str, Any]:
+        return self.folder.results
 
     @property
     def protocol(self) -> Mapping[str, Any]:
         return self.results["protocol"]
 
-    @cached_property
-    def made(self) -> Mapping[str, Any]:
-        """run.json, empty where there is none."""
-        path = self.path / "run.json"
-        return read_json(path) if path.is_file() else {}
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def model(self) -> str:
+        """Who drew the pictures; the folder's name where nobody knows."""
+        return str(self.results.get("model") or self.name)
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
         """By id, in the order of the file. ValueError for lines that are no prompts."""
-        found: dict[str, Prompt] = {}
-        for place, line in _lines(self.path / "prompts.jsonl"):
-            if not isinstance(line.get("id"), str) or not isinstance(line.get("prompt"), str):
-                raise ValueError(f"{place}: must have the texts id and prompt, got {sorted(line)}")
-            known = {name: line[name] for name in Prompt.__dataclass_fields__ if name in line}
-            found[line["id"]] = Prompt(**known)
-        return found
+        return {prompt.id: prompt for prompt in read_prompts(self.path / PROMPTS)}
 
     @cached_property
     def errors(self) -> Sequence[Mapping[str, Any]]:
         """The lines of errors.jsonl: what is missing or cannot be scored."""
-        path = self.path / "errors.jsonl"
-        return [line for _, line in _lines(path)] if path.is_file() else []
+        path = self.path / ERRORS
+        return list(_lines(path)) if path.is_file() else []
 
     def scores(self, metric: str) -> Mapping[str, Score]:
         """What a metric says of each picture, by key in order. Empty if the metric looks at whole sets.
-        ValueError for scores that are not finite numbers or of pictures that no prompt has."""
-        folder = self.path / "scores" / f"{metric}-{self.metrics[metric].version}"
-        found: dict[str, Score] = {}
-        for path in sorted(folder.glob("part-*.jsonl")):
-            for place, line in _lines(path):
-                key, value = line.get("key"), line.get("value")
-                if not isinstance(key, str) or key.rpartition("/")[0] not in self.prompts:
-                    raise ValueError(f"{place}: key must be of a prompt, got {key!r}")
-                if "error" in line:  # it stands in errors.jsonl
-                    continue
-                if not _is_finite(value):
-                    raise ValueError(f"{place}: value must be a finite number, got {value!r}")
-                found[key] = Score(float(value), line.get("parts") or {})
+        ValueError for scores that are damaged, or of pictures that no prompt has."""
+        if metric not in self._scores:
+            self._scores[metric] = self._read_scores(metric)
+        return self._scores[metric]
+
+    def _read_scores(self, metric: str) -> Mapping[str, Score]:
+        try:
+            found = self.folder.scores(metric)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}: scores of {metric} are damaged ({error}); score it again"
+            ) from error
+        for key in found:
+            if key.rpartition("/")[0] not in self.prompts:
+                raise ValueError(
+                    f"{self.path}: {metric} has a score of {key}, which no prompt is of; score it again"
+                )
         return {key: found[key] for key in sorted(found)}
 
     def entry(self, key: str) -> Entry:
         """The picture of a key. Its file may be gone."""
+        if key in self._entries:
+            return self._entries[key]
         prompt, _, sample = key.rpartition("/")
-        return Entry(self.prompts[prompt], int(sample), self.path / "images" / f"{key}.png")
+        return Entry(self.prompts[prompt], int(sample), self.path / IMAGES / f"{key}.png")
+
+    @cached_property
+    def _entries(self) -> Mapping[str, Entry]:
+        try:
+            return {entry.key: entry for entry in self.folder.found.entries}
+        except (ValueError, OSError):  # of pictures that are gone there are scores still
+            return {}
 
 
 def open_evaluated(path: Path) -> Evaluated:
-    """Read a folder's results. ValueError, with the way out, for anything that is none: FileNotFoundError
-    where there is no results.json."""
+    """Read a folder's results. ValueError, with the way out, for anything that is none."""
+    folder = open_folder(path)
     file = path / RESULTS
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is not there; `python -m pixart.evaluate run` or `score` makes it"
-        )
-    results = read_json(file)
-    if results.get("version") != VERSION:
-        raise ValueError(f"{file}: version must be {VERSION}, got {results.get('version')!r}")
-    for name in ("protocol", "metrics"):
-        if not isinstance(results.get(name), dict):
-            raise ValueError(f"{file}: {name} must be an object, got {results.get(name)!r}")
-    metrics = {name: _judged(file, name, one) for name, one in results["metrics"].items()}
-    return Evaluated(path, results, metrics)
+    metrics = {name: _judged(file, name, one) for name, one in folder.results["metrics"].items()}
+    return Evaluated(folder, metrics)
 
 
 def _judged(file: Path, name: str, stored: Mapping[str, Any]) -> Judged:
@@ -165,39 +166,31 @@ def _judged(file: Path, name: str, stored: Mapping[str, Any]) -> Judged:
 
 
 def _estimates(where: str, stored: Mapping[str, Any]) -> dict[str, Estimate]:
-    """A number without an interval is refused: nothing here prints one. null is an interval's end that
-    nobody can tell, as of a single prompt."""
+    """A number without an interval is refused: nothing here prints one. null stands for what JSON has not:
+    an interval's end that nobody can tell, as of a single prompt, or a number that is not finite."""
     found = {}
     for name, one in stored.items():
-        if not _is_finite(one.get("value")) or not {"low", "high", "n"} <= one.keys():
+        if not isinstance(one, dict) or not {"value", "low", "high", "n"} <= one.keys():
             raise ValueError(f"{where}.{name} must have value, low, high and n, got {one!r}")
-        low = -math.inf if one["low"] is None else one["low"]
-        high = math.inf if one["high"] is None else one["high"]
-        if not (isinstance(low, int | float) and isinstance(high, int | float) and low <= high):
-            raise ValueError(f"{where}.{name} must have low up to high, got {one!r}")
+        ends = {"value": math.inf, "low": -math.inf, "high": math.inf}
+        told = {end: other if one[end] is None else one[end] for end, other in ends.items()}
+        if not all(map(_is_number, told.values())) or told["low"] > told["high"]:
+            raise ValueError(f"{where}.{name} must have numbers, low up to high, got {one!r}")
         notes = tuple(map(str, one.get("notes") or ()))
-        found[name] = Estimate(
-            float(one["value"]),
-            float(low),
-            float(high),
-            int(one["n"]),
-            str(one.get("method", "")),
-            notes,
-        )
+        value, low, high = (float(told[end]) for end in ends)
+        found[name] = Estimate(value, low, high, int(one["n"]), str(one.get("method", "")), notes)
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each line of JSON, with its place for messages. Raises ValueError for lines that are no objects."""
-    text = read_bounded(path, MAX_LINES).decode("utf-8")
-    for number, line in enumerate(text.split("\n"), start=1):
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Each line of JSON. Raises ValueError for lines that are no objects."""
+    for number, line in enumerate(read_bounded(path, MAX_LINES).splitlines(), start=1):
         if line.strip():
-            place = f"{path}:{number}"
-            values = parse_json(line, place)
+            values = parse_json(line, f"{path}:{number}")
             if not isinstance(values, dict):
-                raise ValueError(f"{place}: must be a JSON object, got {line[:80]!r}")
-            yield place, values
+                raise ValueError(f"{path}:{number}: must be a JSON object, got {line[:80]!r}")
+            yield values
 
 
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

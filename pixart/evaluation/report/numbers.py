@@ -13,11 +13,13 @@ def digits(low: float, high: float, value: float) -> int:
     half = (high - low) / 2
     if math.isfinite(half) and half > 0:
         return _places(half, 2)
-    return _places(abs(value), 4) if value else 2
+    return _places(abs(value), 4) if value and math.isfinite(value) else 2
 
 
 def written(value: float, places: int) -> str:
     """With a real minus, and without one before nothing."""
+    if not math.isfinite(value):
+        return "\u221e" if value > 0 else f"{MINUS}\u221e"
     text = f"{value:.{places}f}"
     if not float(text):
         text = text.lstrip("-")
@@ -30,11 +32,7 @@ def plain(value: float) -> str:
 
 
 def interval(low: float, high: float, places: int) -> str:
-    ends = [
-        written(end, places) if math.isfinite(end) else "\u221e" if end > 0 else f"{MINUS}\u221e"
-        for end in (low, high)
-    ]
-    return f"[{ends[0]}, {ends[1]}]"
+    return f"[{written(low, places)}, {written(high, places)}]"
 
 
 def estimate(one: Estimate, unit: str = "") -> str:

@@ -39,7 +39,7 @@ def report_readme(folders: Sequence[Evaluated], place: Path, plots: Sequence[str
     parts += _missing(folders, names)
     parts += ["## How each number was made", _notes(folders, names)]
     parts += ["## Protocol", _protocol(folders, names)]
-    parts += ["## Repeat it", _fenced("\n".join(command_of(one) for one in folders))]
+    parts += ["## Repeat it", fenced("\n".join(command_of(one) for one in folders))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -151,7 +151,8 @@ def _protocol(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
+    """A block of commands, whatever they hold."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -49,6 +49,11 @@ def file_name(key: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', key).strip('.-')[:80] or 'plot'}.svg"
 
 
+def beside(folder: Path, name: str) -> Path:
+    """A folder of this name next to another."""
+    return folder.resolve().parent / name
+
+
 def _place(folders: Sequence[Path]) -> Path:
     if len(folders) == 1:
         return folders[0]

@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from pixart.training.batch import (
     stack,
     whole_state,
 )
+from pixart.training.measuring import Measuring
 from pixart.training.outlines import outline_errors
 from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
@@ -368,9 +370,8 @@ class ShapesTask:
         )
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
-        """The loss on scenes that are the same every time, and pictures."""
-        if self.stage.validation.prompts:
-            self._draw_pictures(folder / f"step-{step:08d}")
+        """The loss on scenes that are the same every time, pictures, and what metrics say of others."""
+        measured = self._draw_pictures(folder / f"step-{step:08d}")
         side = self.stage.resolution
         rngs = (random.Random(f"validation/{k}") for k in range(self.stage.validation.images))
         samples = [draw_sample(rng, self.tokenizer, side, self.stage) for rng in rngs]
@@ -378,7 +379,7 @@ class ShapesTask:
         for size in sorted({side, *self.stage.data.sizes}):
             errors = self._outline_errors(size)
             values |= {f"outline_error_{size}@{t}": error for t, error in errors.items()}
-        return values
+        return values | measured
 
     def _outline_errors(self, size: int) -> dict[int, float]:
         """Of the scenes that the loss is measured on, with whole captions."""
@@ -397,12 +398,22 @@ class ShapesTask:
 
         return outline_errors(denoise, part, pictures, stage.prediction)
 
-    def _draw_pictures(self, folder: Path) -> None:
-        """By what a user would open now."""
-        device = next(self.model.parameters()).device
+    @cached_property
+    def _measuring(self) -> Measuring:
+        return Measuring(self.stage, next(self.model.parameters()).device)
+
+    def _draw_pictures(self, folder: Path) -> dict[str, float]:
+        """By what a user would open now: those of the prompts, and in a folder of their own those that
+        metrics score, whose numbers are given back."""
+        captions = self._measuring.captions
+        if not self.stage.validation.prompts and not captions:
+            return {}
         with tempfile.TemporaryDirectory() as place:
             self.export(Path(place))
-            if rank() == 0:
-                source = Path(place) / "pipeline"
-                pipe = Pipeline.from_pretrained(source, device=device, cache_dir=None)
-                draw_pictures(pipe, self.stage, folder)
+            if rank() != 0:
+                return {}
+            device = next(self.model.parameters()).device
+            pipe = Pipeline.from_pretrained(Path(place) / "pipeline", device=device, cache_dir=None)
+            draw_pictures(pipe, self.stage, folder)
+            drawn = draw_pictures(pipe, self.stage, folder / "metrics", captions)
+        return self._measuring(captions, drawn)

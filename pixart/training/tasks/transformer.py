@@ -35,6 +35,7 @@ from pixart.training.batch import (
     whole_state,
 )
 from pixart.training.checkpoints import complete, other_parts
+from pixart.training.measuring import Measuring
 from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import attempt, problems_of, refuse
@@ -171,7 +172,7 @@ class DenoisingTask:
         # Captions are dropped here, where the draw does not depend on the number of processes.
         model.y_embedder.dropout_prob = 0.0
         refuse(data_problems(stage, dataset, prior, model.config))
-        self.scale = stage.vae_scale
+        self.scale, self.measuring = stage.vae_scale, Measuring(stage, device)
         held_out = min(stage.validation.images, len(dataset) // 2) if stage.validation.every else 0
         order = random.Random(f"{stage.seed}/held out").sample(range(len(dataset)), len(dataset))
         self.held_out, self.trained = sorted(order[:held_out]), sorted(order[held_out:])
@@ -318,14 +319,15 @@ class DenoisingTask:
     @torch.no_grad()
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """The mean squared error on held-out images, if there are any, at fixed timesteps and noise,
-        and pictures."""
+        pictures, and what metrics say of them."""
         values = {}
         if self.held_out:
             values = {f"mse@{t}": self._held_out_loss(t) for t in self.stage.validation.timesteps}
             values["loss"] = sum(values.values()) / len(values)
         if self.pipeline is not None:
             with self.stage.autocast(self.device):
-                draw_pictures(self.pipeline, self.stage, folder / f"step-{step:08d}")
+                drawn = draw_pictures(self.pipeline, self.stage, folder / f"step-{step:08d}")
+            values |= self.measuring(self.stage.validation.prompts, drawn)
         return values
 
     def _held_out_loss(self, timestep: int) -> float:
