@@ -22,6 +22,7 @@ from pixart.evaluation.metrics.judged import JudgedMetric
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.pooled import mean_of_means, pooled_mean
 from pixart.evaluation.questions import Questions, read_questions
+from pixart.files import read_json
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import draw, sample_scene
@@ -77,8 +78,8 @@ def test_tifa_is_the_mean_over_prompts_of_the_mean_over_questions() -> None:
     found = metric.reduce(entries, scores)
     assert found["tifa"].value == pytest.approx(1 / 3) and found["tifa"].n == 2
     # Of types all questions together, as theirs: 1 of 3, not the mean of 1/2 and 0.
-    assert found["tifa:attribute - color"].value == pytest.approx(1 / 3)
-    assert found["tifa:entity - whole"].value == 1.0 and found["tifa:entity - whole"].n == 1
+    assert found["tifa/attribute - color"].value == pytest.approx(1 / 3)
+    assert found["tifa/entity - whole"].value == 1.0 and found["tifa/entity - whole"].n == 1
 
 
 def test_soft_tifa_is_the_mean_of_probabilities_and_their_geometric_mean() -> None:
@@ -99,8 +100,8 @@ def test_dpg_zeroes_what_depends_on_a_no() -> None:
     scores = metric.score(entries, [WHITE], None)
     assert scores[0].value == 0.0  # a is no, so b is 0, so c is
     found = metric.reduce(entries, scores)
-    assert found["dpg:attribute"].value == found["dpg:attribute - color"].value == 1.0  # as given
-    assert found["dpg:entity"].value == 0.0
+    assert found["dpg/attribute"].value == found["dpg/attribute - color"].value == 1.0  # as given
+    assert found["dpg/entity"].value == 0.0
 
 
 def test_a_grid_is_four_pictures() -> None:
@@ -116,7 +117,7 @@ def test_a_grid_is_four_pictures() -> None:
     entries = [entry("x", [A, B])]
     scores = metric.score(entries, [grid], None)
     assert scores[0].value == 0.5  # two of four
-    assert metric.reduce(entries, scores)["dpg:attribute"].value == 1.0
+    assert metric.reduce(entries, scores)["dpg/attribute"].value == 1.0
     with pytest.raises(ValueError, match=r"x/0000: a grid of 2 x 2 must have even sides, got 7x8"):
         quarters(Image.new("RGB", (7, 8)), "x/0000")
 
@@ -251,7 +252,7 @@ def test_tifa_of_the_embedded_world_is_the_accuracy_by_statement() -> None:
         for statement, holds in zip(statements, held, strict=True):
             kinds.setdefault(statement.kind, []).append(holds)
     found = metric.reduce(entries, scores)
-    by_kind = {name.rpartition(" - ")[2]: each.value for name, each in found.items() if ":" in name}
+    by_kind = {name.rpartition(" - ")[2]: each.value for name, each in found.items() if "/" in name}
     by_kind["relation"] = by_kind.pop("spatial")
     assert by_kind == {kind: pytest.approx(sum(all_) / len(all_)) for kind, all_ in kinds.items()}
     assert 0.4 < found["tifa"].value < 0.95  # right pictures and wrong ones
@@ -299,3 +300,44 @@ def test_scores_of_one_picture_alone_can_be_reduced() -> None:
     one = entry("x", [A])
     metric = opened("tifa", Stub({}))
     assert metric.reduce([one], [Score(1.0, {"1": 1.0})])["tifa"].value == 1.0
+
+
+def dpg_file(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """The golden's questions as ours."""
+    return lines(path, *(
+        {
+            "prompt": row["item_id"], "id": row["proposition_id"],
+            "question": row["question_natural_language"], "type": row["tuple"].split("(")[0].strip(),
+            "parents": [one.strip() for one in row["dependency"].split(",") if one.strip() != "0"],
+        }
+        for row in rows
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("count", ["1", "4"])
+def test_dpg_is_the_official_scripts(tmp_path: Path, count: str) -> None:
+    """With its quirks; without them what it drops counts too."""
+    golden = read_json(GOLDEN / "dpg.json")
+    answers = dict(golden["answers"])
+    expected = golden["results"][count]
+
+    class ByCrop(Stub):
+        def answer(self, image: Any, question: str, choices: Sequence[str]) -> Mapping[str, float]:
+            crop = round(float(np.asarray(image)[0, 0, 0]))
+            return yes(float(answers[question][crop] == "yes"))
+
+    grid = Image.new("RGB", (16, 16))
+    for k, corner in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+        grid.paste((k, k, k), (*corner, corner[0] + 8, corner[1] + 8))
+    options = {"official-quirks": "yes", "dpg-grid": "yes" if count == "4" else "no"}
+    context = {"files": {"questions": dpg_file(tmp_path / "q.jsonl", golden["rows"])}}
+    metric = opened("dpg", ByCrop({}), **context, options=options)
+    entries = [entry(prompt) for prompt in expected["prompts"]]
+    scores = metric.score(entries, [grid if count == "4" else grid.crop((0, 0, 8, 8))] * 40, None)
+    assert [one.value for one in scores] == pytest.approx(list(expected["prompts"].values()))
+    found = metric.reduce(entries, scores)
+    assert found["dpg"].value == pytest.approx(expected["score"])
+    for name, value in expected["categories"].items():
+        assert found[f"dpg/{name}"].value == pytest.approx(value), name
+    plain = opened("dpg", ByCrop({}), **context).score(entries[:1], [grid], None)
+    assert len(plain[0].parts) == 1 + len(scores[0].parts) / int(count)

@@ -42,10 +42,12 @@ def open_judge(name: str | None, context: Context) -> Judge:
 
 def _is_blip(name: str, context: Context) -> bool:
     """By what the folder says it is, or by a hub id where there is none."""
-    from pixart.evaluation.judges.folder import find_folder
+    from pixart.evaluation.needs import find_snapshot
     from pixart.files import read_json
 
-    folder = find_folder(name, context)
-    if folder is None or not (config := folder / "config.json").is_file():
+    folder = find_snapshot(name, context)
+    if folder is None:
         return bool(BLIP.search(Path(name).name))
-    return "BlipForQuestionAnswering" in (read_json(config).get("architectures") or ())
+    return "BlipForQuestionAnswering" in (
+        read_json(folder / "config.json").get("architectures") or ()
+    )

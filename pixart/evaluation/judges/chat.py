@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.folder import find_folder, folder_of, need_of
 from pixart.evaluation.judges.judge import Judge, check_question, one_line
 from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
 from pixart.evaluation.metric import Context
-from pixart.evaluation.needs import Need
+from pixart.evaluation.needs import Need, find_snapshot, need_snapshot, open_snapshot
 from pixart.files import fingerprint
 from pixart.libraries import importing, silenced
 
@@ -38,12 +37,11 @@ class ChatJudge(Judge):
 
     @cached_property
     def digest(self) -> str:
-        folder = find_folder(self.name, self.context)
+        folder = find_snapshot(self.name, self.context)
         return fingerprint(folder)[:16] if folder else ""
 
     def needs(self) -> Sequence[Need]:
-        found = find_folder(self.name, self.context)
-        return () if found else [need_of(self.name, self.context)]
+        return need_snapshot(self.name, self.context)
 
     def release(self) -> None:
         self._opened = None
@@ -76,7 +74,7 @@ class ChatJudge(Judge):
         if self._opened is None:
             import torch
 
-            folder = folder_of("judge", self.name, self.context)
+            folder = open_snapshot("judge", self.name, self.context)
             dtype = torch.bfloat16 if self.context.device.type == "cuda" else torch.float32
             options = {"local_files_only": True, "trust_remote_code": False}
             with importing():  # opening imports what the model is of, too

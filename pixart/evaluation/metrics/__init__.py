@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
+    "geneval": "pixart.evaluation.metrics.geneval:GenEval",
     "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-clean": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-pytorch": "pixart.evaluation.metrics.frechet:Frechet",

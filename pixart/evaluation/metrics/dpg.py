@@ -3,7 +3,7 @@
 A question counts 1 where the judge gives the right answer (which is always yes there); it counts 0 where any
 of its parents counts 0, so too where the parent was zeroed itself. A picture's score is the mean over its
 questions, DPG the mean over prompts of the mean over pictures. Categories are scored by the answers as they
-were given: "dpg:entity", and in detail "dpg:entity - whole".
+were given: "dpg/entity", and in detail "dpg/entity - whole".
 
     --option dpg-grid=yes           each picture is a 2 x 2 grid of four, as the official script wants them
     --option official-quirks=yes    as the official script: the first line of `--file questions=FILE` is

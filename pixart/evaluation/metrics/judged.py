@@ -68,11 +68,11 @@ def by_kind(
     entries: "Sequence[Entry]",
     kinds: Iterable[Mapping[str, Sequence[float]]],
 ) -> dict[str, Estimate]:
-    """ "NAME:KIND" for each kind: the mean of all its values, as the papers have it. kinds: of each entry in
+    """ "NAME/KIND" for each kind: the mean of all its values, as the papers have it. kinds: of each entry in
     turn, its values by kind."""
     each = list(kinds)
     names = sorted({kind for one in each for kind in one})
     return {
-        f"{name}:{kind}": pooled_mean(entries, [one.get(kind, ()) for one in each])
+        f"{name}/{kind}": pooled_mean(entries, [one.get(kind, ()) for one in each])
         for kind in names
     }
