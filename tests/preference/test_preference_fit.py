@@ -12,9 +12,10 @@ from pixart.evaluation.preference.bradley_terry import (
     check_connected,
     elo,
 )
-from pixart.evaluation.preference.fit import attention, fit, majority
+from pixart.evaluation.preference.fit import fit
 from pixart.evaluation.preference.games import Games, fit_games
 from pixart.evaluation.preference.options import Fit
+from pixart.evaluation.preference.outcome import Voter, attention, majority
 from pixart.evaluation.preference.study import Study
 from pixart.evaluation.preference.votes import Vote
 from pixart.preference import bradley_terry, main
@@ -183,8 +184,6 @@ def test_careless_voters_are_named_and_left_out(
 
 
 def test_a_fifth_of_the_checks_may_fail() -> None:
-    from pixart.evaluation.preference.fit import Voter
-
     assert Voter("s", 9, 5, 1).is_attentive and not Voter("s", 9, 9, 2).is_attentive
     assert Voter("s", 9, 0, 0).is_attentive
 

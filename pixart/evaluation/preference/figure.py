@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pixart.files import written_aside
 
 if TYPE_CHECKING:
-    from pixart.evaluation.preference.fit import Results
     from pixart.evaluation.preference.games import Rate
+    from pixart.evaluation.preference.outcome import Results
 
 COLOURS = ("#1f5fbf", "#8ab4f8", "#b45309", "#f2b56b", "#3f7d4e", "#9fd3ab", "#6b4fa0", "#c3b1e1")
 WIDTH = 0.8  # of the bars of one opponent together

@@ -5,8 +5,8 @@ from html import escape
 from typing import Any
 
 from pixart.evaluation.estimate import Estimate
-from pixart.evaluation.preference.fit import Results, Side, estimate_dict
 from pixart.evaluation.preference.options import Fit
+from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
 
 Row = Sequence[str]
 ALT = "bars: how often the first model is preferred to each other one, by people and judges"
