@@ -14,13 +14,13 @@ from pixart.shapes.scene import draw, sample_scene
 SIDE = 64
 
 
-def write_pictures(folder: Path, count: int, wrong: dict[str, float], seed: int = 0) -> Path:
+def write_pictures(folder: Path, count: int, wrong: dict[str, float], kind: str = "one") -> Path:
     """count prompts, and a folder of pictures for each model. wrong: name -> the share of its pictures that
     show another scene. Returns the file of the prompts."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     lines = []
     for number in range(count):
-        scene = sample_scene(rng, "one")
+        scene = sample_scene(rng, kind)
         lines.append(describe(scene, rng, omit=0.0, apart=0.0))
         for model, share in wrong.items():
             shown = sample_scene(rng, "pair") if rng.random() < share else scene
