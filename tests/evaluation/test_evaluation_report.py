@@ -13,6 +13,8 @@ import pytest
 from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.parts import Row, ScoreStore
+from pixart.evaluation.protocol import load_protocol
+from pixart.evaluation.published import with_paper
 from pixart.evaluation.report import figures, gallery, numbers, write_report
 from pixart.evaluation.report.columns import command_of
 from pixart.evaluation.report.folder import open_evaluated
@@ -246,6 +248,24 @@ def test_several_folders_stand_side_by_side(tmp_path: Path) -> None:
         assert target.startswith("#") or (path.parent / target).is_file()
     assert not (one / "report.html").exists() and (one / "results.json").read_bytes() == before
     assert write_report([one, two], tmp_path / "there") == tmp_path / "there" / "report.html"
+
+
+def test_a_papers_table_stands_beside_ours_with_what_says_no(folder: Path) -> None:
+    evaluated.write(folder, with_paper(load_protocol("shapes"), evaluated.results_of(folder)))
+    page, readme = report(folder), (folder / "README.md").read_text()
+    rows = dict(
+        re.findall(r"^\| (\w+) \| (.*) \|$", readme.split("## Beside the paper")[1], re.MULTILINE)
+    )
+    # Of each ten: 7, 7 and 6 are right, in the model card's per cent.
+    assert rows["pair"] == "70 [40, 100] | 98 | no | not comparable | 10"
+    assert "unseen one | not measured | 94.3" in readme
+    told = "Not the same protocol in any column, because"
+    assert told in page.text and told in readme and "30 prompts, the table has 1,500" in readme
+    assert page.text.count("30 prompts, the table has 1,500") == 1
+    assert "shapes, all keys and values merged" in page.text
+    (plot,) = (folder / "plots").glob("shapes-by-category.svg")
+    shown = [one for one in ElementTree.parse(plot).iter() if one.get("class") == "paper"]
+    assert len(shown) == 3  # of one, pair and group
 
 
 def test_plots_of_metrics_that_are_gone_are_taken_away(folder: Path) -> None:

@@ -21,15 +21,19 @@ LISTED = 50
 WORDS = 100
 
 
-def report_readme(folders: Sequence[Evaluated], place: Path, plots: Sequence[str]) -> str:
-    """The text. place: the folder it is written to. plots: names of the files in plots/."""
+def report_readme(
+    folders: Sequence[Evaluated], place: Path, plots: Sequence[str], paper: Sequence[str] = ()
+) -> str:
+    """The text. place: the folder it is written to. plots: names of the files in plots/. paper: what stands
+    of a paper's table."""
     names = names_of(folders)
     parts = [
         f"# {words(' and '.join(names))}: evaluation",
         _facts(folders, names),
         "Every number stands with its 95 % interval. [report.html](report.html) shows the pictures.",
         "## Numbers",
-        number_table(folders, names),
+        number_table(folders, names, with_paper=not paper),
+        *paper,
     ]
     if plots:
         images = [f"![{name.removesuffix('.svg')}](plots/{name})" for name in plots]
@@ -56,8 +60,10 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def number_table(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
-    """Metric, ours with intervals, the paper's, whether both were made the same way, n."""
+def number_table(
+    folders: Sequence[Evaluated], names: Sequence[str], with_paper: bool = True
+) -> str:
+    """Metric, ours with intervals, n; and the paper's, and whether both were made the same way."""
     several = len(folders) > 1
     ours = [words(name) for name in names] if several else ["ours [low, high]"]
     rows = []
@@ -65,8 +71,10 @@ def number_table(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
         shown = [one for one in row.ours if one is not None]
         cells = [numbers.estimate(one, words(row.metric.unit)) if one else "" for one in row.ours]
         counts = " and ".join(f"{n:,}" for n in sorted({one.n for one in shown}))
-        rows.append([words(row.name), *cells, *_published(row.paper), counts])
-    return table(["metric", *ours, "paper", "same protocol?", "n"], rows)
+        paper = _published(row.paper) if with_paper else ()
+        rows.append([words(row.name), *cells, *paper, counts])
+    heads = ["paper", "same protocol?"] if with_paper else []
+    return table(["metric", *ours, *heads, "n"], rows)
 
 
 def _published(paper: Paper | None) -> tuple[str, str]:
