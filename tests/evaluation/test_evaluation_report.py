@@ -1,5 +1,6 @@
 """The report of evaluated folders: what stands in it, what cannot break it, and that it is always the same."""
 
+import json
 import math
 import re
 import shutil
@@ -228,6 +229,28 @@ def test_a_command_is_told_even_where_nobody_kept_it(folder: Path) -> None:
     (folder / "run.json").unlink()
     told = command_of(open_evaluated(folder))
     assert told == "python -m pixart.evaluate run made --model shapes --output shapes-20"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["/home/me/pixart/evaluate.py", "run", "shapes", "--shard", "3/4"],
+            "python -m pixart.evaluate run shapes",
+        ),
+        (
+            ["/usr/bin/pixart", "evaluate", "run", "shapes", "--shard=3/4"],
+            "pixart evaluate run shapes",
+        ),
+        (
+            ["/a/pixart/__main__.py", "evaluate", "run", "a b"],
+            "python -m pixart evaluate run 'a b'",
+        ),
+    ],
+)
+def test_a_command_is_told_as_it_is_typed(words: list[str], told: str, folder: Path) -> None:
+    (folder / "run.json").write_text(json.dumps({"command": words}))
+    assert command_of(open_evaluated(folder)) == told
 
 
 def test_several_folders_stand_side_by_side(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ WIDTH, MARGIN = 360, 14
 PLOT = 204  # of a bar's row; the number stands behind it
 LINE, BAR, GAP = 18, 15, 9
 SERIES = 4  # colours; the fifth folder has the first's again
+PAD = 8  # on both sides of a strip: room for a diamond
 LEFT, TOP, SIDE = 52, 6, 284  # of a scatter's frame
 EDGE = 18  # between it and the ends of the axes: room for points there
 LARGEST = 15.0  # radius of a point that stands for many
@@ -114,22 +115,22 @@ def strip(
     """An interval on a line, small enough for a table, the paper's number as a diamond, and a mark at
     zero. The same is said in the table in words."""
     height, middle = 18, 9
-    left, right = 4 + scale(one.low), 4 + scale(one.high)
+    left, right = PAD + scale(one.low), PAD + scale(one.high)
     parts = [
-        tag("line", x1=4, x2=4 + scale.length, y1=middle, y2=middle, class_="grid"),
+        tag("line", x1=PAD, x2=PAD + scale.length, y1=middle, y2=middle, class_="grid"),
         tag("rect", x=left, y=middle - 4, width=round(max(1.0, right - left), 2), height=8, rx=4,
             class_=f"soft{series % SERIES}"),
-        _circle(4 + scale(one.value), middle, 4, f"fill{series % SERIES}"),
+        _circle(PAD + scale(one.value), middle, 4, f"fill{series % SERIES}"),
     ]  # fmt: skip
     if zero:
         parts.append(
-            tag("line", x1=4 + scale(0), x2=4 + scale(0), y1=0, y2=height, class_="whisker")
+            tag("line", x1=PAD + scale(0), x2=PAD + scale(0), y1=0, y2=height, class_="whisker")
         )
     if paper is not None:
-        parts.append(_diamond(4 + scale(paper), middle))
+        parts.append(_diamond(PAD + scale(paper), middle))
     return tag(
-        "svg", joined(parts), class_="figure strip", width=scale.length + 8, height=height,
-        viewBox=f"0 0 {scale.length + 8} {height}", aria_hidden="true", focusable="false",
+        "svg", joined(parts), class_="figure strip", width=scale.length + 2 * PAD, height=height,
+        viewBox=f"0 0 {scale.length + 2 * PAD} {height}", aria_hidden="true", focusable="false",
     )  # fmt: skip
 
 

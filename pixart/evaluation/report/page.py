@@ -10,6 +10,7 @@ from pixart.evaluation.report.columns import (
     Number,
     command_of,
     flattened,
+    label,
     metrics_of,
     names_of,
     numbers_of,
@@ -97,7 +98,8 @@ def _row(row: Number, has_paper: bool) -> list[Html]:
     scale = axis(ends + ([paper] if paper is not None else []), STRIP)
     better = "higher is better" if row.metric.higher_is_better else "lower is better"
     own = row.name == row.metric.main
-    cells = [tag("span", row.name, " ", tag("small", better if own else f"of {row.metric.name}"))]
+    beside = "" if row.name.startswith(row.metric.name) else f"of {row.metric.name}"
+    cells = [tag("span", row.name, " ", tag("small", better if own else beside))]
     cells += [
         _value(one, row.metric.unit, strip(scale, one, paper, number)) if one else Html("")
         for number, one in enumerate(row.ours)
@@ -219,7 +221,7 @@ def _notes(folders: Sequence[Evaluated], names: Sequence[str]) -> Html:
     for row in numbers_of(folders):
         for how, who in ways(row, names).items():
             of = f" of {' and '.join(who)}" if len(who) < len(folders) else ""
-            items.append(tag("li", tag("b", f"{row.name}{of}"), f": {how}"))
+            items.append(tag("li", tag("b", f"{label(row.metric.name, row.name)}{of}"), f": {how}"))
     return section("notes", "How each number was made", tag("ul", joined(items), class_="notes"))
 
 

@@ -59,23 +59,22 @@ def _row(column: Mapping[str, Any], common: Sequence[str]) -> list[Html]:
     one, paper = ours_of(column), column["paper"]
     better = "higher is better" if column["higher_is_better"] else "lower is better"
     cells = [tag("span", column["name"], " ", tag("small", better))]
-    if one is None:
-        cells.append(tag("span", "not measured", class_="faint"))
-    else:
-        ends = [one.low, one.high, one.value] + ([paper] if paper is not None else [])
-        value, _, interval = numbers.estimate(one).rpartition(" [")
-        drawn = strip(axis(ends, STRIP), one, paper)
-        cells.append(tag("div", tag("b", value), " ", tag("span", f"[{interval}", class_="range"), drawn,
-                         class_="value"))  # fmt: skip
     unread = tag("small", f" {UNREAD}") if column["unconfirmed"] else None
-    cells.append(tag("span", "none" if paper is None else numbers.plain(paper), unread))
+    published = tag("span", "none" if paper is None else numbers.plain(paper), unread)
+    if one is None:
+        return [*cells, tag("span", "not measured", class_="faint"), published, *[Html("")] * 3]
+    ends = [one.low, one.high, one.value] + ([paper] if paper is not None else [])
+    value, _, interval = numbers.estimate(one).rpartition(" [")
+    drawn = strip(axis(ends, STRIP), one, paper)
+    words = tag("b", value), " ", tag("span", f"[{interval}", class_="range")
+    cells += [tag("div", *words, drawn, class_="value"), published]
     own = [reason for reason in column["because"] if reason not in common]
     reasons = tag("ul", joined(tag("li", one) for one in own), class_="reasons") if own else None
     same = column["same_protocol"]
     word = tag("span", "yes" if same else "no", class_="yes" if same else "no")
     cells.append(tag("div", word, ", because" if reasons else None, reasons))
     cells.append(tag("span", column["verdict"] or "", class_=_class(column["verdict"])))
-    cells.append(tag("span", f"{one.n:,}" if one else ""))
+    cells.append(tag("span", f"{one.n:,}"))
     return cells
 
 

@@ -8,6 +8,7 @@ from pixart.evaluation.report import numbers
 from pixart.evaluation.report.columns import (
     command_of,
     flattened,
+    label,
     metrics_of,
     names_of,
     numbers_of,
@@ -72,7 +73,7 @@ def number_table(
         cells = [numbers.estimate(one, words(row.metric.unit)) if one else "" for one in row.ours]
         counts = " and ".join(f"{n:,}" for n in sorted({one.n for one in shown}))
         paper = _published(row.paper) if with_paper else ()
-        rows.append([words(row.name), *cells, *paper, counts])
+        rows.append([words(label(row.metric.name, row.name)), *cells, *paper, counts])
     heads = ["paper", "same protocol?"] if with_paper else []
     return table(["metric", *ours, *heads, "n"], rows)
 
@@ -139,7 +140,7 @@ def _notes(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
     for row in numbers_of(folders):
         for how, who in ways(row, names).items():
             of = f" of {words(' and '.join(who))}" if len(who) < len(folders) else ""
-            lines.append(f"- **{words(row.name)}**{of}: {words(how)}")
+            lines.append(f"- **{words(label(row.metric.name, row.name))}**{of}: {words(how)}")
     return "\n".join(lines)
 
 
