@@ -145,7 +145,7 @@ def run(options: Run) -> Said:
     if options.variants is not None:
         from pixart.evaluation.several import run_variants
 
-        return run_variants(options)
+        return Said(*run_variants(options, lambda own: _told(run(own))))
     from pixart.evaluation.drawing import Shard
     from pixart.evaluation.report import write_report
     from pixart.evaluation.running import run_protocol
@@ -223,6 +223,10 @@ def trust(options: Trust) -> Said:
     )
     sentences = [block["sentence"] for block in results["metrics"].values()]
     return Said("\n".join([*sentences, f"report: {options.output / PAGE}"]), results)
+
+
+def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
+    return said.text, said.values
 
 
 def said_of(results: Mapping[str, Any], output: Path) -> Said:

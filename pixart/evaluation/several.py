@@ -1,15 +1,17 @@
 """`run --variants FOLDER`: the models of a folder of training runs, one after another, in one table."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pixart.evaluation.commands import Said, run
 from pixart.evaluation.options import Run
 from pixart.evaluation.published import table_text
 from pixart.evaluation.variants import find_variants
 
+Told = tuple[str, Mapping[str, Any]]  # what a command prints, in words and as JSON
 
-def run_variants(options: Run) -> Said:
+
+def run_variants(options: Run, run: Callable[[Run], Told]) -> Told:
     """`run` of every variant into a folder of --output under its name, each drawn in --model's pipeline; then a
     report of all side by side, and the paper's table with all of ours. What is there already goes on."""
     from pixart.evaluation.report import write_report
@@ -27,14 +29,14 @@ def run_variants(options: Run) -> Said:
         own = replace(
             options, variants=None, transformer=str(one.transformer), name=one.name, output=folder
         )
-        said = run(own)
-        if "metrics" not in said.values:  # other processes have still to draw
-            texts.append(said.text)
+        text, values = run(own)
+        if "metrics" not in values:  # other processes have still to draw
+            texts.append(text)
             continue
-        results[one.name] = said.values
+        results[one.name] = values
         folders.append(folder)
         texts.append(f"{one.name}: see {folder}")
     if folders:
         texts.append(f"report: {write_report(folders, options.output / 'report')}")
     tables = [one["paper"] for one in results.values() if one.get("paper")]
-    return Said("\n".join([*texts, *(["", table_text(*tables)] if tables else [])]), results)
+    return "\n".join([*texts, *(["", table_text(*tables)] if tables else [])]), results

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from pixart.evaluation import metrics as registry
-from pixart.evaluation import report, several
-from pixart.evaluation.commands import Said
+from pixart.evaluation import report
 from pixart.evaluation.listing import (
     list_sets,
     listing,
@@ -23,6 +22,7 @@ from pixart.evaluation.options import Run
 from pixart.evaluation.prompt_sets import NAMES, SETS
 from pixart.evaluation.protocol import Protocol, Use, load_protocol, shipped
 from pixart.evaluation.published import with_paper
+from pixart.evaluation.several import run_variants
 from pixart.evaluation.variants import find_variants
 
 CONTEXT = Context(torch.device("cpu"))
@@ -172,7 +172,7 @@ def test_variants_are_run_one_after_another_and_stand_in_one_table(
     run(tmp_path / "runs", "dense/convert", 10)
     asked = []
 
-    def drawn(options: Run) -> Said:
+    def drawn(options: Run) -> tuple[str, dict[str, Any]]:
         asked.append(options)
         table = load_protocol("sigma-table-3")
         results = {
@@ -180,21 +180,20 @@ def test_variants_are_run_one_after_another_and_stand_in_one_table(
             "model": options.name,
             "metrics": {},
         }
-        return Said("", with_paper(table, results))
+        return "", with_paper(table, results)
 
-    monkeypatch.setattr(several, "run", drawn)
     monkeypatch.setattr(report, "write_report", lambda folders, output: output / "report.html")
     options = Run(protocol="sigma-table-3", output=tmp_path / "out", variants=tmp_path / "runs")
-    said = several.run_variants(options)
+    text, values = run_variants(options, drawn)
     assert [(one.name, one.output.name) for one in asked] == [("deep", "deep"), ("dense", "dense")]
     assert [Path(one.transformer).parts[-4] for one in asked] == ["deep", "dense"]
     assert all(one.variants is None for one in asked)
-    assert "ours: deep" in said.text and "ours: dense" in said.text
-    assert "> (a) none, 512 px" in said.text and "> (a) deep blocks 14-27" in said.text
-    assert list(said.values) == ["deep", "dense"]
+    assert "ours: deep" in text and "ours: dense" in text
+    assert "> (a) none, 512 px" in text and "> (a) deep blocks 14-27" in text
+    assert list(values) == ["deep", "dense"]
 
 
 def test_variants_and_a_transformer_are_refused(tmp_path: Path) -> None:
     options = Run(protocol="shapes", output=tmp_path, variants=tmp_path, transformer="x")
     with pytest.raises(ValueError, match="got --transformer too"):
-        several.run_variants(options)
+        run_variants(options, lambda own: ("", {}))
