@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
+    "compbench": "pixart.evaluation.metrics.compbench:CompBench",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
     "geneval": "pixart.evaluation.metrics.geneval:GenEval",
     "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
