@@ -1,7 +1,12 @@
-"""`python -m pixart.evaluate score|accuracy ...`: how good a model is, each number with its interval.
+"""`python -m pixart.evaluate run|draw|score|report|compare ...`: how good a model is, with intervals.
 
-All go on where they were stopped. Exit codes: 0 done, 1 failure (a picture is missing), 2 bad input, 3
-weights or data missing, 130 cancelled.
+All go on where they were stopped, and share work with others of the same folder. Exit codes: 0 done, 1
+failure (a picture is missing), 2 bad input, 3 weights or data missing, 130 cancelled. From Python:
+
+    from pixart.evaluate import evaluate
+    result = evaluate("images/", metrics=["clip", "shapes"], prompts="prompts.jsonl")
+    result.values["clip"].mean, result.values["clip"].low, result.values["clip"].high
+    result.compare(other)["clip"].difference
 """
 
 import sys
@@ -12,16 +17,43 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
     start(["evaluate", *sys.argv[1:]])
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pixart.command import DONE, parse, run_command
 from pixart.evaluation import commands
 from pixart.evaluation.metric import Metric
 from pixart.evaluation.metrics import register
-from pixart.evaluation.options import Accuracy, Command, Score
+from pixart.evaluation.options import Command
 
-__all__ = ["Metric", "main", "register"]
+if TYPE_CHECKING:
+    from pixart.evaluation.api import Result, evaluate
+    from pixart.evaluation.distances import frechet_distance, kernel_distance
+
+__all__ = [
+    "Metric",
+    "Result",
+    "evaluate",
+    "frechet_distance",
+    "kernel_distance",
+    "main",
+    "register",
+]
 NAME = "evaluate"
+_LAZY = {
+    "Result": "pixart.evaluation.api",
+    "evaluate": "pixart.evaluation.api",
+    "frechet_distance": "pixart.evaluation.distances",
+    "kernel_distance": "pixart.evaluation.distances",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for."""
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Any) -> int:
     """Do what is asked, and print it: in words, or one JSON object."""
-    work = {Score: commands.score, Accuracy: commands.accuracy}
-    said = work[type(options)](options)
+    said = commands.COMMANDS[type(options)](options)
     print(json.dumps(said.values) if options.json else said.text)
     return DONE

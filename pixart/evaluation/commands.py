@@ -1,12 +1,31 @@
 """What the commands of `python -m pixart.evaluate` do: each returns what is printed, in words and as JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pixart import process
-from pixart.evaluation.options import SAMPLING, Accuracy, Score
+from pixart.evaluation.needs import MissingError
+from pixart.evaluation.options import (
+    SAMPLING,
+    Accuracy,
+    Changes,
+    Compare,
+    Draw,
+    List,
+    Networks,
+    Prompts,
+    Report,
+    Run,
+    Score,
+    Statistics,
+)
+
+if TYPE_CHECKING:
+    from pixart.evaluation.opening import Given
+    from pixart.evaluation.protocol import Protocol
+    from pixart.evaluation.running import DrawnPictures
 
 MOST = 1_000_000  # captions; all are made before the first picture
 
@@ -19,28 +38,161 @@ class Said:
     values: Mapping[str, Any]
 
 
+def list_(options: List) -> Said:
+    """What there is, what it needs, and whether it runs now."""
+    from pixart.device import choose_device
+    from pixart.evaluation.listing import listing, listing_json, listing_text
+    from pixart.evaluation.metric import Context
+
+    found = listing(Context(choose_device("cpu"), options.weights), options.protocols)
+    return Said(listing_text(found), listing_json(found))
+
+
+def prompts(options: Prompts) -> Said:
+    """Write prompts.jsonl."""
+    from pixart.evaluation.prompts import save_prompts
+
+    made = save_prompts(options.set, options.output, options.source, options.count, options.seed)
+    count = len(made.prompts)
+    lines = [f"{count:,} prompts of {options.set}: see {options.output}", *made.notes]
+    values = {"file": str(options.output), "prompts": count, "notes": made.notes}
+    return Said("\n".join(lines), {**values, "source_sha256": made.source_sha256})
+
+
+def draw(options: Draw) -> Said:
+    """Draw pictures."""
+    from pixart.evaluation.drawing import Shard
+    from pixart.evaluation.running import Asked
+    from pixart.evaluation.running import draw as draw_pictures
+
+    shard = Shard.parse(options.shard)
+    asked = Asked.of(_protocol(options), options.set)
+    done = draw_pictures(asked, options, options.output, shard)
+    return Said(_drawn(done, options.output), asdict(done))
+
+
+def _drawn(done: "DrawnPictures", output: Path) -> str:
+    left = f", {done.left:,} are left to others" if done.left else ""
+    there = f"{done.total - done.left:,} of {done.total:,} are there"
+    return f"{done.drawn:,} pictures drawn, {there}{left}: see {output}"
+
+
+def _protocol(options: Changes, metrics: str | None = None) -> "Protocol":
+    from pixart.evaluation.protocol import load_protocol
+
+    return load_protocol(options.protocol).changed(  # type: ignore[attr-defined]
+        count=options.count,
+        size=options.size,
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        images_per_prompt=options.images_per_prompt,
+        metrics=names(metrics) if metrics is not None else None,
+    )
+
+
 def score(options: Score) -> Said:
     """Score pictures that are there; the numbers go to results.json."""
-    from pixart.evaluation.api import score_folder
+    from pixart.evaluation.opening import check_needs, open_metrics
+    from pixart.evaluation.protocol import Use
+    from pixart.evaluation.running import Pictures, check_reference
+    from pixart.evaluation.running import score as score_pictures
 
-    return said_of(
-        score_folder(
-            options.output,
-            names(options.metrics),
-            images=options.images,
-            prompts=options.prompts,
-            reference=options.reference,
-            samples=options.samples,
-            name=options.name,
-            weights=options.weights,
-            judge=options.judge,
-            files={name: Path(value) for name, value in pairs("--file", options.file).items()},
-            options=pairs("--option", options.option),
-            allow_missing=options.allow_missing,
-            device=options.device,
-        ),
+    uses = [Use(name) for name in names(options.metrics)]
+    if options.images is None:
+        if options.prompts is not None:
+            raise ValueError("--prompts goes with --images, got it alone")
+        pictures = Pictures.drawn(options.output)
+        uses = list(pictures.protocol.changed(metrics=[use.name for use in uses]).metrics)
+    metrics = open_metrics(uses, _given(options, options.device))
+    check_needs(metrics)
+    if options.images is not None:
+        check_apart(options.images, options.output)
+        pictures = Pictures.others(options.images, options.prompts, options.samples, uses)
+    check_reference(pictures.protocol, metrics, options.reference)
+    results = score_pictures(
+        pictures,
+        metrics,
         options.output,
+        reference=options.reference,
+        name=options.name or (options.images.resolve().name if options.images else None),
+        allow_missing=options.allow_missing,
     )
+    return said_of(results, options.output)
+
+
+def check_apart(images: Path, output: Path) -> None:
+    """ValueError if results would lie among pictures."""
+    if images.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ValueError(f"--output must not lie in --images, got {output} in {images}")
+
+
+def _given(options: Networks, device: str | None) -> "Given":
+    from pixart.evaluation.opening import Given
+
+    files = {name: Path(value) for name, value in pairs("--file", options.file).items()}
+    return Given(device, options.weights, options.judge, files, pairs("--option", options.option))
+
+
+def run(options: Run) -> Said:
+    """Draw, score and report."""
+    from pixart.evaluation.drawing import Shard
+    from pixart.evaluation.report import write_report
+    from pixart.evaluation.running import run_protocol
+
+    shard = Shard.parse(options.shard)
+    done = run_protocol(
+        _protocol(options, options.metrics),
+        options,
+        _given(options, options.device),
+        options.output,
+        set_file=options.set,
+        reference=options.reference,
+        name=options.name,
+        shard=shard,
+        allow_missing=options.allow_missing,
+    )
+    if done.results is None:
+        return Said(_drawn(done.pictures, options.output), asdict(done.pictures))
+    page = write_report([options.output])
+    said = said_of(done.results, options.output)
+    return Said(f"{said.text}\nreport: {page}", said.values)
+
+
+def report(options: Report) -> Said:
+    """Write pages of results."""
+    from pixart.evaluation.report import write_report
+
+    page = write_report(options.folders, options.output)
+    return Said(f"report: {page}", {"report": str(page)})
+
+
+def compare(options: Compare) -> Said:
+    """Compare two folders of results."""
+    from pixart.evaluation.comparing import compare_folders, comparison_text
+
+    found = compare_folders(options.a, options.b, options.output, pair_sets=options.pair_sets)
+    return Said(comparison_text(found), found.values())
+
+
+def statistics(options: Statistics) -> Said:
+    """Write a file of statistics of real pictures."""
+    from pixart.device import choose_device
+    from pixart.evaluation.metric import Context
+    from pixart.evaluation.networks import open_extractor
+    from pixart.evaluation.reference_statistics import write_statistics
+    from pixart.files import check_writable
+
+    context = Context(choose_device(options.device), options.weights)
+    extractors = [open_extractor(name, context) for name in names(options.features)]
+    if needs := {str(need): need for one in extractors for need in one.needs()}:
+        raise MissingError(options.features, needs.values())
+    check_writable(options.output)
+    process.at_work()
+    kept = options.keep_features
+    count = write_statistics(options.reference, extractors, options.output, keep_features=kept)
+    values = {"file": str(options.output), "pictures": count, "features": names(options.features)}
+    return Said(f"statistics of {count:,} pictures: see {options.output}", values)
 
 
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
@@ -112,3 +264,16 @@ def accuracy(options: Accuracy) -> Said:
         process.at_work()
         write_json(file, values, indent=2)
     return Said(text, values)
+
+
+COMMANDS: dict[type, Callable[[Any], Said]] = {
+    List: list_,
+    Prompts: prompts,
+    Draw: draw,
+    Score: score,
+    Run: run,
+    Report: report,
+    Compare: compare,
+    Statistics: statistics,
+    Accuracy: accuracy,
+}

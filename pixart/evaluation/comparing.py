@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pixart.evaluation.pairing import OPEN, Change, Comparison, compared
+from pixart.evaluation.report.columns import label
 from pixart.evaluation.report.comparison_page import (
     comparison_page,
     comparison_readme,
@@ -46,15 +47,18 @@ def comparison_text(comparison: Comparison) -> str:
     """For a terminal: a line for each number, and for each category that is decided."""
     a, b = names(comparison)
     lines = [f"A {a} ({comparison.a.name}), B {b} ({comparison.b.name}); B - A:"]
-    lines += [_line(one, one.difference.p) for one in comparison.numbers]
+    lines += [_line(one, label(one.metric, one.name)) for one in comparison.numbers]
     for metric, changes in comparison.categories.items():
         decided = [one for one in changes.values() if one.verdict != OPEN]
         lines.append(f"{metric} by category: {len(decided)} of {len(changes)} decided (Holm)")
-        lines += [f"  {_line(one, one.adjusted or 0.0)}" for one in decided]
+        lines += [f"  {_line(one, one.name)}" for one in decided]
     if comparison.only:
         lines.append(f"in one folder only: {', '.join(comparison.only)}")
     return "\n".join(lines)
 
 
-def _line(change: Change, p: float) -> str:
-    return f"{change.name}: {difference(change)}, p {p_value(p)}: {change.verdict}"
+def _line(change: Change, name: str) -> str:
+    p = p_value(change.decides)
+    return (
+        f"{name}: {difference(change)}, p {p if p.startswith('<') else f'= {p}'}: {change.verdict}"
+    )

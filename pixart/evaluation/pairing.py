@@ -44,6 +44,11 @@ class Change:
     verdict: str
     adjusted: float | None = None
 
+    @property
+    def decides(self) -> float:
+        """The p that the verdict goes by."""
+        return self.difference.p if self.adjusted is None else self.adjusted
+
     def values(self) -> dict[str, Any]:
         """As JSON holds it: an end that is infinite is null."""
         one = self.difference
@@ -80,12 +85,22 @@ class Comparison:
             **dict(zip("ab", names, strict=True)),
             "differs": [list(one) for one in self.settings],
             "only_in_one": list(self.only),
-            "numbers": {one.name: {"metric": one.metric, **one.values()} for one in self.numbers},
-            "categories": {
-                metric: {name: one.values() for name, one in changes.items()}
-                for metric, changes in self.categories.items()
+            "metrics": {
+                metric: {
+                    "values": {one.name: one.values() for one in changes},
+                    "categories": {
+                        name: one.values() for name, one in self.categories.get(metric, {}).items()
+                    },
+                }
+                for metric, changes in self._by_metric().items()
             },
         }
+
+    def _by_metric(self) -> dict[str, list[Change]]:
+        found: dict[str, list[Change]] = {}
+        for one in self.numbers:
+            found.setdefault(one.metric, []).append(one)
+        return found
 
 
 def compared(a: Evaluated, b: Evaluated, *, pair_sets: bool = True) -> Comparison:

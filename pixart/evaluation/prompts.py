@@ -37,9 +37,9 @@ class Made:
 def make_prompts(
     name: str, source: Path | None = None, count: int | None = None, seed: int | None = None
 ) -> Made:
-    """The prompts of a set. source: its file, or a folder with its files under their own names. count: how
-    many, None for all (300 of `shapes`); chosen by `seed`, of every category as many as its share, in the
-    order of the file.
+    """The prompts of a set. source: its file, a folder with its files under their own names, or a
+    prompts.jsonl that was made of it. count: how many, None for all (300 of `shapes`); chosen by
+    `seed`, of every category as many as its share, in the order of the file.
 
     MissingError, with where the file is published, without a source or where it is not there; ValueError
     for an unknown name, a file that is not of the set, and a count of more than there are.
@@ -54,6 +54,8 @@ def make_prompts(
         return Made(tuple(prompts))
     if name in OWN:
         return _own(name, source, count, seed or 0)
+    if source is not None and (made := _made_before(name, source)):
+        return replace(made, prompts=tuple(choose(made.prompts, count, f"{seed or 0}/{name}")))
     known = SETS[name]
     paths = _files(name, known, source)
     read = known.read(paths, seed or 0)
@@ -116,6 +118,22 @@ def _own(name: str, source: Path | None, count: int | None, seed: int) -> Made:
     chosen = choose(read_prompts(source), count, f"{seed}/{name}")
     digest = sha256_of(source)
     return Made(tuple(_marked(chosen, source.stem, digest)), (), digest)
+
+
+def _made_before(name: str, source: Path) -> Made | None:
+    """What `save_prompts` wrote of a set, None for any other file."""
+    if source.suffix.lower() != ".jsonl" or not source.is_file():
+        return None
+    with source.open("rb") as file:
+        first = file.readline(2**20)
+    if b'"set"' not in first or b'"id"' not in first:
+        return None
+    prompts = read_prompts(source)
+    others = sorted({one.set for one in prompts} - {name})
+    if others:
+        raise ValueError(f"{source}: must be prompts of {name}, it has some of {listed(others)}")
+    digests = {str(one.meta.get(SOURCE_KEY, "")) for one in prompts}
+    return Made(tuple(prompts), (), digests.pop() if len(digests) == 1 else "")
 
 
 def _files(name: str, known: PromptSet, source: Path | None) -> list[Path]:

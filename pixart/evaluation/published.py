@@ -121,8 +121,9 @@ def paper_table(protocol: Protocol, results: Mapping[str, Any]) -> dict[str, Any
     {"source", "title", "row", "model", "columns": [...], "rows": [{"name", "values", "unconfirmed",
     "source"}]}. A column: {"name", "metric", "value", "category", "higher_is_better", "ours": {"value",
     "low", "high", "n"} or None, "paper": number or None, "unconfirmed", "same_protocol", "because",
-    "verdict"}. verdict: "not comparable" where the protocols differ, "inconclusive" where the paper's
-    number lies in our interval, or an FID nearer than 1.3 %, else "better" or "worse"; None without ours.
+    "verdict"}; an end of ours that is not known is None. verdict: "not comparable" where the protocols
+    differ, "inconclusive" where the paper's number lies in our interval, or an FID nearer than 1.3 %,
+    else "better" or "worse"; None without ours.
     """
     table = protocol.paper
     if table is None:
@@ -185,7 +186,11 @@ def _column(
     )
     ours = values.get(value)
     if ours is not None:
-        scaled = {name: ours[name] * column.scale for name in ("value", "low", "high")}
+        # An end that is not known is null.
+        scaled = {
+            name: None if ours[name] is None else ours[name] * column.scale
+            for name in ("value", "low", "high")
+        }
         ours = {**scaled, "n": ours["n"]}
     same, because = same_protocol(protocol, column, row, used)
     paper = row.values.get(column.name)
@@ -205,16 +210,17 @@ def _column(
 
 
 def _verdict(
-    column: Column, ours: Mapping[str, float] | None, paper: float | None, same: bool
+    column: Column, ours: Mapping[str, float | None] | None, paper: float | None, same: bool
 ) -> str | None:
-    if ours is None or paper is None:
+    if ours is None or ours["value"] is None or paper is None:
         return None
     if not same:
         return "not comparable"
-    near = column.metric.startswith("fid") and abs(ours["value"] - paper) < INCONCLUSIVE * paper
-    if near or ours["low"] <= paper <= ours["high"]:
+    value, low, high = ours["value"], ours["low"], ours["high"]
+    near = column.metric.startswith("fid") and abs(value - paper) < INCONCLUSIVE * paper
+    if near or low is None or high is None or low <= paper <= high:
         return "inconclusive"
-    return "better" if (ours["value"] > paper) == column.higher_is_better else "worse"
+    return "better" if (value > paper) == column.higher_is_better else "worse"
 
 
 def _of_weights(row: Row, used: Used) -> list[str]:
@@ -321,5 +327,8 @@ def _number(value: float | None, unconfirmed: bool) -> str:
     return "-" if value is None else f"{value:.6g}{'?' if unconfirmed else ''}"
 
 
-def _interval(ours: Mapping[str, float] | None) -> str:
-    return "-" if ours is None else f"{ours['value']:.4g} [{ours['low']:.4g}, {ours['high']:.4g}]"
+def _interval(ours: Mapping[str, float | None] | None) -> str:
+    if ours is None or ours["value"] is None:
+        return "-"
+    low, high = ("?" if ours[end] is None else f"{ours[end]:.4g}" for end in ("low", "high"))
+    return f"{ours['value']:.4g} [{low}, {high}]"

@@ -8,6 +8,7 @@ No array of a file is read before its head has been looked at.
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ _BATCH = 32  # pictures
 _DAMAGED = (
     ValueError, RuntimeError, NotImplementedError, EOFError, OSError, LookupError, TypeError,
     SyntaxError, OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error,
+    tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ What is missing for any metric is asked before anything is opened. Pictures and 
 the numbers are made of the parts alone, in order of keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,21 @@ from pixart.evaluation.metric import (
     PictureMetric,
     SetMetric,
 )
-from pixart.evaluation.needs import MissingError
 from pixart.evaluation.parts import FeatureStore, Filling, Row, ScoreStore, Store, identity_of
+from pixart.evaluation.reference_statistics import statistics_for
 from pixart.evaluation.results import block_of, score_folder, write_errors
 from pixart.files import listed
 
 
-def check_needs(metrics: Sequence[Metric]) -> None:
-    """MissingError with all that any of them lacks."""
-    needs = {str(need): need for metric in metrics for need in metric.needs()}
-    if needs:
-        wanting = [metric.name for metric in metrics if metric.needs()]
-        raise MissingError(", ".join(wanting), needs.values())
-
-
 @dataclass(frozen=True)
 class Reference:
-    """What sets are compared with: pictures, or what a file keeps of them. digest: tells it from others."""
+    """What sets are compared with: pictures, or a file of their statistics. digest: tells it from others.
+    categories: of pictures, by the ids that they have."""
 
     pictures: Found | None = None
-    moments: Moments | None = None
+    file: Path | None = None
     digest: str = ""
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,12 +52,12 @@ class Scoring:
     def run(self, *, allow_missing: bool = False) -> dict[str, Any]:
         """The blocks of results.json by metric. MissingPictures if a picture is missing or cannot be scored,
         unless allowed; errors.jsonl names them all."""
-        self._check()
         self._identities = identities(self.found.entries)
         self._tell_missing(allow_missing)
         blocks = {}
         for extractor, metrics in self._by_network():
-            features = self._features(extractor) if extractor else None
+            sets = any(isinstance(metric, SetMetric) for metric in metrics)
+            features = self._features(extractor, for_sets=sets) if extractor else None
             for metric in metrics:
                 blocks[metric.name] = self._measured(metric, features)
         write_errors(self.output, self.errors)
@@ -87,15 +81,6 @@ class Scoring:
         """Pictures that are there."""
         return len(self._identities)
 
-    def _check(self) -> None:
-        sets = [metric.name for metric in self.metrics if isinstance(metric, SetMetric)]
-        if sets and self.reference is None:
-            raise ValueError(
-                f"{', '.join(sets)} must have pictures to compare with; give --reference, a folder or "
-                "what `pixart evaluate statistics` wrote"
-            )
-        check_needs(self.metrics)
-
     def _tell_missing(self, allow_missing: bool) -> None:
         gone = [one.key for one in self.found.entries if one.key not in self._identities]
         self.errors = [{"key": key, "error": "is missing"} for key in gone]
@@ -116,30 +101,26 @@ class Scoring:
             groups.setdefault(key, (extractor, []))[1].append(metric)
         return list(groups.values())
 
-    def _features(self, extractor: Extractor) -> "_Extracted":
+    def _features(self, extractor: Extractor, *, for_sets: bool) -> "_Extracted":
         folder = f"{extractor.name}-{extractor.digest}"
+        found = self.reference.pictures if self.reference and for_sets else None
+        theirs: Features | Moments | None = None
         try:
-            ours = self._fill(
-                FeatureStore(self.output / "features" / folder),
-                self.found.entries,
-                self._identities,
-                extractor,
-            )
-            found = self.reference.pictures if self.reference else None
-            if found is None:
-                return _Extracted(ours, None)
-            theirs = self._fill(
-                FeatureStore(self.output / "reference" / folder),
-                found.entries,
-                identities(found.entries),
-                extractor,
-            )
+            store = FeatureStore(self.output / "features" / folder)
+            ours = self._fill(store, self.found.entries, self._identities, extractor)
+            if found is not None:
+                store = FeatureStore(self.output / "reference" / folder)
+                rows = self._fill(store, found.entries, identities(found.entries), extractor)
+                if faults := [row for row in rows.values() if row.error]:
+                    raise ValueError(
+                        f"{len(faults)} reference pictures cannot be used ({faults[0].error}); take them "
+                        "away"
+                    )
+                theirs = _rows_to_features(rows)
+            elif for_sets and self.reference and self.reference.file:
+                theirs = statistics_for(self.reference.file, extractor)
         finally:
             extractor.release()
-        if faults := [row for row in theirs.values() if row.error]:
-            raise ValueError(
-                f"{len(faults)} reference pictures cannot be used ({faults[0].error}); take them away"
-            )
         return _Extracted(ours, theirs)
 
     def _fill(
@@ -187,16 +168,35 @@ class Scoring:
         return block_of(metric, self._noted(whole, len(entries)), reduced)
 
     def _compared(self, metric: SetMetric, features: "_Extracted") -> dict[str, Any]:
-        assert self.reference is not None
+        assert features.theirs is not None
         self._note(features.ours.values(), metric.name)
         ours = _rows_to_features(features.ours)
-        theirs: Features | Moments | None = self.reference.moments
-        if theirs is None:
-            assert features.theirs is not None
-            theirs = _rows_to_features(features.theirs)
-        values = metric.compare(ours, theirs)
+        values = metric.compare(ours, features.theirs)
+        categories = {
+            category: metric.compare(*sides)
+            for category, sides in self._by_category(metric, ours, features.theirs)
+        }
         metric.release()
-        return block_of(metric, self._noted(values, len(ours.keys)), {})
+        return block_of(metric, self._noted(values, len(ours.keys)), categories)
+
+    def _by_category(
+        self, metric: SetMetric, ours: Features, theirs: "Features | Moments"
+    ) -> Iterator[tuple[str, tuple[Features, Features]]]:
+        """Categories that have pictures enough on both sides."""
+        known = self.reference.categories if self.reference else {}
+        if isinstance(theirs, Moments) or not known:
+            return
+        own = {entry.key: entry.prompt.category for entry in self.found.entries}
+        for category in sorted(set(own.values()) - {""}):
+            sides = (
+                _subset(ours, [own[key] == category for key in ours.keys]),
+                _subset(
+                    theirs,
+                    [known.get(key.rpartition("/")[0]) == category for key in theirs.keys],
+                ),
+            )
+            if min(len(side.keys) for side in sides) >= metric.category_pictures:
+                yield category, sides
 
     def _note(self, rows: Any, name: str) -> None:
         self.errors += [
@@ -215,7 +215,7 @@ class Scoring:
 @dataclass(frozen=True)
 class _Extracted:
     ours: Mapping[str, Row]
-    theirs: Mapping[str, Row] | None
+    theirs: "Features | Moments | None"
 
 
 def identities(entries: Sequence[Entry]) -> dict[str, str]:
@@ -231,3 +231,10 @@ def _rows_to_features(rows: Mapping[str, Row]) -> Features:
     if not good:
         raise MissingPictures("no picture has features")
     return Features([row.key for row in good], np.stack([row.value for row in good]))
+
+
+def _subset(features: Features, kept: Sequence[bool]) -> Features:
+    import numpy as np
+
+    places = [int(place) for place in np.flatnonzero(kept)]
+    return Features([features.keys[place] for place in places], features.values[places])

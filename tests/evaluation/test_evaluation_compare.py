@@ -310,7 +310,7 @@ def test_page_text_and_json_say_the_same(tmp_path: Path) -> None:
     values = json.loads((place / "compare.json").read_text())
     readme = (place / "README.md").read_text()
     assert values == json.loads(json.dumps(comparison.values()))
-    assert values["numbers"]["clip"]["verdict"] == "B better"
+    assert values["metrics"]["clip"]["values"]["clip"]["verdict"] == "B better"
     for text in (page.text, readme, comparison_text(comparison)):
         assert "+0.05000" in text and "[0.05000, 0.05000]" in text and "B better" in text
     assert not page.all("script") and len(page.all("h1")) == 1
@@ -328,5 +328,5 @@ def test_infinite_ends_are_null_in_json(tmp_path: Path) -> None:
     results["metrics"]["fid-clean"]["values"]["fid-infinity"]["high"] = None
     evaluated.write(b, results)
     values = compare(a, b).values()
-    assert values["numbers"]["fid-infinity"]["high"] is None
+    assert values["metrics"]["fid-clean"]["values"]["fid-infinity"]["high"] is None
     json.dumps(values, allow_nan=False)

@@ -1,7 +1,9 @@
 """pixart.evaluation.distances: against scipy, sums written out, and clouds whose distance is known."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from pixart.evaluation.distances import (
     neighbourhoods,
 )
 from pixart.evaluation.metric import Moments
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 
 
 def cloud(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
@@ -282,3 +286,27 @@ def test_a_set_has_itself_for_neighbours_and_a_far_one_has_none() -> None:
     assert not (far.precise.any() or far.recalled.any() or far.covered.any() or far.density.any())
     with pytest.raises(ValueError, match="n at least 6"):
         neighbourhoods(rows[:5], rows)
+
+
+def test_numbers_are_those_of_the_implementations_that_papers_use() -> None:
+    """torch-fidelity and prdc, in fp64 as here; but torch-fidelity means shares of neighbours in fp32."""
+    golden = json.loads((GOLDEN / "distances.json").read_text())["values"]
+    rng = np.random.RandomState(11)  # as in tests/golden/make_evaluation_distances.py
+    axes = rng.normal(size=(24, 24)) / (1 + np.arange(24))
+    ours = 1.1 * rng.normal(size=(150, 24)) @ axes.T + 0.1
+    real = rng.normal(size=(130, 24)) @ axes.T
+    assert frechet_distance_of(ours, real) == pytest.approx(golden["fid"], rel=1e-9)
+    kid = kernel_distance_of_subsets(ours, real, subsets=20, size=60)
+    assert (kid.mean, kid.deviation) == pytest.approx(
+        (golden["kid"], golden["kid_deviation"]), rel=1e-9
+    )
+    found = neighbourhoods(ours, real)
+    theirs = golden["precision_recall"]
+    assert found.precise.mean() == pytest.approx(theirs["precision"], rel=1e-6)
+    assert found.recalled.mean() == pytest.approx(theirs["recall"], rel=1e-6)
+    theirs = golden["density_coverage"]
+    assert found.density.mean() == pytest.approx(theirs["density"], rel=1e-12)
+    assert found.covered.mean() == pytest.approx(theirs["coverage"], rel=1e-12)
+    wide = neighbourhoods(ours, real, of_precision=5)
+    assert wide.precise.mean() == pytest.approx(theirs["precision"], rel=1e-12)
+    assert wide.recalled.mean() == pytest.approx(theirs["recall"], rel=1e-12)

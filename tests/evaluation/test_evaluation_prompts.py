@@ -288,6 +288,21 @@ def test_every_file_of_a_folder_counts(tmp_path: Path) -> None:
     assert make_prompts("hps", tmp_path).source_sha256 != before
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_what_was_made_of_a_set_stands_for_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "made.jsonl"
+    made = save_prompts(name, path, source(tmp_path, name))
+    again = make_prompts(name, path)
+    assert (again.prompts, again.source_sha256) == (made.prompts, made.source_sha256)
+    assert len(make_prompts(name, path, count=1).prompts) == 1
+
+
+def test_what_was_made_of_another_set_does_not(tmp_path: Path) -> None:
+    save_prompts("parti", tmp_path / "made.jsonl", source(tmp_path, "parti"))
+    with pytest.raises(ValueError, match="must be prompts of dpg, it has some of parti"):
+        make_prompts("dpg", tmp_path / "made.jsonl")
+
+
 # --- choosing
 
 

@@ -178,6 +178,19 @@ def test_a_number_of_another_protocol_is_not_comparable() -> None:
     assert not found["columns"][0]["same_protocol"]
 
 
+def test_an_interval_whose_ends_are_not_known_decides_nothing() -> None:
+    protocol = replace(PROTOCOL, paper=replace(TABLE, stated=Stated()))
+    ours = {**estimate(9.0, 0.1), "low": None, "high": None}
+    table = paper_table(
+        protocol,
+        results(protocol, fid={"constants": {"resize": "clean"}, "values": {"fid": ours}}),
+    )
+    assert table is not None
+    assert table["columns"][0]["ours"] == {"value": 9.0, "low": None, "high": None, "n": 5}
+    assert table["columns"][0]["verdict"] == "inconclusive"
+    assert "9 [?, ?]" in table_text(table)
+
+
 def test_settings_that_were_left_to_the_model_are_compared_as_it_took_them() -> None:
     done = results(PROTOCOL, fid=metric(9.0, 0.1, resize="clean"))
     done["protocol"]["resolved"] = {"steps": 20, "size": "256x256"}

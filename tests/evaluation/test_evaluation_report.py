@@ -1,5 +1,6 @@
 """The report of evaluated folders: what stands in it, what cannot break it, and that it is always the same."""
 
+import json
 import math
 import re
 import shutil
@@ -13,6 +14,8 @@ import pytest
 from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.parts import Row, ScoreStore
+from pixart.evaluation.protocol import load_protocol
+from pixart.evaluation.published import with_paper
 from pixart.evaluation.report import figures, gallery, numbers, write_report
 from pixart.evaluation.report.columns import command_of
 from pixart.evaluation.report.folder import open_evaluated
@@ -228,6 +231,28 @@ def test_a_command_is_told_even_where_nobody_kept_it(folder: Path) -> None:
     assert told == "python -m pixart.evaluate run made --model shapes --output shapes-20"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["/home/me/pixart/evaluate.py", "run", "shapes", "--shard", "3/4"],
+            "python -m pixart.evaluate run shapes",
+        ),
+        (
+            ["/usr/bin/pixart", "evaluate", "run", "shapes", "--shard=3/4"],
+            "pixart evaluate run shapes",
+        ),
+        (
+            ["/a/pixart/__main__.py", "evaluate", "run", "a b"],
+            "python -m pixart evaluate run 'a b'",
+        ),
+    ],
+)
+def test_a_command_is_told_as_it_is_typed(words: list[str], told: str, folder: Path) -> None:
+    (folder / "run.json").write_text(json.dumps({"command": words}))
+    assert command_of(open_evaluated(folder)) == told
+
+
 def test_several_folders_stand_side_by_side(tmp_path: Path) -> None:
     one = evaluated.build(tmp_path / "a", count=12)
     two = evaluated.build(
@@ -246,6 +271,24 @@ def test_several_folders_stand_side_by_side(tmp_path: Path) -> None:
         assert target.startswith("#") or (path.parent / target).is_file()
     assert not (one / "report.html").exists() and (one / "results.json").read_bytes() == before
     assert write_report([one, two], tmp_path / "there") == tmp_path / "there" / "report.html"
+
+
+def test_a_papers_table_stands_beside_ours_with_what_says_no(folder: Path) -> None:
+    evaluated.write(folder, with_paper(load_protocol("shapes"), evaluated.results_of(folder)))
+    page, readme = report(folder), (folder / "README.md").read_text()
+    rows = dict(
+        re.findall(r"^\| (\w+) \| (.*) \|$", readme.split("## Beside the paper")[1], re.MULTILINE)
+    )
+    # Of each ten: 7, 7 and 6 are right, in the model card's per cent.
+    assert rows["pair"] == "70 [40, 100] | 98 | no | not comparable | 10"
+    assert "unseen one | not measured | 94.3" in readme
+    told = "Not the same protocol in any column, because"
+    assert told in page.text and told in readme and "30 prompts, the table has 1,500" in readme
+    assert page.text.count("30 prompts, the table has 1,500") == 1
+    assert "shapes, all keys and values merged" in page.text
+    (plot,) = (folder / "plots").glob("shapes-by-category.svg")
+    shown = [one for one in ElementTree.parse(plot).iter() if one.get("class") == "paper"]
+    assert len(shown) == 3  # of one, pair and group
 
 
 def test_plots_of_metrics_that_are_gone_are_taken_away(folder: Path) -> None:

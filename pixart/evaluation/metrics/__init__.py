@@ -19,10 +19,12 @@ METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "fid-pytorch": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-tf": "pixart.evaluation.metrics.frechet:Frechet",
     "kid": "pixart.evaluation.metrics.kernels:Kid",
+    "patch-fd": "pixart.evaluation.metrics.patches:PatchFrechet",
     "precision-recall": "pixart.evaluation.metrics.neighbours:PrecisionRecall",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
     "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
+    "texture": "pixart.evaluation.metrics.texture:Texture",
     "tifa": "pixart.evaluation.metrics.tifa:Tifa",
     "vqascore": "pixart.evaluation.metrics.vqascore:VqaScore",
 }

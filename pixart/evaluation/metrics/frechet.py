@@ -62,7 +62,9 @@ class Frechet(FeatureMetric):
         if min(sample.n, target.n or sample.n) < ENOUGH:
             if isinstance(reference, Features) and min(sample.n, len(reference.keys)) > 2:
                 values["kid-x1000"] = kid_estimate(ours, reference, self.device, self.notes())
-            notes.insert(0, biased(found, target.n))
+            few = target.n is not None and target.n < ENOUGH
+            of = f" (the reference has {target.n:,})" if few else ""
+            notes.insert(0, f"{biased(found.bias, 'pictures', of)} Read KID first.")
         values[self.name] = as_estimate(found, sample.n, notes)
         if sample.n >= 2 * SIZES:
             value, error = fid_infinity(sample, seed=SEED)
@@ -87,8 +89,7 @@ def as_estimate(found: Jackknife, n: int, notes: list[str]) -> Estimate:
     return estimate(found.value, found.error, n, method, notes, least=0.0)
 
 
-def biased(found: Jackknife, reference: int | None) -> str:
-    """A note on a distance of few pictures."""
-    part = f", about {found.bias:.3g} of it is bias" if math.isfinite(found.bias) else ""
-    of = "" if reference is None or reference >= ENOUGH else f" (the reference has {reference:,})"
-    return f"Biased: below {ENOUGH:,} pictures{of}{part}; read KID first."
+def biased(bias: float, what: str, note: str = "") -> str:
+    """A note on a distance of few pictures, or crops."""
+    part = f", about {bias:.3g} of it is bias" if math.isfinite(bias) else ""
+    return f"Biased: below {ENOUGH:,} {what}{note}{part}."

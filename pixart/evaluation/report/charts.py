@@ -25,7 +25,9 @@ def charts(folders: Sequence[Evaluated]) -> dict[str, Html]:
         groups = by_category(folders, name, metric.main)
         if groups:
             title = f"{metric.main} by category"
-            found[f"{name}-by-category"] = bars(title, groups, series, metric.unit)
+            told = {group: metric.paper.get(f"{group}/{metric.main}") for group in groups}
+            paper = {group: one.value for group, one in told.items() if one is not None}
+            found[f"{name}-by-category"] = bars(title, groups, series, metric.unit, paper)
     return found
 
 

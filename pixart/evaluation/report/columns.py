@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pixart.evaluation.metric import Estimate
@@ -18,6 +19,11 @@ class Number:
     name: str
     ours: tuple[Estimate | None, ...]
     paper: Paper | None
+
+
+def label(metric: str, name: str) -> str:
+    """A number's name where metrics stand together: two may have a number called alike."""
+    return name if name.startswith(metric) else f"{name} of {metric}"
 
 
 def numbers_of(folders: Sequence[Evaluated]) -> list[Number]:
@@ -81,9 +87,17 @@ def _command(one: Evaluated) -> str:
             if not skip and not word.startswith("--shard"):
                 kept.append(word)
             skip = word == "--shard" and not skip
-        return shlex.join(kept)
+        return shlex.join([*_program(kept[0]), *kept[1:]])
     words = ["python", "-m", "pixart.evaluate", "run", str(one.protocol.get("name", "PROTOCOL"))]
     return shlex.join([*words, "--model", one.model, "--output", one.name])
+
+
+def _program(first: str) -> list[str]:
+    """How the command is called, of the path that its process was started with."""
+    path = PurePath(first.replace("\\", "/"))
+    if path.name == "evaluate.py":
+        return ["python", "-m", "pixart.evaluate"]
+    return ["python", "-m", "pixart"] if path.name == "__main__.py" else [path.name]
 
 
 def flattened(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:

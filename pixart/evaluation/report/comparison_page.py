@@ -6,7 +6,7 @@ from pathlib import Path
 from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.report import numbers, readme
-from pixart.evaluation.report.columns import command_of, sentence
+from pixart.evaluation.report.columns import command_of, label, sentence
 from pixart.evaluation.report.figures import axis, scatter, strip
 from pixart.evaluation.report.folder import Evaluated
 from pixart.evaluation.report.gallery import shot
@@ -100,7 +100,7 @@ def _verdicts(comparison: Comparison) -> Html:
                    tag("ul", joined(cards), class_="verdicts", role="list"))  # fmt: skip
 
 
-def _row(change: Change, p: float, note: str) -> list[Html]:
+def _row(change: Change, note: str) -> list[Html]:
     one = change.difference
     scale = axis([one.low, one.high, one.difference, 0.0], STRIP)
     drawn = strip(scale, Estimate(one.difference, one.low, one.high, one.n, ""), zero=True)
@@ -112,7 +112,7 @@ def _row(change: Change, p: float, note: str) -> list[Html]:
         tag("span", numbers.estimate(change.a, change.unit)),
         tag("span", numbers.estimate(change.b, change.unit)),
         cell,
-        tag("span", p_value(p)),
+        tag("span", p_value(change.decides)),
         _verdict(change.verdict),
     ]
 
@@ -121,7 +121,8 @@ def _numbers(comparison: Comparison) -> Html:
     rows = []
     for one in comparison.numbers:
         better = "higher is better" if one.higher_is_better else "lower is better"
-        rows.append(_row(one, one.difference.p, better))
+        beside = "" if one.name.startswith(one.metric) else f"of {one.metric}, "
+        rows.append(_row(one, beside + better))
     columns = ["Number", "A", "B", f"B {numbers.MINUS} A", "p", "Verdict"]
     caption = "Every number with its 95 % interval; p of no difference. The upright line is zero."
     made = table(caption, columns, rows, "numbers")
@@ -144,9 +145,7 @@ def _figures(drawn: Mapping[str, Html]) -> Html | None:
 def _categories(comparison: Comparison) -> Html | None:
     parts: list[Html] = []
     for metric, changes in comparison.categories.items():
-        rows = [
-            _row(one, one.adjusted or 0.0, f"n = {one.difference.n:,}") for one in changes.values()
-        ]
+        rows = [_row(one, f"n = {one.difference.n:,}") for one in changes.values()]
         columns = ["Category", "A", "B", f"B {numbers.MINUS} A", "p (Holm)", "Verdict"]
         caption = f"{metric} by category; p is adjusted for {len(rows)} categories"
         parts.append(details(tag("h3", metric), table(caption, columns, rows), is_open=not parts))
@@ -218,7 +217,7 @@ def _differs(comparison: Comparison) -> Html:
 
 def _ways(comparison: Comparison) -> list[tuple[str, str]]:
     return [
-        (one.name, f"{one.difference.method}, n = {one.difference.n:,}."
+        (label(one.metric, one.name), f"{one.difference.method}, n = {one.difference.n:,}."
          + "".join(f" {sentence(note)}" for note in one.difference.notes))
         for one in comparison.numbers
     ]  # fmt: skip
@@ -249,14 +248,16 @@ def comparison_readme(comparison: Comparison, plots: Sequence[str]) -> str:
         f"# {a} against {b}",
         f"A is {a} ({readme.words(comparison.a.name)}), B is {b} ({readme.words(comparison.b.name)}), on the "
         "same prompts. [compare.html](compare.html) shows the pictures that differ most.",
-        readme.table(head, [_cells(one, one.difference.p) for one in comparison.numbers]),
+        readme.table(
+            head, [_cells(one, label(one.metric, one.name)) for one in comparison.numbers]
+        ),
         f"Not compared, in one folder only: {readme.words(', '.join(comparison.only))}."
         if comparison.only
         else "",
         "\n".join(f"![{name.removesuffix('.svg')}](plots/{name})" for name in plots),
     ]
     for metric, changes in comparison.categories.items():
-        rows = [_cells(one, one.adjusted or 0.0) for one in changes.values()]
+        rows = [_cells(one, one.name) for one in changes.values()]
         parts += [f"## {readme.words(metric)} by category (p after Holm)", readme.table(head, rows)]
     settings = [[readme.words(word) for word in row] for row in comparison.settings]
     parts += [
@@ -269,16 +270,16 @@ def comparison_readme(comparison: Comparison, plots: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _cells(change: Change, p: float) -> list[str]:
+def _cells(change: Change, name: str) -> list[str]:
     unit = readme.words(change.unit)
     one = change.difference
     places = numbers.digits(one.low, one.high, one.difference)
     value = f"{numbers.signed(one.difference, places)}{numbers.spaced(unit)}"
     return [
-        readme.words(change.name),
+        readme.words(name),
         numbers.estimate(change.a, unit),
         numbers.estimate(change.b, unit),
         f"{value} {numbers.interval(one.low, one.high, places)}",
-        p_value(p),
+        p_value(change.decides),
         change.verdict,
     ]

@@ -18,6 +18,7 @@ WIDTH, MARGIN = 360, 14
 PLOT = 204  # of a bar's row; the number stands behind it
 LINE, BAR, GAP = 18, 15, 9
 SERIES = 4  # colours; the fifth folder has the first's again
+PAD = 8  # on both sides of a strip: room for a diamond
 LEFT, TOP, SIDE = 52, 6, 284  # of a scatter's frame
 EDGE = 18  # between it and the ends of the axes: room for points there
 LARGEST = 15.0  # radius of a point that stands for many
@@ -65,11 +66,13 @@ def bars(
     groups: Mapping[str, Sequence[Estimate | None]],
     series: Sequence[str],
     unit: str = "",
+    paper: Mapping[str, float] | None = None,
 ) -> Html:
     """A number with its interval for each group and each series (folder): bars where the axis begins at
-    zero, points where it does not."""
+    zero, points where it does not. paper: published numbers by group, as diamonds."""
+    paper = paper or {}
     shown = [one for row in groups.values() for one in row if one is not None]
-    ends = [end for one in shown for end in (one.low, one.high, one.value)]
+    ends = [end for one in shown for end in (one.low, one.high, one.value)] + list(paper.values())
     scale = axis(ends, PLOT)
     from_zero = scale.low <= 0 <= scale.high
     parts: list[Html] = []
@@ -87,6 +90,8 @@ def bars(
         for number, one in enumerate(row):
             if one is not None:
                 parts += _bar(scale, one, y, number % SERIES, from_zero, unit)
+            if group in paper:
+                parts.append(_diamond(MARGIN + scale(paper[group]), y + BAR / 2 - 1))
             y += BAR
         y += GAP
     grid = [
@@ -101,7 +106,7 @@ def bars(
     if not from_zero:
         parts.append(_text(MARGIN, y + 13, "The axis does not begin at zero.", "tick"))
         y += LINE
-    return _figure(title, _spoken(groups, series, unit), WIDTH, y + MARGIN, [*grid, *parts])
+    return _figure(title, _spoken(groups, series, unit, paper), WIDTH, y + MARGIN, [*grid, *parts])
 
 
 def strip(
@@ -110,24 +115,22 @@ def strip(
     """An interval on a line, small enough for a table, the paper's number as a diamond, and a mark at
     zero. The same is said in the table in words."""
     height, middle = 18, 9
-    left, right = 4 + scale(one.low), 4 + scale(one.high)
+    left, right = PAD + scale(one.low), PAD + scale(one.high)
     parts = [
-        tag("line", x1=4, x2=4 + scale.length, y1=middle, y2=middle, class_="grid"),
+        tag("line", x1=PAD, x2=PAD + scale.length, y1=middle, y2=middle, class_="grid"),
         tag("rect", x=left, y=middle - 4, width=round(max(1.0, right - left), 2), height=8, rx=4,
             class_=f"soft{series % SERIES}"),
-        _circle(4 + scale(one.value), middle, 4, f"fill{series % SERIES}"),
+        _circle(PAD + scale(one.value), middle, 4, f"fill{series % SERIES}"),
     ]  # fmt: skip
     if zero:
         parts.append(
-            tag("line", x1=4 + scale(0), x2=4 + scale(0), y1=0, y2=height, class_="whisker")
+            tag("line", x1=PAD + scale(0), x2=PAD + scale(0), y1=0, y2=height, class_="whisker")
         )
     if paper is not None:
-        x = 4 + scale(paper)
-        shape = f"M{x} {middle - 6}l6 6l-6 6l-6-6z"
-        parts.append(tag("path", d=shape, class_="paper"))
+        parts.append(_diamond(PAD + scale(paper), middle))
     return tag(
-        "svg", joined(parts), class_="figure strip", width=scale.length + 8, height=height,
-        viewBox=f"0 0 {scale.length + 8} {height}", aria_hidden="true", focusable="false",
+        "svg", joined(parts), class_="figure strip", width=scale.length + 2 * PAD, height=height,
+        viewBox=f"0 0 {scale.length + 2 * PAD} {height}", aria_hidden="true", focusable="false",
     )  # fmt: skip
 
 
@@ -222,7 +225,10 @@ def _figure(title: str, spoken: str, width: float, height: float, parts: Sequenc
 
 
 def _spoken(
-    groups: Mapping[str, Sequence[Estimate | None]], series: Sequence[str], unit: str
+    groups: Mapping[str, Sequence[Estimate | None]],
+    series: Sequence[str],
+    unit: str,
+    paper: Mapping[str, float],
 ) -> str:
     lines = []
     for group, row in groups.items():
@@ -231,6 +237,8 @@ def _spoken(
             for name, one in zip(series, row, strict=True)
             if one is not None
         ]
+        if group in paper:
+            said.append(f"the paper {numbers.plain(paper[group])}")
         lines.append(f"{shortened(group, 60)}: {', '.join(said) or 'none'}")
     return "; ".join(lines) + "."
 
@@ -244,6 +252,10 @@ def _text(x: float, y: float, words: str, class_: str = "", anchor: str | None =
 
 def _circle(x: float, y: float, radius: float, class_: str) -> Html:
     return tag("circle", cx=_short(x), cy=_short(y), r=_short(radius), class_=class_)
+
+
+def _diamond(x: float, y: float) -> Html:
+    return tag("path", d=f"M{_short(x)} {_short(y - 6)}l6 6l-6 6l-6-6z", class_="paper")
 
 
 def _short(value: float) -> str:

@@ -10,6 +10,7 @@ from pixart.evaluation.report.columns import (
     Number,
     command_of,
     flattened,
+    label,
     metrics_of,
     names_of,
     numbers_of,
@@ -28,6 +29,7 @@ from pixart.evaluation.report.markup import (
     table,
     tag,
 )
+from pixart.evaluation.report.paper import paper_section, tables
 
 STRIP = 150  # of the drawn interval
 LISTED = 200  # lines of missing pictures that a page can hold
@@ -39,6 +41,7 @@ def report_page(folders: Sequence[Evaluated], place: Path) -> str:
     names = names_of(folders)
     parts = [
         ("numbers", "Numbers", _numbers(folders, names)),
+        ("paper", "Beside the paper", paper_section(folders)),
         ("figures", "Figures", _figures(folders)),
         ("pictures", "Pictures", _pictures(folders, names, place)),
         ("missing", "Missing pictures", _missing(folders, names)),
@@ -70,7 +73,7 @@ def _facts(one: Evaluated, names: Sequence[str]) -> Html:
 
 def _numbers(folders: Sequence[Evaluated], names: Sequence[str]) -> Html:
     rows = numbers_of(folders)
-    has_paper = any(row.paper for row in rows)
+    has_paper = any(row.paper for row in rows) and not tables(folders)
     several = len(folders) > 1
     columns = ["Metric", *(names if several else ["Ours [95 % interval]"])]
     columns += ["Paper", "Same protocol?"] if has_paper else []
@@ -83,19 +86,20 @@ def _numbers(folders: Sequence[Evaluated], names: Sequence[str]) -> Html:
                       ", ".join(sorted(protocols)),
                       ". What differs stands under Protocol.", class_="warning")  # fmt: skip
     key = "The line is the 95 % interval, the point the number"
-    key += ", the diamond the paper's." if has_paper else "."
+    key += ", the diamond the paper's." if has_paper or tables(folders) else "."
     caption = f"Every number with its 95 % interval, n what it was made of. {key}"
     return section("numbers", "Numbers", warning, table(caption, columns, body, "numbers"))
 
 
 def _row(row: Number, has_paper: bool) -> list[Html]:
     shown = [one for one in row.ours if one is not None]
-    paper = row.paper.value if row.paper else None
+    paper = row.paper.value if row.paper and has_paper else None
     ends = [end for one in shown for end in (one.low, one.high, one.value)]
     scale = axis(ends + ([paper] if paper is not None else []), STRIP)
     better = "higher is better" if row.metric.higher_is_better else "lower is better"
     own = row.name == row.metric.main
-    cells = [tag("span", row.name, " ", tag("small", better if own else f"of {row.metric.name}"))]
+    beside = "" if row.name.startswith(row.metric.name) else f"of {row.metric.name}"
+    cells = [tag("span", row.name, " ", tag("small", better if own else beside))]
     cells += [
         _value(one, row.metric.unit, strip(scale, one, paper, number)) if one else Html("")
         for number, one in enumerate(row.ours)
@@ -141,7 +145,9 @@ def _figures(folders: Sequence[Evaluated]) -> Html | None:
             f"{metric}, by category" if by is not None and name.endswith("-by-category") else name
         )
         boxes.append(tag("figure", tag("figcaption", words), figure))
-    words = tag("p", "Lines are 95 % intervals.", class_="faint")
+    has_paper = any('class="paper"' in figure for figure in drawn.values())
+    diamonds = ", diamonds the paper's numbers" if has_paper else ""
+    words = tag("p", f"Lines are 95 % intervals{diamonds}.", class_="faint")
     return section("figures", "Figures", words, tag("div", joined(boxes), class_="charts"))
 
 
@@ -215,7 +221,7 @@ def _notes(folders: Sequence[Evaluated], names: Sequence[str]) -> Html:
     for row in numbers_of(folders):
         for how, who in ways(row, names).items():
             of = f" of {' and '.join(who)}" if len(who) < len(folders) else ""
-            items.append(tag("li", tag("b", f"{row.name}{of}"), f": {how}"))
+            items.append(tag("li", tag("b", f"{label(row.metric.name, row.name)}{of}"), f": {how}"))
     return section("notes", "How each number was made", tag("ul", joined(items), class_="notes"))
 
 

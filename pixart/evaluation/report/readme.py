@@ -8,6 +8,7 @@ from pixart.evaluation.report import numbers
 from pixart.evaluation.report.columns import (
     command_of,
     flattened,
+    label,
     metrics_of,
     names_of,
     numbers_of,
@@ -21,15 +22,19 @@ LISTED = 50
 WORDS = 100
 
 
-def report_readme(folders: Sequence[Evaluated], place: Path, plots: Sequence[str]) -> str:
-    """The text. place: the folder it is written to. plots: names of the files in plots/."""
+def report_readme(
+    folders: Sequence[Evaluated], place: Path, plots: Sequence[str], paper: Sequence[str] = ()
+) -> str:
+    """The text. place: the folder it is written to. plots: names of the files in plots/. paper: what stands
+    of a paper's table."""
     names = names_of(folders)
     parts = [
         f"# {words(' and '.join(names))}: evaluation",
         _facts(folders, names),
         "Every number stands with its 95 % interval. [report.html](report.html) shows the pictures.",
         "## Numbers",
-        number_table(folders, names),
+        number_table(folders, names, with_paper=not paper),
+        *paper,
     ]
     if plots:
         images = [f"![{name.removesuffix('.svg')}](plots/{name})" for name in plots]
@@ -56,8 +61,10 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def number_table(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
-    """Metric, ours with intervals, the paper's, whether both were made the same way, n."""
+def number_table(
+    folders: Sequence[Evaluated], names: Sequence[str], with_paper: bool = True
+) -> str:
+    """Metric, ours with intervals, n; and the paper's, and whether both were made the same way."""
     several = len(folders) > 1
     ours = [words(name) for name in names] if several else ["ours [low, high]"]
     rows = []
@@ -65,8 +72,10 @@ def number_table(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
         shown = [one for one in row.ours if one is not None]
         cells = [numbers.estimate(one, words(row.metric.unit)) if one else "" for one in row.ours]
         counts = " and ".join(f"{n:,}" for n in sorted({one.n for one in shown}))
-        rows.append([words(row.name), *cells, *_published(row.paper), counts])
-    return table(["metric", *ours, "paper", "same protocol?", "n"], rows)
+        paper = _published(row.paper) if with_paper else ()
+        rows.append([words(label(row.metric.name, row.name)), *cells, *paper, counts])
+    heads = ["paper", "same protocol?"] if with_paper else []
+    return table(["metric", *ours, *heads, "n"], rows)
 
 
 def _published(paper: Paper | None) -> tuple[str, str]:
@@ -131,7 +140,7 @@ def _notes(folders: Sequence[Evaluated], names: Sequence[str]) -> str:
     for row in numbers_of(folders):
         for how, who in ways(row, names).items():
             of = f" of {words(' and '.join(who))}" if len(who) < len(folders) else ""
-            lines.append(f"- **{words(row.name)}**{of}: {words(how)}")
+            lines.append(f"- **{words(label(row.metric.name, row.name))}**{of}: {words(how)}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from pixart.evaluation.report.charts import charts
 from pixart.evaluation.report.figures import standalone
 from pixart.evaluation.report.folder import open_evaluated
 from pixart.evaluation.report.page import report_page
+from pixart.evaluation.report.paper import paper_markdown
 from pixart.evaluation.report.readme import report_readme
 from pixart.files import write_bytes, written_aside
 
@@ -28,7 +29,10 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     place = output or _place([one.path for one in evaluated])
     figures = {file_name(key): figure for key, figure in charts(evaluated).items()}
     write_plots(place / PLOTS, {name: standalone(figure) for name, figure in figures.items()})
-    write_bytes(place / README, report_readme(evaluated, place, sorted(figures)).encode())
+    write_bytes(
+        place / README,
+        report_readme(evaluated, place, sorted(figures), paper_markdown(evaluated)).encode(),
+    )
     write_bytes(place / PAGE, report_page(evaluated, place).encode())
     return place / PAGE
 
