@@ -4,13 +4,13 @@
     open_detector("facebook/mask2former-swin-small-coco-instance", ...)  the 80 classes of COCO, with masks
     open_detector("google/owlv2-base-patch16-ensemble", ...)             what the prompts name, boxes only
 
-    detect(entries, detector, output, colours=ClipColours(context))
+    detect(entries, detector, output, colours=pixart.evaluation.colours.ClipColours(context))
 
 Networks are transformers' (4.57 and 5.x) from a folder, `--weights` or the hub's cache. None of them is the
 detector of the papers (mmdet's Mask2Former, UniDet): what is made of their boxes has its own protocol id.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +24,22 @@ from pixart.evaluation.detections import (
     write_detections,
 )
 from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.folders import MissingPictures, find_pictures
 from pixart.evaluation.metric import Context
+from pixart.evaluation.metrics.compbench import SPATIAL, spatial_objects
 from pixart.evaluation.metrics.geneval import clauses_of
-from pixart.evaluation.needs import Need, find_snapshot, need_snapshot, open_snapshot
-from pixart.files import read_json
+from pixart.evaluation.needs import MissingError, Need, find_snapshot, need_snapshot, open_snapshot
+from pixart.evaluation.prompt_files import read_prompts
+from pixart.files import check_writable, listed, read_json
 from pixart.libraries import importing, silenced
 from pixart.pictures import open_rgb
+from pixart.progress import counted
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+    from pixart.evaluation.colours import ClipColours
 
 LEAST = 0.05  # confidence below which nothing is kept; every scorer asks for more
 MOST = 100  # detections of a picture, as mmdet's
@@ -41,13 +47,14 @@ MOST = 100  # detections of a picture, as mmdet's
 NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard",
          "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "tvmonitor": "tv",
          "pottedplant": "potted plant", "diningtable": "dining table"}  # fmt: skip
-Names = Callable[[Prompt], Sequence[str]]
 
 
 class Detector:
     """id: "FAMILY:MODEL", which becomes part of every number made of it."""
 
     id: str
+    asks_names = False  # whether it looks for the classes that a prompt names, and for no others
+    has_colours = False
 
     def needs(self) -> Sequence[Need]:
         return ()
@@ -79,17 +86,16 @@ def detect(
     output: Path,
     *,
     colours: "ClipColours | None" = None,
-    names: Names | None = None,
 ) -> None:
     """Write what a detector finds in pictures as detections.jsonl. colours: who names the colour of each,
-    where the detector does not. names: of the classes a prompt asks for, by default those of GenEval's
-    clauses. MissingError where weights are missing, PictureError for a picture that cannot be read."""
-    wanted = names or named_classes
+    where the detector does not. MissingError where weights are missing, PictureError for a picture that
+    cannot be read."""
 
     def found() -> Iterator[tuple[str, Picture]]:
-        for entry in entries:
+        for entry in counted(entries, "detect", len(entries)):
+            names = wanted_names(entry.prompt) if detector.asks_names else ()
             image = open_rgb(entry.path, str(entry.path))
-            seen = detector(image, wanted(entry.prompt))
+            seen = detector(image, names)
             if colours is not None:
                 seen = colours(image, seen)
             yield entry.key, Picture(image.width, image.height, seen, detector.id)
@@ -97,14 +103,52 @@ def detect(
     write_detections(output, found())
 
 
-def named_classes(prompt: Prompt) -> list[str]:
-    """The classes of GenEval's clauses, each once."""
-    clauses = clauses_of(prompt)
-    return list(dict.fromkeys(one["class"] for one in (*clauses["include"], *clauses["exclude"])))
+def detect_folder(
+    name: str,
+    images: Path,
+    prompts: Path,
+    output: Path,
+    *,
+    colours: bool = True,
+    weights: Path | None = None,
+    device: str | None = None,
+) -> tuple[int, str]:
+    """`detect` of a folder of pictures; how many there were, and the detector's id. MissingError with all that
+    is missing, MissingPictures where pictures are."""
+    from pixart.device import choose_device
+    from pixart.evaluation.colours import ClipColours
+
+    context = Context(choose_device(device), weights)
+    detector = open_detector(name, context)
+    clip = ClipColours(context) if colours and not detector.has_colours else None
+    if needs := [*detector.needs(), *(clip.needs() if clip else ())]:
+        raise MissingError("detect", needs)
+    check_writable(output)
+    found = find_pictures(images, read_prompts(prompts))
+    if found.missing:
+        raise MissingPictures(
+            f"{images}: {len(found.missing)} of {len(found.entries)} pictures are missing "
+            f"({listed(sorted(found.missing))}); draw them, or leave their prompts out"
+        )
+    detect(found.entries, detector, output, colours=clip)
+    return len(found.entries), detector.id
+
+
+def wanted_names(prompt: Prompt) -> list[str]:
+    """The classes that GenEval's clauses name, or the objects of T2I-CompBench, each once. ValueError for a
+    prompt that names none."""
+    if prompt.category == SPATIAL and "include" not in prompt.meta:
+        first, _, second = spatial_objects(prompt)
+        names = [first, second]
+    else:
+        clauses = clauses_of(prompt)
+        names = [one["class"] for one in (*clauses["include"], *clauses["exclude"])]
+    return list(dict.fromkeys(names))
 
 
 class CheckerDetector(Detector):
     id = CHECKER
+    has_colours = True
 
     def __call__(self, image: "Image", names: Sequence[str]) -> tuple[Detection, ...]:
         return checked_picture(image).detections
@@ -177,6 +221,7 @@ class Owl(_Network):
     """OWLv2 (arXiv:2306.09683): boxes of any words, here the classes that a prompt asks for."""
 
     family = "hf-owlv2"
+    asks_names = True
 
     @cached_property
     def _opened(self) -> tuple[Any, Any]:
@@ -211,75 +256,6 @@ class Owl(_Network):
             corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             found.append(Detection(names[int(labels[place])], score, _within(corners, image)))
         return tuple(found)
-
-
-class ClipColours:
-    """Which of GenEval's ten colours a detection has, by CLIP ViT-L/14: of the crop of its box, with what is
-    not of its mask painted grey, the colour whose three sentences it is nearest to."""
-
-    COLOURS = (
-        "red",
-        "orange",
-        "yellow",
-        "green",
-        "blue",
-        "purple",
-        "pink",
-        "brown",
-        "black",
-        "white",
-    )
-    TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}",
-                 "a photo of a {colour} object")  # fmt: skip
-    GROUND = "#999"
-
-    def __init__(self, context: Context, model: str = "openai/clip-vit-large-patch14") -> None:
-        from pixart.evaluation.networks.clip import extractor_of
-
-        self._clip = extractor_of(model, context)
-        self._known: dict[str, Any] = {}
-
-    def needs(self) -> Sequence[Need]:
-        return self._clip.needs()
-
-    def __call__(self, image: "Image", found: Iterable[Detection]) -> tuple[Detection, ...]:
-        """The detections, each with a colour; those that have one keep it."""
-        from dataclasses import replace
-
-        return tuple(
-            one if one.color is not None else replace(one, color=self._colour(image, one))
-            for one in found
-        )
-
-    def _colour(self, image: "Image", one: Detection) -> str:
-        features = self._clip.opened().pictures([self._clip.prepare(self.crop(image, one), None)])  # type: ignore[arg-type]
-        return self.COLOURS[int((self._directions(one.name) @ features[0]).argmax())]
-
-    def crop(self, image: "Image", one: Detection) -> "Image":
-        """At least a pixel of it."""
-        from PIL import Image
-
-        if one.mask is not None:
-            ground = Image.new("RGB", image.size, self.GROUND)
-            image = Image.composite(image, ground, Image.fromarray(one.mask.pixels()))
-        left, top, right, bottom = map(round, one.box)
-        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-
-    def _directions(self, name: str) -> Any:
-        """(colours, width): the mean of the sentences' directions."""
-        import numpy as np
-
-        if name not in self._known:
-            rows = []
-            for colour in self.COLOURS:
-                texts = [
-                    one.replace("{colour}", colour).replace("{name}", name)
-                    for one in self.TEMPLATES
-                ]
-                mean = self._clip.opened().texts(texts).features.mean(0)
-                rows.append(mean / np.linalg.norm(mean))
-            self._known[name] = np.stack(rows)
-        return self._known[name]
 
 
 def _whole(masks: "torch.Tensor", inputs: Any, size: tuple[int, int]) -> "torch.Tensor":

@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 from tiny_detectors import build_mask2former, build_owl
 
+from pixart.evaluate import main
 from pixart.evaluation import detecting
-from pixart.evaluation.detecting import ClipColours, Detector, detect, open_detector
+from pixart.evaluation.colours import ClipColours
+from pixart.evaluation.detecting import Detector, detect, open_detector, wanted_names
 from pixart.evaluation.detections import Detection, Mask, read_detections
 from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.needs import MissingError
+from pixart.evaluation.prompt_files import write_prompts
 from pixart.shapes.scene import Scene, Thing, draw
 
 CPU = torch.device("cpu")
@@ -110,6 +113,15 @@ def test_a_file_of_detections_is_scored_by_geneval(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     detect(entries, open_detector("checker", context), file)
     assert len(read_detections(file)) == 2
+    prompts = tmp_path / "prompts.jsonl"
+    write_prompts(prompts, [one.prompt for one in entries])
+    other = tmp_path / "other.jsonl"
+    given = ["--images", str(tmp_path), "--prompts", str(prompts), "--output", str(other)]
+    assert main(["detect", "checker", *given]) == 0
+    assert other.read_bytes() == file.read_bytes()
+    assert main(["detect", "facebook/mask2former-nowhere", *given]) == 3
+    write_prompts(prompts, [*(one.prompt for one in entries), Prompt("c", "a red star", "shapes")])
+    assert main(["detect", "checker", *given]) == 1
     metric: Any = open_metric("geneval", Context(CPU, files={"detections": file}))
     images = [Image.open(one.path) for one in entries]
     assert [one.value for one in metric.score(entries, images, None)] == [1.0, 0.0]
@@ -121,6 +133,7 @@ def test_classes_of_a_prompt_are_asked_for_once(tmp_path: Path) -> None:
 
     class Asking(Detector):
         id = "asking"
+        asks_names = True
 
         def __call__(self, image: Image.Image, names: Any) -> tuple[Detection, ...]:
             asked.append(list(names))
@@ -138,6 +151,10 @@ def test_classes_of_a_prompt_are_asked_for_once(tmp_path: Path) -> None:
         tmp_path / "d.jsonl",
     )
     assert asked == [["dog"]]
+    assert wanted_names(Prompt("y", "A man next to the wine glass.", category="spatial")) == [
+        "person",
+        "wine glass",
+    ]
     assert read_detections(tmp_path / "d.jsonl")["x/0000"].detections == ()
     with pytest.raises(ValueError, match="cannot be read"):
         detect(

@@ -233,24 +233,20 @@ class CompBench(JudgedMetric):
         """First object, position and second object; None for what is not understood."""
         if prompt.set == EMBEDDED_SET:
             return shapes_spatial(prompt.prompt) or (None, None, None)
-        text = prompt.prompt.lower()
-        place = next((one for one in PLACES if one in text), None)
         if prompt.category == SPATIAL:
-            if place is None:
-                raise ValueError(f"prompt must have one of {', '.join(PLACES)}, got {text!r:.120}")
-            first, _, second = text.strip(" .").partition(place)
-            names: Sequence[str] = [_ARTICLE.sub("", one.strip()) for one in (first, second)]
+            first, found, second = spatial_objects(prompt)
+            place: str | None = found
         else:
-            found = self._line(prompt).objects
-            if found is None:
+            names = self._line(prompt).objects
+            if names is None:
                 raise ValueError(f"{self._file}: must have objects for prompt {prompt.id!r}")
-            names = found
-        if len(names) != 2:
-            return None, None, None
-        if place == "on top of":
+            if len(names) != 2:
+                return None, None, None
+            first, second = map(_class_of, names)
+            place = _place_in(prompt.prompt)
+        if place == "on top of" and not self.has_quirks:
             # Their function knows "on the top of" alone; of 300 complex prompts 33 are written so.
-            place = place if self.has_quirks else "on the top of"
-        first, second = ("person" if one in PEOPLE else one for one in names)
+            place = "on the top of"
         return first, place, second
 
     def _phrases(self, prompt: Prompt) -> Sequence[str]:
@@ -294,3 +290,22 @@ class CompBench(JudgedMetric):
             phrases = tuple(values["phrases"])
             found[prompt] = Phrases(phrases, None if objects is None else tuple(objects), action)
         return found
+
+
+def spatial_objects(prompt: Prompt) -> tuple[str, str, str]:
+    """First object, position and second object of a spatial prompt ("a giraffe next to a lamp"). ValueError for
+    a prompt of another form."""
+    place = _place_in(prompt.prompt)
+    if place is None:
+        raise ValueError(f"prompt must have one of {', '.join(PLACES)}, got {prompt.prompt!r:.120}")
+    first, _, second = prompt.prompt.lower().strip(" .").partition(place)
+    return _class_of(first), place, _class_of(second)
+
+
+def _place_in(text: str) -> str | None:
+    return next((one for one in PLACES if one in text.lower()), None)
+
+
+def _class_of(words: str) -> str:
+    name = _ARTICLE.sub("", words.strip().lower())
+    return "person" if name in PEOPLE else name
