@@ -21,6 +21,7 @@ from pixart.evaluation.options import (
     Run,
     Score,
     Statistics,
+    Trust,
 )
 
 if TYPE_CHECKING:
@@ -203,6 +204,24 @@ def statistics(options: Statistics) -> Said:
     return Said(f"statistics of {count:,} pictures: see {options.output}", values)
 
 
+def trust(options: Trust) -> Said:
+    """Measure metrics against the exact checker."""
+    from pixart.evaluation.report.writing import PAGE
+    from pixart.evaluation.trust import trust as measure
+
+    results = measure(
+        options.output,
+        names(options.metrics) if options.metrics else (),
+        count=options.count,
+        seed=options.seed,
+        given=_given(options, options.device),
+        model=options.with_model,
+        model_count=options.model_count,
+    )
+    sentences = [block["sentence"] for block in results["metrics"].values()]
+    return Said("\n".join([*sentences, f"report: {options.output / PAGE}"]), results)
+
+
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
     """The numbers, a line each with its interval, and the id of how they were made."""
     lines = [
@@ -301,5 +320,6 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Compare: compare,
     Statistics: statistics,
     Detect: detect,
+    Trust: trust,
     Accuracy: accuracy,
 }

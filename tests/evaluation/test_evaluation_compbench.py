@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_clip import write_clip
 
 from pixart.evaluation.compbench_positions import position_score, scale_of
 from pixart.evaluation.detections import Detection, Picture, write_detections
@@ -223,3 +224,25 @@ def test_complex_prompts_need_what_they_are_scored_by(tmp_path: Path) -> None:
         ValueError, match="meta.complex must be one of spatial, action, spatialaction"
     ):
         metric.score([entry("complex", "the hat", complex="none")], [SQUARE], None)
+
+
+def test_actions_are_the_cosine_of_clip_as_it_is(tmp_path: Path) -> None:
+    model = write_clip(tmp_path / "clip-vit-base-patch32")
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    image, text = Image.fromarray(noise), "a red star"
+    line = {"prompt": "y", "phrases": ["the hat"], "action": text}
+    files = phrases(tmp_path / "p.jsonl", line)
+    metric = opened(Table({"the hat": (1.0, 0.0)}), files=files, weights=tmp_path)
+    entries = [entry("non-spatial", text), entry("complex", "the hat", "y", complex="action")]
+    scores = metric.score(entries, [image, image], None)
+    clip = metric._clip
+    pixels = torch.from_numpy(clip.prepare(image, entries[0]))[None]
+    ids = torch.tensor([clip.opened()._tokenizer(text).input_ids])
+    with torch.no_grad():
+        expected = float(model(pixel_values=pixels, input_ids=ids).logits_per_image)
+    expected /= float(model.logit_scale.detach().exp())
+    assert scores[0].value == pytest.approx(expected, abs=1e-5) and abs(expected) < 1
+    assert scores[1].value == pytest.approx((1 + expected) / 2, abs=1e-5)
+    found = metric.reduce(entries, scores)
+    assert found["compbench"].value == pytest.approx((scores[0].value + scores[1].value) / 2)
+    metric.release()
