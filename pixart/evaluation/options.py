@@ -135,6 +135,9 @@ class Run(Model, Changes, Networks):
     """Names of metrics with commas between them. Default the protocol's."""
     reference: Path | None = None
     """A folder of real pictures, or a file of their statistics, for metrics that compare sets."""
+    variants: Path | None = None
+    """A folder of training runs, NAME/STAGE: draw with the newest transformer of each, in --model's pipeline,
+    and set them in one table."""
     name: str | None = None
     """What the model is called in tables. Default its own name."""
     allow_missing: bool = False
