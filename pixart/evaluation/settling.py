@@ -5,7 +5,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +46,8 @@ def settle(
                 f"{output / kept.IMAGES}: holds pictures that no evaluation drew; name another --output, or "
                 "score them with --images"
             )
-        write_bytes(output / kept.PROMPTS, as_lines(prompts))
+        if not (output / kept.PROMPTS).is_file():
+            write_bytes(output / kept.PROMPTS, as_lines(prompts))
         if not file.is_file():
             write_json(file, record, indent=2)
 
@@ -69,6 +71,13 @@ def _check_same(output: Path, before: Mapping[str, Any], record: Mapping[str, An
         f"{output}: holds an evaluation of {before.get('name')} with {name} {was}, asked is {asked}; name "
         "another --output"
     )
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Write results and pages one process after the other."""
+    with claimed(output / LOCKS / "results.lock", wait=True):
+        yield
 
 
 def protocol_of(record: Mapping[str, Any]) -> Protocol:
