@@ -169,7 +169,8 @@ def test_a_picture_in_two_places_is_refused(built: tuple[Study, Key]) -> None:
     [
         {"version": 0}, {"study": "0" * 16}, {"models": ["ours"]}, {"models": ["ours", "ours"]},
         {"models": 5}, {"pairs": {}}, {"pairs": []}, {"secret": "00"}, {"secret": None},
-        *({"change": change} for change in ({"left": "x"}, {"check": 1}, {"check": {"quality": "up"}}, {"prompt": 1})),
+        *({"change": change} for change in ({"left": "x"}, {"check": 1}, {"prompt": 1},
+                                           {"check": {"quality": "up"}})),
     ],
 )  # fmt: skip
 def test_a_damaged_key_is_one_line(built: tuple[Study, Key], change: dict[str, Any]) -> None:
