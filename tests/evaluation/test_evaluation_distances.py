@@ -130,6 +130,9 @@ def test_blocks_keep_groups_whole_and_have_every_row_once() -> None:
         assert len({groups[row] for row in block}) * 3 == len(block)
     assert len(blocks_of(groups, 50)) == 20
     assert [block.tolist() for block in blocks_of(groups, 7)] == [b.tolist() for b in blocks]
+    # Drawn, as neighbours are of one category: in order, the first block would be the first rows.
+    assert [block.tolist() for block in blocks_of(groups, 7, 1)] != [b.tolist() for b in blocks]
+    assert blocks[0].max() > 3 * len(blocks[0])
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
