@@ -20,6 +20,7 @@ from pixart.evaluation.options import (
     Run,
     Score,
     Statistics,
+    Trust,
 )
 
 if TYPE_CHECKING:
@@ -95,27 +96,32 @@ def score(options: Score) -> Said:
     """Score pictures that are there; the numbers go to results.json."""
     from pixart.evaluation.opening import check_needs, open_metrics
     from pixart.evaluation.protocol import Use
+    from pixart.evaluation.results import IMAGES, PROTOCOL
     from pixart.evaluation.running import Pictures, check_reference
     from pixart.evaluation.running import score as score_pictures
 
     uses = [Use(name) for name in names(options.metrics)]
-    if options.images is None:
+    images = options.images
+    own = options.output / PROTOCOL, options.output / IMAGES
+    if images is not None and options.prompts is None and own[0].is_file():
+        images = None if images.resolve() == own[1].resolve() else images  # what `draw` drew there
+    if images is None:
         if options.prompts is not None:
             raise ValueError("--prompts goes with --images, got it alone")
         pictures = Pictures.drawn(options.output)
         uses = list(pictures.protocol.changed(metrics=[use.name for use in uses]).metrics)
     metrics = open_metrics(uses, _given(options, options.device))
     check_needs(metrics)
-    if options.images is not None:
-        check_apart(options.images, options.output)
-        pictures = Pictures.others(options.images, options.prompts, options.samples, uses)
+    if images is not None:
+        check_apart(images, options.output)
+        pictures = Pictures.others(images, options.prompts, options.samples, uses)
     check_reference(pictures.protocol, metrics, options.reference)
     results = score_pictures(
         pictures,
         metrics,
         options.output,
         reference=options.reference,
-        name=options.name or (options.images.resolve().name if options.images else None),
+        name=options.name or (images.resolve().name if images else None),
         allow_missing=options.allow_missing,
     )
     return said_of(results, options.output)
@@ -135,10 +141,15 @@ def _given(options: Networks, device: str | None) -> "Given":
 
 
 def run(options: Run) -> Said:
-    """Draw, score and report."""
+    """Draw, score and report; of one model, or of all variants."""
+    if options.variants is not None:
+        from pixart.evaluation.several import run_variants
+
+        return Said(*run_variants(options, lambda own: _told(run(own))))
     from pixart.evaluation.drawing import Shard
     from pixart.evaluation.report import write_report
     from pixart.evaluation.running import run_protocol
+    from pixart.evaluation.settling import writing
 
     shard = Shard.parse(options.shard)
     done = run_protocol(
@@ -154,7 +165,8 @@ def run(options: Run) -> Said:
     )
     if done.results is None:
         return Said(_drawn(done.pictures, options.output), asdict(done.pictures))
-    page = write_report([options.output])
+    with writing(options.output):
+        page = write_report([options.output])
     said = said_of(done.results, options.output)
     return Said(f"{said.text}\nreport: {page}", said.values)
 
@@ -195,8 +207,32 @@ def statistics(options: Statistics) -> Said:
     return Said(f"statistics of {count:,} pictures: see {options.output}", values)
 
 
+def trust(options: Trust) -> Said:
+    """Measure metrics against the exact checker."""
+    from pixart.evaluation.report.writing import PAGE
+    from pixart.evaluation.trust import trust as measure
+
+    results = measure(
+        options.output,
+        names(options.metrics) if options.metrics else (),
+        count=options.count,
+        seed=options.seed,
+        given=_given(options, options.device),
+        model=options.with_model,
+        model_count=options.model_count,
+    )
+    sentences = [block["sentence"] for block in results["metrics"].values()]
+    return Said("\n".join([*sentences, f"report: {options.output / PAGE}"]), results)
+
+
+def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
+    return said.text, said.values
+
+
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
-    """The numbers, a line each with its interval, and the id of how they were made."""
+    """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
+    from pixart.evaluation.published import table_text
+
     lines = [
         f"{name}: {_number(value)} {block['unit']}".rstrip()
         for block in results["metrics"].values()
@@ -204,7 +240,8 @@ def said_of(results: Mapping[str, Any], output: Path) -> Said:
     ]
     told = f"protocol {results['protocol']['id']}, {results['pictures']} pictures"
     errors = f", {results['errors']} left out" if results["errors"] else ""
-    return Said("\n".join([*lines, f"{told}{errors}: see {output}"]), results)
+    paper = ["", table_text(results["paper"]), ""] if results.get("paper") else []
+    return Said("\n".join([*lines, *paper, f"{told}{errors}: see {output}"]), results)
 
 
 def _number(value: Mapping[str, Any]) -> str:
@@ -275,5 +312,6 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Report: report,
     Compare: compare,
     Statistics: statistics,
+    Trust: trust,
     Accuracy: accuracy,
 }

@@ -135,6 +135,9 @@ class Run(Model, Changes, Networks):
     """Names of metrics with commas between them. Default the protocol's."""
     reference: Path | None = None
     """A folder of real pictures, or a file of their statistics, for metrics that compare sets."""
+    variants: Path | None = None
+    """A folder of training runs, NAME/STAGE: draw with the newest transformer of each, in --model's pipeline,
+    and set them in one table."""
     name: str | None = None
     """What the model is called in tables. Default its own name."""
     allow_missing: bool = False
@@ -224,6 +227,29 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Trust(Networks):
+    """Measure which metric notices which kind of error, against the exact checker of the embedded world."""
+
+    output: Path = tyro.MISSING
+    """The folder of the results. Scores are kept there: the same command goes on."""
+    metrics: str = ""
+    """Names of metrics with commas between them, beside the checker. --judge adds vqascore."""
+    count: int = 100
+    """Pairs of each kind of fact, and pictures of a set."""
+    seed: int = 0
+    """Of the pairs."""
+    with_model: str | None = None
+    """A pipeline of the embedded world, or "shapes": whether metrics rank its pictures as the checker does,
+    at 1 to 20 steps and guidance from 1 to 8."""
+    model_count: int = 96
+    """Pictures of it."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    json: bool = False
+    """Print the results as JSON."""
+
+
+@dataclass(frozen=True)
 class Settings(_Sampling):
     """What decides the captions and the pictures of `accuracy`."""
 
@@ -268,5 +294,6 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Statistics, tyro.conf.subcommand("statistics")]
+    | Annotated[Trust, tyro.conf.subcommand("trust")]
     | Annotated[Accuracy, tyro.conf.subcommand("accuracy")]
 )

@@ -33,9 +33,13 @@ from pixart.evaluation.settling import (
     prompts_digest,
     protocol_of,
     settle,
+    writing,
 )
 from pixart.files import check_writable, listed, read_json, sha256_of, write_json, written_aside
 from pixart.progress import say
+
+# Of protocol.json: what stands elsewhere in results.json.
+_NOT_TWICE = ("model", "weights", "paper", "differs")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Pictures:
 
     @classmethod
     def drawn(cls, output: Path) -> "Pictures":
-        """What `draw` put there. ValueError where nothing was drawn."""
+        """What `draw` put there, or what was scored there before. ValueError where there is neither."""
         file = output / kept.PROTOCOL
         if not file.is_file():
             raise ValueError(
@@ -109,9 +113,17 @@ class Pictures:
         record = read_json(file)
         protocol = protocol_of(record)
         prompts = read_prompts(output / kept.PROMPTS)
-        found = find_pictures(output / kept.IMAGES, prompts, protocol.images_per_prompt)
+        if prompts_digest(prompts) != record.get("prompts_sha256"):
+            raise ValueError(
+                f"{output / kept.PROMPTS}: must hold the prompts that were drawn, it was changed; name another "
+                "--output, or give it as --prompts with --images"
+            )
+        images = output / kept.IMAGES
+        if not images.is_dir() and (output / kept.RUN).is_file():
+            images = Path(str(read_json(output / kept.RUN).get("images", images)))
+        found = find_pictures(images, prompts, protocol.images_per_prompt)
         size = record.get("resolved", {}).get("size")
-        return cls(protocol, _with_size(found, size), record, output / kept.IMAGES)
+        return cls(protocol, _with_size(found, size), record, images)
 
     @classmethod
     def others(
@@ -178,22 +190,23 @@ def score(
     record["id"] = protocol.id(
         record["prompts_sha256"],
         identities_of(blocks),
-        {name: record.get(name) for name in ("model_options", "resolved", "kv_compress")},
+        {name: record.get(name) for name in ("model_options", "resolved")},
         reference_digest,
     )
     results = {
         "version": kept.VERSION,
-        "protocol": {key: one for key, one in record.items() if key not in ("model", "weights")},
-        "model": name or record.get("model"),
+        "protocol": {key: one for key, one in record.items() if key not in _NOT_TWICE},
+        "model": name or record.get("model") or before.get("model"),
         "weights": record.get("weights", {}),
         "pictures": scoring.pictures,
         "errors": scoring.failed,
         "metrics": blocks,
     }
     results = with_paper(protocol, results)
-    write_json(output / kept.PROTOCOL, record, indent=2)
     note_run(output, images=str(pictures.images.resolve()), pictures=digest)
-    write_json(output / kept.RESULTS, results, indent=2)
+    with writing(output):
+        write_json(output / kept.PROTOCOL, record, indent=2)
+        write_json(output / kept.RESULTS, results, indent=2)
     return results
 
 
@@ -216,16 +229,18 @@ def _reference(
         return None
     check_reference(pictures.protocol, metrics, path)
     if path is None:
-        path = _draw_scenes(pictures.protocol, output / "scenes")
-        found = reference_pictures(path)
-        categories = {one.id: one.id.rpartition("/")[2].rpartition("-")[0] for one in found.prompts}
-    elif path.is_file():
+        own = pictures.protocol
+        found = reference_pictures(_draw_scenes(own, output / "scenes"))
+        categories = {one.id: one.id.rpartition("-")[0] for one in found.prompts}
+        # What draws them, and not their files: PNG has other bytes with another zlib.
+        digest = f"scenes {own.prompt_seed + 1}, {own.count} of {own.size}"
+        return Reference(found, digest=digest, categories=categories)
+    if path.is_file():
         return Reference(file=path, digest=sha256_of(path))
-    else:
-        prompts = pictures.found.prompts
-        categories = {one.reference: one.category for one in prompts if one.reference is not None}
-        named = all(one.reference is not None for one in prompts)
-        found = reference_pictures(path, categories if named else None)
+    prompts = pictures.found.prompts
+    categories = {one.reference: one.category for one in prompts if one.reference is not None}
+    named = all(one.reference is not None for one in prompts)
+    found = reference_pictures(path, categories if named else None)
     return Reference(found, digest=_pictures_digest(found), categories=categories)
 
 

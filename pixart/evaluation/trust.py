@@ -21,9 +21,9 @@ from pixart.evaluation import results as kept
 from pixart.evaluation.at_once import Pictures
 from pixart.evaluation.damages import DAMAGES, distances
 from pixart.evaluation.entries import Entry, Prompt
-from pixart.evaluation.metric import Context, Estimate, Metric, PictureMetric, SetMetric
-from pixart.evaluation.metrics import open_metric
-from pixart.evaluation.scoring import check_needs
+from pixart.evaluation.metric import Estimate, Metric, PictureMetric, SetMetric
+from pixart.evaluation.opening import Given, check_needs, open_metrics
+from pixart.evaluation.protocol import Use
 from pixart.evaluation.statistics import auc, paired_accuracy
 from pixart.evaluation.wrong_facts import KINDS, SIDE, Pair, pairs
 from pixart.files import parse_json, read_bounded, write_bytes, write_json
@@ -33,7 +33,7 @@ CHECKER = "shapes"  # the metric that is right by definition
 JUDGED = "vqascore"  # by which a judge is asked
 VERSION = "1"  # of the pairs and the damages
 CHANCE = 0.5
-MOST = 10_000
+LEAST, MOST = 8, 10_000  # with fewer pairs even one who is always right is not told from chance
 BATCH = 32
 _DIRECTIONS = ("caption", "picture")
 
@@ -44,18 +44,15 @@ def trust(
     *,
     count: int = 100,
     seed: int = 0,
-    judge: str | None = None,
-    weights: Path | None = None,
-    files: Mapping[str, Path] | None = None,
-    options: Mapping[str, str] | None = None,
+    given: Given | None = None,
     model: str | None = None,
     model_count: int = 96,
-    device: str | None = None,
 ) -> dict[str, Any]:
     """Measure metrics against the checker, and write results.json, README.md, report.html and plots/ into
     `output`; returns what results.json says. What is there is not measured again.
 
-    count: pairs of each kind, and pictures of a set. judge: asked whether the picture shows its caption.
+    count: pairs of each kind, and pictures of a set. given: what metrics are opened with; its judge is asked
+    whether the picture shows its caption.
     model: a pipeline of the embedded world, whose pictures the metrics are to rank; model_count: how many.
     ValueError for what cannot be measured, MissingError for weights that are not there.
     """
@@ -64,11 +61,11 @@ def trust(
     from pixart.evaluation.trusted_model import ranked
 
     for name, number in (("count", count), ("model_count", model_count)):
-        if not 2 <= number <= MOST:
-            raise ValueError(f"{name} must be from 2 to {MOST:,}, got {number}")
-    context = Context(choose_device(device), weights, judge, files or {}, options or {})
-    names = [CHECKER, *metrics, *([JUDGED] if judge else [])]
-    opened = [open_metric(name, context) for name in dict.fromkeys(names)]
+        if not LEAST <= number <= MOST:
+            raise ValueError(f"{name} must be from {LEAST} to {MOST:,}, got {number}")
+    given = given or Given()
+    names = [CHECKER, *metrics, *([JUDGED] if given.judge else [])]
+    opened = open_metrics([Use(name) for name in dict.fromkeys(names)], given)
     check_needs(opened)
     process.at_work()
     protocol = _settle(output, count, seed)
@@ -81,7 +78,9 @@ def trust(
             blocks[metric.name] = _paired(output, metric, count, seed)
             if model is not None:
                 block = blocks[metric.name]
-                block["model"] = ranked(output, metric, model, model_count, context.device)
+                block["model"] = ranked(
+                    output, metric, model, model_count, choose_device(given.device)
+                )
         _release(metric)
     results = {
         "version": kept.VERSION,

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixart.distributed import rank
+from pixart.evaluation import opening
 from pixart.evaluation.at_once import Pictures, measure
 from pixart.evaluation.entries import Entry, Prompt
-from pixart.evaluation.metric import Context, Metric, SetMetric
-from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.metric import Metric, SetMetric
 from pixart.evaluation.needs import MissingError
+from pixart.evaluation.opening import Given
+from pixart.evaluation.protocol import Use
 from pixart.pictures import open_rgb, picture_suffixes
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
@@ -35,12 +37,12 @@ def open_metrics(stage: Stage, device: torch.device) -> list[Metric]:
     knows, and for options that are none."""
     validation = stage.validation
     pairs = (one.partition("=") for one in validation.metric_options)
-    context = Context(
-        device,
-        weights=Path(validation.metric_weights) if validation.metric_weights else None,
+    given = Given(
+        str(device),
+        Path(validation.metric_weights) if validation.metric_weights else None,
         options={name: value for name, _, value in pairs},
     )
-    return [open_metric(name, context) for name in validation.metrics]
+    return opening.open_metrics([Use(name) for name in validation.metrics], given)
 
 
 def metric_problems(stage: Stage, device: torch.device) -> Iterator[str]:

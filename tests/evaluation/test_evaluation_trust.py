@@ -157,7 +157,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
         for name, kind in kinds.items():
             patched.setitem(metrics.METRICS, name, kind)
         names = ["colours", "errors", "dice", "sharpness"]
-        return place, trust.trust(place, names, count=8, device="cpu")
+        return place, trust.trust(place, names, count=8)
 
 
 def test_the_checker_is_right_in_every_pair(found: tuple[Path, dict[str, Any]]) -> None:
@@ -229,23 +229,23 @@ def test_what_is_there_is_not_scored_again(
     kind = type("Counting", (Colours,), {"score": score})
     monkeypatch.setitem(metrics.METRICS, "colours", kind)
     names = ["colours", "errors", "dice", "sharpness"]
-    assert trust.trust(place, names, count=8, device="cpu") == results
+    assert trust.trust(place, names, count=8) == results
     assert set(scored) == {"size", "shape"} and len(scored) == 2 * 3 * 8
     assert (place / "results.json").read_bytes() == before
     with pytest.raises(ValueError, match="holds results of trust/.*: other pairs; name another"):
-        trust.trust(place, ["colours"], count=11, device="cpu")
+        trust.trust(place, ["colours"], count=11)
 
 
 def test_a_checker_that_errs_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(metrics.METRICS, "shapes", Wrong)
     with pytest.raises(RuntimeError, match="must be right in every pair, it is not in background"):
-        trust.trust(tmp_path, count=2, device="cpu")
+        trust.trust(tmp_path, count=8)
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize("count", [1, 10_001])
+@pytest.mark.parametrize("count", [7, 10_001])
 def test_counts_have_bounds(tmp_path: Path, count: int) -> None:
-    with pytest.raises(ValueError, match=f"count must be from 2 to 10,000, got {count}"):
+    with pytest.raises(ValueError, match=f"count must be from 8 to 10,000, got {count}"):
         trust.trust(tmp_path, count=count)
 
 
@@ -291,10 +291,10 @@ def test_the_pages_say_it_in_words_and_numbers(found: tuple[Path, dict[str, Any]
 def test_a_models_pictures_are_ranked_as_the_checker_ranks_them(tmp_path: Path) -> None:
     """By a few steps and many; the checker's own share of right pictures goes up with it."""
     results = trust.trust(
-        tmp_path, count=2, model="shapes", model_count=6, device="cpu"
+        tmp_path, count=8, model="shapes", model_count=8
     )  # one metric, the checker
     block = results["metrics"]["shapes"]["model"]
-    assert block["n"] == 6 and block["value"] > 0.5 and block["low"] <= block["value"]
-    assert len(list((tmp_path / "model").glob("*.png"))) == 6
-    again = trust.trust(tmp_path, count=2, model="shapes", model_count=6, device="cpu")
+    assert block["n"] == 8 and block["value"] > 0.5 and block["low"] <= block["value"]
+    assert len(list((tmp_path / "model").glob("*.png"))) == 8
+    again = trust.trust(tmp_path, count=8, model="shapes", model_count=8)
     assert again == results

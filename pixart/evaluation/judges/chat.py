@@ -47,19 +47,19 @@ class ChatJudge(Judge):
         self._opened = None
 
     def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
+        return self.answer_about([{"type": "image", "image": image}], question, choices)
+
+    def answer_about(
+        self, parts: Sequence[Mapping[str, Any]], question: str, choices: Sequence[str]
+    ) -> Mapping[str, float]:
+        """As `answer`, of what stands before the question in the user's turn: parts of a chat message,
+        several pictures and the words between them."""
         check_question(question, choices)
         import torch
 
         processor, model = self._open()
-        messages = [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": image},
-                    {"type": "text", "text": asked(processor, question, choices)},
-                ],
-            }
-        ]
+        text = {"type": "text", "text": asked(processor, question, choices)}
+        messages = [{"role": "user", "content": [*parts, text]}]
         spelt = {choice: spellings(choice) for choice in choices}
         words = [one for each in spelt.values() for one in each]
         cut, rows = continuations(processor, messages, words)

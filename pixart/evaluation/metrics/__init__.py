@@ -10,15 +10,22 @@ if TYPE_CHECKING:
 
 # Each class is called with (name, context), and must not open anything before its `needs` are met.
 METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
+    "aesthetic": "pixart.evaluation.metrics.aesthetic:Aesthetic",
+    "aesthetic-v1": "pixart.evaluation.metrics.aesthetic:Aesthetic",
+    "clip": "pixart.evaluation.metrics.clip:ClipScore",
     "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
-    "geneval": "pixart.evaluation.metrics.geneval:GenEval",
     "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-clean": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-pytorch": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-tf": "pixart.evaluation.metrics.frechet:Frechet",
+    "geneval": "pixart.evaluation.metrics.geneval:GenEval",
+    "hpsv2.0": "pixart.evaluation.metrics.hps:Hps",
+    "hpsv2.1": "pixart.evaluation.metrics.hps:Hps",
+    "image-reward": "pixart.evaluation.metrics.image_reward:ImageReward",
     "kid": "pixart.evaluation.metrics.kernels:Kid",
     "patch-fd": "pixart.evaluation.metrics.patches:PatchFrechet",
+    "pickscore": "pixart.evaluation.metrics.pickscore:PickScore",
     "precision-recall": "pixart.evaluation.metrics.neighbours:PrecisionRecall",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",

@@ -37,11 +37,12 @@ def bradley_terry(wins: np.ndarray, prior: float = PRIOR) -> np.ndarray:
         for one in games:
             check_connected(one > 0, [str(k) for k in range(models)], both_ways=True)
     games += met * prior / 2
-    return _solved(games).reshape(wins.shape[:-1])
+    return settled(games).reshape(wins.shape[:-1])
 
 
-def _solved(games: np.ndarray) -> np.ndarray:
-    """(B, M) from (B, M, M): one model after the other, each in all resamples."""
+def settled(games: np.ndarray) -> np.ndarray:
+    """Strengths (B, M) from games (B, M, M) that hold the prior and are connected. One model after the
+    other, each in all resamples."""
     logarithms = np.zeros(games.shape[:2])
     strengths = np.ones(games.shape[:2])
     for _ in range(STEPS):
@@ -78,5 +79,9 @@ def check_connected(met: np.ndarray, names: Sequence[str], *, both_ways: bool = 
         what = "no wins lead both ways" if both_ways else "no pairs"
         raise ValueError(
             f"strengths need all models connected, there are {what} between the groups {said}; "
-            + ("give a prior" if both_ways else "judge pairs between them, or fit each group alone")
+            + (
+                "give a prior"
+                if both_ways
+                else "get votes on pairs between them, or study each group alone"
+            )
         )

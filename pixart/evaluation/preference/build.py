@@ -47,8 +47,8 @@ def build(options: Build) -> str:
     """Write the study; returns a sentence on it. ValueError for pictures that are missing, a folder that
     is in use, and what else cannot be built."""
     _check(options)
-    sources = open_sources(options.pictures)
     prompts = read_prompts(options.prompts)
+    sources = open_sources(options.pictures, prompts)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     rng = random.Random(seed)
     prompts = _chosen(prompts, options.count, rng)

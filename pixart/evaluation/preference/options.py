@@ -79,7 +79,8 @@ class Judge:
     study: StudyFolder
     """What build made."""
     model: str | None = None
-    """The endpoint's name for a model, or one of transformers: a folder or hub id."""
+    """The endpoint's name for a model, or one of transformers: a folder, or the id of one that is in the
+    hub's cache already (hf download ID)."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it
     wants one, is read from the environment variable OPENAI_API_KEY; it goes to no other server."""
@@ -89,8 +90,6 @@ class Judge:
     """Requests that the endpoint gets at a time."""
     max_tokens: int = 500
     """Tokens of an answer of the endpoint at most."""
-    download: bool = False
-    """Fetch a model that is not on this machine from the hub."""
     device: str | None = None
     """The device of a transformers model. Default CUDA when there is one."""
 
