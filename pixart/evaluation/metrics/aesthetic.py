@@ -2,6 +2,7 @@
 ratings from 1 to 10. Versions 1 and 2 differ by more than models do, so each has a name of its own."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,11 @@ WEIGHTS = {
     "aesthetic-v1": Need("sa_0_4_vit_l_14_linear.pth", "github.com/LAION-AI/aesthetic-predictor"),
 }
 _PREFIXES = {"aesthetic": "layers.", "aesthetic-v1": ""}
+
+
+def head_in(name: str, path: Path) -> torch.nn.Sequential:
+    """The linear layers in a file of WEIGHTS. CheckpointError for another file."""
+    return head_of(read_state(path), path, _PREFIXES[name])
 
 
 class Aesthetic(PictureMetric):
@@ -67,7 +73,7 @@ class Aesthetic(PictureMetric):
         assert features is not None
         if self._head is None:
             path = open_file(self.name, self.weights, self._context)
-            self._head = head_of(read_state(path), path, _PREFIXES[self.name])
+            self._head = head_in(self.name, path)
         # Of length 1: as they come, scores would be 20 to 30.
         rows = torch.from_numpy(normalised_rows(features, "pictures"))
         return [Score(float(value)) for value in self._head(rows)[:, 0]]
