@@ -12,6 +12,7 @@ from pixart.evaluation.options import (
     Accuracy,
     Changes,
     Compare,
+    Detect,
     Draw,
     List,
     Networks,
@@ -141,7 +142,11 @@ def _given(options: Networks, device: str | None) -> "Given":
 
 
 def run(options: Run) -> Said:
-    """Draw, score and report."""
+    """Draw, score and report; of one model, or of all variants."""
+    if options.variants is not None:
+        from pixart.evaluation.several import run_variants
+
+        return Said(*run_variants(options, lambda own: _told(run(own))))
     from pixart.evaluation.drawing import Shard
     from pixart.evaluation.report import write_report
     from pixart.evaluation.running import run_protocol
@@ -221,8 +226,14 @@ def trust(options: Trust) -> Said:
     return Said("\n".join([*sentences, f"report: {options.output / PAGE}"]), results)
 
 
+def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
+    return said.text, said.values
+
+
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
-    """The numbers, a line each with its interval, and the id of how they were made."""
+    """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
+    from pixart.evaluation.published import table_text
+
     lines = [
         f"{name}: {_number(value)} {block['unit']}".rstrip()
         for block in results["metrics"].values()
@@ -230,7 +241,8 @@ def said_of(results: Mapping[str, Any], output: Path) -> Said:
     ]
     told = f"protocol {results['protocol']['id']}, {results['pictures']} pictures"
     errors = f", {results['errors']} left out" if results["errors"] else ""
-    return Said("\n".join([*lines, f"{told}{errors}: see {output}"]), results)
+    paper = ["", table_text(results["paper"]), ""] if results.get("paper") else []
+    return Said("\n".join([*lines, *paper, f"{told}{errors}: see {output}"]), results)
 
 
 def _number(value: Mapping[str, Any]) -> str:
@@ -257,6 +269,23 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{option} must be NAME=VALUE, each name once, got {one!r}")
         found[name] = value
     return found
+
+
+def detect(options: Detect) -> Said:
+    """Write detections.jsonl."""
+    from pixart.evaluation.detecting import detect_folder
+
+    count, detector = detect_folder(
+        options.detector,
+        options.images,
+        options.prompts,
+        options.output,
+        colours=options.colours,
+        weights=options.weights,
+        device=options.device,
+    )
+    text = f"{count:,} pictures, by {detector}: see {options.output}"
+    return Said(text, {"file": str(options.output), "pictures": count, "detector": detector})
 
 
 def accuracy(options: Accuracy) -> Said:
@@ -301,6 +330,7 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Report: report,
     Compare: compare,
     Statistics: statistics,
+    Detect: detect,
     Trust: trust,
     Accuracy: accuracy,
 }

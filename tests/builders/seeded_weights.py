@@ -37,11 +37,11 @@ def weight(name: str, shape: Sequence[int], gain: float = 2.0, seed: int = 0) ->
 def weights(
     shapes: Mapping[str, Sequence[int]], gain: float = 2.0, seed: int = 0
 ) -> dict[str, Tensor]:
-    """A state dict of `weight`s; the counters of batch norms are left out."""
+    """A state dict of `weight`s; counters and numbers of places are left out."""
     return {
         name: weight(name, shape, gain, seed)
         for name, shape in shapes.items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(("num_batches_tracked", "position_ids"))
     }
 
 

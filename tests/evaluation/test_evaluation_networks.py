@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import dinov2_weights
 import numpy as np
 import pytest
 import torch
@@ -107,3 +108,48 @@ def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     needs = open_extractor("inception-clean", Context(CPU, tmp_path)).needs()
     assert [need.name for need in needs] == ["pt_inception-2015-12-05-6726825d.pth"]
+
+
+@pytest.fixture
+def dinov2(tmp_path: Path) -> Context:
+    dinov2_weights.write_folder(tmp_path / "dinov2-large")
+    return Context(CPU, tmp_path)
+
+
+def test_dinov2_prepares_pictures_as_dgm_eval_and_gives_the_published_features(
+    dinov2: Context,
+) -> None:
+    golden = json.loads((GOLDEN / "dinov2.json").read_text())
+    extractor = open_extractor("dinov2", dinov2)
+    assert extractor.needs() == []
+    prepared = [extractor.prepare(image, ENTRY) for image in pictures(golden["sizes"])]
+    for ours, theirs in zip(prepared, golden["pixels"], strict=True):
+        # fp32 rounding of values up to 2.7.
+        assert np.abs(ours[:, ::17, ::19] - np.array(theirs)).max() < 1e-6
+    features = extractor(prepared)
+    assert features.shape[1] == extractor.width
+    near(features, np.array(golden["features"]), 1e-5)
+
+
+def test_dinov2_takes_the_class_token_behind_the_layer_norm(dinov2: Context) -> None:
+    from transformers import Dinov2Model
+
+    extractor = open_extractor("dinov2", dinov2)
+    prepared = [extractor.prepare(image, ENTRY) for image in pictures([(280, 280)])]
+    model = Dinov2Model.from_pretrained(dinov2.weights / "dinov2-large")  # type: ignore[operator]
+    with torch.inference_mode():
+        output = model(pixel_values=torch.from_numpy(np.stack(prepared)))
+    assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
+    # Of other positions, by transformers' way to make them: near and not the same.
+    gap = np.abs(extractor(prepared) - output.pooler_output.numpy()).max()
+    assert 1e-5 < gap < 0.5
+
+
+def test_dinov2_says_what_is_missing_and_tells_weights_apart(
+    tmp_path: Path, dinov2: Context
+) -> None:
+    needs = open_extractor("dinov2", Context(CPU, tmp_path / "none")).needs()
+    assert [need.name for need in needs] == ["facebook/dinov2-large"]
+    one = open_extractor("dinov2", dinov2).digest
+    dinov2_weights.write_folder(tmp_path / "dinov2-large", seed=1)
+    assert open_extractor("dinov2", dinov2).digest != one

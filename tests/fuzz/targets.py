@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation_targets import PAIRS
 from mutations import (
     Mutation,
     damaged_bytes,
@@ -348,6 +349,7 @@ TARGETS: dict[str, Target] = {
     "prepared": Target(_make_prepared, _read_prepared),
     "log": Target(_make_log, _read_log),
     "statistics": Target(_make_statistics, _read_statistics),
+    **{name: Target(*pair) for name, pair in PAIRS.items()},
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pixart.files import AGAIN, CheckpointError, fingerprint_files, listed
+from pixart.tensors import check_stored, container, read_safetensors, read_torch
 from pixart.weights import check_finite
 
 
@@ -49,3 +50,16 @@ def weights_digest(version: str, files: Sequence[Path]) -> str:
     for a file wherever it lies."""
     named = {f"{version} {place}": path for place, path in enumerate(files)}
     return fingerprint_files(named)[:16]
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file of tensors, also where a trainer put it under "state_dict" beside other
+    things. Nothing in the file may run. CheckpointError for anything else."""
+    kind = container(path)
+    held = read_safetensors(path)[0] if kind == "safetensors" else read_torch(path, kind)
+    if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
+        held = held["state_dict"]
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: holds a {type(held).__name__}, not a state dict")
+    check_stored(path, held)
+    return held

@@ -1,0 +1,69 @@
+"""Samples of the evaluation's readers: protocols and prompt sets. name -> (make, read) of a Target."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+Pair = tuple[Callable[[Path], Path], Callable[[Path], object]]
+
+SAMPLES = {
+    "coco": json.dumps(
+        {"annotations": [{"image_id": k, "id": 9 - k, "caption": f"mug {k}"} for k in range(4)]}
+    ),
+    "mjhq": json.dumps({f"0a{k}": {"category": "food", "prompt": f"pie {k}"} for k in range(4)}),
+    "parti": "Prompt\tCategory\tChallenge\tNote\na mug\tArtifacts\tBasic\t\na cat\tAnimals\tBasic\tx\n",
+    "geneval": '{"tag": "counting", "include": [{"class": "mug", "count": 2}], "prompt": "two mugs"}\n' * 2,
+    "geneval2": '{"prompt": "two mugs", "atom_count": 2, "vqa_list": [["How many?", "two"]], '
+    '"skills": ["count"]}\n' * 2,
+    "dpg": "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+    "question_natural_language\n"
+    'a,"a mug, red",,1,0,entity,whole,x,Is it a mug?\na,"a mug, red",,2,1,attribute,color,x,Red?\n',
+    "tifa": json.dumps(
+        [
+            {
+                "id": f"coco_{k}", "caption": "a mug", "question": "is it?", "choices": ["yes", "no"],
+                "answer": "yes", "element_type": "object", "coco_val_id": "12",
+            }
+            for k in range(3)
+        ]
+    ),
+    "drawbench": 'Prompts,Category\n"a mug, red",Colors\na cat,Animals\n',
+    "imagereward": json.dumps([{"id": f"0{k}-1", "prompt": f"mug {k}"} for k in range(3)]),
+}  # fmt: skip
+
+
+def _of_set(name: str) -> Pair:
+    from pixart.evaluation.prompt_sets import SETS
+
+    def make(folder: Path) -> Path:
+        path = folder / SETS[name].files[0]
+        path.write_text(SAMPLES[name], encoding="utf-8")
+        return path
+
+    def read(place: Path) -> object:
+        from pixart.evaluation.prompts import make_prompts
+
+        return make_prompts(name, place)
+
+    return make, read
+
+
+def _make_protocol(folder: Path) -> Path:
+    from pixart.evaluation.protocol import PROTOCOLS
+
+    path = folder / "mine.yaml"
+    path.write_bytes((PROTOCOLS / "geneval.yaml").read_bytes())
+    return path
+
+
+def _read_protocol(place: Path) -> object:
+    from pixart.evaluation.protocol import load_protocol
+
+    protocol = load_protocol(place)
+    return protocol.id("", {})  # what was read can be written
+
+
+PAIRS: dict[str, Pair] = {
+    "protocol": (_make_protocol, _read_protocol),
+    **{f"set-{name}": _of_set(name) for name in SAMPLES},
+}
