@@ -12,6 +12,7 @@ from pixart.evaluation.options import (
     Accuracy,
     Changes,
     Compare,
+    Detect,
     Draw,
     List,
     Networks,
@@ -270,6 +271,23 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def detect(options: Detect) -> Said:
+    """Write detections.jsonl."""
+    from pixart.evaluation.detecting import detect_folder
+
+    count, detector = detect_folder(
+        options.detector,
+        options.images,
+        options.prompts,
+        options.output,
+        colours=options.colours,
+        weights=options.weights,
+        device=options.device,
+    )
+    text = f"{count:,} pictures, by {detector}: see {options.output}"
+    return Said(text, {"file": str(options.output), "pictures": count, "detector": detector})
+
+
 def accuracy(options: Accuracy) -> Said:
     """Draw and check captions of the embedded world, and write the results if a file is named."""
     import torch
@@ -312,6 +330,7 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Report: report,
     Compare: compare,
     Statistics: statistics,
+    Detect: detect,
     Trust: trust,
     Accuracy: accuracy,
 }

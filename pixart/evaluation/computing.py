@@ -19,15 +19,19 @@ IMAGES, FEATURES = 8, 32  # entries of a batch: of whole pictures, and of what a
 THREADS = 8
 
 
+class WrongSize(ValueError):
+    """A picture of another size than its prompt asks for."""
+
+
 def open_entry(entry: Entry) -> "Image":
-    """The picture of an entry, RGB. PictureError if it cannot be read, or has another size than its
-    prompt asks for."""
+    """The picture of an entry, RGB. PictureError if it cannot be read, WrongSize if it has another
+    size than its prompt asks for."""
     image = open_rgb(entry.path, str(entry.path))
     if entry.prompt.size is not None:
         size = check_size(entry.key, entry.prompt.size)
         if image.size != size:
             got = "x".join(map(str, image.size))
-            raise PictureError(str(entry.path), f"must be {entry.prompt.size} pixels, got {got}")
+            raise WrongSize(f"{entry.path}: must be {entry.prompt.size} pixels, got {got}")
     return image
 
 
@@ -117,7 +121,7 @@ def _loading(
     def attempt(entry: Entry) -> Any:
         try:
             return load(entry)
-        except PictureError as error:
+        except (PictureError, WrongSize) as error:
             return error
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pixart.evaluation.entries import Entry
 
 CHECKER = "checker-1"
-HOW = "a detector: pixart.evaluation.detecting.detect, or your own"
+HOW = "python -m pixart.evaluate detect, or a detector of yours"
 _LINE = {"key", "width", "height", "detector", "detections"}
 _DETECTION = {"class", "score", "box", "color", "mask"}
 

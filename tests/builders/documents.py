@@ -11,6 +11,7 @@ GUIDES = (
     "pixart/README.md",
     "pixart/training/README.md",
     "pixart/evaluation/README.md",
+    "pixart/evaluation/preference/README.md",
     "bench/README.md",
     "kernels/README.md",
     ".github/CONTRIBUTING.md",
