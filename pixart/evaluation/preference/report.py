@@ -155,7 +155,7 @@ def explanation(results: Results, options: Fit) -> list[str]:
 
 
 def as_markdown(results: Results, options: Fit) -> str:
-    parts = [f"# Preference study: {', '.join(results.key.models)}"]
+    parts = [f"# Preference study: {_cell(', '.join(results.key.models))}"]
     if options.figure:
         parts.append(f"![{ALT}](plots/preference.svg)")
     for title, columns, rows in tables(results):
