@@ -39,7 +39,7 @@ SMALLER = {
     "step-00001000": "step-00000002",
     "--resolution 1024": "--resolution 256",
     "--num-images 200": "--num-images 2",
-    "accuracy --model shapes --count 300": "accuracy --model shapes --count 1 --steps 4",
+    "--count 300": "--count 1 --steps 4",
     "run shapes --model shapes": "run shapes --model shapes --count 10",
 }
 
