@@ -14,9 +14,12 @@ from pixart.command import COMMANDS
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 PARTS = {
     "data": ("prepare", "caption", "filter"),
-    "evaluate": ("list", "prompts", "draw", "score", "run", "report", "compare", "statistics"),
+    "evaluate": (
+        "list", "prompts", "draw", "score", "run", "report", "compare", "statistics", "detect",
+        "trust", "check-weights", "accuracy",
+    ),
     "preference": ("build", "serve", "page", "add", "judge", "fit"),
-}
+}  # fmt: skip
 COMMAND_LINES = tuple(
     words
     for name in COMMANDS
