@@ -11,6 +11,7 @@ from pixart.evaluation.options import (
     SAMPLING,
     Accuracy,
     Changes,
+    CheckWeights,
     Compare,
     Detect,
     Draw,
@@ -23,6 +24,7 @@ from pixart.evaluation.options import (
     Statistics,
     Trust,
 )
+from pixart.files import listed
 
 if TYPE_CHECKING:
     from pixart.evaluation.opening import Given
@@ -38,6 +40,7 @@ class Said:
 
     text: str
     values: Mapping[str, Any]
+    failed: str = ""  # what went wrong all the same, for the exit code
 
 
 def list_(options: List) -> Said:
@@ -230,6 +233,19 @@ def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
     return said.text, said.values
 
 
+def check_weights(options: CheckWeights) -> Said:
+    """Check the weights in a folder; a failure if one of them is not what was published."""
+    from pixart.device import choose_device
+    from pixart.evaluation.check_weights import FAIL, as_text
+    from pixart.evaluation.check_weights import check_weights as check
+    from pixart.evaluation.metric import Context
+
+    rows = check(options.folder, Context(choose_device(options.device)))
+    wrong = [row.what for row in rows if row.verdict == FAIL]
+    failed = f"{options.folder}: is not what was published: {listed(wrong)}" if wrong else ""
+    return Said(as_text(rows), {"checks": [asdict(row) for row in rows]}, failed)
+
+
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
     """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
     from pixart.evaluation.published import table_text
@@ -333,4 +349,5 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Detect: detect,
     Trust: trust,
     Accuracy: accuracy,
+    CheckWeights: check_weights,
 }

@@ -308,6 +308,18 @@ class Accuracy(Settings):
     """Print settings and results as JSON."""
 
 
+@dataclass(frozen=True)
+class CheckWeights:
+    """Compare weights that you have with the numbers that are published of them."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Weights, snapshots of the hub, and the published pictures, of which the check tells the names."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    json: bool = False
+    """Print what was found as JSON."""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Prompts, tyro.conf.subcommand("prompts")]
@@ -319,5 +331,6 @@ Command = (
     | Annotated[Statistics, tyro.conf.subcommand("statistics")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Trust, tyro.conf.subcommand("trust")]
+    | Annotated[CheckWeights, tyro.conf.subcommand("check-weights")]
     | Annotated[Accuracy, tyro.conf.subcommand("accuracy")]
 )

@@ -162,6 +162,16 @@ def test_a_protocol_is_run_from_drawing_to_the_report(tmp_path: Path, capsys: An
     assert "must hold the prompts that were drawn" in capsys.readouterr().err
 
 
+def test_weights_that_are_not_what_was_published_are_a_failure(tmp_path: Path, capsys: Any) -> None:
+    assert main(["check-weights", str(tmp_path)]) == 0
+    assert "not checked" in capsys.readouterr().out
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"x" * 100)
+    assert main(["check-weights", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert {row["verdict"] for row in json.loads(printed.out)["checks"]} == {"fail", "not checked"}
+    assert "is not what was published: Inception" in printed.err
+
+
 def test_under_torchrun_the_first_process_alone_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -91,8 +91,8 @@ def test_a_metric_that_cannot_be_opened_says_why(name: str, reason: str) -> None
     [
         ({}, []),
         ({"reference": "scenes"}, []),
-        ({"set": "parti"}, ["prompts parti: --from PartiPrompts.tsv"]),
-        ({"set": "mine"}, ["prompts mine: --from, a file of yours"]),
+        ({"set": "parti"}, ["prompts parti: --set PartiPrompts.tsv"]),
+        ({"set": "mine"}, ["prompts mine: --set, a file of yours"]),
         ({"metrics": (Use("ready"), Use("wanting"), Use("also"))}, ["wanting, also: net.pt"]),
         ({"reference": "set"}, ["--reference"]),
     ],

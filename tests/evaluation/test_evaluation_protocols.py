@@ -10,6 +10,7 @@ import pytest
 import pixart
 from pixart.config import KVCompression
 from pixart.evaluation.entries import Prompt
+from pixart.evaluation.metrics import METRICS
 from pixart.evaluation.protocol import Protocol, Sampling, Use, load_protocol, shipped
 from pixart.evaluation.settling import protocol_of
 
@@ -246,3 +247,12 @@ def test_what_a_folder_keeps_is_the_whole_protocol(name: str) -> None:
     kept = json.loads(json.dumps(protocol.record(id=f"{name}/12345678", prompts=7)))
     assert protocol_of(kept) == protocol
     assert protocol_of(kept).changes == protocol.changes
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_metrics_of_a_shipped_protocol_are_known_and_its_columns_are_of_them(name: str) -> None:
+    protocol = load_protocol(name)
+    names = {one.name for one in protocol.metrics}
+    assert names <= METRICS.keys()
+    if protocol.paper is not None:
+        assert {one.metric for one in protocol.paper.columns} <= names | {""}
