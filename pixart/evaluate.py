@@ -71,4 +71,6 @@ def run(options: Any) -> int:
     said = commands.COMMANDS[type(options)](options)
     if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun the first speaks
         print(json.dumps(said.values) if options.json else said.text)
+    if said.failed:
+        raise RuntimeError(said.failed)
     return DONE

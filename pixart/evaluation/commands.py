@@ -11,7 +11,9 @@ from pixart.evaluation.options import (
     SAMPLING,
     Accuracy,
     Changes,
+    CheckWeights,
     Compare,
+    Detect,
     Draw,
     List,
     Networks,
@@ -22,6 +24,7 @@ from pixart.evaluation.options import (
     Statistics,
     Trust,
 )
+from pixart.files import listed
 
 if TYPE_CHECKING:
     from pixart.evaluation.opening import Given
@@ -37,6 +40,7 @@ class Said:
 
     text: str
     values: Mapping[str, Any]
+    failed: str = ""  # what went wrong all the same, for the exit code
 
 
 def list_(options: List) -> Said:
@@ -141,7 +145,11 @@ def _given(options: Networks, device: str | None) -> "Given":
 
 
 def run(options: Run) -> Said:
-    """Draw, score and report."""
+    """Draw, score and report; of one model, or of all variants."""
+    if options.variants is not None:
+        from pixart.evaluation.several import run_variants
+
+        return Said(*run_variants(options, lambda own: _told(run(own))))
     from pixart.evaluation.drawing import Shard
     from pixart.evaluation.report import write_report
     from pixart.evaluation.running import run_protocol
@@ -221,8 +229,27 @@ def trust(options: Trust) -> Said:
     return Said("\n".join([*sentences, f"report: {options.output / PAGE}"]), results)
 
 
+def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
+    return said.text, said.values
+
+
+def check_weights(options: CheckWeights) -> Said:
+    """Check the weights in a folder; a failure if one of them is not what was published."""
+    from pixart.device import choose_device
+    from pixart.evaluation.check_weights import FAIL, as_text
+    from pixart.evaluation.check_weights import check_weights as check
+    from pixart.evaluation.metric import Context
+
+    rows = check(options.folder, Context(choose_device(options.device)))
+    wrong = [row.what for row in rows if row.verdict == FAIL]
+    failed = f"{options.folder}: is not what was published: {listed(wrong)}" if wrong else ""
+    return Said(as_text(rows), {"checks": [asdict(row) for row in rows]}, failed)
+
+
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
-    """The numbers, a line each with its interval, and the id of how they were made."""
+    """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
+    from pixart.evaluation.published import table_text
+
     lines = [
         f"{name}: {_number(value)} {block['unit']}".rstrip()
         for block in results["metrics"].values()
@@ -230,7 +257,8 @@ def said_of(results: Mapping[str, Any], output: Path) -> Said:
     ]
     told = f"protocol {results['protocol']['id']}, {results['pictures']} pictures"
     errors = f", {results['errors']} left out" if results["errors"] else ""
-    return Said("\n".join([*lines, f"{told}{errors}: see {output}"]), results)
+    paper = ["", table_text(results["paper"]), ""] if results.get("paper") else []
+    return Said("\n".join([*lines, *paper, f"{told}{errors}: see {output}"]), results)
 
 
 def _number(value: Mapping[str, Any]) -> str:
@@ -257,6 +285,23 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{option} must be NAME=VALUE, each name once, got {one!r}")
         found[name] = value
     return found
+
+
+def detect(options: Detect) -> Said:
+    """Write detections.jsonl."""
+    from pixart.evaluation.detecting import detect_folder
+
+    count, detector = detect_folder(
+        options.detector,
+        options.images,
+        options.prompts,
+        options.output,
+        colours=options.colours,
+        weights=options.weights,
+        device=options.device,
+    )
+    text = f"{count:,} pictures, by {detector}: see {options.output}"
+    return Said(text, {"file": str(options.output), "pictures": count, "detector": detector})
 
 
 def accuracy(options: Accuracy) -> Said:
@@ -301,6 +346,8 @@ COMMANDS: dict[type, Callable[[Any], Said]] = {
     Report: report,
     Compare: compare,
     Statistics: statistics,
+    Detect: detect,
     Trust: trust,
     Accuracy: accuracy,
+    CheckWeights: check_weights,
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import Extractor, PictureMetric
 from pixart.evaluation.prompt_files import check_size
+from pixart.files import CheckpointError
 from pixart.pictures import PictureError, open_rgb
 
 if TYPE_CHECKING:
@@ -19,15 +20,19 @@ IMAGES, FEATURES = 8, 32  # entries of a batch: of whole pictures, and of what a
 THREADS = 8
 
 
+class WrongSize(ValueError):
+    """A picture of another size than its prompt asks for."""
+
+
 def open_entry(entry: Entry) -> "Image":
-    """The picture of an entry, RGB. PictureError if it cannot be read, or has another size than its
-    prompt asks for."""
+    """The picture of an entry, RGB. PictureError if it cannot be read, WrongSize if it has another
+    size than its prompt asks for."""
     image = open_rgb(entry.path, str(entry.path))
     if entry.prompt.size is not None:
         size = check_size(entry.key, entry.prompt.size)
         if image.size != size:
             got = "x".join(map(str, image.size))
-            raise PictureError(str(entry.path), f"must be {entry.prompt.size} pixels, got {got}")
+            raise WrongSize(f"{entry.path}: must be {entry.prompt.size} pixels, got {got}")
     return image
 
 
@@ -99,7 +104,8 @@ def _scores(metric: PictureMetric, good: Sequence[tuple[Entry, Any]]) -> list[An
         else:
             scores = metric.score(entries, None, np.stack(loaded))
     except ValueError as error:
-        if hasattr(error, "exit_code"):  # of the whole, not of a picture
+        # Of the whole, not of a picture: weights that are missing or damaged.
+        if hasattr(error, "exit_code") or isinstance(error, CheckpointError):
             raise
         return (
             [error] if len(good) == 1 else [one for each in good for one in _scores(metric, [each])]
@@ -117,7 +123,7 @@ def _loading(
     def attempt(entry: Entry) -> Any:
         try:
             return load(entry)
-        except PictureError as error:
+        except (PictureError, WrongSize) as error:
             return error
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:

@@ -81,9 +81,9 @@ def _of_set(name: str) -> Sequence[str]:
     if name in GENERATED:
         return ()
     if name not in SETS:
-        return ("--from, a file of yours",)
+        return ("--set, a file of yours",)
     known = SETS[name]
-    return (f"--from {', '.join(known.files)} (from {known.source})",)
+    return (f"--set {', '.join(known.files)} (from {known.source})",)
 
 
 def listing_text(found: Mapping[str, Sequence[Row]]) -> str:

@@ -135,6 +135,9 @@ class Run(Model, Changes, Networks):
     """Names of metrics with commas between them. Default the protocol's."""
     reference: Path | None = None
     """A folder of real pictures, or a file of their statistics, for metrics that compare sets."""
+    variants: Path | None = None
+    """A folder of training runs, NAME/STAGE: draw with the newest transformer of each, in --model's pipeline,
+    and set them in one table."""
     name: str | None = None
     """What the model is called in tables. Default its own name."""
     allow_missing: bool = False
@@ -224,6 +227,29 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Detect:
+    """Write what a detector finds in pictures, as geneval and compbench read it."""
+
+    detector: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DETECTOR")]
+    """checker, or the folder or hub id of a Mask2Former or an OWLv2, such as
+    facebook/mask2former-swin-small-coco-instance."""
+    images: Path
+    """A folder of pictures: ID/0000.png, ID.png and ID_1.png."""
+    prompts: Path
+    """A .jsonl of lines {"id", "prompt", ...} with what GenEval or T2I-CompBench want to be found."""
+    output: Path
+    """The .jsonl to write; give it to score and run as --file detections=FILE."""
+    colours: bool = True
+    """Name the colour of each by CLIP ViT-L/14, which geneval's colours need; the checker knows them."""
+    weights: Path | None = None
+    """A folder with weights and snapshots of the hub, in which networks are looked for."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    json: bool = False
+    """Print what was written as JSON."""
+
+
+@dataclass(frozen=True)
 class Trust(Networks):
     """Measure which metric notices which kind of error, against the exact checker of the embedded world."""
 
@@ -283,6 +309,18 @@ class Accuracy(Settings):
     """Print settings and results as JSON."""
 
 
+@dataclass(frozen=True)
+class CheckWeights:
+    """Compare weights that you have with the numbers that are published of them."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Weights, snapshots of the hub, and the published pictures, of which the check tells the names."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    json: bool = False
+    """Print what was found as JSON."""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Prompts, tyro.conf.subcommand("prompts")]
@@ -292,6 +330,8 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Statistics, tyro.conf.subcommand("statistics")]
+    | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Trust, tyro.conf.subcommand("trust")]
+    | Annotated[CheckWeights, tyro.conf.subcommand("check-weights")]
     | Annotated[Accuracy, tyro.conf.subcommand("accuracy")]
 )

@@ -49,7 +49,7 @@ def make_prompts(
         raise ValueError(f"--count must be from 1 to {MAX_PROMPTS:,}, got {count}")
     if name in GENERATED:
         if source is not None:
-            raise ValueError(f"{name} is generated and needs no --from, got {source}")
+            raise ValueError(f"{name} is generated and needs no file, got {source}")
         prompts = shapes_prompts(count or _GENERATED_COUNT, SEED if seed is None else seed)
         return Made(tuple(prompts))
     if name in OWN:
@@ -111,7 +111,7 @@ def choose(prompts: Sequence[Prompt], count: int | None, seed: str) -> list[Prom
 
 def _own(name: str, source: Path | None, count: int | None, seed: int) -> Made:
     if source is None:
-        raise ValueError(f"{name} needs --from: {OWN[name]}")
+        raise ValueError(f"{name} needs --from (--set of draw and run): {OWN[name]}")
     wanted = {"lines": ".txt", "jsonl": ".jsonl"}[name]
     if source.suffix.lower() != wanted:
         raise ValueError(f"{name} is {OWN[name]}, got {source}")
@@ -140,14 +140,16 @@ def _files(name: str, known: PromptSet, source: Path | None) -> list[Path]:
     """The files of a set, in its order."""
     if source is not None and source.is_file():
         if len(known.files) > 1 and name != "t2i-compbench":
-            raise ValueError(f"--from must be the folder of {', '.join(known.files)}, got {source}")
+            raise ValueError(
+                f"{name} must be given as the folder of {', '.join(known.files)}, got {source}"
+            )
         return [source]
     paths = [Path(file) if source is None else source / file for file in known.files]
     if source is not None and name == "drawbench" and not paths[0].is_file():
         paths = [path for path in (paths[0].with_suffix(".json"),) if path.is_file()] or paths
     missing = [path for path in paths if source is None or not path.is_file()]
     if missing:
-        place = "--from FILE or FOLDER" if source is None else str(source)
+        place = "--from of prompts, --set of draw and run" if source is None else str(source)
         needs = [Need(path.name, known.source, place) for path in missing]
         raise MissingError(f"prompt set {name}", needs)
     return paths

@@ -246,11 +246,9 @@ class Protocol:
         return f"{self.name}/{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def record(self, **facts: Any) -> dict[str, Any]:
-        """For protocol.json and results.json: what decides the numbers, the changes, and the facts of a
-        run (id, prompts, prompts_sha256, judge, ...)."""
-        return {"name": self.name, "title": self.title, **self.deciding(), **facts} | {
-            "changes": list(self.changes)
-        }
+        """For protocol.json: the whole protocol, the changes, and the facts of a run (id, prompts,
+        prompts_sha256, judge, ...), as JSON holds them."""
+        return {**asdict(self), **facts, "changes": list(self.changes)}
 
 
 def identity(metric: "Metric") -> dict[str, Any]:

@@ -38,6 +38,9 @@ from pixart.evaluation.settling import (
 from pixart.files import check_writable, listed, read_json, sha256_of, write_json, written_aside
 from pixart.progress import say
 
+# Of protocol.json: what stands elsewhere in results.json.
+_NOT_TWICE = ("model", "weights", "paper", "differs")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -192,7 +195,7 @@ def score(
     )
     results = {
         "version": kept.VERSION,
-        "protocol": {key: one for key, one in record.items() if key not in ("model", "weights")},
+        "protocol": {key: one for key, one in record.items() if key not in _NOT_TWICE},
         "model": name or record.get("model") or before.get("model"),
         "weights": record.get("weights", {}),
         "pictures": scoring.pictures,

@@ -17,14 +17,16 @@ from pixart.evaluation import results as kept
 from pixart.evaluation.entries import Prompt
 from pixart.evaluation.folders import pictures_in
 from pixart.evaluation.prompt_files import as_lines
-from pixart.evaluation.protocol import Protocol, load_protocol, shipped
+from pixart.evaluation.protocol import Protocol
 from pixart.evaluation.strict_values import build
 from pixart.files import printable, read_json, write_bytes, write_json
 from pixart.locks import claimed
 
 LOCKS = ".locks"
 # Of protocol.json: what says how the numbers were made of the pictures, and not what the pictures are.
-_OF_SCORES = {"id", "title", "metrics", "reference", "reference_digest", "changes"}
+_OF_SCORES = {
+    "id", "title", "metrics", "reference", "reference_digest", "changes", "paper", "differs",
+}  # fmt: skip
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
@@ -81,14 +83,11 @@ def writing(output: Path) -> Iterator[None]:
 
 
 def protocol_of(record: Mapping[str, Any]) -> Protocol:
-    """The protocol that a protocol.json is of; with the paper's table, if it ships. CheckpointError or
+    """The protocol that a protocol.json is of; with the paper's table. CheckpointError or
     ValueError for a file that does not say one."""
     own = {one.name for one in fields(Protocol) if one.init}
     made: Protocol = build(Protocol, {name: record[name] for name in own if name in record})
     object.__setattr__(made, "changes", tuple(record.get("changes", ())))
-    if made.name in shipped():
-        object.__setattr__(made, "paper", load_protocol(made.name).paper)
-        object.__setattr__(made, "differs", load_protocol(made.name).differs)
     return made
 
 

@@ -221,7 +221,7 @@ def _by_prompt(
         )
     of_prompt: dict[str, list[float]] = {}
     keys = set()
-    for entry, value in sorted(zip(entries, values, strict=True), key=lambda pair: pair[0].key):
+    for entry, value in zip(entries, values, strict=True):
         if not math.isfinite(value):
             raise ValueError(f"values must be finite, {entry.key} has {value}")
         if entry.key in keys:

@@ -130,6 +130,9 @@ def test_blocks_keep_groups_whole_and_have_every_row_once() -> None:
         assert len({groups[row] for row in block}) * 3 == len(block)
     assert len(blocks_of(groups, 50)) == 20
     assert [block.tolist() for block in blocks_of(groups, 7)] == [b.tolist() for b in blocks]
+    # Drawn, as neighbours are of one category: in order, the first block would be the first rows.
+    assert [block.tolist() for block in blocks_of(groups, 7, 1)] != [b.tolist() for b in blocks]
+    assert blocks[0].max() > 3 * len(blocks[0])
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -170,17 +173,19 @@ def test_fid_at_infinity_is_nearer_to_the_truth() -> None:
     d, axes = 24, np.diag(1 / (1 + np.arange(24)) ** 0.5)
     target = Target.of_moments(Moments(np.eye(d)[0] * 0.3, axes @ axes))
     rng = np.random.default_rng(2)
-    plain, endless, errors = [], [], []
+    plain, endless, covered = [], [], 0
     for seed in range(40):
         sample = Sample(rng.normal(size=(600, d)) @ axes, target)
         value, error = fid_infinity(sample, seed=seed)
         plain.append(sample.distance())
         endless.append(value)
-        errors.append(error)
+        spread = jackknife(plain[-1], [sample.without(block) for block in blocks_of(range(600))])
+        covered += abs(value - 0.09) < 1.96 * math.hypot(error, spread.error)
     # The standard error of the mean of 40.
     noise = np.std(endless, ddof=1) / math.sqrt(40)
     assert abs(np.mean(endless) - 0.09) < 3 * noise < 0.02
     assert np.mean(plain) - 0.09 > 5 * noise
+    assert covered >= 34  # of 38 to be expected
     with pytest.raises(ValueError, match="needs 30 pictures, got 20"):
         fid_infinity(Sample(cloud(20, 24, 0), target))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pixart.evaluation import metrics as registry
+from pixart.evaluation import report
 from pixart.evaluation.listing import (
     list_sets,
     listing,
@@ -17,8 +18,11 @@ from pixart.evaluation.listing import (
 )
 from pixart.evaluation.metric import Context, PictureMetric
 from pixart.evaluation.needs import Need
+from pixart.evaluation.options import Run
 from pixart.evaluation.prompt_sets import NAMES, SETS
-from pixart.evaluation.protocol import Protocol, Use, shipped
+from pixart.evaluation.protocol import Protocol, Use, load_protocol, shipped
+from pixart.evaluation.published import with_paper
+from pixart.evaluation.several import run_variants
 from pixart.evaluation.variants import find_variants
 
 CONTEXT = Context(torch.device("cpu"))
@@ -87,8 +91,8 @@ def test_a_metric_that_cannot_be_opened_says_why(name: str, reason: str) -> None
     [
         ({}, []),
         ({"reference": "scenes"}, []),
-        ({"set": "parti"}, ["prompts parti: --from PartiPrompts.tsv"]),
-        ({"set": "mine"}, ["prompts mine: --from, a file of yours"]),
+        ({"set": "parti"}, ["prompts parti: --set PartiPrompts.tsv"]),
+        ({"set": "mine"}, ["prompts mine: --set, a file of yours"]),
         ({"metrics": (Use("ready"), Use("wanting"), Use("also"))}, ["wanting, also: net.pt"]),
         ({"reference": "set"}, ["--reference"]),
     ],
@@ -159,3 +163,37 @@ def test_a_run_that_names_no_state_is_refused(tmp_path: Path, latest: str) -> No
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must hold training runs"):
         find_variants(tmp_path)
+
+
+def test_variants_are_run_one_after_another_and_stand_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "runs", "deep/convert", 10)
+    run(tmp_path / "runs", "dense/convert", 10)
+    asked = []
+
+    def drawn(options: Run) -> tuple[str, dict[str, Any]]:
+        asked.append(options)
+        table = load_protocol("sigma-table-3")
+        results = {
+            "protocol": table.record(kv_compress="" if options.name == "dense" else "14-27:2:conv"),
+            "model": options.name,
+            "metrics": {},
+        }
+        return "", with_paper(table, results)
+
+    monkeypatch.setattr(report, "write_report", lambda folders, output: output / "report.html")
+    options = Run(protocol="sigma-table-3", output=tmp_path / "out", variants=tmp_path / "runs")
+    text, values = run_variants(options, drawn)
+    assert [(one.name, one.output.name) for one in asked] == [("deep", "deep"), ("dense", "dense")]
+    assert [Path(one.transformer).parts[-4] for one in asked] == ["deep", "dense"]
+    assert all(one.variants is None for one in asked)
+    assert "ours: deep" in text and "ours: dense" in text
+    assert "> (a) none, 512 px" in text and "> (a) deep blocks 14-27" in text
+    assert list(values) == ["deep", "dense"]
+
+
+def test_variants_and_a_transformer_are_refused(tmp_path: Path) -> None:
+    options = Run(protocol="shapes", output=tmp_path, variants=tmp_path, transformer="x")
+    with pytest.raises(ValueError, match="got --transformer too"):
+        run_variants(options, lambda own: ("", {}))

@@ -352,7 +352,7 @@ def test_drawn_scenes_show_what_their_captions_state() -> None:
 
 
 def test_shapes_take_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="shapes is generated and needs no --from"):
+    with pytest.raises(ValueError, match="shapes is generated and needs no file"):
         make_prompts("shapes", tmp_path)
 
 

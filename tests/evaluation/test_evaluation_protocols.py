@@ -1,5 +1,6 @@
 """Protocols: shipped files, what is refused, and what makes an id."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import pixart
 from pixart.config import KVCompression
 from pixart.evaluation.entries import Prompt
+from pixart.evaluation.metrics import METRICS
 from pixart.evaluation.protocol import Protocol, Sampling, Use, load_protocol, shipped
+from pixart.evaluation.settling import protocol_of
 
 MINIMAL = "title: mine\nset: lines\ncount: 3\nmetrics: [{name: clip}]\n"
 
@@ -236,3 +239,20 @@ def test_the_card_of_the_embedded_model_has_the_protocols_numbers() -> None:
     for k, row in enumerate(table.rows):
         assert [row.values[one] for one in order] == right[5 * k : 5 * k + 5]
         assert [row.values[f"{one}, clean"] for one in order] == clean[5 * k : 5 * k + 5]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_a_folder_keeps_is_the_whole_protocol(name: str) -> None:
+    protocol = load_protocol(name).changed(count=7)
+    kept = json.loads(json.dumps(protocol.record(id=f"{name}/12345678", prompts=7)))
+    assert protocol_of(kept) == protocol
+    assert protocol_of(kept).changes == protocol.changes
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_metrics_of_a_shipped_protocol_are_known_and_its_columns_are_of_them(name: str) -> None:
+    protocol = load_protocol(name)
+    names = {one.name for one in protocol.metrics}
+    assert names <= METRICS.keys()
+    if protocol.paper is not None:
+        assert {one.metric for one in protocol.paper.columns} <= names | {""}

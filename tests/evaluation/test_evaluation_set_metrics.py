@@ -1,5 +1,6 @@
 """Metrics that compare sets: numbers, intervals and notes, with a network of no weights."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from features import MeanColours, context, features, registered
 from PIL import Image
 
+from pixart.evaluation.api import evaluate
 from pixart.evaluation.distances import (
     frechet_distance_of,
     kernel_distance,
@@ -292,3 +294,53 @@ def test_statistics_need_pictures_that_can_be_read(pictures: Path, tmp_path: Pat
     assert not (tmp_path / "real.npz").exists()
     with pytest.raises(ValueError, match="extractors must be at least one"):
         write_statistics(pictures, [], tmp_path / "real.npz")
+
+
+# From a folder of pictures to numbers
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> tuple[Path, Path]:
+    """(Pictures of 40 prompts in two categories, prompts.jsonl), each with a real one in `pictures`."""
+    rng = np.random.default_rng(6)
+    lines = []
+    for k in range(40):
+        (tmp_path / "drawn" / f"{k:02d}").mkdir(parents=True)
+        levels = rng.integers(0, 200, size=(16, 12, 3)).astype(np.uint8)
+        Image.fromarray(levels).save(tmp_path / "drawn" / f"{k:02d}" / "0000.png")
+        real = f"in/{k:02d}.png" if k % 2 else f"{k:02d}.png"
+        line = {"id": f"{k:02d}", "prompt": "x", "category": "ab"[k % 2], "reference": real}
+        lines.append(json.dumps(line))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "drawn", tmp_path / "prompts.jsonl"
+
+
+def test_sets_are_compared_from_folders_and_from_files(
+    drawn: tuple[Path, Path], pictures: Path, tmp_path: Path
+) -> None:
+    images, prompts = drawn
+    names = [name for name in NAMES if name != "fid-tf"]
+    given = {"prompts": prompts, "options": {"features": "mean-colours"}}
+    by_folder = evaluate(images, metrics=names, reference=pictures, **given)  # type: ignore[arg-type]
+    write_statistics(pictures, [extractor()], tmp_path / "real.npz", keep_features=True)
+    by_file = evaluate(images, metrics=names, reference=tmp_path / "real.npz", **given)  # type: ignore[arg-type]
+    assert {name: one.mean for name, one in by_folder.values.items()} == {
+        name: one.mean for name, one in by_file.values.items()
+    }
+    assert {"fid-clean", "kid", "precision", "cmmd", "fd-dinov2"} <= set(by_folder.values)
+    assert by_folder.values["kid"].low > 0  # darker than the real ones
+
+
+def test_categories_with_pictures_enough_are_compared_by_themselves(
+    drawn: tuple[Path, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixart.evaluation.metrics.kernels.Kid.category_pictures", 20)
+    options = {"features": "mean-colours"}
+    found = evaluate(
+        drawn[0], metrics=["kid", "cmmd"], prompts=drawn[1], reference=pictures, options=options
+    )
+    blocks = found.results["metrics"]
+    assert set(blocks["kid"]["categories"]) == {"a", "b"}
+    assert blocks["kid"]["categories"]["a"]["kid"]["n"] == 20
+    assert blocks["kid"]["constants"]["category_pictures"] == 20
+    assert "categories" not in blocks["cmmd"]  # 100 are wanted

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation_targets import PAIRS
 from mutations import (
     Mutation,
     damaged_bytes,
@@ -25,6 +26,7 @@ from mutations import (
     damaged_zip,
 )
 from PIL import Image
+from preference_targets import PREFERENCE
 from safetensors.torch import save_file
 from tiny_checkpoints import SIGMA, build, official, save_official
 
@@ -348,6 +350,7 @@ TARGETS: dict[str, Target] = {
     "prepared": Target(_make_prepared, _read_prepared),
     "log": Target(_make_log, _read_log),
     "statistics": Target(_make_statistics, _read_statistics),
+    **{name: Target(*pair) for name, pair in {**PAIRS, **PREFERENCE}.items()},
 }
 
 

@@ -216,12 +216,14 @@ def fid_infinity(sample: Sample, *, sizes: int = SIZES, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     counts = np.linspace(sample.n / 6, sample.n, sizes).round().astype(int)
     distances = [sample.of(np.sort(rng.permutation(sample.n)[:count])) for count in counts.tolist()]
-    x = 1 / counts
-    design = np.stack([np.ones(sizes), x], axis=1)
-    solution, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
+    design = np.stack([np.ones(sizes), 1 / counts], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    solution = inverse @ design.T @ np.array(distances)
     left = np.array(distances) - design @ solution
-    variance = float(left @ left) / (sizes - 2)
-    error = np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])
+    # Small subsets scatter most and weigh most: an error of each its own (HC3, MacKinnon and White 1985).
+    weight = np.einsum("ij,jk,ik->i", design, inverse, design)
+    row = (inverse @ design.T)[0]
+    error = np.sqrt(((row * left / (1 - weight)) ** 2).sum())
     return float(solution[0]), float(error)
 
 

@@ -14,6 +14,7 @@ METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "aesthetic-v1": "pixart.evaluation.metrics.aesthetic:Aesthetic",
     "clip": "pixart.evaluation.metrics.clip:ClipScore",
     "cmmd": "pixart.evaluation.metrics.kernels:Cmmd",
+    "compbench": "pixart.evaluation.metrics.compbench:CompBench",
     "dpg": "pixart.evaluation.metrics.dpg:Dpg",
     "fd-dinov2": "pixart.evaluation.metrics.frechet:Frechet",
     "fid-clean": "pixart.evaluation.metrics.frechet:Frechet",

@@ -2,6 +2,7 @@
 ratings from 1 to 10. Versions 1 and 2 differ by more than models do, so each has a name of its own."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from pixart.evaluation.metric import Context, PictureMetric, Score
 from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.needs import Need, find_file, open_file
-from pixart.evaluation.networks.clip import MODELS, extractor_of, normalised_rows
+from pixart.evaluation.networks.clip import MODELS, extractor_of, normalised_rows, shown
 from pixart.evaluation.networks.head import head_of
 from pixart.evaluation.networks.weighing import read_state, weights_digest
 
@@ -30,6 +31,11 @@ WEIGHTS = {
 _PREFIXES = {"aesthetic": "layers.", "aesthetic-v1": ""}
 
 
+def head_in(name: str, path: Path) -> torch.nn.Sequential:
+    """The linear layers in a file of WEIGHTS. CheckpointError for another file."""
+    return head_of(read_state(path), path, _PREFIXES[name])
+
+
 class Aesthetic(PictureMetric):
     """name: "aesthetic" (version 2) or "aesthetic-v1". It does not read the prompt."""
 
@@ -47,7 +53,7 @@ class Aesthetic(PictureMetric):
         assert self.extractor is not None
         path = find_file(self.weights, self._context)
         return {
-            "model": self.model,
+            "model": shown(self.model),
             "head": weights_digest("1", [path]) if path else "missing",
             "weights": digest_of(self.extractor),
         }
@@ -67,7 +73,7 @@ class Aesthetic(PictureMetric):
         assert features is not None
         if self._head is None:
             path = open_file(self.name, self.weights, self._context)
-            self._head = head_of(read_state(path), path, _PREFIXES[self.name])
+            self._head = head_in(self.name, path)
         # Of length 1: as they come, scores would be 20 to 30.
         rows = torch.from_numpy(normalised_rows(features, "pictures"))
         return [Score(float(value)) for value in self._head(rows)[:, 0]]

@@ -19,17 +19,25 @@ from pixart.evaluation.metric import Context, Features, Moments
 from pixart.evaluation.metrics.kernels import kid_estimate
 from pixart.evaluation.metrics.of_sets import FeatureMetric, estimate, groups
 
+STRAIGHT = 30_000  # pictures; the smallest subsets have 5,000 then, as in the paper
 ENOUGH = 10_000  # pictures; below, most of the number may be bias
 SEED = 0  # of blocks and of subsets
-USUAL = {
-    "fid-clean": "inception-clean",
-    "fid-pytorch": "inception-pytorch",
-    "fid-tf": "inception-tf",
-    "fd-dinov2": "dinov2",
+USUAL = {  # features and source of each
+    "fid-clean": (
+        "inception-clean",
+        "arXiv:1706.08500, resized as in clean-fid (arXiv:2104.11222)",
+    ),
+    "fid-pytorch": ("inception-pytorch", "arXiv:1706.08500, resized as in pytorch-fid"),
+    "fid-tf": ("inception-tf", "arXiv:1706.08500, resized as in TensorFlow and torch-fidelity"),
+    "fd-dinov2": ("dinov2", "arXiv:2306.04675; github.com/layer6ai-labs/dgm-eval"),
 }
 _OF_PICTURES = (
     "The interval is of the choice of pictures alone: training the same model again moves it more "
     "(FID lottery, 2026)."
+)
+_BENT = (
+    f"Below {STRAIGHT:,} pictures distances are not quite on a line: read it as a direction, which may "
+    "be too low."
 )
 
 
@@ -39,11 +47,10 @@ class Frechet(FeatureMetric):
     Below 10,000 pictures of either set kid-x1000, which has no such bias, stands before them.
     """
 
-    source = "arXiv:1706.08500; fid-clean arXiv:2104.11222; fd-dinov2 arXiv:2306.04675; infinity arXiv:1911.07023"
     category_pictures = 1000
 
     def __init__(self, name: str, context: Context) -> None:
-        self.usual = USUAL[name]
+        self.usual, self.source = USUAL[name]
         super().__init__(name, context)
 
     @property
@@ -72,7 +79,8 @@ class Frechet(FeatureMetric):
             method = f"line through {SIZES} sizes"
             method += ", jackknife" if self.interval != "none" else ""
             both = math.hypot(error, found.error) if self.interval != "none" else math.inf
-            values[name] = estimate(value, both, sample.n, method, self.notes())
+            bent = (_BENT,) if sample.n < STRAIGHT else ()
+            values[name] = estimate(value, both, sample.n, method, (*self.notes(), *bent))
         return values
 
 

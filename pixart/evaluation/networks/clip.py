@@ -272,6 +272,12 @@ class ClipImages(Extractor):
         return folder, open_snapshot(self.name, self.processor, self._context, [_PROCESSOR[0]])
 
 
+def shown(model: str) -> str:
+    """A hub id as it is, of a folder its name: results are to be the same wherever it lies."""
+    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
+    return Path(model).name if is_path else model
+
+
 def extractor_of(model: str, context: Context) -> ClipImages:
     """The extractor of a hub id or a folder. Its name is the same for the same model, however it is asked
     for, so that features are shared."""

@@ -7,7 +7,8 @@ They are never to be compared with each other:
     inception-tf         bilinear of four neighbours, first pixels aligned (TensorFlow 1, torch-fidelity)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from pixart.tensors import read_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
+    from torch import Tensor, nn
 
     from pixart.evaluation.entries import Entry
 
@@ -76,7 +77,8 @@ class Inception(Extractor):
     @torch.inference_mode()
     def __call__(self, prepared: Sequence[Any]) -> np.ndarray:
         if self._network is None:
-            self._network = self._opened()
+            path = open_file(self.name, WEIGHTS, self._context)
+            self._network = self.fitted(read_tensors(path), path)
         device = self._context.device
         parts = [
             self._network(torch.from_numpy(np.stack(prepared[k : k + BATCH])).to(device)).cpu()
@@ -84,10 +86,10 @@ class Inception(Extractor):
         ]
         return torch.cat(parts).numpy()
 
-    def _opened(self) -> "nn.Module":
-        path = open_file(self.name, WEIGHTS, self._context)
+    def fitted(self, state: "Mapping[str, Tensor]", path: Path) -> "nn.Module":
+        """The network with these weights. path: for messages. CheckpointError unless they fit."""
         opened = network()
-        fit(opened, read_tensors(path), path, unused=r"fc\..*")
+        fit(opened, state, path, unused=r"fc\..*")
         return opened.to(self._context.device)
 
     def release(self) -> None:

@@ -10,6 +10,12 @@ from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
 
 Row = Sequence[str]
 ALT = "bars: how often the first model is preferred to each other one, by people and judges"
+CAPTIONS = {
+    "Win rates": "How often the first of two models was preferred, with its 95 % interval",
+    "Strengths": "How strong each model is, with its 95 % interval",
+    "Agreement": "From 0, as by chance, to 1, always the same answer; with its 95 % interval",
+    "Votes": "Of all voters, and of those who passed the attention checks",
+}
 STYLE = """
 :root { color-scheme: light dark; --ground: #fafafa; --text: #1b1b1f; --soft: #55555e; --line: #c4c4cc; }
 @media (prefers-color-scheme: dark) {
@@ -21,7 +27,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; min-width: 50%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .35rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem 1rem .35rem 0; text-align: left; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem 1rem .35rem 0; text-align: left;
+  white-space: nowrap; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .25rem; }
 :focus-visible { outline: 3px solid #1f5fbf; outline-offset: 2px; }
 """
@@ -155,7 +162,7 @@ def explanation(results: Results, options: Fit) -> list[str]:
 
 
 def as_markdown(results: Results, options: Fit) -> str:
-    parts = [f"# Preference study: {', '.join(results.key.models)}"]
+    parts = [f"# Preference study: {_cell(', '.join(results.key.models))}"]
     if options.figure:
         parts.append(f"![{ALT}](plots/preference.svg)")
     for title, columns, rows in tables(results):
@@ -179,7 +186,7 @@ def as_html(results: Results, options: Fit) -> str:
         )
         parts.append(
             f'<h2>{name}</h2>\n<div class="wide" tabindex="0" role="region" aria-label="{name}"><table>'
-            f"<caption>{name}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+            f"<caption>{CAPTIONS[name]}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
     said = [*notes(results), *explanation(results, options)]
     parts.append(
@@ -212,7 +219,8 @@ def points(one: Estimate) -> str:
 
 
 def number(one: Estimate) -> str:
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}], n {one.n}"
+    value, low, high = (round(each, 2) + 0.0 for each in (one.value, one.low, one.high))  # no -0.00
+    return f"{value:.2f} [{low:.2f}, {high:.2f}], n {one.n}"
 
 
 def _cell(text: str) -> str:
