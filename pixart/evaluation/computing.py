@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import Extractor, PictureMetric
 from pixart.evaluation.prompt_files import check_size
+from pixart.files import CheckpointError
 from pixart.pictures import PictureError, open_rgb
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def _scores(metric: PictureMetric, good: Sequence[tuple[Entry, Any]]) -> list[An
         else:
             scores = metric.score(entries, None, np.stack(loaded))
     except ValueError as error:
-        if hasattr(error, "exit_code"):  # of the whole, not of a picture
+        # Of the whole, not of a picture: weights that are missing or damaged.
+        if hasattr(error, "exit_code") or isinstance(error, CheckpointError):
             raise
         return (
             [error] if len(good) == 1 else [one for each in good for one in _scores(metric, [each])]

@@ -184,6 +184,14 @@ def test_missing_weights_are_a_need_and_others_another_digest(tmp_path: Path) ->
     assert open_metric("clip", none).constants["weights"] not in (one, "missing")
 
 
+def test_results_do_not_say_where_a_model_lies(tmp_path: Path) -> None:
+    write_clip(tmp_path / "one" / "mine")
+    write_clip(tmp_path / "other" / "mine")
+    one = open_metric("clip", context(tmp_path / "one" / "mine")).constants
+    assert one["model"] == "mine"
+    assert one == open_metric("clip", context(tmp_path / "other" / "mine")).constants
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_clip(tmp_path)
     state = load_file(tmp_path / "model.safetensors")

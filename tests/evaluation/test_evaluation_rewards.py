@@ -195,6 +195,16 @@ def test_image_reward_says_what_is_missing_and_refuses_another_file(
         open_metric("image-reward", reward).score(entries(["a"]), pictures([(8, 8)]), None)
 
 
+def test_damaged_weights_are_no_fault_of_the_pictures(reward: Context, tmp_path: Path) -> None:
+    from pixart.evaluation.computing import scoring
+
+    (tmp_path / "ImageReward.pt").write_bytes(b"PK\x03\x04 broken off")
+    one = Entry(Prompt("0", "a red star"), 0, tmp_path / "0.png")
+    pictures([(8, 8)])[0].save(one.path)
+    with pytest.raises(CheckpointError, match="ImageReward.pt: is truncated or damaged"):
+        list(scoring(open_metric("image-reward", reward), None)(iter([[one]])))
+
+
 # aesthetic
 
 SIZES = [24, 16, 8, 4, 2, 1]

@@ -11,7 +11,7 @@ import torch
 from pixart.evaluation.metric import Context, PictureMetric, Score
 from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.needs import Need, find_file, open_file
-from pixart.evaluation.networks.clip import MODELS, extractor_of, normalised_rows
+from pixart.evaluation.networks.clip import MODELS, extractor_of, normalised_rows, shown
 from pixart.evaluation.networks.head import head_of
 from pixart.evaluation.networks.weighing import read_state, weights_digest
 
@@ -53,7 +53,7 @@ class Aesthetic(PictureMetric):
         assert self.extractor is not None
         path = find_file(self.weights, self._context)
         return {
-            "model": self.model,
+            "model": shown(self.model),
             "head": weights_digest("1", [path]) if path else "missing",
             "weights": digest_of(self.extractor),
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.cosine import CosineMetric, digest_of
-from pixart.evaluation.networks.clip import MODELS, Clip, extractor_of
+from pixart.evaluation.networks.clip import MODELS, Clip, extractor_of, shown
 
 VARIANTS: dict[str, tuple[str, Callable[[float], float]]] = {
     "cosine": ("the cosine", lambda cosine: cosine),
@@ -45,7 +45,7 @@ class ClipScore(CosineMetric):
     def constants(self) -> Mapping[str, Any]:
         assert self.extractor is not None
         return {
-            "model": self.model,
+            "model": shown(self.model),
             "variant": self.variant,
             "long": self.long,
             "weights": digest_of(self.extractor),

@@ -5,7 +5,7 @@ from typing import Any
 
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.cosine import CosineMetric, digest_of
-from pixart.evaluation.networks.clip import Clip, ClipImages
+from pixart.evaluation.networks.clip import Clip, ClipImages, shown
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = (
@@ -28,7 +28,7 @@ class PickScore(CosineMetric):
     def constants(self) -> Mapping[str, Any]:
         assert self.extractor is not None
         weights = digest_of(self.extractor)
-        return {"model": self.model, "processor": self.processor, "weights": weights}
+        return {"model": shown(self.model), "processor": shown(self.processor), "weights": weights}
 
     def scaled(self, cosine: float, network: Clip) -> float:
         return network.scale * cosine

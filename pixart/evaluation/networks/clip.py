@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MODELS = {
     "clip-l14": "openai/clip-vit-large-patch14",
     "clip-l14-336": "openai/clip-vit-large-patch14-336",
+    "shapes-clip": "shapes-clip",  # of the embedded world, in pixart/assets
 }
 BATCH = 32
 _VERSION = "1"  # of preparing pictures and texts: another one, other features
@@ -269,6 +270,12 @@ class ClipImages(Extractor):
         if self.processor == self.model:
             return folder, folder
         return folder, open_snapshot(self.name, self.processor, self._context, [_PROCESSOR[0]])
+
+
+def shown(model: str) -> str:
+    """A hub id as it is, of a folder its name: results are to be the same wherever it lies."""
+    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
+    return Path(model).name if is_path else model
 
 
 def extractor_of(model: str, context: Context) -> ClipImages:
