@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pixart.evaluation.entries import Entry
 
 CHECKER = "checker-1"
+MOST_PIXELS = 2**28
 HOW = "python -m pixart.evaluate detect, or a detector of yours"
 _LINE = {"key", "width", "height", "detector", "detections"}
 _DETECTION = {"class", "score", "box", "color", "mask"}
@@ -130,6 +131,10 @@ def _picture(values: Mapping[str, Any]) -> tuple[str, Picture]:
         raise ValueError(f"key and detector must be text, got {key!r:.80} and {detector!r:.80}")
     if not _is_count(width) or not _is_count(height) or not width or not height:
         raise ValueError(f"width and height must be pixels, got {width!r:.40} and {height!r:.40}")
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"width times height must be at most {MOST_PIXELS:,}, got {width * height:,}"
+        )
     some = values.get("detections")
     if not isinstance(some, list):
         raise ValueError(f"detections must be a list, got {some!r:.80}")

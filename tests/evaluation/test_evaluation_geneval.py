@@ -149,6 +149,7 @@ def test_wrong_detections_are_one_clear_error(
     [
         ([LINE, LINE], "line 2: key must be there once, got 'x/0000' again"),
         ([LINE | {"width": 0}], "width and height must be pixels, got 0 and 3"),
+        ([LINE | {"width": 10**9}], "width times height must be at most 268,435,456, got 3,000,000,000"),
         ([LINE | {"detections": None}], "detections must be a list, got None"),
         ([LINE | {"detections": ["dog"]}], "detection must be a JSON object, got 'dog'"),
         ([LINE | {"key": 3}], "key and detector must be text, got 3"),

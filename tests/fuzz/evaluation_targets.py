@@ -1,8 +1,10 @@
-"""Samples of the evaluation's readers: protocols and prompt sets. name -> (make, read) of a Target."""
+"""Samples of the readers of the evaluation: protocols, prompt sets, and what metrics ask judges and detectors
+for. name -> (make, read) of a Target."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Pair = tuple[Callable[[Path], Path], Callable[[Path], object]]
 
@@ -63,7 +65,61 @@ def _read_protocol(place: Path) -> object:
     return protocol.id("", {})  # what was read can be written
 
 
+QUESTIONS = [
+    {"prompt": "a", "id": "1", "question": "Is it a mug?", "type": "entity"},
+    {"prompt": "a", "id": "2", "question": "Which colour?", "choices": ["red", "blue"], "answer": "red",
+     "type": "attribute", "parents": ["1"]},
+]  # fmt: skip
+DETECTIONS = [
+    {"key": "a/0000", "width": 4, "height": 2, "detector": "x", "detections": [
+        {"class": "mug", "score": 0.9, "box": [0, 0, 2.5, 2], "color": "red",
+         "mask": {"size": [2, 4], "counts": [1, 3, 4]}}]},
+    {"key": "a/0001", "width": 4, "height": 2, "detector": "x", "detections": []},
+]  # fmt: skip
+PHRASES = [
+    {"prompt": "a", "phrases": ["a red mug", "a cat"]},
+    {
+        "prompt": "b",
+        "phrases": ["the hat"],
+        "objects": ["hat", "rack"],
+        "action": "the hat was there",
+    },
+]
+
+
+def _of_lines(name: str, lines: list[Any], read: Callable[[Path], object]) -> Pair:
+    def make(folder: Path) -> Path:
+        path = folder / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        return path
+
+    return make, read
+
+
+def _read_questions(place: Path) -> object:
+    from pixart.evaluation.questions import read_questions
+
+    return read_questions(place)
+
+
+def _read_detections(place: Path) -> object:
+    from pixart.evaluation.detections import read_detections
+
+    found = read_detections(place)
+    masks = [one.mask for picture in found.values() for one in picture.detections]
+    return found, [mask.pixels() for mask in masks if mask is not None]
+
+
+def _read_phrases(place: Path) -> object:
+    from pixart.evaluation.metrics.compbench import read_phrases
+
+    return read_phrases(place)
+
+
 PAIRS: dict[str, Pair] = {
+    "detections": _of_lines("detections", DETECTIONS, _read_detections),
+    "phrases": _of_lines("phrases", PHRASES, _read_phrases),
+    "questions": _of_lines("questions", QUESTIONS, _read_questions),
     "protocol": (_make_protocol, _read_protocol),
     **{f"set-{name}": _of_set(name) for name in SAMPLES},
 }

@@ -24,6 +24,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.compbench_positions import OFFICIAL_SIDE, position_score, scale_of
@@ -276,20 +277,25 @@ class CompBench(JudgedMetric):
     @cached_property
     def _lines(self) -> Mapping[str, Phrases]:
         assert self._file is not None
-        found: dict[str, Phrases] = {}
-        for place, values in lines_of(self._file):
-            prompt, action = values.get("prompt"), values.get("action")
-            if not isinstance(prompt, str) or not isinstance(action, str | None):
-                raise ValueError(f"{place}: prompt and action must be text, got {prompt!r:.80}")
-            if prompt in found:
-                raise ValueError(f"{place}: prompt must be there once, got {prompt!r:.80} again")
-            objects = values.get("objects")
-            for name, value in (("phrases", values.get("phrases")), ("objects", objects or [])):
-                if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-                    raise ValueError(f"{place}: must have {name} as texts, got {value!r:.80}")
-            phrases = tuple(values["phrases"])
-            found[prompt] = Phrases(phrases, None if objects is None else tuple(objects), action)
-        return found
+        return read_phrases(self._file)
+
+
+def read_phrases(path: Path) -> dict[str, Phrases]:
+    """A file of phrases by prompt, its id or its words. ValueError with file and line for what is wrong."""
+    found: dict[str, Phrases] = {}
+    for place, values in lines_of(path):
+        prompt, action = values.get("prompt"), values.get("action")
+        if not isinstance(prompt, str) or not isinstance(action, str | None):
+            raise ValueError(f"{place}: prompt and action must be text, got {prompt!r:.80}")
+        if prompt in found:
+            raise ValueError(f"{place}: prompt must be there once, got {prompt!r:.80} again")
+        objects = values.get("objects")
+        for name, value in (("phrases", values.get("phrases")), ("objects", objects or [])):
+            if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+                raise ValueError(f"{place}: must have {name} as texts, got {value!r:.80}")
+        phrases = tuple(values["phrases"])
+        found[prompt] = Phrases(phrases, None if objects is None else tuple(objects), action)
+    return found
 
 
 def spatial_objects(prompt: Prompt) -> tuple[str, str, str]:

@@ -22,11 +22,14 @@ from pixart.evaluation.metrics.of_sets import FeatureMetric, estimate, groups
 STRAIGHT = 30_000  # pictures; the smallest subsets have 5,000 then, as in the paper
 ENOUGH = 10_000  # pictures; below, most of the number may be bias
 SEED = 0  # of blocks and of subsets
-USUAL = {
-    "fid-clean": "inception-clean",
-    "fid-pytorch": "inception-pytorch",
-    "fid-tf": "inception-tf",
-    "fd-dinov2": "dinov2",
+USUAL = {  # features and source of each
+    "fid-clean": (
+        "inception-clean",
+        "arXiv:1706.08500, resized as in clean-fid (arXiv:2104.11222)",
+    ),
+    "fid-pytorch": ("inception-pytorch", "arXiv:1706.08500, resized as in pytorch-fid"),
+    "fid-tf": ("inception-tf", "arXiv:1706.08500, resized as in TensorFlow and torch-fidelity"),
+    "fd-dinov2": ("dinov2", "arXiv:2306.04675; github.com/layer6ai-labs/dgm-eval"),
 }
 _OF_PICTURES = (
     "The interval is of the choice of pictures alone: training the same model again moves it more "
@@ -44,11 +47,10 @@ class Frechet(FeatureMetric):
     Below 10,000 pictures of either set kid-x1000, which has no such bias, stands before them.
     """
 
-    source = "arXiv:1706.08500; fid-clean arXiv:2104.11222; fd-dinov2 arXiv:2306.04675; infinity arXiv:1911.07023"
     category_pictures = 1000
 
     def __init__(self, name: str, context: Context) -> None:
-        self.usual = USUAL[name]
+        self.usual, self.source = USUAL[name]
         super().__init__(name, context)
 
     @property

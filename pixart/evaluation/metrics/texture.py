@@ -6,6 +6,7 @@ For 4K, where the metrics of thumbnails are blind. All three are raised by noise
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ LOWEST, HIGHEST = 1 / 32, 1 / 2.5  # cycles a pixel, of the slope
 _RINGS = 16
 _PATCHES = 64  # at a time
 _NOISE = "Noise raises it as detail does."
+_LESS = "Less for more detail; noise lowers it as detail does."
 
 
 class Texture(PictureMetric):
@@ -65,7 +67,9 @@ class Texture(PictureMetric):
             values[f"{self.name}-{part}"] = [one.parts[part] for one in scores]
         found = {name: mean_over_prompts(entries, each) for name, each in values.items()}
         return {
-            name: Estimate(one.value, one.low, one.high, one.n, one.method, (*one.notes, _NOISE))
+            name: replace(
+                one, notes=(*one.notes, _LESS if name.endswith("-compression") else _NOISE)
+            )
             for name, one in found.items()
         }
 
