@@ -2,7 +2,8 @@
 
 Whatever is missing is listed at once, each with its file, where it is to be had, its size and SHA-256 as
 far as they are known, and the command ends with exit code 3. What is there is looked for in `--weights`,
-as a path, and in the user's Hugging Face cache, in this order; the hub itself is never asked.
+as a path, and in the user's Hugging Face cache, in this order; the hub itself is never asked. What comes with
+the library has a name of its own.
 """
 
 import re
@@ -15,6 +16,8 @@ from typing import Protocol
 from pixart.command import MISSING
 from pixart.files import AGAIN, CheckpointError, sha256_of
 
+SHIPPED = ("shapes-clip",)  # networks that come with the library, by their names
+_ASSETS = Path(__file__).parent.parent / "assets"
 PLACE = "--weights, the working folder and the Hugging Face cache"
 
 
@@ -150,6 +153,8 @@ def _files(need: Need, context: HasWeights) -> Iterator[Path]:
 
 
 def _folders(hub_id: str, context: HasWeights) -> Iterator[Path]:
+    if hub_id in SHIPPED:
+        yield _ASSETS / hub_id
     given = context.weights
     if given is not None:
         if given.name in (hub_id.split("/")[-1], hub_id.replace("/", "--")):

@@ -256,7 +256,8 @@ class Trust(Networks):
     output: Path = tyro.MISSING
     """The folder of the results. Scores are kept there: the same command goes on."""
     metrics: str = ""
-    """Names of metrics with commas between them, beside the checker. --judge adds vqascore."""
+    """Names of metrics with commas between them, beside the checker. --judge adds vqascore. Without either,
+    clip and kid by the CLIP of the embedded world that comes with the library."""
     count: int = 100
     """Pairs of each kind of fact, and pictures of a set."""
     seed: int = 0

@@ -29,6 +29,10 @@ from pixart.evaluation.wrong_facts import KINDS, SIDE, Pair, pairs
 from pixart.files import parse_json, read_bounded, write_bytes, write_json
 from pixart.progress import counted, say
 
+SHIPPED = (  # what is measured where nothing is named: by the CLIP that comes with the library
+    Use("clip", {"clip-model": "shapes-clip"}),
+    Use("kid", {"features": "shapes-clip"}),
+)
 CHECKER = "shapes"  # the metric that is right by definition
 JUDGED = "vqascore"  # by which a judge is asked
 VERSION = "1"  # of the pairs and the damages
@@ -49,7 +53,8 @@ def trust(
     model_count: int = 96,
 ) -> dict[str, Any]:
     """Measure metrics against the checker, and write results.json, README.md, report.html and plots/ into
-    `output`; returns what results.json says. What is there is not measured again.
+    `output`; returns what results.json says. What is there is not measured again. Where neither metrics nor a
+    judge are named, it measures `clip` and `kid` of the CLIP that comes with the library.
 
     count: pairs of each kind, and pictures of a set. given: what metrics are opened with; its judge is asked
     whether the picture shows its caption.
@@ -64,8 +69,9 @@ def trust(
         if not LEAST <= number <= MOST:
             raise ValueError(f"{name} must be from {LEAST} to {MOST:,}, got {number}")
     given = given or Given()
-    names = [CHECKER, *metrics, *([JUDGED] if given.judge else [])]
-    opened = open_metrics([Use(name) for name in dict.fromkeys(names)], given)
+    named = [CHECKER, *metrics, *([JUDGED] if given.judge else [])]
+    uses = [Use(name) for name in dict.fromkeys(named)]
+    opened = open_metrics(uses if len(uses) > 1 else [*uses, *SHIPPED], given)
     check_needs(opened)
     process.at_work()
     protocol = _settle(output, count, seed)
@@ -314,7 +320,9 @@ def costs(metric: str, found: Mapping[str, Estimate]) -> str:
         told = ", ".join(f"{name} ({one.value:.3g})" for name, one in dear)
         parts.append(f"{metric} sees, the dearest first, {told}")
     if even:
-        parts.append(f"{'it' if dear else metric} does not see {_listed(even)}")
+        parts.append(
+            f"{'it' if dear else metric} does not tell {_listed(even)} from undamaged pictures"
+        )
     return f"{'; '.join(parts)}. Undamaged pictures cost {plain.value:.3g}."
 
 

@@ -5,9 +5,9 @@ which differ in its words alone. The exact checker agrees with all of them, or t
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check
@@ -104,8 +104,9 @@ def _of_a_thing(field: str, names: Sequence[str]) -> Callable[[Scene, random.Ran
     def change(scene: Scene, rng: random.Random) -> Scene | None:
         chosen = rng.randrange(len(scene.things))
         value = _another(getattr(scene.things[chosen], field), names, rng)
+        changed: dict[str, Any] = {field: value}
         things = [
-            replace(one, **{field: value}) if scene.kind == "group" or place == chosen else one
+            replace(one, **changed) if scene.kind == "group" or place == chosen else one
             for place, one in enumerate(scene.things)
         ]
         # Two alike could be told apart by their size alone.
@@ -159,7 +160,7 @@ def _count(scene: Scene, rng: random.Random) -> Scene:
     return replace(scene, things=tuple(replace(like, x=one.x, y=one.y) for one in other.things))
 
 
-def _another(value: str, names: Sequence[str] | dict[str, object], rng: random.Random) -> str:
+def _another(value: str, names: Iterable[str], rng: random.Random) -> str:
     return rng.choice([name for name in names if name != value])
 
 

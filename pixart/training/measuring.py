@@ -29,6 +29,7 @@ from pixart.training.stage import DRAWN, ResolvedStage, Stage
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SHIPPED = {"clip-model": "shapes-clip", "features": "shapes-clip"}  # for drawn pictures
 LEAST_REFERENCES = 64  # drawn scenes that sets are compared with; they cost next to nothing
 
 
@@ -42,7 +43,8 @@ def open_metrics(stage: Stage, device: torch.device) -> list[Metric]:
         Path(validation.metric_weights) if validation.metric_weights else None,
         options={name: value for name, _, value in pairs},
     )
-    return opening.open_metrics([Use(name) for name in validation.metrics], given)
+    usual = SHIPPED if stage.data.source == DRAWN else {}
+    return opening.open_metrics([Use(name, usual) for name in validation.metrics], given)
 
 
 def metric_problems(stage: Stage, device: torch.device) -> Iterator[str]:

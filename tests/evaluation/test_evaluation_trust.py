@@ -239,7 +239,7 @@ def test_what_is_there_is_not_scored_again(
 def test_a_checker_that_errs_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(metrics.METRICS, "shapes", Wrong)
     with pytest.raises(RuntimeError, match="must be right in every pair, it is not in background"):
-        trust.trust(tmp_path, count=8)
+        trust.trust(tmp_path, ["colours"], count=8)
     assert not (tmp_path / "results.json").exists()
 
 
@@ -290,11 +290,9 @@ def test_the_pages_say_it_in_words_and_numbers(found: tuple[Path, dict[str, Any]
 @pytest.mark.slow
 def test_a_models_pictures_are_ranked_as_the_checker_ranks_them(tmp_path: Path) -> None:
     """By a few steps and many; the checker's own share of right pictures goes up with it."""
-    results = trust.trust(
-        tmp_path, count=8, model="shapes", model_count=8
-    )  # one metric, the checker
+    results = trust.trust(tmp_path, ["colours"], count=8, model="shapes", model_count=8)
     block = results["metrics"]["shapes"]["model"]
     assert block["n"] == 8 and block["value"] > 0.5 and block["low"] <= block["value"]
     assert len(list((tmp_path / "model").glob("*.png"))) == 8
-    again = trust.trust(tmp_path, count=8, model="shapes", model_count=8)
+    again = trust.trust(tmp_path, ["colours"], count=8, model="shapes", model_count=8)
     assert again == results

@@ -17,6 +17,7 @@ EXTRACTORS: "dict[str, str | Callable[[str, Context], Extractor]]" = {
     "dinov2": "pixart.evaluation.networks.dinov2:Dinov2",
     "clip-l14": "pixart.evaluation.networks.clip:ClipImages",
     "clip-l14-336": "pixart.evaluation.networks.clip:ClipImages",
+    "shapes-clip": "pixart.evaluation.networks.clip:ClipImages",
     "hpsv2.0-pictures": "pixart.evaluation.networks.hps:HpsImages",
     "hpsv2.1-pictures": "pixart.evaluation.networks.hps:HpsImages",
 }

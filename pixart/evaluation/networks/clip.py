@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MODELS = {
     "clip-l14": "openai/clip-vit-large-patch14",
     "clip-l14-336": "openai/clip-vit-large-patch14-336",
+    "shapes-clip": "shapes-clip",  # of the embedded world, in pixart/assets
 }
 BATCH = 32
 _VERSION = "1"  # of preparing pictures and texts: another one, other features

@@ -128,10 +128,10 @@ def _how(results: Mapping[str, Any]) -> str:
     )
 
 
-def _readme(results: Mapping[str, Any], plots: Sequence[str]) -> str:
+def tables(results: Mapping[str, Any]) -> str:
+    """All numbers as Markdown: sentences, a table for each direction, for distances and for a model."""
     blocks = results["metrics"]
-    parts = ["# What metrics see", _how(results)]
-    parts.append("\n".join(f"- {words(block['sentence'])}" for block in blocks.values()))
+    parts = ["\n".join(f"- {words(block['sentence'])}" for block in blocks.values())]
     for direction, title in _TITLES.items():
         parts += [f"## {title}", table(*_rows(blocks, direction))]
     if _of_sets(blocks):
@@ -139,6 +139,11 @@ def _readme(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     if rows := _model_rows(blocks):
         parts += ["## Pictures of a model", words(_model_words(results))]
         parts.append(table(["metric", "Spearman", "n"], rows))
+    return "\n\n".join(parts)
+
+
+def _readme(results: Mapping[str, Any], plots: Sequence[str]) -> str:
+    parts = ["# What metrics see", _how(results), tables(results)]
     parts += ["\n".join(f"![{name.removesuffix('.svg')}](plots/{name})" for name in plots)]
     parts.append(
         f"Protocol {results['protocol']['id']}. [report.html](report.html) is the same page."
