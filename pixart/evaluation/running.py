@@ -26,6 +26,7 @@ from pixart.evaluation.prompt_sets.shapes import drawn_scenes
 from pixart.evaluation.prompts import make_prompts
 from pixart.evaluation.protocol import Protocol, Use
 from pixart.evaluation.published import with_paper
+from pixart.evaluation.results_check import check_results
 from pixart.evaluation.scoring import Reference, Scoring, identities
 from pixart.evaluation.settling import (
     LOCKS,
@@ -282,7 +283,10 @@ def _before(output: Path, digest: str) -> dict[str, Any]:
     if not (run.is_file() and file.is_file()) or read_json(run).get("pictures") != digest:
         return {}
     results = read_json(file)
-    return results if results.get("version") == kept.VERSION else {}
+    if results.get("version") != kept.VERSION:
+        return {}
+    check_results(str(file), results)
+    return results
 
 
 def _kept_blocks(
@@ -294,7 +298,7 @@ def _kept_blocks(
     return {
         name: {key: one for key, one in block.items() if key != "paper"}
         for name, block in blocks
-        if name not in now and (block["per_picture"] or same)
+        if name not in now and (block.get("per_picture") or same)
     }
 
 

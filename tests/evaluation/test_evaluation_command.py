@@ -177,6 +177,7 @@ def test_under_torchrun_the_first_process_alone_prints(
 ) -> None:
     write_scenes(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert _score(tmp_path) == 0
     assert not capsys.readouterr().out
 
