@@ -130,7 +130,7 @@ def _prompt(name: str, line: bytes) -> Prompt:
     if values.get("reference") is not None:
         _check_reference(name, values["reference"])
     try:
-        "".join(str(values.get(key, "")) for key in _KEYS).encode("utf-8")
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{name}: must be text that UTF-8 can write, it is not") from None
     return Prompt(**{**values, "meta": meta})

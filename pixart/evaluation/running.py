@@ -111,7 +111,11 @@ class Pictures:
                 f"{output}: must hold what `draw` or `run` drew, it has no {kept.PROTOCOL}; give --images"
             )
         record = read_json(file)
-        protocol = protocol_of(record)
+        try:
+            protocol = protocol_of(record)
+            size = _size_of(record)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; name another --output, and draw again") from error
         prompts = read_prompts(output / kept.PROMPTS)
         if prompts_digest(prompts) != record.get("prompts_sha256"):
             raise ValueError(
@@ -122,7 +126,6 @@ class Pictures:
         if not images.is_dir() and (output / kept.RUN).is_file():
             images = Path(str(read_json(output / kept.RUN).get("images", images)))
         found = find_pictures(images, prompts, protocol.images_per_prompt)
-        size = record.get("resolved", {}).get("size")
         return cls(protocol, _with_size(found, size), record, images)
 
     @classmethod
@@ -144,6 +147,16 @@ class Pictures:
             prompts=len(found.prompts), prompts_sha256=prompts_digest(found.prompts)
         )
         return cls(protocol, found, record, images)
+
+
+def _size_of(record: Mapping[str, Any]) -> str | None:
+    """The size of pictures that were drawn, None of those of others. ValueError for what is none."""
+    resolved = record.get("resolved")
+    if resolved is None:
+        return None
+    size = resolved.get("size") if isinstance(resolved, dict) else None
+    check_size("resolved", str(size))
+    return str(size)
 
 
 def _with_size(found: Found, size: str | None) -> Found:

@@ -87,7 +87,10 @@ def protocol_of(record: Mapping[str, Any]) -> Protocol:
     ValueError for a file that does not say one."""
     own = {one.name for one in fields(Protocol) if one.init}
     made: Protocol = build(Protocol, {name: record[name] for name in own if name in record})
-    object.__setattr__(made, "changes", tuple(record.get("changes", ())))
+    changes = record.get("changes", [])
+    if not isinstance(changes, list) or not all(isinstance(one, str) for one in changes):
+        raise ValueError(f"changes must be a list of texts, got {printable(str(changes), 100)}")
+    object.__setattr__(made, "changes", tuple(changes))
     return made
 
 

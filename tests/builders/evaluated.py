@@ -90,6 +90,26 @@ def build(
     return folder
 
 
+def hostile(folder: Path) -> Path:
+    """With HOSTILE wherever a file or somebody's metric may have words of its own."""
+    build(
+        folder,
+        model=HOSTILE,
+        prompts={f"{number:05d}": HOSTILE for number in range(30)},
+        protocol={"id": HOSTILE, HOSTILE: HOSTILE},
+        constants={HOSTILE: HOSTILE},
+        errors=[{"key": HOSTILE, "error": HOSTILE}],
+    )
+    results = results_of(folder)
+    clip = results["metrics"].pop("clip")
+    clip["values"] = {HOSTILE: clip["values"]["clip"] | {"notes": [HOSTILE], "method": HOSTILE}}
+    clip["categories"] = {HOSTILE: clip["values"]}
+    clip["paper"] = {HOSTILE: clip["paper"]["clip"] | {"because": [HOSTILE], "source": HOSTILE}}
+    results["metrics"][HOSTILE] = clip | {"source": HOSTILE, "unit": HOSTILE, "version": HOSTILE}
+    write(folder, results)
+    return folder
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 

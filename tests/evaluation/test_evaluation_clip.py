@@ -52,7 +52,7 @@ def test_pictures_are_prepared_as_transformers_processor_does(tmp_path: Path) ->
     write_clip(tmp_path)
     theirs = CLIPImageProcessor.from_pretrained(tmp_path)
     prepare = read_preparation(tmp_path)
-    for image in pictures([*SIZES, (32, 100), (500, 31)]):
+    for image in pictures([*SIZES, (70, 33), (32, 100), (500, 31)]):
         expected = theirs(image, return_tensors="np").pixel_values[0]
         # The same 8-bit levels; the last bits are of the order of scaling and shifting.
         assert np.abs(prepare(image) - expected).max() < 1e-6
@@ -99,6 +99,14 @@ def test_long_prompts_are_cut_and_that_is_said(tmp_path: Path) -> None:
     assert any(note.startswith("1 of 4 prompts (25 %) are longer") for note in notes)
     short = metric.reduce(some[1:], found[1:])["clip"].notes
     assert not any("longer" in note for note in short)
+
+
+def test_a_prompt_is_cut_from_the_first_token_too_many(tmp_path: Path) -> None:
+    write_clip(tmp_path)
+    metric = open_metric("clip", context(tmp_path))
+    texts = ["a" * 75, "a" * 76]  # a token for each letter, and two at the ends
+    found = metric.score(entries(texts), None, np.ones((2, metric.extractor.width), np.float32))
+    assert [one.parts for one in found] == [{"tokens": 77, "cut": 0}, {"tokens": 78, "cut": 1}]
 
 
 def test_long_prompts_may_be_read_in_windows(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_what_is_missing_is_said_by_category(tmp_path: Path) -> None:
         ({"prompt": "x", "phrases": []}, r"must have phrases for prompt 'x'"),
         ({"prompt": "x"}, "line 1: must have phrases as texts, got None"),
         ({"prompt": "x", "phrases": ["a", 3]}, "line 1: must have phrases as texts"),
+        ({"prompt": "x", "phrases": ["a"], "objects": 0}, "line 1: must have objects as texts, got 0"),
         ({"prompt": 3, "phrases": ["a"]}, "line 1: prompt and action must be text, got 3"),
     ],
 )  # fmt: skip

@@ -65,6 +65,49 @@ def _read_protocol(place: Path) -> object:
     return protocol.id("", {})  # what was read can be written
 
 
+def _make_prompt_lines(folder: Path) -> Path:
+    from pixart.evaluation.entries import Prompt
+    from pixart.evaluation.prompt_files import write_prompts
+
+    meta = {"questions": [1, 2.5, "x"]}
+    prompts = [Prompt(f"{k}", f"mug {k}", "s", "c", f"{k}.jpg", meta, "64x32") for k in range(3)]
+    write_prompts(folder / "prompts.jsonl", prompts)
+    return folder / "prompts.jsonl"
+
+
+def _read_prompt_lines(place: Path) -> object:
+    from pixart.evaluation.prompt_files import as_lines, read_prompts
+
+    return as_lines(read_prompts(place))
+
+
+def _make_drawn(folder: Path) -> Path:
+    """protocol.json of a folder that was drawn; the pictures and prompts are whole."""
+    from PIL import Image
+
+    from pixart.evaluation.prompt_files import write_prompts
+    from pixart.evaluation.prompts import make_prompts
+    from pixart.evaluation.protocol import load_protocol
+    from pixart.evaluation.settling import prompts_digest
+    from pixart.files import write_json
+
+    made = make_prompts("shapes", count=2).prompts
+    write_prompts(folder / "prompts.jsonl", made)
+    for prompt in made:
+        (folder / "images" / prompt.id).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "images" / prompt.id / "0000.png")
+    protocol = load_protocol("shapes").changed(count=2, size="8x8")
+    facts = {"prompts_sha256": prompts_digest(made), "resolved": {"size": "8x8"}}
+    write_json(folder / "protocol.json", protocol.record(prompts=2, **facts))
+    return folder / "protocol.json"
+
+
+def _read_drawn(place: Path) -> object:
+    from pixart.evaluation.running import Pictures
+
+    return Pictures.drawn(place.parent)
+
+
 QUESTIONS = [
     {"prompt": "a", "id": "1", "question": "Is it a mug?", "type": "entity"},
     {"prompt": "a", "id": "2", "question": "Which colour?", "choices": ["red", "blue"], "answer": "red",
@@ -121,5 +164,7 @@ PAIRS: dict[str, Pair] = {
     "phrases": _of_lines("phrases", PHRASES, _read_phrases),
     "questions": _of_lines("questions", QUESTIONS, _read_questions),
     "protocol": (_make_protocol, _read_protocol),
+    "evaluation-prompts": (_make_prompt_lines, _read_prompt_lines),
+    "evaluation-drawn": (_make_drawn, _read_drawn),
     **{f"set-{name}": _of_set(name) for name in SAMPLES},
 }

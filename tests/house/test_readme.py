@@ -12,9 +12,18 @@ from documents import GUIDES, OTHERS, ROOT, anchors, links, prose
 from pixart.command import COMMANDS
 
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
-COMMAND_LINES = (
-    *((name,) for name in COMMANDS if name != "data"),
-    *(("data", what) for what in ("prepare", "caption", "filter")),
+PARTS = {
+    "data": ("prepare", "caption", "filter"),
+    "evaluate": (
+        "list", "prompts", "draw", "score", "run", "report", "compare", "statistics", "detect",
+        "trust", "check-weights", "accuracy",
+    ),
+    "preference": ("build", "serve", "page", "add", "judge", "fit"),
+}  # fmt: skip
+COMMAND_LINES = tuple(
+    words
+    for name in COMMANDS
+    for words in [(name, one) for one in PARTS.get(name, ())] or [(name,)]
 )
 OF_OTHERS = {"--nproc-per-node"}  # torchrun's
 
@@ -54,7 +63,9 @@ def _known_options() -> str:
     return "\n".join(texts)
 
 
-@pytest.mark.parametrize("document", ["pixart/README.md", "pixart/training/README.md"])
+@pytest.mark.parametrize(
+    "document", ["pixart/README.md", "pixart/training/README.md", "pixart/evaluation/README.md"]
+)
 def test_options_that_a_guide_names_exist(document: str) -> None:
     code = " ".join(re.findall(r"`([^`]+)`", prose(document)))
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", code)) - OF_OTHERS

@@ -40,6 +40,7 @@ SMALLER = {
     "--resolution 1024": "--resolution 256",
     "--num-images 200": "--num-images 2",
     "--count 300": "--count 1 --steps 4",
+    "run shapes --model shapes": "run shapes --model shapes --count 10",
 }
 
 # Commands that are not run as they are: what stands in for them, and why.

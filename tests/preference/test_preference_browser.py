@@ -14,7 +14,7 @@ from pixart.evaluation.preference.adding import add
 from pixart.evaluation.preference.options import Add, Page
 from pixart.evaluation.preference.page import write_page
 from pixart.evaluation.preference.server import Server
-from pixart.evaluation.preference.study import Key, Study
+from pixart.evaluation.preference.study import STUDY, Key, Study, read_study
 from pixart.evaluation.preference.votes import Vote, read_votes
 
 if TYPE_CHECKING:
@@ -238,3 +238,20 @@ def test_the_page_without_a_server_keeps_votes_and_gives_them(
     assert find(browser, "#done h1").is_displayed()
     browser.show(page, scripts=False)
     assert find(browser, "noscript h1").is_displayed() and not find(browser, "#save").is_displayed()
+
+
+def test_a_long_prompt_leaves_the_questions_in_sight(browser: Browser, tmp_path: Path) -> None:
+    study, key = build_study(tmp_path, 1, ("ours", "theirs"), checks=0)
+    values = json.loads((study.folder / STUDY).read_text())
+    values["pairs"][0]["prompt"] = "a very detailed picture of many things " * 30
+    (study.folder / STUDY).write_text(json.dumps(values))
+    with served(read_study(study.folder), key) as server:
+        browser.show(server.address)
+        browser.driver.delete_all_cookies()
+        browser.show(server.address)
+        find(browser, "a.button").click()
+        ready(browser, 1)
+        button = find(browser, "#ballot button[type=submit]").rect
+        assert button["y"] + button["height"] <= 900
+        assert browser.faults() == [] and browser.overflow() <= 0
+        browser.screenshot("preference-vote-long-prompt-1280-light")

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 from preference_study import build_study, write_pictures
 
 from pixart.evaluation.entries import Prompt
@@ -97,6 +97,11 @@ def test_pictures_keep_their_pixels_and_nothing_else(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x010E] = "ours"
         image.save(path, pnginfo=told, exif=exif, dpi=(300, 300))
+    # Pillow writes the profile and the comment of a file that it has read again, unasked.
+    path = tmp_path / "ours" / "00001.png"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.open(path).save(path.with_suffix(".jpg"), comment="drawn by ours", icc_profile=profile)
+    path.unlink()
     build(
         Build((str(tmp_path / "ours"), str(tmp_path / "theirs")), prompts, tmp_path / "s", seed=1)
     )

@@ -290,7 +290,8 @@ def read_phrases(path: Path) -> dict[str, Phrases]:
         if prompt in found:
             raise ValueError(f"{place}: prompt must be there once, got {prompt!r:.80} again")
         objects = values.get("objects")
-        for name, value in (("phrases", values.get("phrases")), ("objects", objects or [])):
+        some = [] if objects is None else objects
+        for name, value in (("phrases", values.get("phrases")), ("objects", some)):
             if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
                 raise ValueError(f"{place}: must have {name} as texts, got {value!r:.80}")
         phrases = tuple(values["phrases"])

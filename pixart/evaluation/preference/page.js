@@ -53,6 +53,7 @@ function show(pair) {
   form().reset();
   byKeys = false;
   document.getElementById("prompt").textContent = pair.prompt;
+  form().classList.toggle("long", pair.prompt.length > 110);
   for (const side of ["left", "right"]) {
     const image = document.getElementById(side), link = image.parentElement;
     image.width = pair.width;

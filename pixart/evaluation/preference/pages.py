@@ -8,6 +8,7 @@ from pathlib import Path
 from pixart.evaluation.preference.study import Pair
 
 FILES = {"/vote.css": "text/css; charset=utf-8", "/vote.js": "text/javascript; charset=utf-8"}
+LONG = 110  # characters of a prompt that fit into a line, as in page.js
 WORDS = {"left": "First", "right": "Second", "tie": "Tie"}  # keys 1, 2, 3
 QUESTIONS = {
     "quality": ("Quality", "Which picture is better made? Details, style, no flaws."),
@@ -103,7 +104,8 @@ def form(
         for side, source in sources.items()
     )
     questions = "\n".join(_question(name) for name in QUESTIONS)
-    return f"""<form id="ballot"{where}>
+    long = ' class="long"' if len(prompt) > LONG else ""
+    return f"""<form id="ballot"{long}{where}>
 {hidden}<h1><span class="label">Prompt</span> <span id="prompt" tabindex="0">{escape(prompt)}</span></h1>
 <div class="pictures">
 {figures}

@@ -20,7 +20,7 @@ def charts(folders: Sequence[Evaluated]) -> dict[str, Html]:
     for name, metric in metrics_of(folders).items():
         own = [one for one in numbers if one.metric.name == name]
         if len(own) >= SEVERAL:
-            groups = {one.name: one.ours for one in own[:MOST_GROUPS]}
+            groups = {one.name.removeprefix(f"{name}/"): one.ours for one in own[:MOST_GROUPS]}
             found[name] = bars(f"{name}: its numbers", groups, series, metric.unit)
         groups = by_category(folders, name, metric.main)
         if groups:

@@ -8,7 +8,10 @@ from typing import Any
 
 from pixart.evaluation.metric import Estimate
 from pixart.evaluation.report.folder import Evaluated, Judged, Paper
+from pixart.evaluation.report.markup import shortened
 from pixart.files import without_controls
+
+LONGEST = 80  # letters of a model's name
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def metrics_of(folders: Sequence[Evaluated]) -> dict[str, Judged]:
 def names_of(folders: Sequence[Evaluated]) -> list[str]:
     """Of the columns: the models where they differ, else the folders."""
     models = [one.model for one in folders]
-    return models if len(set(models)) == len(models) else [one.name for one in folders]
+    names = models if len(set(models)) == len(models) else [one.name for one in folders]
+    return [shortened(name, LONGEST) for name in names]
 
 
 def ways(row: Number, names: Sequence[str]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.report import numbers, readme
-from pixart.evaluation.report.columns import command_of, label, sentence
+from pixart.evaluation.report.columns import command_of, label, names_of, sentence
 from pixart.evaluation.report.figures import axis, scatter, strip
 from pixart.evaluation.report.folder import Evaluated
 from pixart.evaluation.report.gallery import shot
@@ -19,6 +19,7 @@ from pixart.evaluation.report.markup import (
     section,
     table,
     tag,
+    value_cell,
 )
 
 STRIP = 120
@@ -28,8 +29,8 @@ WORDS = 140
 
 def names(comparison: Comparison) -> tuple[str, str]:
     """Of A and B: the models, or the folders where the model is the same."""
-    a, b = comparison.a, comparison.b
-    return (a.model, b.model) if a.model != b.model else (a.name, b.name)
+    a, b = names_of([comparison.a, comparison.b])
+    return a, b
 
 
 def difference(change: Change) -> str:
@@ -83,14 +84,14 @@ def comparison_page(comparison: Comparison, drawn: Mapping[str, Html], place: Pa
 
 
 def _verdict(word: str) -> Html:
-    return tag("span", word, class_="undecided" if word == OPEN else "better")
+    return tag("span", word, class_=f"whole {'undecided' if word == OPEN else 'better'}")
 
 
 def _verdicts(comparison: Comparison) -> Html:
     mains = {one.main for one in comparison.a.metrics.values()}
     cards = [
         tag("li", tag("span", one.name, class_="faint"), _verdict(one.verdict),
-            tag("span", f"B {numbers.MINUS} A: {difference(one)}"))
+            tag("span", f"B {numbers.MINUS} A"), value_cell(difference(one)))
         for one in comparison.numbers
         if one.name in mains
     ]  # fmt: skip
@@ -104,15 +105,12 @@ def _row(change: Change, note: str) -> list[Html]:
     one = change.difference
     scale = axis([one.low, one.high, one.difference, 0.0], STRIP)
     drawn = strip(scale, Estimate(one.difference, one.low, one.high, one.n, ""), zero=True)
-    value, _, ends = difference(change).rpartition(" [")
-    cell = tag("div", tag("b", value), " ", tag("span", f"[{ends}", class_="range"), drawn,
-               class_="value")  # fmt: skip
     return [
         tag("span", quoted(change.name), tag("small", f" {note}") if note else None),
-        tag("span", numbers.estimate(change.a, change.unit)),
-        tag("span", numbers.estimate(change.b, change.unit)),
-        cell,
-        tag("span", p_value(change.decides)),
+        value_cell(numbers.estimate(change.a, change.unit)),
+        value_cell(numbers.estimate(change.b, change.unit)),
+        value_cell(difference(change), drawn),
+        tag("span", p_value(change.decides), class_="whole"),
         _verdict(change.verdict),
     ]
 
@@ -125,7 +123,7 @@ def _numbers(comparison: Comparison) -> Html:
         rows.append(_row(one, beside + better))
     columns = ["Number", "A", "B", f"B {numbers.MINUS} A", "p", "Verdict"]
     caption = "Every number with its 95 % interval; p of no difference. The upright line is zero."
-    made = table(caption, columns, rows, "numbers")
+    made = table(caption, columns, rows, "stacked")
     only = None
     if comparison.only:
         only = tag("p", f"In one folder only, and not compared: {', '.join(comparison.only)}.",
@@ -148,7 +146,9 @@ def _categories(comparison: Comparison) -> Html | None:
         rows = [_row(one, f"n = {one.difference.n:,}") for one in changes.values()]
         columns = ["Category", "A", "B", f"B {numbers.MINUS} A", "p (Holm)", "Verdict"]
         caption = f"{metric} by category; p is adjusted for {len(rows)} categories"
-        parts.append(details(tag("h3", metric), table(caption, columns, rows), is_open=not parts))
+        parts.append(
+            details(tag("h3", metric), table(caption, columns, rows, "stacked"), is_open=not parts)
+        )
     return section("categories", "By category", *parts) if parts else None
 
 

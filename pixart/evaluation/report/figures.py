@@ -15,7 +15,7 @@ from pixart.evaluation.report import numbers
 from pixart.evaluation.report.markup import Html, joined, shortened, styles, tag
 
 WIDTH, MARGIN = 360, 14
-PLOT = 204  # of a bar's row; the number stands behind it
+LETTER = 6.3  # width of one of a bar's number, which stands behind the bar; of any font
 LINE, BAR, GAP = 18, 15, 9
 SERIES = 4  # colours; the fifth folder has the first's again
 PAD = 8  # on both sides of a strip: room for a diamond
@@ -73,7 +73,8 @@ def bars(
     paper = paper or {}
     shown = [one for row in groups.values() for one in row if one is not None]
     ends = [end for one in shown for end in (one.low, one.high, one.value)] + list(paper.values())
-    scale = axis(ends, PLOT)
+    longest = max((len(numbers.estimate(one, unit)) for one in shown), default=0)
+    scale = axis(ends, round(WIDTH - 2 * MARGIN - 8 - LETTER * longest))
     from_zero = scale.low <= 0 <= scale.high
     parts: list[Html] = []
     y = float(MARGIN)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import statistics
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,13 +20,16 @@ WORDS = 110  # of a prompt below a picture
 
 
 def choose(scores: Mapping[str, Score], higher_is_better: bool) -> dict[str, list[str]]:
-    """Keys of the best, the worst, and those next to the median; of equal scores the first by key."""
+    """Keys of the best, the worst, and those in the middle of the order; of equal scores by key."""
     sign = -1.0 if higher_is_better else 1.0
     best = sorted(scores, key=lambda key: (sign * scores[key].value, key))
     worst = sorted(scores, key=lambda key: (-sign * scores[key].value, key))
-    middle = statistics.median(score.value for score in scores.values()) if scores else 0.0
-    median = sorted(scores, key=lambda key: (abs(scores[key].value - middle), key))
-    return {"Best": best[:SHOWN], "Median": median[:SHOWN], "Worst": worst[:SHOWN]}
+    middle = max(0, (len(best) - SHOWN) // 2)
+    return {
+        "Best": best[:SHOWN],
+        "Median": best[middle : middle + SHOWN],
+        "Worst": worst[:SHOWN],
+    }
 
 
 def tied(scores: Mapping[str, Score], keys: Sequence[str]) -> int:
@@ -57,7 +59,7 @@ def shot(entry: Entry, page: Path) -> Html:
         return tag(
             "span", tag("small", f"{entry.key} is not in this folder any more"), class_="shot"
         )
-    image = tag("img", src=small, alt=f"drawn for: {words}", loading="lazy", decoding="async",
+    image = tag("img", src=small, alt=f"drawn for: {words}", decoding="async",
                 width=THUMBNAIL, height=THUMBNAIL)  # fmt: skip
     return tag("a", image, href=link(entry.path, page), class_="shot", title=entry.key)
 

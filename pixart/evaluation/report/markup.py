@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pixart.files import without_controls
 
+WHOLE = 40  # letters of a number with its interval
 VOID = {"meta", "img", "br", "hr"}
 DASH = "\u2013"
 
@@ -81,6 +82,15 @@ def table(
         role="table",
         class_=class_,
     )
+
+
+def value_cell(estimate: str, drawn: Html | None = None) -> Html:
+    """A number with its interval, "0.28 [0.27, 0.29]", and the interval drawn below."""
+    value, _, interval = estimate.rpartition(" [")
+    words = tag("b", value), " ", tag("span", f"[{interval}", class_="range")
+    # On one line, but for a unit that is none.
+    together = tag("span", *words, class_="whole" if len(estimate) < WHOLE else None)
+    return tag("div", together, drawn, class_="value")
 
 
 def details(summary: str, *inside: str, is_open: bool = False) -> Html:

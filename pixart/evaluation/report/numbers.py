@@ -9,10 +9,10 @@ MOST_DIGITS = 8
 
 
 def digits(low: float, high: float, value: float) -> int:
-    """Places behind the point: two figures of half the interval, four of the value where it has none."""
-    half = (high - low) / 2
-    if math.isfinite(half) and half > 0:
-        return _places(half, 2)
+    """Places behind the point: two figures of the interval's width, four of the value where it has none."""
+    width = high - low
+    if math.isfinite(width) and width > 0:
+        return _places(width, 2)
     return _places(abs(value), 4) if value and math.isfinite(value) else 2
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixart.evaluation.metric import Estimate
 from pixart.evaluation.report import numbers
 from pixart.evaluation.report.charts import charts
 from pixart.evaluation.report.columns import (
@@ -28,6 +27,7 @@ from pixart.evaluation.report.markup import (
     section,
     table,
     tag,
+    value_cell,
 )
 from pixart.evaluation.report.paper import paper_section, tables
 
@@ -88,7 +88,9 @@ def _numbers(folders: Sequence[Evaluated], names: Sequence[str]) -> Html:
     key = "The line is the 95 % interval, the point the number"
     key += ", the diamond the paper's." if has_paper or tables(folders) else "."
     caption = f"Every number with its 95 % interval, n what it was made of. {key}"
-    return section("numbers", "Numbers", warning, table(caption, columns, body, "numbers"))
+    return section(
+        "numbers", "Numbers", warning, table(caption, columns, body, "stacked" if several else None)
+    )
 
 
 def _row(row: Number, has_paper: bool) -> list[Html]:
@@ -101,7 +103,9 @@ def _row(row: Number, has_paper: bool) -> list[Html]:
     beside = "" if row.name.startswith(row.metric.name) else f"of {row.metric.name}"
     cells = [tag("span", row.name, " ", tag("small", better if own else beside))]
     cells += [
-        _value(one, row.metric.unit, strip(scale, one, paper, number)) if one else Html("")
+        value_cell(numbers.estimate(one, row.metric.unit), strip(scale, one, paper, number))
+        if one
+        else Html("")
         for number, one in enumerate(row.ours)
     ]
     if has_paper:
@@ -109,12 +113,6 @@ def _row(row: Number, has_paper: bool) -> list[Html]:
     counts = sorted({one.n for one in shown})
     cells.append(tag("span", " and ".join(f"{count:,}" for count in counts)))
     return cells
-
-
-def _value(one: Estimate, unit: str, drawn: Html) -> Html:
-    value, _, interval = numbers.estimate(one, unit).rpartition(" [")
-    words = tag("b", value), " ", tag("span", f"[{interval}", class_="range")
-    return tag("div", *words, drawn, class_="value")
 
 
 def _paper(paper: Paper | None) -> Html:
@@ -165,7 +163,7 @@ def _pictures(folders: Sequence[Evaluated], names: Sequence[str], place: Path) -
         lists = []
         for title, keys in choose(scores, metric.higher_is_better).items():
             equal = tied(scores, keys)
-            words = f"{equal:,} pictures share the score of the last; the first are shown."
+            words = f"{equal:,} pictures share the score of the last one."
             entries = [(one.entry(key), scores[key]) for key in keys]
             lists += [tag("h4", title), tag("p", words, class_="faint") if equal else None,
                       gallery(entries, metric.unit, place)]  # fmt: skip

@@ -8,7 +8,16 @@ from pixart.evaluation.metric import Estimate
 from pixart.evaluation.report import numbers, readme
 from pixart.evaluation.report.figures import axis, strip
 from pixart.evaluation.report.folder import Evaluated
-from pixart.evaluation.report.markup import Html, details, joined, quoted, section, table, tag
+from pixart.evaluation.report.markup import (
+    Html,
+    details,
+    joined,
+    quoted,
+    section,
+    table,
+    tag,
+    value_cell,
+)
 
 STRIP = 130
 UNREAD = "not read in the paper itself"
@@ -47,7 +56,7 @@ def paper_section(folders: Sequence[Evaluated]) -> Html | None:
         parts.append(tag("h3", told["title"], f" ({one.name})" if len(folders) > 1 else None))
         heads = ["Column", "Ours [95 % interval]", "Paper", "Same protocol?", "Verdict", "n"]
         rows = [_row(column, common) for column in columns]
-        parts.append(table(f"Ours beside {source}", heads, rows, "numbers"))
+        parts.append(table(f"Ours beside {source}", heads, rows))
         if common:
             reasons = joined(tag("li", reason) for reason in common)
             parts += [tag("p", "Not the same protocol in any column, because"), tag("ul", reasons)]
@@ -64,10 +73,8 @@ def _row(column: Mapping[str, Any], common: Sequence[str]) -> list[Html]:
     if one is None:
         return [*cells, tag("span", "not measured", class_="faint"), published, *[Html("")] * 3]
     ends = [one.low, one.high, one.value] + ([paper] if paper is not None else [])
-    value, _, interval = numbers.estimate(one).rpartition(" [")
     drawn = strip(axis(ends, STRIP), one, paper)
-    words = tag("b", value), " ", tag("span", f"[{interval}", class_="range")
-    cells += [tag("div", *words, drawn, class_="value"), published]
+    cells += [value_cell(numbers.estimate(one), drawn), published]
     own = [reason for reason in column["because"] if reason not in common]
     reasons = tag("ul", joined(tag("li", one) for one in own), class_="reasons") if own else None
     same = column["same_protocol"]
