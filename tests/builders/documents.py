@@ -16,7 +16,12 @@ GUIDES = (
     "kernels/README.md",
     ".github/CONTRIBUTING.md",
 )
-OTHERS = ("CHANGELOG.md", "BENCHMARKS.md", "pixart/assets/shapes/README.md")
+OTHERS = (
+    "CHANGELOG.md",
+    "BENCHMARKS.md",
+    "pixart/assets/shapes/README.md",
+    "pixart/assets/shapes-clip/README.md",
+)
 
 _FENCE = re.compile(r" *```(\S*) *$")
 _LINK = re.compile(r"\]\((?!https?:)([^)]+)\)")

@@ -338,7 +338,7 @@ def test_a_state_that_says_no_best_is_refused(tmp_path: Path, said: dict[str, An
 
 def test_plots_show_each_metric_with_its_interval(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"step": 1, "loss": 1.0},
         {
             "step": 2,
