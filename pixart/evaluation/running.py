@@ -111,7 +111,7 @@ class Pictures:
             raise ValueError(
                 f"{output}: must hold what `draw` or `run` drew, it has no {kept.PROTOCOL}; give --images"
             )
-        record = read_json(file)
+        record = kept.read_record(file)
         try:
             protocol = protocol_of(record)
             size = _size_of(record)
