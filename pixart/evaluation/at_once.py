@@ -19,7 +19,7 @@ from pixart.evaluation.metric import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 BATCH = 32  # pictures in a network at a time
 

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from shapes_pictures import write_lines
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.folders import (
+from pixart.evaluation.prompt_sets.files import as_lines, read_prompts, write_prompts
+from pixart.evaluation.store.entries import Prompt
+from pixart.evaluation.store.folders import (
     Found,
     MissingPictures,
     find_pictures,
     reference_pictures,
 )
-from pixart.evaluation.prompt_files import as_lines, read_prompts, write_prompts
 
 PROMPTS = [Prompt("00002", "two"), Prompt("00001", "one"), Prompt("cat_1", "a cat")]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.shapes import ShapesEdges
-from pixart.evaluation.protocol import load_protocol
-from pixart.evaluation.results import block_of, open_folder, score_folder, write_errors
-from pixart.evaluation.settling import note_run, protocol_of, settle
+from pixart.evaluation.protocols.protocol import load_protocol
+from pixart.evaluation.running.results import block_of, open_folder, score_folder, write_errors
+from pixart.evaluation.running.settling import note_run, protocol_of, settle
+from pixart.evaluation.statistics.estimate import Estimate
 from pixart.files import read_json
 
 

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.preference.sources import Source
+from pixart.evaluation.store.entries import Prompt
 from pixart.shapes.caption import parse
 
 Picture = tuple[int, Prompt]  # a model's place in the list, and the prompt that it was drawn for
