@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pixart.evaluation.metric import Metric
     from pixart.evaluation.store.entries import Prompt
 
-PROTOCOLS = Path(__file__).parent / "protocols"
+PROTOCOLS = Path(__file__).parent
 MOST_PROMPTS, MOST_IMAGES, MOST_STEPS, MOST_SIDE = 10_000_000, 1_000, 10_000, 8_192
 SEED_RULES = ("prompt", "category", "same")
 REFERENCES = ("none", "set", "scenes")
