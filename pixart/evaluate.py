@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: Any) -> int:
     """Do what is asked, and print it: in words, or one JSON object."""
     said = commands.COMMANDS[type(options)](options)
-    from pixart.evaluation.drawing import speaks
+    from pixart.evaluation.running.drawing import speaks
 
     if speaks():
         print(json.dumps(said.values) if options.json else said.text)

@@ -11,7 +11,7 @@ from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
 from pixart.evaluate import main
-from pixart.evaluation.results import open_folder
+from pixart.evaluation.running.results import open_folder
 
 TINY = ["--count", "5", "--size", "64", "--steps", "1", "--device", "cpu"]
 

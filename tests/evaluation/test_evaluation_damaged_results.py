@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pixart.evaluation.comparing import compare_folders
-from pixart.evaluation.drawing import Shard, speaks
+from pixart.evaluation.comparing.compare import compare_folders
 from pixart.evaluation.report import write_report
-from pixart.evaluation.results import read_record
-from pixart.evaluation.running import Pictures
+from pixart.evaluation.running.drawing import Shard, speaks
+from pixart.evaluation.running.results import read_record
+from pixart.evaluation.running.run import Pictures
 from tests.builders import evaluated
 
 WRONG = [

@@ -11,15 +11,15 @@ from xml.etree import ElementTree
 import evaluated
 import pytest
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Estimate, Score
-from pixart.evaluation.parts import Row, ScoreStore
-from pixart.evaluation.protocol import load_protocol
-from pixart.evaluation.published import with_paper
+from pixart.evaluation.protocols.protocol import load_protocol
+from pixart.evaluation.protocols.published import with_paper
 from pixart.evaluation.report import figures, gallery, numbers, write_report
 from pixart.evaluation.report.columns import command_of
 from pixart.evaluation.report.folder import open_evaluated
 from pixart.evaluation.report.writing import file_name
+from pixart.evaluation.store.entries import Entry, Prompt
+from pixart.evaluation.store.parts import Row, ScoreStore
 
 VOID = {"meta", "img", "br", "hr"}
 INTERVAL = re.compile(r"\[[^\]]+, [^\]]+\]")

@@ -21,7 +21,7 @@ DOORS = {
         "pixart/dataset/captioning.py",
         "pixart/evaluation/judges/blip.py",
         "pixart/evaluation/judges/chat.py",
-        "pixart/evaluation/detecting.py",
+        "pixart/evaluation/detecting/detectors.py",
         "pixart/evaluation/networks/clip.py",
         "pixart/evaluation/networks/dinov2.py",
         "pixart/evaluation/networks/hps.py",

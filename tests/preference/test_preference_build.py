@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from preference_study import build_study, write_pictures
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.preference.build import alike, build, plan, tournament
 from pixart.evaluation.preference.options import Build
 from pixart.evaluation.preference.study import KEY, STUDY, read_key, read_study
+from pixart.evaluation.store.entries import Prompt
 from pixart.preference import main
 
 PROMPTS = [Prompt(f"{k:05d}", f"prompt {k}") for k in range(20)]

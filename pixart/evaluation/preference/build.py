@@ -15,12 +15,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.preference.known import known_pictures
+from pixart.evaluation.preference.attention_checks import known_pictures
 from pixart.evaluation.preference.options import Build
 from pixart.evaluation.preference.sources import Source, open_sources
 from pixart.evaluation.preference.study import KEY, PICTURES, STUDY, VERSION
-from pixart.evaluation.prompt_files import read_prompts
+from pixart.evaluation.prompt_sets.files import read_prompts
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import check_writable, write_json, written_aside
 from pixart.progress import counted
 

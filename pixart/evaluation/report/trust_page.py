@@ -13,7 +13,7 @@ from pixart.evaluation.report.markup import Html, document, joined, section, tag
 from pixart.evaluation.report.markup import table as html_table
 from pixart.evaluation.report.readme import table, words
 from pixart.evaluation.report.writing import PAGE, PLOTS, README, file_name, write_plots
-from pixart.evaluation.wrong_facts import Pair
+from pixart.evaluation.trust.wrong_facts import Pair
 from pixart.files import write_bytes
 
 Block = Mapping[str, Any]
