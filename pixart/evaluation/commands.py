@@ -152,8 +152,8 @@ def run(options: Run) -> Said:
         return Said(*run_variants(options, lambda own: _told(run(own))))
     from pixart.evaluation.report import write_report
     from pixart.evaluation.running.drawing import Shard
+    from pixart.evaluation.running.record import writing
     from pixart.evaluation.running.run import run_protocol
-    from pixart.evaluation.running.settling import writing
 
     shard = Shard.parse(options.shard)
     done = run_protocol(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixart.distributed import rank
-from pixart.evaluation.at_once import Pictures, measure
+from pixart.evaluation.in_memory import Pictures, measure
 from pixart.evaluation.metric import Metric, SetMetric
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.protocols.protocol import Use

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pixart.evaluation.caption_accuracy import Task, captions
-from pixart.evaluation.judges.asked import Questions
+from pixart.evaluation.judges.prompt_questions import Questions
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.prompt_sets import SETS

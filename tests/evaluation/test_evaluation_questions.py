@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pixart.evaluation.judges import Judge
-from pixart.evaluation.judges.asked import Questions, read_questions
+from pixart.evaluation.judges.prompt_questions import Questions, read_questions
 from pixart.evaluation.judges.question import Question
 from pixart.evaluation.judges.shapes_questions import shapes_questions
 from pixart.evaluation.metric import Context, Score

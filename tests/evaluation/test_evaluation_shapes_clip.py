@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pixart.evaluation.at_once import Pictures, measure, scores_of
+from pixart.evaluation.in_memory import Pictures, measure, scores_of
 from pixart.evaluation.metric import Context, PictureMetric
 from pixart.evaluation.needs import SHIPPED, find_snapshot
 from pixart.evaluation.networks import open_extractor

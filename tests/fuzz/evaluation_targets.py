@@ -88,7 +88,7 @@ def _make_drawn(folder: Path) -> Path:
     from pixart.evaluation.prompt_sets.files import write_prompts
     from pixart.evaluation.prompt_sets.making import make_prompts
     from pixart.evaluation.protocols.protocol import load_protocol
-    from pixart.evaluation.running.settling import prompts_digest
+    from pixart.evaluation.running.record import prompts_digest
     from pixart.files import write_json
 
     made = make_prompts("shapes", count=2).prompts
@@ -140,7 +140,7 @@ def _of_lines(name: str, lines: list[Any], read: Callable[[Path], object]) -> Pa
 
 
 def _read_questions(place: Path) -> object:
-    from pixart.evaluation.judges.asked import read_questions
+    from pixart.evaluation.judges.prompt_questions import read_questions
 
     return read_questions(place)
 

@@ -267,7 +267,7 @@ def test_a_vote_that_the_disk_refuses_is_no_vote(
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pixart.evaluation.preference.lines.os.fsync", refuse)
+    monkeypatch.setattr("pixart.evaluation.preference.log.os.fsync", refuse)
     assert voter.post("/vote", fields=fields)[0] == 503
     assert (server.booth.study.folder / "votes.jsonl").read_bytes() == before
     assert server.booth.done(server.passes.voter(voter.cookie.partition("=")[2])) == 1

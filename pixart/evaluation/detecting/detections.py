@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.asked import lines_of
+from pixart.evaluation.judges.prompt_questions import lines_of
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError, Need
 from pixart.files import digest, listed, written_aside

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.detecting.detections import Found
-from pixart.evaluation.judges.asked import EMBEDDED_SET, lines_of
 from pixart.evaluation.judges.judge import check_probabilities, one_line
+from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET, lines_of
 from pixart.evaluation.judges.question import YES_OR_NO
 from pixart.evaluation.judges.shapes_objects import shapes_phrases, shapes_spatial
 from pixart.evaluation.metric import Context, Estimate, Score

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.asked import Question
 from pixart.evaluation.judges.judge import likeliest
+from pixart.evaluation.judges.prompt_questions import Question
 from pixart.evaluation.metric import Context, Estimate, Score
 from pixart.evaluation.metrics.judged import by_kind, flag, shown
 from pixart.evaluation.metrics.tifa import QuestionMetric

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.detecting.detections import Detection, Found, Picture
-from pixart.evaluation.judges.asked import EMBEDDED_SET
+from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET
 from pixart.evaluation.judges.shapes_objects import shapes_geneval
 from pixart.evaluation.metric import Context, Estimate, PictureMetric, Score
 from pixart.evaluation.metrics.judged import shown

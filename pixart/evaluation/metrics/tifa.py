@@ -15,8 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.asked import Question, Questions
 from pixart.evaluation.judges.judge import check_probabilities, likeliest
+from pixart.evaluation.judges.prompt_questions import Question, Questions
 from pixart.evaluation.metric import Context, Estimate, Score
 from pixart.evaluation.metrics.judged import JudgedMetric, by_kind, shown
 from pixart.evaluation.needs import Need

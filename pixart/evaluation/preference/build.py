@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.evaluation.preference.known import known_pictures
+from pixart.evaluation.preference.attention_checks import known_pictures
 from pixart.evaluation.preference.options import Build
 from pixart.evaluation.preference.sources import Source, open_sources
 from pixart.evaluation.preference.study import KEY, PICTURES, STUDY, VERSION

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from pixart.command import one_line
 from pixart.evaluation.preference import pages
 from pixart.evaluation.preference.booth import Booth, Passes
-from pixart.evaluation.preference.lines import appending
+from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Serve
 from pixart.evaluation.preference.study import (
     QUESTIONS,

@@ -1,6 +1,5 @@
 """Sets whose prompts have questions about their pictures, or what is to be found in them: TIFA, DPG-Bench,
-GenEval and GenEval 2. The questions stand in meta["questions"], as pixart.evaluation.judges.asked reads
-them."""
+GenEval and GenEval 2. The questions stand in meta["questions"], where judges/prompt_questions.py looks."""
 
 from collections import Counter
 from pathlib import Path

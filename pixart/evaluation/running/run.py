@@ -24,15 +24,15 @@ from pixart.evaluation.running.opening import (
     identities_of,
     open_metrics,
 )
-from pixart.evaluation.running.scoring import Reference, Scoring, identities
-from pixart.evaluation.running.settling import (
+from pixart.evaluation.running.record import (
     LOCKS,
     note_run,
     prompts_digest,
     protocol_of,
-    settle,
+    write_record,
     writing,
 )
+from pixart.evaluation.running.scoring import Reference, Scoring, identities
 from pixart.evaluation.store.entries import Prompt
 from pixart.evaluation.store.folders import Found, find_pictures, reference_pictures
 from pixart.files import check_writable, listed, read_json, sha256_of, write_json, written_aside
@@ -87,7 +87,7 @@ def draw(asked: Asked, model: Model, output: Path, shard: Shard) -> DrawnPicture
         **drawing.facts(),
     )
     process.at_work()
-    settle(output, asked.prompts, record, draws=True)
+    write_record(output, asked.prompts, record, draws=True)
     note_run(output, drawn_on=pipe.device.type)
     drawn = drawing.run(shard, output / LOCKS)
     return DrawnPictures(drawn, drawing.missing(), len(drawing.entries))
@@ -188,7 +188,7 @@ def score(
         )
     against = _reference(reference, pictures, metrics, output)
     process.at_work()
-    settle(output, found.prompts, pictures.record, draws=False)
+    write_record(output, found.prompts, pictures.record, draws=False)
     scoring = Scoring(output, found, metrics, against)
     blocks = scoring.run(allow_missing=allow_missing)
     digest = _pictures_digest(found)

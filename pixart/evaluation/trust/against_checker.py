@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart import process
-from pixart.evaluation.at_once import Pictures
+from pixart.evaluation.in_memory import Pictures
 from pixart.evaluation.metric import Estimate, Metric, PictureMetric, SetMetric
 from pixart.evaluation.protocols.protocol import Use
 from pixart.evaluation.running import results as kept
@@ -74,7 +74,7 @@ def trust(
     opened = open_metrics(uses if len(uses) > 1 else [*uses, *SHIPPED], given)
     check_needs(opened)
     process.at_work()
-    protocol = _settle(output, count, seed)
+    protocol = _write_protocol(output, count, seed)
     blocks = {}
     for metric in opened:
         if isinstance(metric, SetMetric):
@@ -101,7 +101,7 @@ def trust(
     return results
 
 
-def _settle(output: Path, count: int, seed: int) -> dict[str, Any]:
+def _write_protocol(output: Path, count: int, seed: int) -> dict[str, Any]:
     """Write how it is measured, or refuse a folder in which it was another way."""
     decides = {
         "name": "trust",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixart.evaluation.at_once import Pictures, measure
+from pixart.evaluation.in_memory import Pictures, measure
 from pixart.evaluation.metric import Estimate, SetMetric
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.evaluation.trust.wrong_facts import SIDE

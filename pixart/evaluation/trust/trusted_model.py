@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pixart.evaluation.at_once import Pictures, scores_of
+from pixart.evaluation.in_memory import Pictures, scores_of
 from pixart.evaluation.metric import PictureMetric
 from pixart.evaluation.metrics.shapes import check_caption
 from pixart.evaluation.statistics.intervals import spearman

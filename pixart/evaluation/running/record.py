@@ -34,12 +34,12 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(as_lines(prompts)).hexdigest()
 
 
-def settle(
+def write_record(
     output: Path, prompts: Sequence[Prompt], record: Mapping[str, Any], *, draws: bool
 ) -> None:
     """Write prompts.jsonl and protocol.json, or find that the folder is about the same. ValueError, with
     what differs, if it is about something else. draws: whether pictures are about to be drawn there."""
-    with claimed(output / LOCKS / "settle.lock", wait=True):
+    with claimed(output / LOCKS / "record.lock", wait=True):
         file = output / kept.PROTOCOL
         if file.is_file():
             _check_same(output, read_json(file), record)
