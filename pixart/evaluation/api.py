@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import PictureMetric, Score
-from pixart.evaluation.opening import Given, open_metrics
-from pixart.evaluation.protocol import Use
-from pixart.evaluation.results import open_folder
-from pixart.evaluation.running import Pictures, check_reference, score
-from pixart.evaluation.statistics import Difference, paired_difference
+from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.running.opening import Given, open_metrics
+from pixart.evaluation.running.results import open_folder
+from pixart.evaluation.running.run import Pictures, check_reference, score
+from pixart.evaluation.statistics.intervals import Difference, paired_difference
+from pixart.evaluation.store.entries import Entry
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.estimate import Estimate
+from pixart.evaluation.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
     from pixart.evaluation.needs import Need
+    from pixart.evaluation.store.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class PictureMetric(Metric):
     def reduce(self, entries: "Sequence[Entry]", scores: Sequence[Score]) -> Mapping[str, Estimate]:
         """The numbers of a set, by name; the metric's own is under its name. By default the mean over
         prompts of the mean over a prompt's pictures, with a bootstrap over prompts."""
-        from pixart.evaluation.statistics import mean_over_prompts
+        from pixart.evaluation.statistics.intervals import mean_over_prompts
 
         return {self.name: mean_over_prompts(entries, [one.value for one in scores])}
 

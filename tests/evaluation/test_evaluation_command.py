@@ -11,7 +11,7 @@ from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
 from pixart.evaluate import main
-from pixart.evaluation.results import open_folder
+from pixart.evaluation.running.results import open_folder
 
 TINY = ["--count", "5", "--size", "64", "--steps", "1", "--device", "cpu"]
 
@@ -192,6 +192,7 @@ def test_under_torchrun_the_first_process_alone_prints(
 ) -> None:
     write_scenes(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert _score(tmp_path) == 0
     assert not capsys.readouterr().out
 

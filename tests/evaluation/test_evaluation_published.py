@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 
 from pixart.config import KVCompression
-from pixart.evaluation.protocol import Column, Protocol, Row, Stated, Table, Use, load_protocol
-from pixart.evaluation.published import (
+from pixart.evaluation.protocols.protocol import (
+    Column,
+    Protocol,
+    Row,
+    Stated,
+    Table,
+    Use,
+    load_protocol,
+)
+from pixart.evaluation.protocols.published import (
     Used,
     kv_words,
     paper_table,

@@ -18,7 +18,7 @@ from pixart.evaluation.networks.weighing import read_state, weights_digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 WEIGHTS = {
     "aesthetic": Need(

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context, PictureMetric, Score
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 LEVELS, PATCH = 64, 64  # grey levels, pixels of a patch's side
 DISTANCES = (1, 2, 3, 4)  # pixels

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pixart.evaluation.preference.lines import read_lines
+from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import JUDGEMENTS, QUESTIONS, SIDES, Study
 from pixart.files import printable
 

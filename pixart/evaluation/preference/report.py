@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.preference.options import Fit
 from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
+from pixart.evaluation.statistics.estimate import Estimate
 
 Row = Sequence[str]
 ALT = "bars: how often the first model is preferred to each other one, by people and judges"

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pixart.evaluation.comparing.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.metric import Estimate, Score
-from pixart.evaluation.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.report import numbers, readme
 from pixart.evaluation.report.columns import command_of, label, names_of, sentence
 from pixart.evaluation.report.figures import axis, scatter, strip
