@@ -147,8 +147,27 @@ def test_pictures_that_we_drew_say_their_prompts(tmp_path: Path) -> None:
     assert _keys(found) == ["x-0/0000", "x-0/0001", "y/0000", "y/0001"]
     assert found.missing == {"y/0001"}
     _picture(tmp_path / "z.png")
-    with pytest.raises(ValueError, match=r"z\.png: says no prompt, .* give --prompts FILE"):
+    with pytest.raises(ValueError, match=r"z\.png: holds no prompt, .* give --prompts FILE"):
+        find_pictures(tmp_path, None, unread=True)  # some say one: then all must
+
+
+def test_pictures_of_other_tools_need_no_prompts_where_nobody_reads_them(tmp_path: Path) -> None:
+    for name in ("cat.png", "dog (2).jpg", "more/cat.png"):
+        _picture(tmp_path / name)
+    found = find_pictures(tmp_path, None, unread=True)
+    assert _keys(found) == ["cat/0000", "dog (2)/0000", "more-cat/0000"] and not found.missing
+    assert {one.prompt for one in found.prompts} == {""}
+    with pytest.raises(ValueError, match=r'cat\.png: holds no prompt, .*"id": "cat"'):
         find_pictures(tmp_path, None)
+    _picture(tmp_path / "cat.jpg")
+    with pytest.raises(ValueError, match="differ in more than their suffix"):
+        find_pictures(tmp_path, None, unread=True)
+
+
+def test_the_refusal_of_names_says_how_lines_are_counted(tmp_path: Path) -> None:
+    _picture(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"lines of a \.txt are 00000, 00001 .* it has 0\.png"):
+        find_pictures(tmp_path, PROMPTS)
 
 
 def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:

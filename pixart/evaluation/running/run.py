@@ -131,10 +131,17 @@ class Pictures:
 
     @classmethod
     def others(
-        cls, images: Path, prompts: Path | None, samples: int | None, uses: Sequence[Use]
+        cls,
+        images: Path,
+        prompts: Path | None,
+        samples: int | None,
+        uses: Sequence[Use],
+        *,
+        unread: bool = False,
     ) -> "Pictures":
-        """Pictures of others, with their prompts."""
-        found = find_pictures(images, read_prompts(prompts) if prompts else None, samples)
+        """Pictures of others, with their prompts. unread: no metric reads these, they may be unknown."""
+        read = read_prompts(prompts) if prompts else None
+        found = find_pictures(images, read, samples, unread=unread)
         sets = sorted({one.set for one in found.prompts if one.set})
         protocol = Protocol(
             "pictures",

@@ -2,7 +2,8 @@
 
     ID/0000.png     a folder a prompt, as `draw` makes it (ID/samples/0000.png, as GenEval does, too)
     ID.png ID_1.png flat: named by the prompt's id, further samples numbered
-    *.png           drawn by `pixart generate`: each says its prompt itself, no prompts file is needed
+    *.png           drawn by `pixart generate`: each says its prompt itself, no prompts file is needed; nor for
+                    metrics that read no prompts, to which pictures of other tools are one of a prompt each
 
 A reference set is a folder of pictures, whatever they are called.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.command import FAILURE
+from pixart.evaluation.prompt_sets.files import check_id
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import listed, parse_json
 from pixart.pictures import PictureError, open_picture, picture_suffixes
@@ -51,23 +53,29 @@ class Found:
 
 
 def find_pictures(
-    folder: Path, prompts: Sequence[Prompt] | None, samples: int | None = None
+    folder: Path,
+    prompts: Sequence[Prompt] | None,
+    samples: int | None = None,
+    *,
+    unread: bool = False,
 ) -> Found:
     """The pictures of a folder, by prompt. prompts: None takes them from the pictures, which `pixart
     generate` drew then; ValueError where one says none. samples: how many each prompt should have; None is as
-    many as the one that has most."""
+    many as the one that has most. unread: nobody reads the prompts, so that pictures of which none says one
+    are taken too, each by itself under its own name."""
     if samples is not None and not 1 <= samples <= MAX_SAMPLES:
         raise ValueError(f"--samples must be from 1 to {MAX_SAMPLES:,}, got {samples:,}")
     there = pictures_in(folder)
     if not there:
         raise ValueError(f"{folder}: must hold pictures, it holds none")
     if prompts is None:
-        return _as_told(folder, there, samples)
+        return _as_told(folder, there, samples, unread)
     by_key, extra = _by_prompt(folder, there, prompts)
     if not by_key:
         raise ValueError(
             f"{folder}: no picture is named by an id of the prompts, such as {prompts[0].id}/0000.png or "
-            f"{prompts[0].id}.png; it has {listed(sorted(there))}"
+            f"{prompts[0].id}.png (the lines of a .txt are 00000, 00001 and so on; a .jsonl names the ids: "
+            f'{{"id": "cat", "prompt": "a cat"}} is of cat.png); it has {listed(sorted(there))}'
         )
     return _with_samples(folder, prompts, samples, by_key, extra)
 
@@ -200,18 +208,20 @@ def _expected(
     return Found(ordered, samples, tuple(entries), frozenset(missing), tuple(sorted(extra)))
 
 
-def _as_told(folder: Path, there: Mapping[str, Path], samples: int | None) -> Found:
+def _as_told(folder: Path, there: Mapping[str, Path], samples: int | None, unread: bool) -> Found:
     """Pictures that say their prompt themselves. Those of one prompt are its samples, in order of their
     names; the prompt's id is the name of the first."""
     prompts: dict[str, Prompt] = {}
     counts: dict[str, int] = {}
     by_key: dict[tuple[str, int], Path] = {}
-    for name in sorted(there):
-        text = _told_prompt(there[name])
+    texts = {name: _told_prompt(there[name]) for name in sorted(there)}
+    if unread and not any(text is not None for text in texts.values()):
+        return _by_name(folder, there)
+    for name, text in texts.items():
         if text is None:
             raise ValueError(
-                f"{there[name]}: says no prompt, as pictures of pixart generate do; give --prompts FILE, "
-                'with a line {"id": ..., "prompt": ...} for each'
+                f"{there[name]}: holds no prompt, pictures of pixart generate do; give --prompts FILE, "
+                f'with a line for each picture: {{"id": "{Path(name).stem}", "prompt": "..."}}'
             )
         stem = name.rpartition(".")[0].replace("/", "-")
         prompt = prompts.setdefault(text, Prompt(stem, text))
@@ -220,6 +230,18 @@ def _as_told(folder: Path, there: Mapping[str, Path], samples: int | None) -> Fo
     if len({prompt.id for prompt in prompts.values()}) < len(prompts):
         raise ValueError(f"{folder}: names of pictures must differ in more than their suffix")
     return _with_samples(folder, list(prompts.values()), samples, by_key, ())
+
+
+def _by_name(folder: Path, there: Mapping[str, Path]) -> Found:
+    """Each picture is of a prompt of its own that nobody knows."""
+    by_key: dict[tuple[str, int], Path] = {}
+    for name in sorted(there):
+        stem = name.rpartition(".")[0].replace("/", "-")
+        check_id(str(there[name]), stem)
+        if (stem, 0) in by_key:
+            raise ValueError(f"{folder}: names of pictures must differ in more than their suffix")
+        by_key[stem, 0] = there[name]
+    return _expected(folder, [Prompt(stem, "") for stem, _ in by_key], 1, by_key, ())
 
 
 def _told_prompt(path: Path) -> str | None:
