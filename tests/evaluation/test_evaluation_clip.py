@@ -218,3 +218,14 @@ def test_one_network_serves_what_asks_for_the_same_model(tmp_path: Path) -> None
     assert clip.opened() is other.opened()
     other.release()
     assert open_clip.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("width", [None, "512", 0, -3, 1e9, True])
+def test_a_configuration_without_a_width_is_refused_in_one_line(
+    tmp_path: Path, width: object
+) -> None:
+    write_clip(tmp_path / "clip")
+    file = tmp_path / "clip" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"projection_dim": width}))
+    with pytest.raises(CheckpointError, match="config.json: projection_dim must be from 1 to"):
+        ClipImages("clip-l14", context(tmp_path), model=str(tmp_path / "clip")).width

@@ -17,7 +17,7 @@ from torch import Tensor
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import CLIP_MEAN, CLIP_STD, centre_cropped, normalised
-from pixart.evaluation.networks.weighing import weights_digest
+from pixart.evaluation.networks.weighing import weights_digest, width_in
 from pixart.files import CheckpointError, read_json
 from pixart.libraries import importing, silenced
 from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming, find_weights
@@ -244,7 +244,7 @@ class ClipImages(Extractor):
 
     @property
     def width(self) -> int:  # type: ignore[override]
-        return int(read_json(self._folders()[0] / "config.json")["projection_dim"])
+        return width_in(self._folders()[0] / "config.json", "projection_dim")
 
     @property
     def digest(self) -> str:

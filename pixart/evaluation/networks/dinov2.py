@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import IMAGENET_MEAN, IMAGENET_STD, normalised, squashed
-from pixart.evaluation.networks.weighing import weights_digest
-from pixart.files import read_json
+from pixart.evaluation.networks.weighing import weights_digest, width_in
 from pixart.libraries import importing, silenced
 from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming, find_weights
 
@@ -41,7 +40,7 @@ class Dinov2(Extractor):
 
     @property
     def width(self) -> int:  # type: ignore[override]
-        return int(read_json(self._folder() / "config.json")["hidden_size"])
+        return width_in(self._folder() / "config.json", "hidden_size")
 
     @property
     def digest(self) -> str:

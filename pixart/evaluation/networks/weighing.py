@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pixart.files import AGAIN, CheckpointError, fingerprint_files, listed
+from pixart.files import AGAIN, CheckpointError, fingerprint_files, listed, read_json
 from pixart.tensors import check_stored, container, read_safetensors, read_torch
 from pixart.weights import check_finite
+
+MAX_WIDTH = 65_536  # of an embedding
 
 
 def fit(
@@ -63,3 +65,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds a {type(held).__name__}, not a state dict")
     check_stored(path, held)
     return held
+
+
+def width_in(config: Path, name: str) -> int:
+    """The number of features that a model's config.json states under `name`. CheckpointError for a file
+    without a sensible one."""
+    width = read_json(config).get(name)
+    if type(width) is not int or not 1 <= width <= MAX_WIDTH:
+        raise CheckpointError(
+            f"{config}: {name} must be from 1 to {MAX_WIDTH:,}, got {width!r}; {AGAIN}"
+        )
+    return width
