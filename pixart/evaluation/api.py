@@ -83,7 +83,9 @@ def evaluate(
         options or {},
     )
     opened = open_metrics(uses, given)
-    pictures = Pictures.others(Path(images), Path(prompts) if prompts else None, samples, uses)
+    unread = not any(metric.reads_prompts for metric in opened)
+    given_prompts = Path(prompts) if prompts else None
+    pictures = Pictures.others(Path(images), given_prompts, samples, uses, unread=unread)
     against = Path(reference) if reference else None
     check_reference(pictures.protocol, opened, against)
     with TemporaryDirectory() as aside:

@@ -118,7 +118,8 @@ def score(options: Score) -> Said:
     check_needs(metrics)
     if images is not None:
         check_apart(images, options.output)
-        pictures = Pictures.others(images, options.prompts, options.samples, uses)
+        unread = not any(metric.reads_prompts for metric in metrics)
+        pictures = Pictures.others(images, options.prompts, options.samples, uses, unread=unread)
     check_reference(pictures.protocol, metrics, options.reference)
     results = score_pictures(
         pictures,
@@ -185,10 +186,16 @@ def report(options: Report) -> Said:
 
 def compare(options: Compare) -> Said:
     """Compare two folders of results."""
-    from pixart.evaluation.comparing.compare import compare_folders, comparison_text
+    from pixart.evaluation.comparing.compare import (
+        PAGE,
+        compare_folders,
+        comparison_folder,
+        comparison_text,
+    )
 
     found = compare_folders(options.a, options.b, options.output, pair_sets=options.pair_sets)
-    return Said(comparison_text(found), found.values())
+    page = (options.output or comparison_folder(options.a, options.b)) / PAGE
+    return Said(f"{comparison_text(found)}\nreport: {page}", found.values())
 
 
 def statistics(options: Statistics) -> Said:

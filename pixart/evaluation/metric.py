@@ -91,7 +91,8 @@ class Extractor:
 class Metric:
     """name: as the command line has it, with the variant ("fid-clean", "hpsv2.1"). version: other formulas
     or constants, another version; scores of two are never mixed. constants: everything that decides the
-    number, for people and for the protocol's id. unit: behind the number ("", "%", "x1000").
+    number, for people and for the protocol's id. unit: behind the number ("", "%", "x1000"). reads_prompts:
+    False lets a folder of pictures be scored whose prompts nobody knows.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Metric:
     higher_is_better: bool = True
     unit: str = ""
     source: str = ""  # paper and code that define it
+    reads_prompts: bool = True
 
     @property
     def constants(self) -> Mapping[str, Any]:
@@ -152,6 +154,7 @@ class SetMetric(Metric):
     extractor: Extractor
     category_pictures: int = 1000
     higher_is_better = False
+    reads_prompts = False
 
     def compare(
         self,

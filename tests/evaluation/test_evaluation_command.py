@@ -1,6 +1,7 @@
 """`python -m pixart.evaluate`: exit codes, what is printed, and folders as people have them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
 from pixart.evaluate import main
+from pixart.evaluation.running.drawing import is_whole
 from pixart.evaluation.running.results import open_folder
 
 TINY = ["--count", "5", "--size", "64", "--steps", "1", "--device", "cpu"]
@@ -41,6 +43,21 @@ def test_json_is_one_object_and_the_same_as_the_file(tmp_path: Path, capsys: Any
     assert _score(tmp_path, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_folder_against_a_folder_needs_no_prompts(tmp_path: Path, capsys: Any) -> None:
+    for name in ("mine", "real"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            picture = Image.new("RGB", (64, 64), (20 * k, 99, 255 * (name == "real")))
+            picture.save(tmp_path / name / f"photo {k}.png")
+    given = ["--images", str(tmp_path / "mine"), "--reference", str(tmp_path / "real")]
+    given += ["--output", str(tmp_path / "out")]
+    assert main(["score", "kid", *given, "--option", "features=shapes-clip"]) == 0
+    assert "protocol pictures/" in capsys.readouterr().out
+    assert main(["score", "shapes", *given]) == 2
+    assert "photo 0.png: holds no prompt" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "out")]) == 0
 
 
 def test_another_metric_joins_those_of_before(tmp_path: Path) -> None:
@@ -172,11 +189,34 @@ def test_weights_that_are_not_what_was_published_are_a_failure(tmp_path: Path, c
     assert "is not what was published: Inception" in printed.err
 
 
+def test_a_metric_that_is_scored_again_makes_no_other_results(tmp_path: Path) -> None:
+    write_scenes(tmp_path, 4)
+    assert _score(tmp_path, metrics="shapes,shapes-edges") == 0
+    before = open_folder(tmp_path / "out").results
+    assert main(["score", "shapes", "--output", str(tmp_path / "out")]) == 0
+    after = open_folder(tmp_path / "out").results
+    assert [*after["metrics"]] == ["shapes", "shapes-edges"]
+    assert after["metrics"] == before["metrics"]
+    assert after["protocol"]["id"] == before["protocol"]["id"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_a_missing_picture_and_nobody_waits(tmp_path: Path, capsys: Any) -> None:
+    write_scenes(tmp_path, 2)
+    picture = next((tmp_path / "images").glob("*/0000.png"))
+    picture.unlink()
+    os.mkfifo(picture)
+    assert _score(tmp_path) == 1
+    assert "1 of 2 pictures are missing" in capsys.readouterr().err
+    assert not is_whole(picture)
+
+
 def test_under_torchrun_the_first_process_alone_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     write_scenes(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert _score(tmp_path) == 0
     assert not capsys.readouterr().out
 

@@ -112,7 +112,7 @@ def test_processes_of_torchrun_begin_apart_and_help_each_other(
     assert Shard.parse(None).order(7) == [1, 4, 0, 2, 3, 5, 6]
     assert Shard.parse("2/3").order(7) == [1, 4]
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ValueError, match="RANK must be below WORLD_SIZE"):
+    with pytest.raises(ValueError, match="RANK must be a number below WORLD_SIZE"):
         Shard.parse(None)
 
 

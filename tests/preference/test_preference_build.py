@@ -77,6 +77,12 @@ def test_a_study_says_nothing_about_models_and_its_key_everything(tmp_path: Path
     assert {path.name for path in (study.folder / "pictures").iterdir()} == study.pictures
 
 
+def test_the_times_of_files_say_no_more_than_their_names(tmp_path: Path) -> None:
+    study, _ = build_study(tmp_path, 6, ("ours", "a", "b"), checks=0.5)
+    times = [study.picture(pair.left).stat().st_mtime_ns for pair in study.pairs]
+    assert times == sorted(times)  # not those of one opponent first, and checks last
+
+
 def test_names_are_other_ones_in_every_study_and_no_digest_of_the_picture(tmp_path: Path) -> None:
     first, _ = build_study(tmp_path / "a", 3)
     second, _ = build_study(tmp_path / "b", 3)
@@ -148,7 +154,8 @@ def test_a_study_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     [
         ({"used": 7}, "--count must be at most the 6 prompts there are, got 7"),
         ({"checks": 1.5}, "--checks must be a share from 0 to 1"),
-        ({"side": 2}, "--side must be at least 16"),
+        ({"side": 2}, "--side must be from 16"),
+        ({"side": 10**12}, "--side must be from 16 to 65,500 pixels, got 1,000,000,000,000"),
     ],
 )
 def test_what_cannot_be_built_is_refused(

@@ -17,7 +17,14 @@ from pixart.evaluation.report.folder import open_evaluated
 from pixart.evaluation.report.writing import PLOTS, README, beside, file_name, write_plots
 from pixart.files import write_bytes, write_json
 
-__all__ = ["OPEN", "Change", "Comparison", "compare_folders", "comparison_text"]
+__all__ = [
+    "OPEN",
+    "Change",
+    "Comparison",
+    "compare_folders",
+    "comparison_folder",
+    "comparison_text",
+]
 PAGE, VALUES = "compare.html", "compare.json"
 
 
@@ -32,7 +39,7 @@ def compare_folders(
     refuses.
     """
     comparison = compared(open_evaluated(a), open_evaluated(b), pair_sets=pair_sets)
-    place = output or beside(a, f"compare-{a.resolve().name}-{b.resolve().name}")
+    place = output or comparison_folder(a, b)
     drawn = scatters(comparison)
     figures = {file_name(name): figure for name, figure in drawn.items()}
     write_plots(place / PLOTS, {name: standalone(figure) for name, figure in figures.items()})
@@ -41,6 +48,11 @@ def compare_folders(
     page = comparison_page(comparison, drawn, place)
     write_bytes(place / PAGE, page.encode())
     return comparison
+
+
+def comparison_folder(a: Path, b: Path) -> Path:
+    """Where a comparison goes unless somebody says where."""
+    return beside(a, f"compare-{a.resolve().name}-{b.resolve().name}")
 
 
 def comparison_text(comparison: Comparison) -> str:

@@ -39,6 +39,7 @@ def head_in(name: str, path: Path) -> torch.nn.Sequential:
 class Aesthetic(PictureMetric):
     """name: "aesthetic" (version 2) or "aesthetic-v1". It does not read the prompt."""
 
+    reads_prompts = False
     source = "github.com/christophschuhmann/improved-aesthetic-predictor; github.com/LAION-AI/aesthetic-predictor"
 
     def __init__(self, name: str, context: Context) -> None:

@@ -36,6 +36,7 @@ class Texture(PictureMetric):
     co-occurrences in bits, as its name says. texture-compression: bytes of pixels to bytes of JPEG, less
     for more detail. texture-slope: of the power spectrum, nearer to 0 for finer detail."""
 
+    reads_prompts = False
     source = "arXiv:2503.18352 and github.com/zhang0jhon/diffusion-4k, eval.py"
 
     def __init__(self, name: str, context: Context) -> None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 BATCH = 32
 WEIGHTS = Need(
     "pt_inception-2015-12-05-6726825d.pth",
-    "github.com/mseitzer/pytorch-fid, release fid_weights",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
     aliases=("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's name
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 300  # as the paper's study had
 QUALITY = 95  # of JPEG: its blocks are not seen, and PNG would tell sizes of hundreds of MB
+MOST_SIDE = 65_500  # of a JPEG
 PADDING = (128, 128, 128)
 
 
@@ -71,8 +72,8 @@ def build(options: Build) -> str:
 def _check(options: Build) -> None:
     if not 0 <= options.checks <= 1:
         raise ValueError(f"--checks must be a share from 0 to 1, got {options.checks:g}")
-    if options.side < 16:
-        raise ValueError(f"--side must be at least 16 pixels, got {options.side}")
+    if not 16 <= options.side <= MOST_SIDE:
+        raise ValueError(f"--side must be from 16 to {MOST_SIDE:,} pixels, got {options.side:,}")
     if options.count is not None and options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
     if options.output.exists() and not options.output.is_dir():
@@ -167,9 +168,13 @@ def _write(
         return hmac.digest(secret, what.encode(), "sha256").hex()[:digits]
 
     (folder / PICTURES).mkdir(parents=True)
+    # Written in the order of their ids, which are random: the times of the files say nothing either, and
+    # checks lie anywhere.
+    ids = [named(f"pair {number}", 16) for number in range(len(planned))]
+    ordered = sorted(zip(ids, planned, strict=True), key=lambda two: two[0])
     pairs, answers = [], {}
-    for number, one in enumerate(counted(planned, "build", len(planned))):
-        pair, sides = named(f"pair {number}", 16), (one.left, one.right)
+    for pair, one in counted(ordered, "build", len(ordered)):
+        sides = (one.left, one.right)
         images = alike([sources[k].open(prompt) for k, prompt in sides], options.side)
         names = [f"{named(f'{pair} {side}', 32)}.jpg" for side in ("left", "right")]
         for name, image in zip(names, images, strict=True):
@@ -183,7 +188,6 @@ def _write(
             "left": left, "right": right, "prompt": one.prompt.id,
             "category": one.prompt.category, "check": one.check,
         }  # fmt: skip
-    pairs.sort(key=lambda pair: str(pair["id"]))  # ids are random: checks lie anywhere
     study = named("study", 16)
     write_json(folder / STUDY, {"version": VERSION, "study": study, "pairs": pairs}, indent=1)
     settings = {**asdict(options), "seed": seed, "prompts": str(options.prompts)}

@@ -13,6 +13,7 @@ from pixart.evaluation.protocols.protocol import Column, Protocol, Row, Stated, 
 from pixart.releases import release_named
 
 INCONCLUSIVE = 0.013  # of an FID: training again moves it as much (the FID lottery, 2026)
+_WIDTH = 100  # of a terminal, more or less
 _WORDS = {
     "set": "the prompts are {ours}, the table's are {theirs}",
     "count": "{ours:,} prompts, the table has {theirs:,}",
@@ -293,16 +294,25 @@ def table_text(*tables: Mapping[str, Any]) -> str:
     for table in tables:
         cells = [_interval(one["ours"]) for one in table["columns"]]
         lines.append([f"  ours: {table['model']}", *cells])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(columns) + 1)]
-    body = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    body = min(_aligned(lines), _aligned(list(zip(*lines, strict=True))), key=_too_wide)
     if any(row["unconfirmed"] for row in first["rows"]):
         body.append("? not read in the paper itself")
     head = f"{first['title']} ({first['source']}); protocol {first['protocol']}"
     answers = [line for table in tables for line in _answers(table, len(tables) > 1)]
     return "\n".join([head, *body, "", *answers])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _too_wide(body: Sequence[str]) -> int:
+    """By how much it is wider than a terminal: a table of many columns is turned on its side."""
+    return max(0, max(map(len, body)) - _WIDTH)
 
 
 def _answers(table: Mapping[str, Any], several: bool) -> list[str]:
@@ -312,7 +322,10 @@ def _answers(table: Mapping[str, Any], several: bool) -> list[str]:
         if one["ours"] is not None:
             found.setdefault(_answer(one, table["row"]), []).append(one["name"])
     whose = f"{table['model']} beside {table['row']!r}, " if several else ""
-    return [f"{whose}{', '.join(names)}: {answer}" for answer, names in found.items()]
+    return [
+        f"{whose}{', '.join(names) if len(found) > 1 else 'every column'}: {answer}"
+        for answer, names in found.items()
+    ]
 
 
 def _answer(column: Mapping[str, Any], row: str) -> str:

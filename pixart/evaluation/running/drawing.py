@@ -32,6 +32,18 @@ SMALL = 50_000_000  # parameters, up to which one thread draws as fast as severa
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # what a whole PNG ends with
 
 
+def _is_count(text: str) -> bool:
+    """Whether `int` takes it: not every digit is one of a number, and thousands of them are refused."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def speaks() -> bool:
+    """Whether this process prints what was done: of those that torchrun started the first."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    others = _is_count(rank) and _is_count(world) and 0 < int(rank) < int(world)
+    return not others
+
+
 @dataclass(frozen=True)
 class Shard:
     """Which part of the work is begun with. number: from 0. is_all: whether the others' is left to them."""
@@ -45,13 +57,16 @@ class Shard:
         """Of `--shard 3/8`, or of the RANK and WORLD_SIZE that torchrun gives. ValueError for anything else."""
         if text is None:
             rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-            if rank.isdigit() and world.isdigit() and int(rank) < int(world):
+            if _is_count(rank) and _is_count(world) and int(rank) < int(world):
                 return cls(int(rank), int(world))
-            raise ValueError(f"RANK must be below WORLD_SIZE, got {rank!r} and {world!r}")
+            raise ValueError(
+                f"RANK must be a number below WORLD_SIZE, got {rank[:20]!r} and {world[:20]!r}"
+            )
         number, between, of = text.partition("/")
-        if between and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
+        is_pair = bool(between) and _is_count(number) and _is_count(of)
+        if is_pair and 1 <= int(number) <= int(of):
             return cls(int(number) - 1, int(of), is_all=True)
-        raise ValueError(f"--shard must be K/N with K from 1 to N, such as 3/8, got {text!r}")
+        raise ValueError(f"--shard must be K/N with K from 1 to N, such as 3/8, got {text[:40]!r}")
 
     def order(self, count: int) -> list[int]:
         """The groups to draw: the own ones, then those of others that may be behind."""
@@ -215,6 +230,8 @@ class Drawing:
 def is_whole(path: Path) -> bool:
     """Whether a picture is there to its end; its pixels are not read."""
     try:
+        if not path.is_file():  # to open a named pipe may take for ever
+            return False
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - len(_END)))

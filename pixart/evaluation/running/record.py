@@ -42,7 +42,7 @@ def write_record(
     with claimed(output / LOCKS / "record.lock", wait=True):
         file = output / kept.PROTOCOL
         if file.is_file():
-            _check_same(output, read_json(file), record)
+            _check_same(output, kept.read_record(file), record)
         elif draws and (output / kept.IMAGES).is_dir() and pictures_in(output / kept.IMAGES):
             raise ValueError(
                 f"{output / kept.IMAGES}: holds pictures that no evaluation drew; name another --output, or "

@@ -19,6 +19,7 @@ from typing import Any
 
 from pixart.evaluation.metric import Estimate, Metric, PictureMetric, Score
 from pixart.evaluation.prompt_sets.files import read_prompts
+from pixart.evaluation.running.shape import check_record, check_results
 from pixart.evaluation.store.entries import Entry
 from pixart.evaluation.store.folders import Found, find_pictures
 from pixart.evaluation.store.parts import ScoreStore
@@ -97,7 +98,7 @@ class Folder:
     def found(self) -> Found:
         """The pictures, in order of their keys."""
         prompts = read_prompts(self.path / PROMPTS)
-        samples = int(self.results["protocol"]["images_per_prompt"])
+        samples = self.results["protocol"].get("images_per_prompt")
         return find_pictures(self.images, prompts, samples)
 
     @property
@@ -132,11 +133,19 @@ def open_folder(path: Path) -> Folder:
         raise ValueError(
             f"{path / RESULTS}: version must be {VERSION}, got {results.get('version')!r}; score it again"
         )
-    if not isinstance(results.get("metrics"), dict) or not isinstance(
-        results.get("protocol"), dict
-    ):
-        raise ValueError(f"{path / RESULTS}: must have metrics and protocol; score it again")
-    return Folder(path, results, _told(path / RUN), _told(path / PROTOCOL))
+    check_results(str(path / RESULTS), results)
+    return Folder(path, results, _told(path / RUN), _record(path / PROTOCOL))
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """protocol.json. ValueError in one line for what no evaluation writes."""
+    record = read_json(file)
+    check_record(str(file), record)
+    return record
+
+
+def _record(file: Path) -> dict[str, Any]:
+    return read_record(file) if file.is_file() else {}
 
 
 def _told(file: Path) -> dict[str, Any]:

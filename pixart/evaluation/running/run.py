@@ -33,6 +33,7 @@ from pixart.evaluation.running.record import (
     writing,
 )
 from pixart.evaluation.running.scoring import Reference, Scoring, identities
+from pixart.evaluation.running.shape import check_results
 from pixart.evaluation.store.entries import Prompt
 from pixart.evaluation.store.folders import Found, find_pictures, reference_pictures
 from pixart.files import check_writable, listed, read_json, sha256_of, write_json, written_aside
@@ -110,7 +111,7 @@ class Pictures:
             raise ValueError(
                 f"{output}: must hold what `draw` or `run` drew, it has no {kept.PROTOCOL}; give --images"
             )
-        record = read_json(file)
+        record = kept.read_record(file)
         try:
             protocol = protocol_of(record)
             size = _size_of(record)
@@ -130,10 +131,17 @@ class Pictures:
 
     @classmethod
     def others(
-        cls, images: Path, prompts: Path | None, samples: int | None, uses: Sequence[Use]
+        cls,
+        images: Path,
+        prompts: Path | None,
+        samples: int | None,
+        uses: Sequence[Use],
+        *,
+        unread: bool = False,
     ) -> "Pictures":
-        """Pictures of others, with their prompts."""
-        found = find_pictures(images, read_prompts(prompts) if prompts else None, samples)
+        """Pictures of others, with their prompts. unread: no metric reads these, they may be unknown."""
+        read = read_prompts(prompts) if prompts else None
+        found = find_pictures(images, read, samples, unread=unread)
         sets = sorted({one.set for one in found.prompts if one.set})
         protocol = Protocol(
             "pictures",
@@ -196,7 +204,9 @@ def score(
     reference_digest = (
         against.digest if against else before.get("protocol", {}).get("reference_digest")
     )
-    blocks = {**_kept_blocks(before, reference_digest, blocks), **blocks}
+    # In the order of before: a metric that is scored again makes no other protocol.
+    stay = {**_kept_blocks(before, reference_digest, blocks), **blocks}
+    blocks = {name: stay[name] for name in {**before.get("metrics", {}), **stay} if name in stay}
     protocol = pictures.protocol.changed(metrics=[*blocks])
     record = {**pictures.record, **protocol.record()}
     record["reference_digest"] = reference_digest
@@ -282,7 +292,10 @@ def _before(output: Path, digest: str) -> dict[str, Any]:
     if not (run.is_file() and file.is_file()) or read_json(run).get("pictures") != digest:
         return {}
     results = read_json(file)
-    return results if results.get("version") == kept.VERSION else {}
+    if results.get("version") != kept.VERSION:
+        return {}
+    check_results(str(file), results)
+    return results
 
 
 def _kept_blocks(
@@ -294,7 +307,7 @@ def _kept_blocks(
     return {
         name: {key: one for key, one in block.items() if key != "paper"}
         for name, block in blocks
-        if name not in now and (block["per_picture"] or same)
+        if name not in now and (block.get("per_picture") or same)
     }
 
 

@@ -2,7 +2,8 @@
 
     ID/0000.png     a folder a prompt, as `draw` makes it (ID/samples/0000.png, as GenEval does, too)
     ID.png ID_1.png flat: named by the prompt's id, further samples numbered
-    *.png           drawn by `pixart generate`: each says its prompt itself, no prompts file is needed
+    *.png           drawn by `pixart generate`: each says its prompt itself, no prompts file is needed; nor for
+                    metrics that read no prompts, to which pictures of other tools are one of a prompt each
 
 A reference set is a folder of pictures, whatever they are called.
 """
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixart.command import FAILURE
+from pixart.evaluation.prompt_sets.files import check_id
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import listed, parse_json
 from pixart.pictures import PictureError, open_picture, picture_suffixes
 
 TEXT_KEY = "pixart"  # of the PNG text of pictures that we drew
 MAX_SAMPLES = 10_000  # of a prompt: four digits
+MAX_PICTURES = 10_000_000  # each takes memory, whether it is there or not
 
 
 class MissingPictures(ValueError):
@@ -50,28 +53,53 @@ class Found:
 
 
 def find_pictures(
-    folder: Path, prompts: Sequence[Prompt] | None, samples: int | None = None
+    folder: Path,
+    prompts: Sequence[Prompt] | None,
+    samples: int | None = None,
+    *,
+    unread: bool = False,
 ) -> Found:
     """The pictures of a folder, by prompt. prompts: None takes them from the pictures, which `pixart
     generate` drew then; ValueError where one says none. samples: how many each prompt should have; None is as
-    many as the one that has most."""
+    many as the one that has most. unread: nobody reads the prompts, so that pictures of which none says one
+    are taken too, each by itself under its own name."""
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:
+        raise ValueError(f"--samples must be from 1 to {MAX_SAMPLES:,}, got {samples:,}")
     there = pictures_in(folder)
     if not there:
         raise ValueError(f"{folder}: must hold pictures, it holds none")
     if prompts is None:
-        return _as_told(folder, there)
+        return _as_told(folder, there, samples, unread)
     by_key, extra = _by_prompt(folder, there, prompts)
     if not by_key:
         raise ValueError(
             f"{folder}: no picture is named by an id of the prompts, such as {prompts[0].id}/0000.png or "
-            f"{prompts[0].id}.png; it has {listed(sorted(there))}"
+            f"{prompts[0].id}.png (the lines of a .txt are 00000, 00001 and so on; a .jsonl names the ids: "
+            f'{{"id": "cat", "prompt": "a cat"}} is of cat.png); it has {listed(sorted(there))}'
         )
-    most = 1 + max(sample for _, sample in by_key)
+    return _with_samples(folder, prompts, samples, by_key, extra)
+
+
+def _with_samples(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    samples: int | None,
+    by_key: Mapping[tuple[str, int], Path],
+    extra: Sequence[str],
+) -> Found:
+    """What is there, with so many pictures of each prompt; None is as many as the one that has most."""
+    last = max(by_key, key=lambda key: key[1])
+    most = 1 + last[1]
     wanted = most if samples is None else samples
-    if samples is not None and samples < most:
-        over = [path for (_, sample), path in by_key.items() if sample >= samples]
-        extra += [path.relative_to(folder).as_posix() for path in over]
-    return _expected(folder, prompts, wanted, by_key, extra)
+    over = [path for (_, sample), path in by_key.items() if sample >= wanted]
+    if len(prompts) * wanted > MAX_PICTURES:
+        name = "" if samples is not None else f" (as {by_key[last].name} of prompt {last[0]} says)"
+        raise ValueError(
+            f"{folder}: must be of at most {MAX_PICTURES:,} pictures, got {len(prompts):,} prompts with "
+            f"{wanted:,} each{name}; give --samples"
+        )
+    left = [*extra, *(path.relative_to(folder).as_posix() for path in over)]
+    return _expected(folder, prompts, wanted, by_key, left)
 
 
 def reference_pictures(folder: Path, names: Iterable[str] | None = None) -> Found:
@@ -180,18 +208,20 @@ def _expected(
     return Found(ordered, samples, tuple(entries), frozenset(missing), tuple(sorted(extra)))
 
 
-def _as_told(folder: Path, there: Mapping[str, Path]) -> Found:
+def _as_told(folder: Path, there: Mapping[str, Path], samples: int | None, unread: bool) -> Found:
     """Pictures that say their prompt themselves. Those of one prompt are its samples, in order of their
     names; the prompt's id is the name of the first."""
     prompts: dict[str, Prompt] = {}
     counts: dict[str, int] = {}
     by_key: dict[tuple[str, int], Path] = {}
-    for name in sorted(there):
-        text = _told_prompt(there[name])
+    texts = {name: _told_prompt(there[name]) for name in sorted(there)}
+    if unread and not any(text is not None for text in texts.values()):
+        return _by_name(folder, there)
+    for name, text in texts.items():
         if text is None:
             raise ValueError(
-                f"{there[name]}: says no prompt, as pictures of pixart generate do; give --prompts FILE, "
-                'with a line {"id": ..., "prompt": ...} for each'
+                f"{there[name]}: holds no prompt, pictures of pixart generate do; give --prompts FILE, "
+                f'with a line for each picture: {{"id": "{Path(name).stem}", "prompt": "..."}}'
             )
         stem = name.rpartition(".")[0].replace("/", "-")
         prompt = prompts.setdefault(text, Prompt(stem, text))
@@ -199,7 +229,19 @@ def _as_told(folder: Path, there: Mapping[str, Path]) -> Found:
         counts[text] = counts.get(text, 0) + 1
     if len({prompt.id for prompt in prompts.values()}) < len(prompts):
         raise ValueError(f"{folder}: names of pictures must differ in more than their suffix")
-    return _expected(folder, list(prompts.values()), max(counts.values()), by_key, ())
+    return _with_samples(folder, list(prompts.values()), samples, by_key, ())
+
+
+def _by_name(folder: Path, there: Mapping[str, Path]) -> Found:
+    """Each picture is of a prompt of its own that nobody knows."""
+    by_key: dict[tuple[str, int], Path] = {}
+    for name in sorted(there):
+        stem = name.rpartition(".")[0].replace("/", "-")
+        check_id(str(there[name]), stem)
+        if (stem, 0) in by_key:
+            raise ValueError(f"{folder}: names of pictures must differ in more than their suffix")
+        by_key[stem, 0] = there[name]
+    return _expected(folder, [Prompt(stem, "") for stem, _ in by_key], 1, by_key, ())
 
 
 def _told_prompt(path: Path) -> str | None:
