@@ -228,6 +228,21 @@ def parse_json(text: str | bytes, name: str, most: int = MAX_JSON, *, unique: bo
     return values
 
 
+def read_json_lines(
+    path: Path, most: int, *, line: int = MAX_JSON
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, no key twice, each with its place ("FILE, line 3") for messages.
+    most: bytes of the file. line: bytes of a line. Blank lines are passed over. ValueError for a line that
+    is no JSON object, and what `read_bounded` raises."""
+    for number, content in enumerate(read_bounded(path, most).splitlines(), start=1):
+        if content.strip():
+            place = f"{path}, line {number}"
+            values = parse_json(content, place, line, unique=True)
+            if not isinstance(values, dict):
+                raise ValueError(f"{place}: must be a JSON object, got a {type(values).__name__}")
+            yield place, values
+
+
 def _is_deep(values: object) -> bool:
     level = [values]
     for _ in range(MAX_DEPTH):
@@ -315,6 +330,11 @@ def printable(text: str, most: int = _LONGEST_LINE) -> str:
     text = re.sub(word, lambda found: _cut(found[0], _LONGEST_WORD, "..."), _cut(text, 50 * most))
     text = _cut(text, most)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def short(value: object, most: int = 60) -> str:
+    """A value as Python writes it, as a message may hold it."""
+    return printable(repr(value), most)
 
 
 def _cut(text: str, most: int, between: str = " ... ") -> str:

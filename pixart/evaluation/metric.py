@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.statistics.estimate import Estimate
+from pixart.files import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,11 @@ class Context:
     judge: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def digest_of(self, name: str) -> str:
+        """16 hexadecimal digits of the contents of a `--file`, "" where it is not given or not there."""
+        path = self.files.get(name)
+        return sha256_of(path)[:16] if path is not None and path.is_file() else ""
 
 
 class Extractor:

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pixart.evaluate import main
 from pixart.evaluation.options import Model
@@ -134,26 +136,39 @@ def test_a_picture_is_whole_when_its_end_is_there(whole: Path, tmp_path: Path) -
     assert not is_whole(tmp_path) and not is_whole(tmp_path / "absent")
 
 
-def _start(output: Path, *options: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pixart.evaluate", "run", *TINY, "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "--count", "24", *options], env=environment)
+def _start(output: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pixart.evaluate", *_run(output)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _run(output: Path) -> list[str]:
+    return ["run", *TINY, "--count", "24", "--output", str(output)]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As those processes have: features of several threads may differ by rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_results_are_the_same_killed_shared_and_sharded(tmp_path: Path) -> None:
-    assert _start(tmp_path / "plain").wait() == 0
+    assert main(_run(tmp_path / "plain")) == 0
     for least in (1, 9):  # pictures that are there when it is killed
         process = _start(tmp_path / "killed")
         while len(list((tmp_path / "killed").rglob("0000.png"))) < least and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert _start(tmp_path / "killed").wait() == 0
-    together = [_start(tmp_path / "together") for _ in range(3)]
-    assert [process.wait() for process in together] == [0, 0, 0]
+    assert main(_run(tmp_path / "killed")) == 0
+    together = [_start(tmp_path / "together") for _ in range(2)]
+    assert [process.wait() for process in together] == [0, 0]
     for shard in ("1/2", "2/2"):
-        assert _start(tmp_path / "sharded", "--shard", shard).wait() == 0
+        assert main([*_run(tmp_path / "sharded"), "--shard", shard]) == 0
     plain = (tmp_path / "plain" / "results.json").read_bytes()
     for name in ("killed", "together", "sharded"):
         assert (tmp_path / name / "results.json").read_bytes() == plain

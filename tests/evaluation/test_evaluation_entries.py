@@ -208,7 +208,7 @@ def test_lines_of_text_are_prompts_too(tmp_path: Path) -> None:
 )
 def test_lines_that_are_no_prompts_are_named(tmp_path: Path, line: Any, reason: str) -> None:
     write_lines(tmp_path / "p.jsonl", [{"id": "fine", "prompt": "p"}, line])
-    with pytest.raises(ValueError, match=rf"p\.jsonl line 2: .*{reason}") as raised:
+    with pytest.raises(ValueError, match=rf"p\.jsonl, line 2: .*{reason}") as raised:
         read_prompts(tmp_path / "p.jsonl")
     assert len(str(raised.value)) < 2_100 and "\n" not in str(raised.value)
 

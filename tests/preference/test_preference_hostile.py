@@ -211,7 +211,7 @@ def test_a_line_that_broke_off_is_cut_and_one_that_is_damaged_is_named(
     assert add(study, other) == 0
     assert votes.read_bytes().startswith(whole) and len(read_votes(study)[0]) == 6
     votes.write_bytes(whole.replace(b'"tie"', b'"both"', 1))
-    with pytest.raises(ValueError, match=r"votes\.jsonl line 1: alignment must be one of"):
+    with pytest.raises(ValueError, match=r"votes\.jsonl, line 1: alignment must be one of"):
         read_votes(study)
 
 
@@ -222,7 +222,7 @@ def test_a_line_that_broke_off_is_cut_and_one_that_is_damaged_is_named(
 )  # fmt: skip
 def test_a_damaged_judgement_is_named(built: tuple[Study, Key], line: str) -> None:
     (built[0].folder / "judgements.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"judgements\.jsonl line 1"):
+    with pytest.raises(ValueError, match=r"judgements\.jsonl, line 1"):
         read_judgements(built[0])
 
 

@@ -17,10 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.prompt_questions import lines_of
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError, Need
-from pixart.files import digest, listed, written_aside
+from pixart.files import MAX_INDEX, listed, read_json_lines, written_aside
 from pixart.shapes.checker import distance, ground_of, read, things
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def read_detections(path: Path) -> dict[str, Picture]:
     if not path.is_file():
         raise MissingError("detections", [Need(str(path), HOW, "--file detections=FILE")])
     found: dict[str, Picture] = {}
-    for place, values in lines_of(path):
+    for place, values in read_json_lines(path, MAX_INDEX):
         try:
             key, picture = _picture(values)
         except ValueError as error:
@@ -195,7 +194,7 @@ class Found:
     for. Lines about other pictures are of no concern; a picture without a line is an error."""
 
     def __init__(self, context: Context) -> None:
-        self._file = context.files.get("detections")
+        self._context, self._file = context, context.files.get("detections")
         self._is_checker = self._file is None and context.judge == "checker"
 
     def needs(self) -> Sequence[Need]:
@@ -215,9 +214,7 @@ class Found:
     @property
     def digest(self) -> str:
         """Of the file, "" without one."""
-        if self._file is None or not self._file.is_file():
-            return ""
-        return digest(self._file.read_bytes())[:16]
+        return self._context.digest_of("detections")
 
     def of(self, entry: "Entry", image: "Image") -> Picture:
         """ValueError for a picture without a line, and for one of another size."""

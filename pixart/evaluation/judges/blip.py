@@ -6,14 +6,12 @@ T2I-CompBench's script asks it as well, with the base network at 480 pixels wher
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.judges.judge import Judge, check_question, one_line
+from pixart.evaluation.judges.judge import check_question, one_line
 from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
-from pixart.evaluation.metric import Context
-from pixart.evaluation.needs import Need, find_snapshot, need_snapshot, open_snapshot
-from pixart.files import fingerprint
+from pixart.evaluation.judges.network import NetworkJudge
+from pixart.evaluation.needs import open_snapshot
 from pixart.libraries import importing, silenced
 
 if TYPE_CHECKING:
@@ -23,25 +21,10 @@ VERSION = "1"
 MOST_TOKENS = 512  # of a question; theirs were cut at 35, which is more than most have
 
 
-class BlipJudge(Judge):
-    def __init__(self, name: str, context: Context) -> None:
-        self.name, self.context = name, context
-        self._opened: tuple[Any, Any] | None = None
+class BlipJudge(NetworkJudge):
+    """BLIP-VQA; a question has at most MOST_TOKENS tokens."""
 
-    @property
-    def id(self) -> str:
-        return f"blip-vqa-{VERSION}:{self.name.rstrip('/').rpartition('/')[2]}"
-
-    @cached_property
-    def digest(self) -> str:
-        folder = find_snapshot(self.name, self.context)
-        return fingerprint(folder)[:16] if folder else ""
-
-    def needs(self) -> Sequence[Need]:
-        return need_snapshot(self.name, self.context)
-
-    def release(self) -> None:
-        self._opened = None
+    kind = f"blip-vqa-{VERSION}"
 
     def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
         check_question(question, choices)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pixart.files import printable
+from pixart.files import printable, without_controls
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,6 +88,4 @@ def quoted(words: str, most: int = 120) -> str:
 def one_line(words: str) -> str:
     """A question as it is put into a message: in one line and without control characters, so that what it
     says cannot look like what stands around it."""
-    from pixart.files import without_controls
-
     return " ".join(without_controls(words).split())

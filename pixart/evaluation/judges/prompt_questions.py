@@ -11,18 +11,17 @@ asked about. parents: questions of the same prompt without whose "yes" this one 
 the embedded world need no questions: theirs are made of what the captions state.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pixart.evaluation.judges.question import Question, checked, parse_question
 from pixart.evaluation.judges.shapes_questions import shapes_questions
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.store.entries import Prompt
-from pixart.files import MAX_INDEX, digest, parse_json, read_bounded
+from pixart.files import MAX_INDEX, read_json_lines
 
 EMBEDDED_SET = "shapes"  # the prompt set whose captions are questions enough
 
@@ -31,7 +30,7 @@ class Questions:
     """Of every prompt, wherever they are. Nothing is read before it is asked for."""
 
     def __init__(self, context: Context) -> None:
-        self._file = context.files.get("questions")
+        self._context, self._file = context, context.files.get("questions")
         self._known: dict[str, tuple[Question, ...]] = {}
 
     def needs(self) -> Sequence[Need]:
@@ -42,9 +41,7 @@ class Questions:
     @property
     def digest(self) -> str:
         """Of the file, "" where the prompts have them: then the prompts' own digest says it."""
-        if self._file is None or not self._file.is_file():
-            return ""
-        return digest(self._file.read_bytes())[:16]
+        return self._context.digest_of("questions")
 
     def of(self, prompt: Prompt) -> tuple[Question, ...]:
         """At least one. ValueError for a prompt without questions, and for wrong ones."""
@@ -86,7 +83,7 @@ def read_questions(path: Path) -> dict[str, tuple[Question, ...]]:
     if not path.is_file():
         raise MissingError("questions", [Need(str(path), "whoever wrote them", str(path))])
     found: dict[str, list[Question]] = {}
-    for place, values in lines_of(path):
+    for place, values in read_json_lines(path, MAX_INDEX):
         if not isinstance(values.get("prompt"), str):
             raise ValueError(f"{place}: must have the id of a prompt as prompt, it has none")
         try:
@@ -95,15 +92,3 @@ def read_questions(path: Path) -> dict[str, tuple[Question, ...]]:
             raise ValueError(f"{place}: {error}") from error
         found.setdefault(values["prompt"], []).append(question)
     return {one: checked(each, f"{path}: prompt {one!r}") for one, each in found.items()}
-
-
-def lines_of(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with where it is. ValueError for what is none."""
-    for number, line in enumerate(read_bounded(path, MAX_INDEX).splitlines(), 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        values = parse_json(line, place, unique=True)
-        if not isinstance(values, dict):
-            raise ValueError(f"{place}: must be a JSON object, got a {type(values).__name__}")
-        yield place, values

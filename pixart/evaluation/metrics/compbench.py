@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.detecting.detections import Found
 from pixart.evaluation.judges.judge import check_probabilities, one_line
-from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET, lines_of
+from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET
 from pixart.evaluation.judges.question import YES_OR_NO
 from pixart.evaluation.judges.shapes_objects import shapes_phrases, shapes_spatial
 from pixart.evaluation.metric import Context, Estimate, Score
@@ -39,7 +39,7 @@ from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.networks.clip import ClipImages, normalised_rows
 from pixart.evaluation.statistics.pooled import mean_of_means, pooled_mean
 from pixart.evaluation.store.entries import Prompt
-from pixart.files import digest, listed
+from pixart.files import MAX_INDEX, listed, read_json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +88,7 @@ class CompBench(JudgedMetric):
     def constants(self) -> Mapping[str, Any]:
         values: dict[str, Any] = {"categories": list(self.categories)}
         if self._wants(*ATTRIBUTE, "complex"):
-            values |= {**super().constants, "phrases": self._phrases_digest}
+            values |= {**super().constants, "phrases": self.context.digest_of("phrases")}
             values["most_phrases"] = MOST_PHRASES
         if self._wants(SPATIAL, "complex"):
             values |= {"detector": self.found.detector, "detections": self.found.digest}
@@ -269,11 +269,6 @@ class CompBench(JudgedMetric):
             )
         return found
 
-    @property
-    def _phrases_digest(self) -> str:
-        is_there = self._file is not None and self._file.is_file()
-        return digest(self._file.read_bytes())[:16] if self._file and is_there else ""
-
     @cached_property
     def _lines(self) -> Mapping[str, Phrases]:
         assert self._file is not None
@@ -283,7 +278,7 @@ class CompBench(JudgedMetric):
 def read_phrases(path: Path) -> dict[str, Phrases]:
     """A file of phrases by prompt, its id or its words. ValueError with file and line for what is wrong."""
     found: dict[str, Phrases] = {}
-    for place, values in lines_of(path):
+    for place, values in read_json_lines(path, MAX_INDEX):
         prompt, action = values.get("prompt"), values.get("action")
         if not isinstance(prompt, str) or not isinstance(action, str | None):
             raise ValueError(f"{place}: prompt and action must be text, got {prompt!r:.80}")

@@ -9,7 +9,7 @@ from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Add
 from pixart.evaluation.preference.study import VOTES, Study, read_study
 from pixart.evaluation.preference.votes import Vote, check_line, read_votes
-from pixart.files import printable, read_json
+from pixart.files import read_json, short
 from pixart.locks import occupied
 
 FORMAT = "pixart-votes"
@@ -46,10 +46,10 @@ def read_saved(path: Path, study: Study) -> list[Vote]:
     if set(values) != _KEYS or values["format"] != FORMAT or values["version"] != 1:
         raise ValueError(f"{path}: must be votes saved from a page of pixart.preference")
     if values["study"] != study.id:
-        raise ValueError(f"{path}: must be of study {study.id}, it is of {_said(values['study'])}")
+        raise ValueError(f"{path}: must be of study {study.id}, it is of {short(values['study'])}")
     voter, listed = values["voter"], values["votes"]
     if not isinstance(voter, str) or not re.fullmatch("p[0-9a-f]{16}", voter):
-        raise ValueError(f"{path}: voter must be p and 16 hexadecimal digits, got {_said(voter)}")
+        raise ValueError(f"{path}: voter must be p and 16 hexadecimal digits, got {short(voter)}")
     if not isinstance(listed, list) or len(listed) > len(study.pairs):
         raise ValueError(f"{path}: votes must be a list, of one vote a pair at most")
     votes = [_vote(f"{path} vote {k}", one, voter, study) for k, one in enumerate(listed, 1)]
@@ -69,7 +69,3 @@ def _vote(place: str, values: Any, voter: str, study: Study) -> Vote:
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     return Vote(**line)
-
-
-def _said(value: object) -> str:
-    return printable(repr(value), 60)

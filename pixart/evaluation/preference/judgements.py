@@ -14,7 +14,7 @@ from typing import Any
 
 from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import JUDGEMENTS, QUESTIONS, SIDES, Study
-from pixart.files import printable
+from pixart.files import short
 
 CHOICES = ("first", "second", "tie")
 ORDERS = ("left-first", "right-first")
@@ -93,8 +93,7 @@ def _check(values: Mapping[str, Any], study: Study) -> None:
     wanted = {"pair", "order", "model", "prompt", *QUESTIONS, "reason", "repaired"}
     if set(values) != wanted:
         raise ValueError(
-            f"a judgement must have {', '.join(sorted(wanted))}, got "
-            f"{printable(repr(list(values)), 120)}"
+            f"a judgement must have {', '.join(sorted(wanted))}, got {short(list(values), 120)}"
         )
     if not isinstance(values["pair"], str) or values["pair"] not in study.by_id:
         raise ValueError("pair must be one of this study's")

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from pixart.endpoint import Endpoint, data_url
+from pixart.evaluation.judges.judge import one_line
 from pixart.evaluation.preference.judgements import CHOICES, MAX_REASON
 from pixart.evaluation.preference.study import QUESTIONS
-from pixart.files import parse_json, printable, without_controls
+from pixart.files import parse_json, short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,24 +96,18 @@ def read_answer(text: str) -> Verdict:
     one that does not choose."""
     start, end = text.find("{"), text.rfind("}")
     if not 0 <= start < end or len(text) > MAX_ANSWER:
-        raise ValueError(f"the answer must be a JSON object, got {printable(repr(text), 120)}")
+        raise ValueError(f"the answer must be a JSON object, got {short(text, 120)}")
     values = parse_json(text[start : end + 1], "the answer", MAX_ANSWER, unique=True)
     found: Verdict = {}
     for question in QUESTIONS:
         choice = values.get(question) if isinstance(values, dict) else None
         choice = choice.strip().lower() if isinstance(choice, str) else choice
         if not isinstance(choice, str) or choice not in CHOICES:
-            raise ValueError(
-                f"{question} must be one of {', '.join(CHOICES)}, got {printable(repr(choice), 60)}"
-            )
+            raise ValueError(f"{question} must be one of {', '.join(CHOICES)}, got {short(choice)}")
         found[question] = choice
     reason = values.get("reason")
     found["reason"] = one_line(reason)[:MAX_REASON] if isinstance(reason, str) else ""
     return found
-
-
-def one_line(text: str) -> str:
-    return " ".join(without_controls(text).split())
 
 
 class CheckerOfPairs(JudgeOfPairs):
@@ -134,7 +129,7 @@ class CheckerOfPairs(JudgeOfPairs):
         statements = parse(prompt)
         if not statements:
             raise ValueError(
-                f"the checker judges prompts of the shapes world, got {printable(repr(prompt), 100)}"
+                f"the checker judges prompts of the shapes world, got {short(prompt, 100)}"
             )
         pixels = [np.asarray(image) for image in (first, second)]
         held = [sum(check(one, statements)) for one in pixels]

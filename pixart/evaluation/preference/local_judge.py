@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pixart.evaluation.judges.chat import ChatJudge
+from pixart.evaluation.judges.judge import one_line
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.preference.judgements import CHOICES
@@ -15,7 +16,6 @@ from pixart.evaluation.preference.judges import (
     IGNORE,
     JudgeOfPairs,
     Verdict,
-    one_line,
 )
 from pixart.evaluation.preference.options import Judge
 

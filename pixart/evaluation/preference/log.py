@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixart.files import MAX_INDEX, parse_json, printable, read_bounded
+from pixart.files import MAX_INDEX, parse_json, read_bounded, short
 from pixart.locks import claimed
 
 MAX_LINE = 2**16  # bytes
@@ -68,10 +68,10 @@ def read_lines(path: Path, check: Callable[[Mapping[str, Any]], None]) -> list[d
     *lines, _ = read_bounded(path, MAX_INDEX).split(b"\n")
     found = []
     for number, line in enumerate(lines, start=1):
-        place = f"{path} line {number}"
+        place = f"{path}, line {number}"
         values = parse_json(line, place, MAX_LINE, unique=True)
         if not isinstance(values, dict):
-            raise ValueError(f"{place}: must be an object, got {printable(repr(values), 80)}")
+            raise ValueError(f"{place}: must be an object, got {short(values)}")
         try:
             check(values)
         except ValueError as error:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pixart.files import MAX_INDEX, listed, printable, read_json
+from pixart.files import MAX_INDEX, listed, read_json, short
 
 STUDY, KEY, VOTES, JUDGEMENTS = "study.json", "key.json", "votes.jsonl", "judgements.jsonl"
 PICTURES = "pictures"
@@ -131,9 +131,7 @@ def read_key(study: Study) -> Key:
 
 def _check_version(path: Path, values: Mapping[str, Any]) -> None:
     if values.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version must be {VERSION}, got {printable(repr(values.get('version')), 60)}"
-        )
+        raise ValueError(f"{path}: version must be {VERSION}, got {short(values.get('version'))}")
 
 
 def _pair(place: str, values: Any) -> Pair:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import ANSWERS, QUESTIONS, VOTES, Study
-from pixart.files import printable
+from pixart.files import short
 
 VOTER = re.compile(r"[ps][0-9a-f]{16}")  # of a page, or a server
 MAX_ORDER, MAX_MS = 10**7, 10**9
@@ -71,31 +71,27 @@ def check_line(values: Mapping[str, Any], study: Study) -> None:
     wanted = {"pair", "voter", "undone", "order"} if is_undone else _KEYS
     if set(values) != wanted:
         raise ValueError(
-            f"a vote must have {', '.join(sorted(wanted))}, got {printable(repr(list(values)), 120)}"
+            f"a vote must have {', '.join(sorted(wanted))}, got {short(list(values), 120)}"
         )
     if not isinstance(values["voter"], str) or not VOTER.fullmatch(values["voter"]):
         raise ValueError("voter must be s or p and 16 hexadecimal digits")
     if not isinstance(values["pair"], str) or values["pair"] not in study.by_id:
-        raise ValueError(f"pair must be one of this study's, got {_said(values['pair'])}")
+        raise ValueError(f"pair must be one of this study's, got {short(values['pair'])}")
     if type(values["order"]) is not int or not 1 <= values["order"] <= MAX_ORDER:
-        raise ValueError(f"order must be from 1 to {MAX_ORDER:,}, got {_said(values['order'])}")
+        raise ValueError(f"order must be from 1 to {MAX_ORDER:,}, got {short(values['order'])}")
     if is_undone:
         return
     for question in QUESTIONS:
         check_answer(question, values[question])
     ms = values["ms"]
     if ms is not None and (type(ms) is not int or not 0 <= ms <= MAX_MS):
-        raise ValueError(f"ms must be from 0 to {MAX_MS:,}, or null, got {_said(ms)}")
+        raise ValueError(f"ms must be from 0 to {MAX_MS:,}, or null, got {short(ms)}")
     if not isinstance(values["agent"], str) or not _AGENT.fullmatch(values["agent"]):
         raise ValueError(
-            f"agent must be a few words in small letters, got {_said(values['agent'])}"
+            f"agent must be a few words in small letters, got {short(values['agent'])}"
         )
 
 
 def check_answer(question: str, answer: object) -> None:
     if not isinstance(answer, str) or answer not in ANSWERS:
-        raise ValueError(f"{question} must be one of {', '.join(ANSWERS)}, got {_said(answer)}")
-
-
-def _said(value: object) -> str:
-    return printable(repr(value), 60)
+        raise ValueError(f"{question} must be one of {', '.join(ANSWERS)}, got {short(answer)}")

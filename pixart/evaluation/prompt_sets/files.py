@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pixart.evaluation.store.entries import Prompt
-from pixart.files import CheckpointError, parse_json, printable, read_bounded, write_bytes
+from pixart.files import (
+    CheckpointError,
+    printable,
+    read_bounded,
+    read_json_lines,
+    short,
+    write_bytes,
+)
 
 MAX_BYTES = 2**30  # of a file
 MAX_LINE = 2**20  # bytes: questions about a picture are a few kB
@@ -22,14 +29,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file, in its order. ValueError names the line for what is no prompt, an id that is
     no name for a folder, and an id that is there twice."""
     try:
-        content = read_bounded(path, MAX_BYTES)
+        if path.suffix.lower() == ".txt":
+            prompts = _plain(path, read_bounded(path, MAX_BYTES))
+        else:
+            lines = read_json_lines(path, MAX_BYTES, line=MAX_LINE)
+            prompts = [_prompt(place, values) for place, values in lines]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if path.suffix.lower() == ".txt":
-        prompts = _plain(path, content)
-    else:
-        lines = enumerate(content.splitlines(), start=1)
-        prompts = [_prompt(f"{path} line {k}", line) for k, line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{path}: must hold prompts, it holds none")
     first: dict[str, int] = {}
@@ -99,10 +105,7 @@ def _plain(path: Path, content: bytes) -> list[Prompt]:
     return [Prompt(f"{number:05d}", line) for number, line in enumerate(kept)]
 
 
-def _prompt(name: str, line: bytes) -> Prompt:
-    values = parse_json(line, name, MAX_LINE, unique=True)
-    if not isinstance(values, dict):
-        raise ValueError(f"{name}: must be a JSON object, got a {type(values).__name__}")
+def _prompt(name: str, values: dict[str, Any]) -> Prompt:
     for key in ("id", "prompt"):
         if key not in values:
             raise ValueError(f"{name}: must have {key}, it has {', '.join(values) or 'nothing'}")
@@ -115,13 +118,13 @@ def _prompt(name: str, line: bytes) -> Prompt:
         values["id"] = f"{values['id']:05d}"
     for key in ("id", "prompt", "set", "category"):
         if not isinstance(values.get(key, ""), str):
-            raise ValueError(f"{name}: {key} must be text, got {_brief(values[key])}")
+            raise ValueError(f"{name}: {key} must be text, got {short(values[key])}")
     for key in ("reference", "size"):
         if not isinstance(values.get(key), str | None):
-            raise ValueError(f"{name}: {key} must be text, got {_brief(values[key])}")
+            raise ValueError(f"{name}: {key} must be text, got {short(values[key])}")
     meta = values.get("meta") or {}
     if not isinstance(meta, dict):
-        raise ValueError(f"{name}: meta must be a JSON object, got {_brief(meta)}")
+        raise ValueError(f"{name}: meta must be a JSON object, got {short(meta)}")
     if not _is_finite(meta):
         raise ValueError(f"{name}: meta must hold finite numbers, it has NaN or infinity")
     check_id(name, values["id"])
@@ -142,10 +145,6 @@ def _check_reference(name: str, reference: str) -> None:
         raise ValueError(
             f"{name}: reference must be a file below the reference folder, got {printable(reference)!r}"
         )
-
-
-def _brief(value: object) -> str:
-    return printable(repr(value), 60)
 
 
 def _is_finite(value: Any) -> bool:

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from pixart.evaluation.prompt_sets.reading import (
+    MAX_BYTES,
     Read,
     as_object,
-    json_lines,
     list_of,
     number_of,
     prompt_of,
     read_json_list,
-    short,
     table_rows,
     text_of,
     texts_of,
 )
 from pixart.evaluation.store.entries import Prompt
-from pixart.files import listed
+from pixart.files import listed, read_json_lines, short
 
 _YES = ("yes", "no")
 _NUMBERS = (
@@ -115,7 +114,7 @@ def read_geneval(paths: list[Path], seed: int) -> Read:
     """evaluation_metadata.jsonl: {"tag", "include", "exclude", "prompt"}; all but the prompt is meta."""
     (path,) = paths
     prompts: list[Prompt] = []
-    for place, one in json_lines(path):
+    for place, one in read_json_lines(path, MAX_BYTES):
         tag = text_of(one, "tag", place)
         for name in ("include", "exclude"):
             for wanted in list_of({"exclude": [], **one}, name, place):
@@ -132,7 +131,7 @@ def read_geneval2(paths: list[Path], seed: int) -> Read:
     answers are Yes or a number in words; the category is how many atoms a prompt has."""
     (path,) = paths
     prompts: list[Prompt] = []
-    for place, one in json_lines(path):
+    for place, one in read_json_lines(path, MAX_BYTES):
         text = prompt_of(text_of(one, "prompt", place), place)
         pairs = list_of(one, "vqa_list", place)
         skills = texts_of(one, "skills", place)

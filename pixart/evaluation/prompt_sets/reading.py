@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pixart.evaluation.prompt_sets.files import check_id
 from pixart.evaluation.store.entries import Prompt
-from pixart.files import listed, parse_json, printable, read_bounded
+from pixart.files import listed, parse_json, printable, read_bounded, short
 
 MAX_BYTES = 2**28  # COCO's captions have 32 MB, MJHQ-30K's and TIFA's files 10
 MAX_PROMPT = 20_000  # characters; the longest of the published sets have some 2,000
@@ -47,14 +47,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold a JSON object, got a {type(values).__name__}")
     return values
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with its place."""
-    for number, line in enumerate(read_bounded(path, MAX_BYTES).splitlines(), 1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            yield place, as_object(parse_json(line, place, MAX_BYTES, unique=True), place)
 
 
 def text_lines(path: Path) -> list[str]:
@@ -152,8 +144,3 @@ def checked(prompts: Sequence[Prompt], path: Path) -> None:
         if one.id.casefold() in seen:  # one folder to some disks
             raise ValueError(f"{path}: ids must be unique, got {printable(one.id, 80)!r} twice")
         seen.add(one.id.casefold())
-
-
-def short(value: object) -> str:
-    """A value as a message holds it."""
-    return printable(repr(value), 60)

@@ -7,6 +7,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pixart.files import short
+
 Made = TypeVar("Made")
 
 _WORDS = {
@@ -21,7 +23,7 @@ def build(kind: type[Made], values: object, place: str = "") -> Made:
     """A dataclass of a mapping: every field of the kind that is annotated, no other, no kind turned into
     another but a whole number into a float. ValueError in one line that begins with the field's place."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{place or 'it'} must be a mapping of fields, got {_short(values)}")
+        raise ValueError(f"{place or 'it'} must be a mapping of fields, got {short(values)}")
     known = _hints(kind)  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -51,11 +53,6 @@ def _inside(place: str, key: object) -> str:
     return f"{place}.{key}" if place else str(key)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def _value(kind: Any, value: Any, place: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -66,21 +63,21 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         return build(kind, value, place)
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"{place} must be a list, got {_short(value)}")
+            raise ValueError(f"{place} must be a list, got {short(value)}")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ValueError(f"{place} must have {len(arguments)} items, got {_short(value)}")
+            raise ValueError(f"{place} must have {len(arguments)} items, got {short(value)}")
         return tuple(_value(arguments[0], one, f"{place}[{k}]") for k, one in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{place} must be a mapping, got {_short(value)}")
+            raise ValueError(f"{place} must be a mapping, got {short(value)}")
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"{place} must have names that are text, got {_short(key)}")
+                raise ValueError(f"{place} must have names that are text, got {short(key)}")
         return {key: _value(arguments[1], one, _inside(place, key)) for key, one in value.items()}
     if kind is Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"{place} must be {_WORDS[kind]}, got {_short(value)}")
+        raise ValueError(f"{place} must be {_WORDS[kind]}, got {short(value)}")
     return value

@@ -1,7 +1,7 @@
 """What an evaluated folder holds, read back: results, prompts, scores, errors, and who made it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.running.results import ERRORS, IMAGES, PROMPTS, RESULTS, Folder, open_folder
 from pixart.evaluation.store.entries import Entry, Prompt
-from pixart.files import parse_json, read_bounded
+from pixart.files import read_json_lines
 
 MAX_LINES = 2**30  # bytes of a file of lines
 
@@ -87,7 +87,7 @@ class Evaluated:
     def errors(self) -> Sequence[Mapping[str, Any]]:
         """The lines of errors.jsonl: what is missing or cannot be scored."""
         path = self.path / ERRORS
-        return list(_lines(path)) if path.is_file() else []
+        return [one for _, one in read_json_lines(path, MAX_LINES)] if path.is_file() else []
 
     def scores(self, metric: str) -> Mapping[str, Score]:
         """What a metric says of each picture, by key in order. Empty if the metric looks at whole sets.
@@ -180,16 +180,6 @@ def _estimates(where: str, stored: Mapping[str, Any]) -> dict[str, Estimate]:
         value, low, high = (float(told[end]) for end in ends)
         found[name] = Estimate(value, low, high, int(one["n"]), str(one.get("method", "")), notes)
     return found
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Each line of JSON. Raises ValueError for lines that are no objects."""
-    for number, line in enumerate(read_bounded(path, MAX_LINES).splitlines(), start=1):
-        if line.strip():
-            values = parse_json(line, f"{path}:{number}")
-            if not isinstance(values, dict):
-                raise ValueError(f"{path}:{number}: must be a JSON object, got {line[:80]!r}")
-            yield values
 
 
 def _is_number(value: object) -> TypeGuard[float]:

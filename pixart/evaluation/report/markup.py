@@ -14,7 +14,6 @@ from pixart.files import without_controls
 
 WHOLE = 40  # letters of a number with its interval
 VOID = {"meta", "img", "br", "hr"}
-DASH = "\u2013"
 
 
 class Html(str):

@@ -26,7 +26,7 @@ from pixart.evaluation.statistics.intervals import auc, paired_accuracy
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.evaluation.trust.damages import DAMAGES, distances
 from pixart.evaluation.trust.wrong_facts import KINDS, SIDE, Pair, pairs
-from pixart.files import parse_json, read_bounded, write_bytes, write_json
+from pixart.files import read_json, read_json_lines, write_bytes, write_json
 from pixart.progress import counted, say
 
 SHIPPED = (  # what is measured where nothing is named: by the CLIP that comes with the library
@@ -118,7 +118,7 @@ def _write_protocol(output: Path, count: int, seed: int) -> dict[str, Any]:
     protocol = {"id": f"trust/{hashlib.sha256(text.encode()).hexdigest()[:8]}", **decides}
     file = output / kept.PROTOCOL
     if file.is_file():
-        before = parse_json(read_bounded(file, 2**20), str(file))
+        before = read_json(file)
         if before.get("id") != protocol["id"]:
             raise ValueError(
                 f"{output}: holds results of {before.get('id')}, not of {protocol['id']}: other pairs; "
@@ -242,9 +242,11 @@ def _read(file: Path) -> dict[str, Scores]:
     if not file.is_file():
         return {}
     try:
-        lines = [parse_json(line, str(file)) for line in read_bounded(file, 2**26).splitlines()]
         names = ("right", "caption", "picture")
-        return {one["id"]: Scores(*(float(one[name]) for name in names)) for one in lines}
+        return {
+            one["id"]: Scores(*(float(one[name]) for name in names))
+            for _, one in read_json_lines(file, 2**26)
+        }
     except (ValueError, KeyError, TypeError) as error:
         say(f"{file}: is damaged and made again ({error})")
         return {}
@@ -306,7 +308,7 @@ def _damaged(output: Path, metric: SetMetric, count: int, seed: int) -> dict[str
         )
         block["sentence"] = costs(metric.name, found)
         write_json(file, block, indent=2)
-    return parse_json(read_bounded(file, 2**24), str(file))
+    return read_json(file)
 
 
 def costs(metric: str, found: Mapping[str, Estimate]) -> str:
