@@ -3,7 +3,8 @@
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,19 @@ def check_attention(wanted: str | None, device: torch.device) -> None:
                 f'attention must be "int8" or None on {name}, got "fp8": its matrix units have no e4m3 '
                 "numbers; NVIDIA's have from sm_89 on"
             )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions of fp32 in fp32 on a GPU, where PyTorch rounds their inputs to TF32 unless told
+    otherwise: what measures pictures must give the same numbers as on a CPU."""
+    from torch.backends import cudnn
+
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixart.device import full_precision
 from pixart.evaluation.metric import (
     Estimate,
     Extractor,
@@ -45,18 +46,23 @@ class Pictures:
         for start in range(0, len(self.entries), BATCH):
             places = slice(start, start + BATCH)
             pairs = zip(self.images[places], self.entries[places], strict=True)
-            found.append(extractor([extractor.prepare(image, entry) for image, entry in pairs]))
+            prepared = [extractor.prepare(image, entry) for image, entry in pairs]
+            with full_precision():
+                found.append(extractor(prepared))
         return np.concatenate(found)
 
 
 def scores_of(metric: PictureMetric, pictures: Pictures) -> list[Score]:
     """The score of each picture for its own prompt."""
     if metric.extractor is not None:
-        return metric.score(pictures.entries, None, pictures.features(metric.extractor))
+        features = pictures.features(metric.extractor)
+        with full_precision():
+            return metric.score(pictures.entries, None, features)
     found: list[Score] = []
     for start in range(0, len(pictures.entries), BATCH):
         places = slice(start, start + BATCH)
-        found += metric.score(pictures.entries[places], pictures.images[places], None)
+        with full_precision():
+            found += metric.score(pictures.entries[places], pictures.images[places], None)
     return found
 
 

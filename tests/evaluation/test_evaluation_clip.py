@@ -228,4 +228,4 @@ def test_a_configuration_without_a_width_is_refused_in_one_line(
     file = tmp_path / "clip" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"projection_dim": width}))
     with pytest.raises(CheckpointError, match="config.json: projection_dim must be from 1 to"):
-        ClipImages("clip-l14", context(tmp_path), model=str(tmp_path / "clip")).width
+        ClipImages("clip-l14", context(tmp_path), model=str(tmp_path / "clip")).width  # noqa: B018

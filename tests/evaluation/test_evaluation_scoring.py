@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
+from pixart.evaluation.in_memory import Pictures
 from pixart.evaluation.metric import (
     Context,
     Extractor,
@@ -24,6 +26,7 @@ from pixart.evaluation.metrics.shapes import ShapesAccuracy, ShapesEdges, check_
 from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.running.computing import extracting
 from pixart.evaluation.running.opening import Given, check_needs, open_metrics
 from pixart.evaluation.running.scoring import Reference, Scoring
 from pixart.evaluation.statistics.estimate import Estimate
@@ -111,6 +114,22 @@ def test_sets_are_compared_with_others_and_by_category(tmp_path: Path) -> None:
         "value": 0.0, "low": 0.0, "high": 0.0, "n": 4, "method": "none", "notes": [],
     }  # fmt: skip
     assert not blocks["apart"]["per_picture"]
+
+
+def test_networks_round_nothing_to_tf32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    class Watching(Colour):
+        def __call__(self, prepared: Sequence[Any]) -> np.ndarray:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super().__call__(prepared)
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    entries = reference_pictures(tmp_path).entries
+    list(extracting(Watching([]))(iter([list(entries)])))
+    Pictures(entries, [Image.open(tmp_path / "a.png")]).features(Watching([]))
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32
 
 
 def test_a_missing_picture_is_an_error_or_a_note(tmp_path: Path) -> None:

@@ -188,6 +188,10 @@ def test_a_fifth_of_the_checks_may_fail() -> None:
     assert Voter("s", 9, 0, 0).is_attentive
 
 
+def test_one_slip_leaves_nobody_out() -> None:
+    assert Voter("s", 9, 1, 1).is_attentive and not Voter("s", 9, 2, 2).is_attentive
+
+
 def test_the_majority_of_voters_is_a_tie_where_they_are_split() -> None:
     assert majority(["left", "left", "right"]) == "left"
     assert majority(["left", "right"]) == "tie" == majority(["tie", "tie", "left"])

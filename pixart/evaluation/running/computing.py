@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from pixart.device import full_precision
 from pixart.evaluation.metric import Extractor, PictureMetric
 from pixart.evaluation.prompt_sets.files import check_size
 from pixart.evaluation.store.entries import Entry
@@ -45,7 +46,8 @@ def extracting(extractor: Extractor) -> "Callable[[Iterator[list[Entry]]], Itera
     def compute(batches: Iterator[list[Entry]]) -> Iterator[list[Any]]:
         for _, loaded in _loading(batches, load):
             good = [one for one in loaded if not isinstance(one, Exception)]
-            values = iter(_checked(extractor, extractor(good), len(good)) if good else ())
+            with full_precision():
+                values = iter(_checked(extractor, extractor(good), len(good)) if good else ())
             yield [one if isinstance(one, Exception) else next(values) for one in loaded]
 
     return compute
@@ -99,10 +101,11 @@ def _scores(metric: PictureMetric, good: Sequence[tuple[Entry, Any]]) -> list[An
         return []
     entries, loaded = [entry for entry, _ in good], [one for _, one in good]
     try:
-        if metric.extractor is None:
-            scores = metric.score(entries, loaded, None)
-        else:
-            scores = metric.score(entries, None, np.stack(loaded))
+        with full_precision():
+            if metric.extractor is None:
+                scores = metric.score(entries, loaded, None)
+            else:
+                scores = metric.score(entries, None, np.stack(loaded))
     except ValueError as error:
         # Of the whole, not of a picture: weights that are missing or damaged.
         if hasattr(error, "exit_code") or isinstance(error, CheckpointError):

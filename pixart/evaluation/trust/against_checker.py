@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart import process
+from pixart.device import full_precision
 from pixart.evaluation.in_memory import Pictures
 from pixart.evaluation.metric import Estimate, Metric, PictureMetric, SetMetric
 from pixart.evaluation.protocols.protocol import Use
@@ -37,6 +38,7 @@ CHECKER = "shapes"  # the metric that is right by definition
 JUDGED = "vqascore"  # by which a judge is asked
 VERSION = "1"  # of the pairs and the damages
 CHANCE = 0.5
+HALF_SEEN = 0.75  # of a metric that sees half of the wrong facts and guesses the others
 LEAST, MOST = 8, 10_000  # with fewer pairs even one who is always right is not told from chance
 BATCH = 32
 _DIRECTIONS = ("caption", "picture")
@@ -184,15 +186,17 @@ def own_name(metric: str, direction: str) -> str:
 
 
 def verdict(metric: str, numbers: Mapping[str, Estimate]) -> str:
-    """ "sees", "in captions", "in pictures", "does not see" or "prefers the wrong": by whether the intervals
-    of the paired accuracies leave chance out."""
+    """ "sees", "in captions", "in pictures", "does not see", "not decided" or "prefers the wrong": by
+    whether the intervals of the paired accuracies leave chance out, and HALF_SEEN."""
     found = [numbers[own_name(metric, direction)] for direction in _DIRECTIONS]
     above = [one.low > CHANCE for one in found]
     if all(above):
         return "sees"
     if any(above):
         return "in captions" if above[0] else "in pictures"
-    return "prefers the wrong" if any(one.high < CHANCE for one in found) else "does not see"
+    if any(one.high < CHANCE for one in found):
+        return "prefers the wrong"
+    return "does not see" if all(one.high < HALF_SEEN for one in found) else "not decided"
 
 
 _WORDS = {"swap": "swap of two colours"}
@@ -205,6 +209,7 @@ def sentence(metric: str, verdicts: Mapping[str, str]) -> str:
         "in captions": "sees a wrong {} in captions only",
         "in pictures": "sees a wrong {} in pictures only",
         "does not see": "does not see a wrong {}",
+        "not decided": "may or may not see a wrong {}, of which more pairs would tell",
         "prefers the wrong": "prefers a wrong {}",
     }
     parts = []
@@ -271,17 +276,18 @@ def _of_batch(metric: PictureMetric, made: Sequence[Pair]) -> list[Scores]:
         for way, texts in zip(("right", *_DIRECTIONS), asked, strict=True)
     ]
     rows = [range(count), range(count), range(count, 2 * count)]
-    if metric.extractor is not None:
-        features = Pictures([*entries[0], *entries[2]], images).features(metric.extractor)
-        told = [
-            metric.score(some, None, features[list(places)])
-            for some, places in zip(entries, rows, strict=True)
-        ]
-    else:
-        told = [
-            metric.score(some, [images[k] for k in places], None)
-            for some, places in zip(entries, rows, strict=True)
-        ]
+    with full_precision():
+        if metric.extractor is not None:
+            features = Pictures([*entries[0], *entries[2]], images).features(metric.extractor)
+            told = [
+                metric.score(some, None, features[list(places)])
+                for some, places in zip(entries, rows, strict=True)
+            ]
+        else:
+            told = [
+                metric.score(some, [images[k] for k in places], None)
+                for some, places in zip(entries, rows, strict=True)
+            ]
     values = np.array([[one.value for one in some] for some in told])
     if not np.isfinite(values).all():
         raise ValueError(f"{metric.name}: scores must be finite, got NaN or infinity")
