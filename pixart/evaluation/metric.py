@@ -85,12 +85,14 @@ class Extractor:
 class Metric:
     """name: as the command line has it, with the variant ("fid-clean", "hpsv2.1"). version: other formulas
     or constants, another version; scores of two are never mixed. constants: everything that decides the
-    number, for people and for the protocol's id. unit: behind the number ("", "%", "x1000").
+    number, for people and for the protocol's id. opposite: names of its numbers that are better
+    the other way than the metric's own. unit: behind the number ("", "%", "x1000").
     """
 
     name: str
     version: str = "1"
     higher_is_better: bool = True
+    opposite: Sequence[str] = ()
     unit: str = ""
     source: str = ""  # paper and code that define it
 

@@ -41,8 +41,9 @@ def block_of(
     metric: Metric,
     values: Mapping[str, Estimate],
     categories: Mapping[str, Mapping[str, Estimate]],
+    left_out: int = 0,
 ) -> dict[str, Any]:
-    """What results.json says of a metric."""
+    """What results.json says of a metric. left_out: pictures that its numbers are not of."""
     block: dict[str, Any] = {
         "version": metric.version,
         "unit": metric.unit,
@@ -52,6 +53,11 @@ def block_of(
         "source": metric.source,
         "values": {name: _numbers(one) for name, one in values.items()},
     }
+    for name in metric.opposite:
+        if name in values:
+            block["values"][name]["higher_is_better"] = not metric.higher_is_better
+    if left_out:
+        block["left_out"] = left_out
     if categories:
         block["categories"] = {
             category: {name: _numbers(one) for name, one in found.items()}

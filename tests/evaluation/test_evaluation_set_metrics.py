@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pixart.evaluation.distances import (
 )
 from pixart.evaluation.metric import Features, Moments, SetMetric
 from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.networks import EXTRACTORS
 from pixart.evaluation.reference_statistics import (
     StatisticsError,
     read_statistics,
@@ -60,6 +62,17 @@ def test_every_metric_compares_by_any_network(name: str) -> None:
     assert any("By features of mean-colours" in note for note in next(iter(values.values())).notes)
     assert opened.compare(ours, real) == values
     opened.release()
+
+
+def test_other_weights_are_another_constant_and_so_another_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*NAMES, "patch-fd"):
+        before = open_metric(name, context(features="mean-colours")).constants
+        with monkeypatch.context() as patch:
+            patch.setitem(EXTRACTORS, "mean-colours", partial(MeanColours, salt="other weights"))
+            after = open_metric(name, context(features="mean-colours")).constants
+        assert {key for key in before if before[key] != after[key]} == {"weights"}, name
 
 
 def test_frechet_is_told_with_kid_before_it_where_pictures_are_few() -> None:

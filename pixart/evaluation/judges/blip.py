@@ -24,6 +24,8 @@ MOST_TOKENS = 512  # of a question; theirs were cut at 35, which is more than mo
 
 
 class BlipJudge(Judge):
+    precision = "fp32"
+
     def __init__(self, name: str, context: Context) -> None:
         self.name, self.context = name, context
         self._opened: tuple[Any, Any] | None = None
@@ -91,11 +93,15 @@ class BlipJudge(Judge):
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
+            import torch
+
             folder = open_snapshot("judge", self.name, self.context)
             with importing():
                 from transformers import BlipForQuestionAnswering, BlipProcessor
             with silenced():
-                model = BlipForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+                model = BlipForQuestionAnswering.from_pretrained(
+                    folder, torch_dtype=torch.float32, local_files_only=True
+                )
                 processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
             self._opened = processor, model.eval().to(self.context.device)
         return self._opened

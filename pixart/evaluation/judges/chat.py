@@ -30,6 +30,7 @@ class ChatJudge(Judge):
     def __init__(self, name: str, context: Context) -> None:
         self.name, self.context = name, context
         self._opened: tuple[Any, Any] | None = None
+        self.precision = "bf16" if context.device.type == "cuda" else "fp32"
 
     @property
     def id(self) -> str:
@@ -75,7 +76,7 @@ class ChatJudge(Judge):
             import torch
 
             folder = open_snapshot("judge", self.name, self.context)
-            dtype = torch.bfloat16 if self.context.device.type == "cuda" else torch.float32
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
             options = {"local_files_only": True, "trust_remote_code": False}
             with importing():  # opening imports what the model is of, too
                 from transformers import AutoModelForImageTextToText, AutoProcessor
