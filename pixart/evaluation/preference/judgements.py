@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.preference.lines import read_lines
 from pixart.evaluation.preference.study import JUDGEMENTS, QUESTIONS, SIDES, Study
+from pixart.evaluation.statistics import wilson
 from pixart.files import printable
 
 CHOICES = ("first", "second", "tie")
@@ -58,6 +60,13 @@ class Verdicts:
     @property
     def flip_rate(self) -> float:
         return self.flips / len(self.sides) if self.sides else 0.0
+
+    @property
+    def flipped(self) -> Estimate | None:
+        """The flip rate with its interval, None where no pair was judged in both orders."""
+        if not (n := len(self.sides)):
+            return None
+        return Estimate(self.flip_rate, *wilson(self.flips, n), n, "Wilson")
 
     @property
     def is_usable(self) -> bool:
