@@ -11,6 +11,7 @@ features/, scores/, reference/    parts, see pixart.evaluation.parts
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,17 @@ def block_of(
             for category, found in categories.items()
         }
     return block
+
+
+def distinct_names(blocks: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """What to call each (metric, name of a number) where those of several metrics stand together: its own
+    name, or "NAME of METRIC" where another metric has it too, as all FIDs have their fid-infinity."""
+    counts = Counter(name for names in blocks.values() for name in names)
+    return {
+        (metric, name): name if counts[name] == 1 or name == metric else f"{name} of {metric}"
+        for metric, names in blocks.items()
+        for name in names
+    }
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pixart.evaluation.metric import Metric, SetMetric
 from pixart.evaluation.needs import MissingError
 from pixart.evaluation.opening import Given
 from pixart.evaluation.protocol import Use
+from pixart.evaluation.results import distinct_names
 from pixart.pictures import open_rgb, picture_suffixes
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
@@ -108,12 +109,19 @@ class Measuring:
         if not self._metrics or rank() != 0 or len(images) < len(prompts):
             return {}
         pictures = _pictures(prompts, images)
-        values: dict[str, float] = {}
+        blocks = {}
         for metric in self._metrics:
             reference = self._reference if isinstance(metric, SetMetric) else None
-            for name, found in measure(metric, pictures, reference).items():
-                values |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+            blocks[metric.name] = measure(metric, pictures, reference)
             _release(metric)
+        values: dict[str, float] = {}
+        for (metric, name), called in distinct_names(blocks).items():
+            found = blocks[metric][name]
+            values |= {
+                called: found.value,
+                f"{called}/low": found.low,
+                f"{called}/high": found.high,
+            }
         return values
 
     @cached_property

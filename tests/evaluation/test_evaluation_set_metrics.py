@@ -342,6 +342,12 @@ def test_sets_are_compared_from_folders_and_from_files(
     }
     assert {"fid-clean", "kid", "precision", "cmmd", "fd-dinov2"} <= set(by_folder.values)
     assert by_folder.values["kid"].low > 0  # darker than the real ones
+    # Every Fréchet distance has one of its own: none stands for another.
+    for name in ("fid-clean", "fid-pytorch"):
+        told = by_folder.results["metrics"][name]["values"]
+        for number in ("fid-infinity", "kid-x1000"):
+            assert by_folder.values[f"{number} of {name}"].mean == told[number]["value"]
+    assert not {"fid-infinity", "kid-x1000"} & set(by_folder.values)
 
 
 def test_categories_with_pictures_enough_are_compared_by_themselves(
