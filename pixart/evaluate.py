@@ -17,7 +17,6 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
     start(["evaluate", *sys.argv[1:]])
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from pixart.command import DONE, parse, run_command
@@ -69,7 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: Any) -> int:
     """Do what is asked, and print it: in words, or one JSON object."""
     said = commands.COMMANDS[type(options)](options)
-    if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun the first speaks
+    from pixart.evaluation.running.drawing import speaks
+
+    if speaks():
         print(json.dumps(said.values) if options.json else said.text)
     if said.failed:
         raise RuntimeError(said.failed)

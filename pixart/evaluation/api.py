@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import PictureMetric, Score
-from pixart.evaluation.opening import Given, open_metrics
-from pixart.evaluation.protocol import Use
-from pixart.evaluation.results import distinct_names, open_folder
-from pixart.evaluation.running import Pictures, check_reference, score
-from pixart.evaluation.statistics import Difference, paired_difference
+from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.running.opening import Given, open_metrics
+from pixart.evaluation.running.results import distinct_names, open_folder
+from pixart.evaluation.running.run import Pictures, check_reference, score
+from pixart.evaluation.statistics.intervals import Difference, paired_difference
+from pixart.evaluation.store.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def evaluate(
         options or {},
     )
     opened = open_metrics(uses, given)
-    pictures = Pictures.others(Path(images), Path(prompts) if prompts else None, samples, uses)
+    unread = not any(metric.reads_prompts for metric in opened)
+    given_prompts = Path(prompts) if prompts else None
+    pictures = Pictures.others(Path(images), given_prompts, samples, uses, unread=unread)
     against = Path(reference) if reference else None
     check_reference(pictures.protocol, opened, against)
     with TemporaryDirectory() as aside:

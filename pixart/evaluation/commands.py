@@ -27,9 +27,9 @@ from pixart.evaluation.options import (
 from pixart.files import listed
 
 if TYPE_CHECKING:
-    from pixart.evaluation.opening import Given
-    from pixart.evaluation.protocol import Protocol
-    from pixart.evaluation.running import DrawnPictures
+    from pixart.evaluation.protocols.protocol import Protocol
+    from pixart.evaluation.running.opening import Given
+    from pixart.evaluation.running.run import DrawnPictures
 
 MOST = 1_000_000  # captions; all are made before the first picture
 
@@ -55,7 +55,7 @@ def list_(options: List) -> Said:
 
 def prompts(options: Prompts) -> Said:
     """Write prompts.jsonl."""
-    from pixart.evaluation.prompts import save_prompts
+    from pixart.evaluation.prompt_sets.making import save_prompts
 
     made = save_prompts(options.set, options.output, options.source, options.count, options.seed)
     count = len(made.prompts)
@@ -66,9 +66,9 @@ def prompts(options: Prompts) -> Said:
 
 def draw(options: Draw) -> Said:
     """Draw pictures."""
-    from pixart.evaluation.drawing import Shard
-    from pixart.evaluation.running import Asked
-    from pixart.evaluation.running import draw as draw_pictures
+    from pixart.evaluation.running.drawing import Shard
+    from pixart.evaluation.running.run import Asked
+    from pixart.evaluation.running.run import draw as draw_pictures
 
     shard = Shard.parse(options.shard)
     asked = Asked.of(_protocol(options), options.set)
@@ -83,7 +83,7 @@ def _drawn(done: "DrawnPictures", output: Path) -> str:
 
 
 def _protocol(options: Changes, metrics: str | None = None) -> "Protocol":
-    from pixart.evaluation.protocol import load_protocol
+    from pixart.evaluation.protocols.protocol import load_protocol
 
     return load_protocol(options.protocol).changed(  # type: ignore[attr-defined]
         count=options.count,
@@ -98,11 +98,11 @@ def _protocol(options: Changes, metrics: str | None = None) -> "Protocol":
 
 def score(options: Score) -> Said:
     """Score pictures that are there; the numbers go to results.json."""
-    from pixart.evaluation.opening import check_needs, open_metrics
-    from pixart.evaluation.protocol import Use
-    from pixart.evaluation.results import IMAGES, PROTOCOL
-    from pixart.evaluation.running import Pictures, check_reference
-    from pixart.evaluation.running import score as score_pictures
+    from pixart.evaluation.protocols.protocol import Use
+    from pixart.evaluation.running.opening import check_needs, open_metrics
+    from pixart.evaluation.running.results import IMAGES, PROTOCOL
+    from pixart.evaluation.running.run import Pictures, check_reference
+    from pixart.evaluation.running.run import score as score_pictures
 
     uses = [Use(name) for name in names(options.metrics)]
     images = options.images
@@ -118,7 +118,8 @@ def score(options: Score) -> Said:
     check_needs(metrics)
     if images is not None:
         check_apart(images, options.output)
-        pictures = Pictures.others(images, options.prompts, options.samples, uses)
+        unread = not any(metric.reads_prompts for metric in metrics)
+        pictures = Pictures.others(images, options.prompts, options.samples, uses, unread=unread)
     check_reference(pictures.protocol, metrics, options.reference)
     results = score_pictures(
         pictures,
@@ -138,7 +139,7 @@ def check_apart(images: Path, output: Path) -> None:
 
 
 def _given(options: Networks, device: str | None) -> "Given":
-    from pixart.evaluation.opening import Given
+    from pixart.evaluation.running.opening import Given
 
     files = {name: Path(value) for name, value in pairs("--file", options.file).items()}
     return Given(device, options.weights, options.judge, files, pairs("--option", options.option))
@@ -147,13 +148,13 @@ def _given(options: Networks, device: str | None) -> "Given":
 def run(options: Run) -> Said:
     """Draw, score and report; of one model, or of all variants."""
     if options.variants is not None:
-        from pixart.evaluation.several import run_variants
+        from pixart.evaluation.running.several import run_variants
 
         return Said(*run_variants(options, lambda own: _told(run(own))))
-    from pixart.evaluation.drawing import Shard
     from pixart.evaluation.report import write_report
-    from pixart.evaluation.running import run_protocol
-    from pixart.evaluation.settling import writing
+    from pixart.evaluation.running.drawing import Shard
+    from pixart.evaluation.running.record import writing
+    from pixart.evaluation.running.run import run_protocol
 
     shard = Shard.parse(options.shard)
     done = run_protocol(
@@ -185,18 +186,24 @@ def report(options: Report) -> Said:
 
 def compare(options: Compare) -> Said:
     """Compare two folders of results."""
-    from pixart.evaluation.comparing import compare_folders, comparison_text
+    from pixart.evaluation.comparing.compare import (
+        PAGE,
+        compare_folders,
+        comparison_folder,
+        comparison_text,
+    )
 
     found = compare_folders(options.a, options.b, options.output, pair_sets=options.pair_sets)
-    return Said(comparison_text(found), found.values())
+    page = (options.output or comparison_folder(options.a, options.b)) / PAGE
+    return Said(f"{comparison_text(found)}\nreport: {page}", found.values())
 
 
 def statistics(options: Statistics) -> Said:
     """Write a file of statistics of real pictures."""
     from pixart.device import choose_device
+    from pixart.evaluation.distances.reference import write_statistics
     from pixart.evaluation.metric import Context
     from pixart.evaluation.networks import open_extractor
-    from pixart.evaluation.reference_statistics import write_statistics
     from pixart.files import check_writable
 
     context = Context(choose_device(options.device), options.weights)
@@ -214,7 +221,7 @@ def statistics(options: Statistics) -> Said:
 def trust(options: Trust) -> Said:
     """Measure metrics against the exact checker."""
     from pixart.evaluation.report.writing import PAGE
-    from pixart.evaluation.trust import trust as measure
+    from pixart.evaluation.trust.against_checker import trust as measure
 
     results = measure(
         options.output,
@@ -236,9 +243,9 @@ def _told(said: Said) -> tuple[str, Mapping[str, Any]]:
 def check_weights(options: CheckWeights) -> Said:
     """Check the weights in a folder; a failure if one of them is not what was published."""
     from pixart.device import choose_device
-    from pixart.evaluation.check_weights import FAIL, as_text
-    from pixart.evaluation.check_weights import check_weights as check
     from pixart.evaluation.metric import Context
+    from pixart.evaluation.networks.check_weights import FAIL, as_text
+    from pixart.evaluation.networks.check_weights import check_weights as check
 
     rows = check(options.folder, Context(choose_device(options.device)))
     wrong = [row.what for row in rows if row.verdict == FAIL]
@@ -248,8 +255,8 @@ def check_weights(options: CheckWeights) -> Said:
 
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
     """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
-    from pixart.evaluation.published import table_text
-    from pixart.evaluation.results import distinct_names
+    from pixart.evaluation.protocols.published import table_text
+    from pixart.evaluation.running.results import distinct_names
 
     blocks = {metric: block["values"] for metric, block in results["metrics"].items()}
     lines = [
@@ -290,7 +297,7 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 def detect(options: Detect) -> Said:
     """Write detections.jsonl."""
-    from pixart.evaluation.detecting import detect_folder
+    from pixart.evaluation.detecting.detectors import detect_folder
 
     count, detector = detect_folder(
         options.detector,

@@ -8,7 +8,7 @@ from typing import Any
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import METRICS, open_metric
 from pixart.evaluation.prompt_sets import GENERATED, OWN, SETS
-from pixart.evaluation.protocol import Protocol, load_protocol, shipped
+from pixart.evaluation.protocols.protocol import Protocol, load_protocol, shipped
 
 _WIDTH = 100
 _KINDS = {"sets": "Prompt sets", "metrics": "Metrics", "protocols": "Protocols"}

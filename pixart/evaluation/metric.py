@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.estimate import Estimate
+from pixart.evaluation.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
     from pixart.evaluation.needs import Need
+    from pixart.evaluation.store.entries import Entry
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Metric:
     """name: as the command line has it, with the variant ("fid-clean", "hpsv2.1"). version: other formulas
     or constants, another version; scores of two are never mixed. constants: everything that decides the
     number, for people and for the protocol's id. opposite: names of its numbers that are better
-    the other way than the metric's own. unit: behind the number ("", "%", "x1000").
+    the other way than the metric's own. unit: behind the number ("", "%", "x1000"). reads_prompts: False
+    lets a folder of pictures be scored whose prompts nobody knows.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Metric:
     opposite: Sequence[str] = ()
     unit: str = ""
     source: str = ""  # paper and code that define it
+    reads_prompts: bool = True
 
     @property
     def constants(self) -> Mapping[str, Any]:
@@ -127,7 +129,7 @@ class PictureMetric(Metric):
     def reduce(self, entries: "Sequence[Entry]", scores: Sequence[Score]) -> Mapping[str, Estimate]:
         """The numbers of a set, by name; the metric's own is under its name. By default the mean over
         prompts of the mean over a prompt's pictures, with a bootstrap over prompts."""
-        from pixart.evaluation.statistics import mean_over_prompts
+        from pixart.evaluation.statistics.intervals import mean_over_prompts
 
         return {self.name: mean_over_prompts(entries, [one.value for one in scores])}
 
@@ -148,6 +150,7 @@ class SetMetric(Metric):
     extractor: Extractor
     category_pictures: int = 1000
     higher_is_better = False
+    reads_prompts = False
 
     def compare(
         self,

@@ -107,8 +107,8 @@ class Score(Networks):
     """A folder of pictures: ID/0000.png, ID.png and ID_1.png, or what pixart generate drew. Default those that
     `draw` drew into --output."""
     prompts: Path | None = None
-    """A .jsonl of lines {"id", "prompt", ...}, or a .txt of one prompt a line. Pictures of pixart generate
-    need none."""
+    """A .jsonl of lines {"id", "prompt", ...}, or a .txt of one prompt a line (00000.png is of the first).
+    Pictures of pixart generate need none, nor do metrics that read no prompts, such as fid-clean."""
     reference: Path | None = None
     """A folder of real pictures, or a file of their statistics, for metrics that compare sets."""
     samples: int | None = None

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixart.distributed import rank
-from pixart.evaluation import opening
-from pixart.evaluation.at_once import Pictures, measure
-from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.in_memory import Pictures, measure
 from pixart.evaluation.metric import Metric, SetMetric
 from pixart.evaluation.needs import MissingError
-from pixart.evaluation.opening import Given
-from pixart.evaluation.protocol import Use
-from pixart.evaluation.results import distinct_names
+from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.running import opening as opening
+from pixart.evaluation.running.opening import Given
+from pixart.evaluation.running.results import distinct_names
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.pictures import open_rgb, picture_suffixes
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from pixart.evaluation.metric import Score
-from pixart.evaluation.parts import Row, ScoreStore, identity_of
-from pixart.evaluation.results import score_folder
+from pixart.evaluation.running.results import score_folder
+from pixart.evaluation.store.parts import Row, ScoreStore, identity_of
 
 CATEGORIES = ("one", "pair", "group")
 COLOURS = ((200, 40, 40), (40, 90, 200), (230, 200, 60), (60, 150, 80))

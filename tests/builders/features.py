@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import Context, Extractor, Features
 from pixart.evaluation.networks import EXTRACTORS
+from pixart.evaluation.store.entries import Entry
 
 
 class MeanColours(Extractor):

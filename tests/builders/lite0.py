@@ -14,9 +14,9 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, linear, pad
 
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.networks import EXTRACTORS
+from pixart.evaluation.store.entries import Entry
 
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the 16 blocks
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlencode
 
 from pixart.evaluation.preference.booth import Booth, Passes
-from pixart.evaluation.preference.lines import appending
+from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Serve
 from pixart.evaluation.preference.server import Server
 from pixart.evaluation.preference.study import VOTES, Key, Study

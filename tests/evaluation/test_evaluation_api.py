@@ -9,9 +9,9 @@ from PIL import Image
 from shapes_pictures import write_scenes
 
 from pixart.evaluate import Metric, evaluate, frechet_distance, kernel_distance, register
-from pixart.evaluation.folders import MissingPictures
 from pixart.evaluation.metric import Context, PictureMetric, Score
 from pixart.evaluation.metrics import METRICS
+from pixart.evaluation.store.folders import MissingPictures
 
 
 def test_pictures_are_scored_with_intervals_and_one_by_one(tmp_path: Path) -> None:

@@ -10,9 +10,16 @@ from seeded_weights import pictures, weights, weights_of
 from tiny_clip import write_clip
 from tiny_reward import write_bert_tokenizer
 
-from pixart.evaluation import check_weights as checking
-from pixart.evaluation.check_weights import FAIL, PASS, UNCHECKED, Row, as_text, check_weights
 from pixart.evaluation.metric import Context
+from pixart.evaluation.networks import check_weights as checking
+from pixart.evaluation.networks.check_weights import (
+    FAIL,
+    PASS,
+    UNCHECKED,
+    Row,
+    as_text,
+    check_weights,
+)
 from pixart.evaluation.networks.clip import open_clip
 from pixart.evaluation.networks.inception import WEIGHTS as INCEPTION
 from pixart.evaluation.networks.inception_network import network

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from seeded_weights import pictures
 from tiny_clip import TEXTS, write_clip
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.networks import open_extractor
 from pixart.evaluation.networks.clip import ClipImages, open_clip, read_preparation
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import CheckpointError
 
 SIZES = [(64, 48), (33, 70), (32, 32)]

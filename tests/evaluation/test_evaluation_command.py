@@ -11,7 +11,7 @@ from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
 from pixart.evaluate import main
-from pixart.evaluation.results import open_folder
+from pixart.evaluation.running.results import open_folder
 
 TINY = ["--count", "5", "--size", "64", "--steps", "1", "--device", "cpu"]
 
@@ -41,6 +41,21 @@ def test_json_is_one_object_and_the_same_as_the_file(tmp_path: Path, capsys: Any
     assert _score(tmp_path, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_folder_against_a_folder_needs_no_prompts(tmp_path: Path, capsys: Any) -> None:
+    for name in ("mine", "real"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            picture = Image.new("RGB", (64, 64), (20 * k, 99, 255 * (name == "real")))
+            picture.save(tmp_path / name / f"photo {k}.png")
+    given = ["--images", str(tmp_path / "mine"), "--reference", str(tmp_path / "real")]
+    given += ["--output", str(tmp_path / "out")]
+    assert main(["score", "kid", *given, "--option", "features=shapes-clip"]) == 0
+    assert "protocol pictures/" in capsys.readouterr().out
+    assert main(["score", "shapes", *given]) == 2
+    assert "photo 0.png: holds no prompt" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "out")]) == 0
 
 
 def test_another_metric_joins_those_of_before(tmp_path: Path) -> None:
@@ -191,6 +206,7 @@ def test_under_torchrun_the_first_process_alone_prints(
 ) -> None:
     write_scenes(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert _score(tmp_path) == 0
     assert not capsys.readouterr().out
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from test_evaluation_report import Page
 
-from pixart.evaluation.comparing import OPEN, Comparison, compare_folders, comparison_text
+from pixart.evaluation.comparing.compare import OPEN, Comparison, compare_folders, comparison_text
+from pixart.evaluation.comparing.paired_sets import METHOD, Unpaired, apart, paired_distance
+from pixart.evaluation.comparing.pairing import verdict
 from pixart.evaluation.distances import frechet_distance_of, kernel_distance
 from pixart.evaluation.metric import Estimate, Score
-from pixart.evaluation.paired_sets import METHOD, Unpaired, apart, paired_distance
-from pixart.evaluation.pairing import verdict
-from pixart.evaluation.parts import FeatureStore, Row
 from pixart.evaluation.report.comparison_page import differ_most
-from pixart.evaluation.results import open_folder
-from pixart.evaluation.statistics import Difference
+from pixart.evaluation.running.results import open_folder
+from pixart.evaluation.statistics.intervals import Difference
+from pixart.evaluation.store.parts import FeatureStore, Row
 
 FEATURES = "made-clean-0123"
 

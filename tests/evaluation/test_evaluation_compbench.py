@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from tiny_clip import write_clip
 
-from pixart.evaluation.compbench_positions import position_score, scale_of
-from pixart.evaluation.detections import Detection, Picture, write_detections
-from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.detecting.detections import Detection, Picture, write_detections
 from pixart.evaluation.judges import Judge
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.metrics.compbench_positions import position_score, scale_of
 from pixart.evaluation.needs import MissingError
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import read_json
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check

@@ -11,15 +11,15 @@ from PIL import Image
 from tiny_detectors import build_mask2former, build_owl
 
 from pixart.evaluate import main
-from pixart.evaluation import detecting
-from pixart.evaluation.colours import ClipColours
-from pixart.evaluation.detecting import Detector, detect, open_detector, wanted_names
-from pixart.evaluation.detections import Detection, Mask, read_detections
-from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.detecting import detectors as detecting
+from pixart.evaluation.detecting.colours import ClipColours
+from pixart.evaluation.detecting.detections import Detection, Mask, read_detections
+from pixart.evaluation.detecting.detectors import Detector, detect, open_detector, wanted_names
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.needs import MissingError
-from pixart.evaluation.prompt_files import write_prompts
+from pixart.evaluation.prompt_sets.files import write_prompts
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.shapes.scene import Scene, Thing, draw
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pixart.evaluate import main
-from pixart.evaluation.drawing import Drawing, Shard, is_whole, open_pipeline
 from pixart.evaluation.options import Model
-from pixart.evaluation.prompts import make_prompts
-from pixart.evaluation.protocol import load_protocol
+from pixart.evaluation.prompt_sets.making import make_prompts
+from pixart.evaluation.protocols.protocol import load_protocol
+from pixart.evaluation.running.drawing import Drawing, Shard, is_whole, open_pipeline
 from pixart.pipeline.pictures import read_metadata
 
 TINY = ["shapes", "--count", "10", "--size", "64", "--steps", "1", "--device", "cpu"]
@@ -110,7 +110,7 @@ def test_processes_of_torchrun_begin_apart_and_help_each_other(
     assert Shard.parse(None).order(7) == [1, 4, 0, 2, 3, 5, 6]
     assert Shard.parse("2/3").order(7) == [1, 4]
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ValueError, match="RANK must be below WORLD_SIZE"):
+    with pytest.raises(ValueError, match="RANK must be a number below WORLD_SIZE"):
         Shard.parse(None)
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from shapes_pictures import write_lines
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.folders import (
+from pixart.evaluation.prompt_sets.files import as_lines, read_prompts, write_prompts
+from pixart.evaluation.store.entries import Prompt
+from pixart.evaluation.store.folders import (
     Found,
     MissingPictures,
     find_pictures,
     reference_pictures,
 )
-from pixart.evaluation.prompt_files import as_lines, read_prompts, write_prompts
 
 PROMPTS = [Prompt("00002", "two"), Prompt("00001", "one"), Prompt("cat_1", "a cat")]
 
@@ -75,6 +75,29 @@ def test_more_samples_than_are_asked_for_are_left_aside(tmp_path: Path) -> None:
     assert _keys(found) == ["00001/0000"] and found.extra == ("00001/0001.png",)
 
 
+@pytest.mark.parametrize("samples", [0, -1, 10_001, 10**9])
+def test_absurd_numbers_of_samples_are_refused_at_once(tmp_path: Path, samples: int) -> None:
+    _picture(tmp_path / "00001.png")
+    with pytest.raises(ValueError, match="--samples must be from 1 to 10,000, got"):
+        find_pictures(tmp_path, PROMPTS, samples)
+
+
+def test_one_odd_file_makes_no_millions_of_missing_pictures(tmp_path: Path) -> None:
+    _picture(tmp_path / "00001_9999.png")
+    prompts = [Prompt(f"{number:05d}", "one") for number in range(1_500)]
+    with pytest.raises(ValueError, match="1,500 prompts with 10,000 each .as 00001_9999.png of"):
+        find_pictures(tmp_path, prompts)
+
+
+def test_samples_of_pictures_that_say_their_prompts_can_be_asked_for(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("pixart", json.dumps({"request": {"prompt": "a cat"}}))
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png", pnginfo=info)
+    assert find_pictures(tmp_path, None, 2).extra == ("2.png",)
+    assert len(find_pictures(tmp_path, None, 4).missing) == 1
+
+
 def test_two_files_of_one_picture_are_refused(tmp_path: Path) -> None:
     for name in ("00001.png", "00001_0.png"):
         _picture(tmp_path / name)
@@ -124,8 +147,27 @@ def test_pictures_that_we_drew_say_their_prompts(tmp_path: Path) -> None:
     assert _keys(found) == ["x-0/0000", "x-0/0001", "y/0000", "y/0001"]
     assert found.missing == {"y/0001"}
     _picture(tmp_path / "z.png")
-    with pytest.raises(ValueError, match=r"z\.png: says no prompt, .* give --prompts FILE"):
+    with pytest.raises(ValueError, match=r"z\.png: holds no prompt, .* give --prompts FILE"):
+        find_pictures(tmp_path, None, unread=True)  # some say one: then all must
+
+
+def test_pictures_of_other_tools_need_no_prompts_where_nobody_reads_them(tmp_path: Path) -> None:
+    for name in ("cat.png", "dog (2).jpg", "more/cat.png"):
+        _picture(tmp_path / name)
+    found = find_pictures(tmp_path, None, unread=True)
+    assert _keys(found) == ["cat/0000", "dog (2)/0000", "more-cat/0000"] and not found.missing
+    assert {one.prompt for one in found.prompts} == {""}
+    with pytest.raises(ValueError, match=r'cat\.png: holds no prompt, .*"id": "cat"'):
         find_pictures(tmp_path, None)
+    _picture(tmp_path / "cat.jpg")
+    with pytest.raises(ValueError, match="differ in more than their suffix"):
+        find_pictures(tmp_path, None, unread=True)
+
+
+def test_the_refusal_of_names_says_how_lines_are_counted(tmp_path: Path) -> None:
+    _picture(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"lines of a \.txt are 00000, 00001 .* it has 0\.png"):
+        find_pictures(tmp_path, PROMPTS)
 
 
 def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:

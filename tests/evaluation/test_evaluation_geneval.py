@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixart.evaluation.detections import (
+from pixart.evaluation.detecting.detections import (
     Detection,
     Mask,
     Picture,
@@ -20,11 +20,11 @@ from pixart.evaluation.detections import (
     read_detections,
     write_detections,
 )
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.metrics.geneval import GenEval, clauses_hold, relative_position
 from pixart.evaluation.needs import MissingError
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import read_json
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check

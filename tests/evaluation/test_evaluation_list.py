@@ -20,10 +20,10 @@ from pixart.evaluation.metric import Context, PictureMetric
 from pixart.evaluation.needs import Need
 from pixart.evaluation.options import Run
 from pixart.evaluation.prompt_sets import NAMES, SETS
-from pixart.evaluation.protocol import Protocol, Use, load_protocol, shipped
-from pixart.evaluation.published import with_paper
-from pixart.evaluation.several import run_variants
-from pixart.evaluation.variants import find_variants
+from pixart.evaluation.protocols.protocol import Protocol, Use, load_protocol, shipped
+from pixart.evaluation.protocols.published import with_paper
+from pixart.evaluation.running.several import run_variants
+from pixart.evaluation.running.variants import find_variants
 
 CONTEXT = Context(torch.device("cpu"))
 

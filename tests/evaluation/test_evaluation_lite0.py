@@ -12,10 +12,10 @@ from features import context
 from lite0 import Lite0, registered
 from PIL import Image, ImageFilter
 
-from pixart.evaluation.entries import Entry, Prompt
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Extractor, Features, SetMetric
 from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.pictures import PictureError
 from pixart.shapes.scene import draw, sample_scene
 

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from seeded_weights import pictures, weights_of
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.metrics.of_sets import FeatureMetric
@@ -18,6 +17,7 @@ from pixart.evaluation.networks import open_extractor
 from pixart.evaluation.networks.inception import WEIGHTS
 from pixart.evaluation.networks.inception_network import network
 from pixart.evaluation.networks.preparing import bicubic_of_floats
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import CheckpointError
 from pixart.weights import NotFiniteError
 

@@ -7,9 +7,9 @@ import evaluated
 import pytest
 from browser import Browser, browser
 
-from pixart.evaluation.comparing import compare_folders
-from pixart.evaluation.protocol import load_protocol
-from pixart.evaluation.published import with_paper
+from pixart.evaluation.comparing.compare import compare_folders
+from pixart.evaluation.protocols.protocol import load_protocol
+from pixart.evaluation.protocols.published import with_paper
 from pixart.evaluation.report import write_report
 
 __all__ = ["browser"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Score
-from pixart.evaluation.parts import (
+from pixart.evaluation.store.entries import Entry, Prompt
+from pixart.evaluation.store.parts import (
     FeatureStore,
     Filling,
     ScoreStore,
@@ -53,7 +53,7 @@ def _fill(
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixart.evaluation.parts.PART", 12)
+    monkeypatch.setattr("pixart.evaluation.store.parts.PART", 12)
 
 
 def test_what_is_there_is_not_done_again(tmp_path: Path) -> None:

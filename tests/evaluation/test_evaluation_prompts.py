@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from pixart.evaluation.caption_accuracy import Task, captions
-from pixart.evaluation.entries import Prompt
+from pixart.evaluation.judges.prompt_questions import Questions
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import MissingError
-from pixart.evaluation.prompt_files import as_lines, read_prompts
 from pixart.evaluation.prompt_sets import SETS
+from pixart.evaluation.prompt_sets.files import as_lines, read_prompts
+from pixart.evaluation.prompt_sets.making import SOURCE_KEY, choose, make_prompts, save_prompts
 from pixart.evaluation.prompt_sets.reading import MAX_BYTES
 from pixart.evaluation.prompt_sets.shapes import CATEGORIES, drawn_scenes
-from pixart.evaluation.prompts import SOURCE_KEY, choose, make_prompts, save_prompts
-from pixart.evaluation.questions import Questions
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import sha256_of
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check

@@ -9,10 +9,10 @@ import pytest
 
 import pixart
 from pixart.config import KVCompression
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.metrics import METRICS
-from pixart.evaluation.protocol import Protocol, Sampling, Use, load_protocol, shipped
-from pixart.evaluation.settling import protocol_of
+from pixart.evaluation.protocols.protocol import Protocol, Sampling, Use, load_protocol, shipped
+from pixart.evaluation.running.record import protocol_of
+from pixart.evaluation.store.entries import Prompt
 
 MINIMAL = "title: mine\nset: lines\ncount: 3\nmetrics: [{name: clip}]\n"
 

@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 
 from pixart.config import KVCompression
-from pixart.evaluation.protocol import Column, Protocol, Row, Stated, Table, Use, load_protocol
-from pixart.evaluation.published import (
+from pixart.evaluation.protocols.protocol import (
+    Column,
+    Protocol,
+    Row,
+    Stated,
+    Table,
+    Use,
+    load_protocol,
+)
+from pixart.evaluation.protocols.published import (
     Used,
     kv_words,
     paper_table,
@@ -242,7 +250,19 @@ def test_the_text_has_every_row_ours_and_one_answer_for_columns_that_share_it() 
     assert table is not None
     text = table_text(table)
     assert "> PixArt-α" in text and "ours: mine" in text and "0.5 [0.49, 0.51]" in text
-    assert text.count("same protocol? no") == 1 and "color, shape: same protocol? no" in text
+    assert text.count("same protocol? no") == 1 and "every column: same protocol? no" in text
+
+
+def test_a_table_of_many_columns_is_turned_to_fit_a_terminal() -> None:
+    protocol = load_protocol("shapes")
+    values = {"shapes": estimate(0.9, 0.01)}
+    done = results(protocol, shapes={"values": values, "categories": {"pair": values}})
+    table = paper_table(protocol, done)
+    assert table is not None
+    lines = table_text(table).splitlines()[1:]
+    body = lines[: lines.index("")]
+    assert max(map(len, body)) <= 100 and len(body) == 1 + len(table["columns"])
+    assert "> shapes" in body[0] and body[2].split()[:2] == ["pair", "98"]
 
 
 def test_several_models_stand_in_one_table_each_beside_its_row() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.judges import Judge
+from pixart.evaluation.judges.prompt_questions import Questions, read_questions
 from pixart.evaluation.judges.question import Question
 from pixart.evaluation.judges.shapes_questions import shapes_questions
 from pixart.evaluation.metric import Context, Score
@@ -20,8 +20,8 @@ from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.metrics.dpg import quarters, zeroed_mean
 from pixart.evaluation.metrics.judged import JudgedMetric
 from pixart.evaluation.needs import MissingError
-from pixart.evaluation.pooled import mean_of_means, pooled_mean
-from pixart.evaluation.questions import Questions, read_questions
+from pixart.evaluation.statistics.pooled import mean_of_means, pooled_mean
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import read_json
 from pixart.shapes.caption import describe, parse
 from pixart.shapes.checker import check

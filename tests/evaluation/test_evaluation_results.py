@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.shapes import ShapesEdges
-from pixart.evaluation.protocol import load_protocol
-from pixart.evaluation.results import block_of, open_folder, score_folder, write_errors
-from pixart.evaluation.settling import note_run, protocol_of, settle
+from pixart.evaluation.protocols.protocol import load_protocol
+from pixart.evaluation.running.record import note_run, protocol_of, write_record
+from pixart.evaluation.running.results import block_of, open_folder, score_folder, write_errors
+from pixart.evaluation.statistics.estimate import Estimate
 from pixart.files import read_json
 
 
@@ -73,16 +73,16 @@ def test_a_protocol_is_read_again_from_its_record_with_the_papers_table(tmp_path
     assert again.paper == load_protocol("shapes").paper
 
 
-def test_a_folder_is_settled_once(tmp_path: Path) -> None:
+def test_a_folder_is_about_one_thing(tmp_path: Path) -> None:
     protocol = load_protocol("shapes")
-    settle(tmp_path, [], protocol.record(prompts=0), draws=True)
+    write_record(tmp_path, [], protocol.record(prompts=0), draws=True)
     before = (tmp_path / "protocol.json").read_bytes()
-    settle(tmp_path, [], protocol.changed(metrics=["shapes"]).record(prompts=0), draws=True)
+    write_record(tmp_path, [], protocol.changed(metrics=["shapes"]).record(prompts=0), draws=True)
     assert (tmp_path / "protocol.json").read_bytes() == before  # metrics may be added
     with pytest.raises(
         ValueError, match="with sampling.steps 20, asked is 3; name another --output"
     ):
-        settle(tmp_path, [], protocol.changed(steps=3).record(prompts=0), draws=True)
+        write_record(tmp_path, [], protocol.changed(steps=3).record(prompts=0), draws=True)
 
 
 def test_who_worked_there_is_noted_and_what_was_noted_before_stays(tmp_path: Path) -> None:

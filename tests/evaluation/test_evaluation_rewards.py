@@ -10,12 +10,12 @@ from seeded_weights import drawn, pictures, weights
 from tiny_clip import write_clip, write_tokenizer
 from tiny_reward import write_bert_tokenizer
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.networks.clip import open_clip
 from pixart.evaluation.networks.hps import open_hps
 from pixart.evaluation.networks.preparing import centre_cropped, letterboxed, normalised
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import CheckpointError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
@@ -196,7 +196,7 @@ def test_image_reward_says_what_is_missing_and_refuses_another_file(
 
 
 def test_damaged_weights_are_no_fault_of_the_pictures(reward: Context, tmp_path: Path) -> None:
-    from pixart.evaluation.computing import scoring
+    from pixart.evaluation.running.computing import scoring
 
     (tmp_path / "ImageReward.pt").write_bytes(b"PK\x03\x04 broken off")
     one = Entry(Prompt("0", "a red star"), 0, tmp_path / "0.png")

@@ -10,9 +10,6 @@ import pytest
 from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
-from pixart.evaluation.entries import Entry
-from pixart.evaluation.estimate import Estimate
-from pixart.evaluation.folders import MissingPictures, find_pictures, reference_pictures
 from pixart.evaluation.metric import (
     Context,
     Extractor,
@@ -25,10 +22,13 @@ from pixart.evaluation.metric import (
 )
 from pixart.evaluation.metrics.shapes import ShapesAccuracy, ShapesEdges, check_caption
 from pixart.evaluation.needs import MissingError, Need
-from pixart.evaluation.opening import Given, check_needs, open_metrics
-from pixart.evaluation.prompt_files import read_prompts
-from pixart.evaluation.protocol import Use
-from pixart.evaluation.scoring import Reference, Scoring
+from pixart.evaluation.prompt_sets.files import read_prompts
+from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.running.opening import Given, check_needs, open_metrics
+from pixart.evaluation.running.scoring import Reference, Scoring
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.store.entries import Entry
+from pixart.evaluation.store.folders import MissingPictures, find_pictures, reference_pictures
 
 CONTEXT: Any = Context(device="cpu")  # type: ignore[arg-type]
 

@@ -20,15 +20,15 @@ from pixart.evaluation.distances import (
     moments_of,
     neighbourhoods,
 )
-from pixart.evaluation.metric import Features, Moments, SetMetric
-from pixart.evaluation.metrics import open_metric
-from pixart.evaluation.networks import EXTRACTORS
-from pixart.evaluation.reference_statistics import (
+from pixart.evaluation.distances.reference import (
     StatisticsError,
     read_statistics,
     statistics_for,
     write_statistics,
 )
+from pixart.evaluation.metric import Features, Moments, SetMetric
+from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.networks import EXTRACTORS
 
 NAMES = ("fid-clean", "fid-pytorch", "fid-tf", "fd-dinov2", "kid", "cmmd", "precision-recall")
 

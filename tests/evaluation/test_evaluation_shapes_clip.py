@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pixart.evaluation import opening
-from pixart.evaluation.at_once import Pictures, measure, scores_of
-from pixart.evaluation.entries import Entry, Prompt
+from pixart.evaluation.in_memory import Pictures, measure, scores_of
 from pixart.evaluation.metric import Context, PictureMetric
 from pixart.evaluation.needs import SHIPPED, find_snapshot
 from pixart.evaluation.networks import open_extractor
 from pixart.evaluation.networks.clip import ClipImages
 from pixart.evaluation.report.trust_page import tables
-from pixart.evaluation.trust import SHIPPED as MEASURED
-from pixart.evaluation.wrong_facts import pairs
+from pixart.evaluation.running import opening as opening
+from pixart.evaluation.store.entries import Entry, Prompt
+from pixart.evaluation.trust.against_checker import SHIPPED as MEASURED
+from pixart.evaluation.trust.wrong_facts import pairs
 from pixart.files import read_json
 from pixart.training.recipe import load_recipe
 from pixart.training.tasks.shapes_clip import build_clip, vocabulary

@@ -1,4 +1,4 @@
-"""pixart.evaluation.statistics: against scipy, formulas written out, textbooks and simulations."""
+"""pixart.evaluation.statistics.intervals: against scipy, formulas written out, textbooks and simulations."""
 
 import math
 import random
@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pixart.evaluation.entries import Entry, Prompt
-from pixart.evaluation.resampling import counts, picks
-from pixart.evaluation.statistics import (
+from pixart.evaluation.statistics.intervals import (
     auc,
     cohen_kappa,
     holm,
@@ -24,6 +22,8 @@ from pixart.evaluation.statistics import (
     spearman,
     wilson,
 )
+from pixart.evaluation.statistics.resampling import counts, picks
+from pixart.evaluation.store.entries import Entry, Prompt
 
 
 def entries(prompts: int, samples: int = 1) -> list[Entry]:
@@ -55,7 +55,7 @@ def test_the_interval_is_that_of_multinomial_weights_times_means() -> None:
 
 def test_weights_count_the_picks_however_memory_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(picks(7, 50, 1)))
-    monkeypatch.setattr("pixart.evaluation.resampling._CHUNK", 7 * 8)
+    monkeypatch.setattr("pixart.evaluation.statistics.resampling._CHUNK", 7 * 8)
     assert (np.concatenate(list(picks(7, 50, 1))) == whole).all()
     counted = np.concatenate(list(counts(7, 50, 1)))
     assert (counted == [np.bincount(row, minlength=7) for row in whole]).all()

@@ -10,7 +10,6 @@ import pytest
 from features import context
 from PIL import Image, ImageFilter
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import PictureMetric
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.metrics.texture import (
@@ -18,7 +17,8 @@ from pixart.evaluation.metrics.texture import (
     glcm_scores,
     spectral_slope,
 )
-from pixart.evaluation.results import block_of
+from pixart.evaluation.running.results import block_of
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.shapes.scene import draw, sample_scene
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation" / "glcm.json"

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixart.evaluation import metrics, trust
-from pixart.evaluation.damages import DAMAGES, distances
-from pixart.evaluation.entries import Entry
+from pixart.evaluation import metrics
 from pixart.evaluation.metric import (
     Context,
     Estimate,
@@ -23,7 +21,10 @@ from pixart.evaluation.metric import (
     Score,
     SetMetric,
 )
-from pixart.evaluation.wrong_facts import KINDS, holds, pairs
+from pixart.evaluation.store.entries import Entry
+from pixart.evaluation.trust import against_checker as trust
+from pixart.evaluation.trust.damages import DAMAGES, distances
+from pixart.evaluation.trust.wrong_facts import KINDS, holds, pairs
 from pixart.shapes.caption import parse
 from pixart.shapes.scene import COLOURS, HELD_OUT
 

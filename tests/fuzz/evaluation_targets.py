@@ -43,7 +43,7 @@ def _of_set(name: str) -> Pair:
         return path
 
     def read(place: Path) -> object:
-        from pixart.evaluation.prompts import make_prompts
+        from pixart.evaluation.prompt_sets.making import make_prompts
 
         return make_prompts(name, place)
 
@@ -51,7 +51,7 @@ def _of_set(name: str) -> Pair:
 
 
 def _make_protocol(folder: Path) -> Path:
-    from pixart.evaluation.protocol import PROTOCOLS
+    from pixart.evaluation.protocols.protocol import PROTOCOLS
 
     path = folder / "mine.yaml"
     path.write_bytes((PROTOCOLS / "geneval.yaml").read_bytes())
@@ -59,15 +59,15 @@ def _make_protocol(folder: Path) -> Path:
 
 
 def _read_protocol(place: Path) -> object:
-    from pixart.evaluation.protocol import load_protocol
+    from pixart.evaluation.protocols.protocol import load_protocol
 
     protocol = load_protocol(place)
     return protocol.id("", {})  # what was read can be written
 
 
 def _make_prompt_lines(folder: Path) -> Path:
-    from pixart.evaluation.entries import Prompt
-    from pixart.evaluation.prompt_files import write_prompts
+    from pixart.evaluation.prompt_sets.files import write_prompts
+    from pixart.evaluation.store.entries import Prompt
 
     meta = {"questions": [1, 2.5, "x"]}
     prompts = [Prompt(f"{k}", f"mug {k}", "s", "c", f"{k}.jpg", meta, "64x32") for k in range(3)]
@@ -76,7 +76,7 @@ def _make_prompt_lines(folder: Path) -> Path:
 
 
 def _read_prompt_lines(place: Path) -> object:
-    from pixart.evaluation.prompt_files import as_lines, read_prompts
+    from pixart.evaluation.prompt_sets.files import as_lines, read_prompts
 
     return as_lines(read_prompts(place))
 
@@ -85,10 +85,10 @@ def _make_drawn(folder: Path) -> Path:
     """protocol.json of a folder that was drawn; the pictures and prompts are whole."""
     from PIL import Image
 
-    from pixart.evaluation.prompt_files import write_prompts
-    from pixart.evaluation.prompts import make_prompts
-    from pixart.evaluation.protocol import load_protocol
-    from pixart.evaluation.settling import prompts_digest
+    from pixart.evaluation.prompt_sets.files import write_prompts
+    from pixart.evaluation.prompt_sets.making import make_prompts
+    from pixart.evaluation.protocols.protocol import load_protocol
+    from pixart.evaluation.running.record import prompts_digest
     from pixart.files import write_json
 
     made = make_prompts("shapes", count=2).prompts
@@ -103,7 +103,7 @@ def _make_drawn(folder: Path) -> Path:
 
 
 def _read_drawn(place: Path) -> object:
-    from pixart.evaluation.running import Pictures
+    from pixart.evaluation.running.run import Pictures
 
     return Pictures.drawn(place.parent)
 
@@ -140,13 +140,13 @@ def _of_lines(name: str, lines: list[Any], read: Callable[[Path], object]) -> Pa
 
 
 def _read_questions(place: Path) -> object:
-    from pixart.evaluation.questions import read_questions
+    from pixart.evaluation.judges.prompt_questions import read_questions
 
     return read_questions(place)
 
 
 def _read_detections(place: Path) -> object:
-    from pixart.evaluation.detections import read_detections
+    from pixart.evaluation.detecting.detections import read_detections
 
     found = read_detections(place)
     masks = [one.mask for picture in found.values() for one in picture.detections]

@@ -326,7 +326,7 @@ def _make_statistics(folder: Path) -> Path:
 
 
 def _read_statistics(place: Path) -> object:
-    from pixart.evaluation.reference_statistics import read_statistics
+    from pixart.evaluation.distances.reference import read_statistics
 
     return read_statistics(place)
 

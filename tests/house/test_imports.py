@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ DOORS = {
         "pixart/dataset/captioning.py",
         "pixart/evaluation/judges/blip.py",
         "pixart/evaluation/judges/chat.py",
-        "pixart/evaluation/detecting.py",
+        "pixart/evaluation/detecting/detectors.py",
         "pixart/evaluation/networks/clip.py",
         "pixart/evaluation/networks/dinov2.py",
         "pixart/evaluation/networks/hps.py",
@@ -46,6 +47,11 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(node: ast.AST) -> set[str]:
     found = set()
     for child in ast.walk(node):
@@ -58,16 +64,13 @@ def _imports(node: ast.AST) -> set[str]:
 
 def _at_load(path: Path) -> set[str]:
     """What loading the module imports: its top level, but for `if TYPE_CHECKING`."""
-    body = [
-        node
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+    body = [node for node in _tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
     return _imports(ast.Module(body, []))
 
 
+@cache
 def _anywhere(path: Path) -> set[str]:
-    return _imports(ast.parse(path.read_text(encoding="utf-8")))
+    return _imports(_tree(path))
 
 
 def _roots(modules: set[str]) -> set[str]:
@@ -91,7 +94,7 @@ def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -
     """Each stands in a `with importing()`; see pixart.libraries."""
     inside = [
         node
-        for parent in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for parent in ast.walk(_tree(path))
         if isinstance(parent, ast.With)
         and "importing()" in [ast.unparse(item.context_expr) for item in parent.items]
         for node in parent.body
@@ -99,7 +102,7 @@ def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -
     found = sum(bool(_roots(_imports(node)) & DOORS.keys()) for node in inside)
     every = [
         node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(_tree(path))
         if isinstance(node, ast.Import | ast.ImportFrom) and _roots(_imports(node)) & DOORS.keys()
     ]
     assert found == len(every)
@@ -130,10 +133,11 @@ HOUSE = [
 MODULES = {_module(path): path for path in HOUSE}
 
 
+@cache
 def _of_the_house(path: Path) -> set[str]:
     """The modules of ours that a file imports, also inside of functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -289,7 +293,7 @@ def _opens_with_pillow(tree: ast.AST) -> bool:
 @pytest.mark.parametrize("path", HOUSE, ids=_name)
 def test_pictures_are_opened_in_one_place(path: Path) -> None:
     """There Pillow gets the formats that it may try: for some it starts other programs."""
-    opens = _opens_with_pillow(ast.parse(path.read_text(encoding="utf-8")))
+    opens = _opens_with_pillow(_tree(path))
     assert opens == (_name(path) == "pixart/pictures.py")
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from preference_study import build_study, write_pictures
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.preference.build import alike, build, plan, tournament
 from pixart.evaluation.preference.options import Build
 from pixart.evaluation.preference.study import KEY, STUDY, read_key, read_study
+from pixart.evaluation.store.entries import Prompt
 from pixart.preference import main
 
 PROMPTS = [Prompt(f"{k:05d}", f"prompt {k}") for k in range(20)]
@@ -75,6 +75,12 @@ def test_a_study_says_nothing_about_models_and_its_key_everything(tmp_path: Path
     assert len(checks) == 2 and all(one.left == one.right for one in checks)
     assert (study.folder / KEY).stat().st_mode & 0o077 == 0
     assert {path.name for path in (study.folder / "pictures").iterdir()} == study.pictures
+
+
+def test_the_times_of_files_say_no_more_than_their_names(tmp_path: Path) -> None:
+    study, _ = build_study(tmp_path, 6, ("ours", "a", "b"), checks=0.5)
+    times = [study.picture(pair.left).stat().st_mtime_ns for pair in study.pairs]
+    assert times == sorted(times)  # not those of one opponent first, and checks last
 
 
 def test_names_are_other_ones_in_every_study_and_no_digest_of_the_picture(tmp_path: Path) -> None:

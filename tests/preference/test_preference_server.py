@@ -267,7 +267,7 @@ def test_a_vote_that_the_disk_refuses_is_no_vote(
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pixart.evaluation.preference.lines.os.fsync", refuse)
+    monkeypatch.setattr("pixart.evaluation.preference.log.os.fsync", refuse)
     assert voter.post("/vote", fields=fields)[0] == 503
     assert (server.booth.study.folder / "votes.jsonl").read_bytes() == before
     assert server.booth.done(server.passes.voter(voter.cookie.partition("=")[2])) == 1
@@ -342,3 +342,22 @@ def test_a_port_in_use_and_a_folder_that_is_no_study_are_one_line(
     assert main(["serve", str(tmp_path)]) == 2
     assert "must be a study" in capsys.readouterr().err
     assert main(["serve", str(built[0].folder), "--port", "70000"]) == 2
+
+
+def test_cookies_of_other_programs_hide_no_voter(server: Server) -> None:
+    voter = Voter(server)
+    fields = voter.begin() | {"quality": "left", "alignment": "tie"}
+    own = voter.cookie
+    for number, other in enumerate(['a[b]={"c":1}; ', 'a="unended; ', "\x7f=; ;;=; ", "x; "]):
+        voter.cookie = f"{other}{own}; =;"
+        changed = fields | {"quality": ("right", "left")[number % 2]}
+        assert voter.post("/vote", fields=changed) == (303, "/vote")
+    assert server.booth.tally()[:2] == (1, 1)
+
+
+def test_addresses_that_are_none_are_answered(server: Server) -> None:
+    voter = Voter(server)
+    fields = voter.begin() | {"quality": "left", "alignment": "tie"}
+    assert voter.ask("GET", "HTTP://[::1")[0] == 400
+    assert voter.post("/vote", fields=fields, Origin="http://[")[0] == 400
+    assert server.booth.tally()[0] == 0

@@ -13,7 +13,6 @@ from PIL import Image
 from test_trainer import QUICK, Toy
 
 from pixart.evaluation import metrics
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import (
     Context,
     Estimate,
@@ -25,6 +24,7 @@ from pixart.evaluation.metric import (
     SetMetric,
 )
 from pixart.evaluation.needs import Need
+from pixart.evaluation.store.entries import Entry
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import draw

@@ -18,7 +18,7 @@ from pixart.evaluation.networks.weighing import read_state, weights_digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 WEIGHTS = {
     "aesthetic": Need(
@@ -39,6 +39,7 @@ def head_in(name: str, path: Path) -> torch.nn.Sequential:
 class Aesthetic(PictureMetric):
     """name: "aesthetic" (version 2) or "aesthetic-v1". It does not read the prompt."""
 
+    reads_prompts = False
     source = "github.com/christophschuhmann/improved-aesthetic-predictor; github.com/LAION-AI/aesthetic-predictor"
 
     def __init__(self, name: str, context: Context) -> None:

@@ -27,26 +27,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.compbench_positions import OFFICIAL_SIDE, position_score, scale_of
-from pixart.evaluation.detections import Found
-from pixart.evaluation.entries import Prompt
+from pixart.evaluation.detecting.detections import Found
 from pixart.evaluation.judges.judge import check_probabilities, one_line
+from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET, lines_of
 from pixart.evaluation.judges.question import YES_OR_NO
 from pixart.evaluation.judges.shapes_objects import shapes_phrases, shapes_spatial
 from pixart.evaluation.metric import Context, Estimate, Score
+from pixart.evaluation.metrics.compbench_positions import OFFICIAL_SIDE, position_score, scale_of
 from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.metrics.judged import JudgedMetric, flag, shown
 from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.networks.clip import ClipImages, normalised_rows
-from pixart.evaluation.pooled import mean_of_means, pooled_mean
-from pixart.evaluation.questions import EMBEDDED_SET, lines_of
+from pixart.evaluation.statistics.pooled import mean_of_means, pooled_mean
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import digest, listed
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 ATTRIBUTE, SPATIAL, ACTION = ("color", "shape", "texture"), "spatial", "non-spatial"
 CATEGORIES = (*ATTRIBUTE, SPATIAL, ACTION, "complex")

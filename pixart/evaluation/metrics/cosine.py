@@ -8,13 +8,13 @@ import numpy as np
 
 from pixart.evaluation.metric import Estimate, Extractor, PictureMetric, Score
 from pixart.evaluation.networks.clip import Clip, normalised_rows
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
     from pixart.evaluation.needs import Need
+    from pixart.evaluation.store.entries import Entry
 
 CONTEXT = 77  # tokens that published CLIPs read
 

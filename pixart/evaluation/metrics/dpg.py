@@ -16,17 +16,17 @@ from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.judges.judge import likeliest
+from pixart.evaluation.judges.prompt_questions import Question
 from pixart.evaluation.metric import Context, Estimate, Score
 from pixart.evaluation.metrics.judged import by_kind, flag, shown
 from pixart.evaluation.metrics.tifa import QuestionMetric
-from pixart.evaluation.questions import Question
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry, Prompt
+    from pixart.evaluation.store.entries import Entry, Prompt
 
 GRID = "grid."  # parts of a picture of a grid are "grid.0.QUESTION"
 

@@ -14,10 +14,10 @@ from pixart.evaluation.distances import (
 )
 from pixart.evaluation.distances.blocks import BLOCKS
 from pixart.evaluation.distances.frechet import SIZES
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context, Features, Moments
 from pixart.evaluation.metrics.kernels import kid_estimate
 from pixart.evaluation.metrics.of_sets import FeatureMetric, estimate, groups
+from pixart.evaluation.statistics.estimate import Estimate
 
 STRAIGHT = 30_000  # pictures; the smallest subsets have 5,000 then, as in the paper
 ENOUGH = 10_000  # pictures; below, most of the number may be bias

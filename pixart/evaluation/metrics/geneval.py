@@ -14,21 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.detections import Detection, Found, Picture
-from pixart.evaluation.entries import Prompt
+from pixart.evaluation.detecting.detections import Detection, Found, Picture
+from pixart.evaluation.judges.prompt_questions import EMBEDDED_SET
 from pixart.evaluation.judges.shapes_objects import shapes_geneval
 from pixart.evaluation.metric import Context, Estimate, PictureMetric, Score
 from pixart.evaluation.metrics.judged import shown
 from pixart.evaluation.needs import Need
-from pixart.evaluation.pooled import mean_of_means, pooled_mean
-from pixart.evaluation.questions import EMBEDDED_SET
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
+from pixart.evaluation.statistics.pooled import mean_of_means, pooled_mean
+from pixart.evaluation.store.entries import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 COUNTING = "counting"
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9

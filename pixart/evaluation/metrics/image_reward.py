@@ -13,12 +13,12 @@ from pixart.evaluation.needs import Need, find_file, find_snapshot, open_file, s
 from pixart.evaluation.networks.image_reward import MEAN, STD, TOKENS, Reward
 from pixart.evaluation.networks.preparing import centre_cropped, normalised
 from pixart.evaluation.networks.weighing import weights_digest
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 WEIGHTS = Need(
     "ImageReward.pt",

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation.judges import Judge, open_judge
 from pixart.evaluation.metric import Context, Estimate, PictureMetric
 from pixart.evaluation.needs import Need
-from pixart.evaluation.pooled import pooled_mean
+from pixart.evaluation.statistics.pooled import pooled_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 NO_JUDGE = Need(
     "a judge",

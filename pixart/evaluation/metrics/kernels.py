@@ -12,9 +12,9 @@ from pixart.evaluation.distances import (
     maximum_mean_discrepancy,
 )
 from pixart.evaluation.distances.kernels import SIGMA, SUBSET_SEED, SUBSET_SIZE, SUBSETS
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Features, Moments
 from pixart.evaluation.metrics.of_sets import NORMAL, FeatureMetric, estimate, groups
+from pixart.evaluation.statistics.estimate import Estimate
 
 
 class Kid(FeatureMetric):

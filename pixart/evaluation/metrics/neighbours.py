@@ -8,11 +8,11 @@ import numpy as np
 
 from pixart.evaluation.distances import neighbourhoods
 from pixart.evaluation.distances.neighbours import MOST, OF_DENSITY, OF_PRECISION
-from pixart.evaluation.entries import Entry, Prompt
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Features, Moments
 from pixart.evaluation.metrics.of_sets import FeatureMetric, groups
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import mean_over_prompts
+from pixart.evaluation.store.entries import Entry, Prompt
 
 SEED = 0  # of which 10,000 pictures
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context, Features, Moments, SetMetric
 from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.networks import open_extractor
+from pixart.evaluation.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from pixart.evaluation.needs import Need

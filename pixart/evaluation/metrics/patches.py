@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixart.evaluation.distances import Sample, Target
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context, Extractor, Features, Moments
 from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.metrics.frechet import ENOUGH, as_estimate, biased, distance
 from pixart.evaluation.metrics.of_sets import FeatureMetric, groups
+from pixart.evaluation.statistics.estimate import Estimate
 from pixart.pictures import PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
     from pixart.evaluation.needs import Need
+    from pixart.evaluation.store.entries import Entry
 
 SCALES = {
     1: "",

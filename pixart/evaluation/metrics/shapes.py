@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.metric import Context, Estimate, PictureMetric, Score
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 from pixart.shapes.caption import KINDS, Statement, parse
 from pixart.shapes.checker import check
 from pixart.shapes.edges import CLEAN, STRAY
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 SOURCE = "pixart.shapes.checker"
 

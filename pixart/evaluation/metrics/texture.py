@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.metric import Context, PictureMetric, Score
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 LEVELS, PATCH = 64, 64  # grey levels, pixels of a patch's side
 DISTANCES = (1, 2, 3, 4)  # pixels
@@ -36,6 +36,7 @@ class Texture(PictureMetric):
     co-occurrences in bits, as its name says. texture-compression: bytes of pixels to bytes of JPEG, less
     for more detail. texture-slope: of the power spectrum, nearer to 0 for finer detail."""
 
+    reads_prompts = False
     source = "arXiv:2503.18352 and github.com/zhang0jhon/diffusion-4k, eval.py"
 
     def __init__(self, name: str, context: Context) -> None:

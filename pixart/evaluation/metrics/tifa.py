@@ -16,17 +16,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.judges.judge import check_probabilities, likeliest
+from pixart.evaluation.judges.prompt_questions import Question, Questions
 from pixart.evaluation.metric import Context, Estimate, Score
 from pixart.evaluation.metrics.judged import JudgedMetric, by_kind, shown
 from pixart.evaluation.needs import Need
-from pixart.evaluation.questions import Question, Questions
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 
 class QuestionMetric(JudgedMetric):

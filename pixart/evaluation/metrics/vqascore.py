@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation.judges.judge import check_probabilities, one_line
 from pixart.evaluation.metric import Estimate, Score
 from pixart.evaluation.metrics.judged import JudgedMetric, shown
-from pixart.evaluation.statistics import mean_over_prompts
+from pixart.evaluation.statistics.intervals import mean_over_prompts
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 TEMPLATE = "Does this figure show '{}'?"
 CHOICES = ("Yes", "No")

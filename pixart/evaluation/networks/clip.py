@@ -25,7 +25,7 @@ from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 # Extractors by name; the first is what OpenAI's and most papers' CLIP scores are made with.
 MODELS = {

@@ -21,7 +21,7 @@ from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 MODEL, SIDE, BATCH = "facebook/dinov2-large", 224, 32
 _OFFSET = 0.1  # of a patch: in the published code against rounding, and in all of its features

@@ -27,7 +27,7 @@ from pixart.weights import check_finite, check_loaded, errors_naming
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 _REHOSTED = "as safetensors also in huggingface.co/DiffSynth-Studio/ImageMetrics"
 WEIGHTS = {

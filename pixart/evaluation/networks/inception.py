@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from pixart.evaluation.entries import Entry
+    from pixart.evaluation.store.entries import Entry
 
 BATCH = 32
 WEIGHTS = Need(
     "pt_inception-2015-12-05-6726825d.pth",
-    "github.com/mseitzer/pytorch-fid, release fid_weights",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
     aliases=("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's name
 )

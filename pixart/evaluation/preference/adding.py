@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pixart.evaluation.preference.lines import appending
+from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Add
 from pixart.evaluation.preference.study import VOTES, Study, read_study
 from pixart.evaluation.preference.votes import Vote, check_line, read_votes

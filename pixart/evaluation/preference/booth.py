@@ -7,7 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
-from pixart.evaluation.preference.lines import Log
+from pixart.evaluation.preference.log import Log
 from pixart.evaluation.preference.study import QUESTIONS, Pair, Study
 from pixart.evaluation.preference.votes import (
     MAX_MS,

@@ -15,12 +15,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.preference.known import known_pictures
+from pixart.evaluation.preference.attention_checks import known_pictures
 from pixart.evaluation.preference.options import Build
 from pixart.evaluation.preference.sources import Source, open_sources
 from pixart.evaluation.preference.study import KEY, PICTURES, STUDY, VERSION
-from pixart.evaluation.prompt_files import read_prompts
+from pixart.evaluation.prompt_sets.files import read_prompts
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import check_writable, write_json, written_aside
 from pixart.progress import counted
 
@@ -167,9 +167,13 @@ def _write(
         return hmac.digest(secret, what.encode(), "sha256").hex()[:digits]
 
     (folder / PICTURES).mkdir(parents=True)
+    # Written in the order of their ids, which are random: the times of the files say nothing either, and
+    # checks lie anywhere.
+    ids = [named(f"pair {number}", 16) for number in range(len(planned))]
+    ordered = sorted(zip(ids, planned, strict=True), key=lambda two: two[0])
     pairs, answers = [], {}
-    for number, one in enumerate(counted(planned, "build", len(planned))):
-        pair, sides = named(f"pair {number}", 16), (one.left, one.right)
+    for pair, one in counted(ordered, "build", len(ordered)):
+        sides = (one.left, one.right)
         images = alike([sources[k].open(prompt) for k, prompt in sides], options.side)
         names = [f"{named(f'{pair} {side}', 32)}.jpg" for side in ("left", "right")]
         for name, image in zip(names, images, strict=True):
@@ -183,7 +187,6 @@ def _write(
             "left": left, "right": right, "prompt": one.prompt.id,
             "category": one.prompt.category, "check": one.check,
         }  # fmt: skip
-    pairs.sort(key=lambda pair: str(pair["id"]))  # ids are random: checks lie anywhere
     study = named("study", 16)
     write_json(folder / STUDY, {"version": VERSION, "study": study, "pairs": pairs}, indent=1)
     settings = {**asdict(options), "seed": seed, "prompts": str(options.prompts)}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.preference.bradley_terry import (
     ELO,
     check_connected,
@@ -13,8 +12,9 @@ from pixart.evaluation.preference.bradley_terry import (
     settled,
 )
 from pixart.evaluation.preference.study import Answer
-from pixart.evaluation.resampling import LEVEL, counts, interval, quantile_of_normal
-from pixart.evaluation.statistics import wilson
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import wilson
+from pixart.evaluation.statistics.resampling import LEVEL, counts, interval, quantile_of_normal
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pixart.evaluation.estimate import Estimate
-from pixart.evaluation.preference.lines import read_lines
+from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import JUDGEMENTS, QUESTIONS, SIDES, Study
-from pixart.evaluation.statistics import wilson
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import wilson
 from pixart.files import printable
 
 CHOICES = ("first", "second", "tie")

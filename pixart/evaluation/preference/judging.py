@@ -14,7 +14,7 @@ from pixart.evaluation.preference.judgements import (
     verdicts,
 )
 from pixart.evaluation.preference.judges import CheckerOfPairs, EndpointOfPairs, JudgeOfPairs
-from pixart.evaluation.preference.lines import appending
+from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Judge
 from pixart.evaluation.preference.study import (
     JUDGEMENTS,

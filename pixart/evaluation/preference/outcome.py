@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.preference.games import Fitted, fit_games, games_of
 from pixart.evaluation.preference.judgements import Verdicts, read_judgements, verdicts
 from pixart.evaluation.preference.options import Fit
@@ -18,7 +17,8 @@ from pixart.evaluation.preference.study import (
     Study,
 )
 from pixart.evaluation.preference.votes import Vote, read_votes
-from pixart.evaluation.statistics import cohen_kappa, krippendorff_alpha, wilson
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import cohen_kappa, krippendorff_alpha, wilson
 
 MOST_FAILED = 0.2  # of a voter's attention checks
 PEOPLE = "people"

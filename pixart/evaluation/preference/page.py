@@ -44,7 +44,8 @@ def write_page(options: Page) -> str:
     )
     write_bytes(output, content.encode())
     return (
-        f"{output}: {len(study.pairs)} pairs, {len(content) / 1e6:.1f} MB; votes.json goes to add"
+        f"{output}: {len(study.pairs)} pairs, {len(content) / 1e6:.1f} MB; what voters save, votes.json, "
+        "is taken in by `add`"
     )
 
 

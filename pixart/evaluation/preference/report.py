@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from pixart.evaluation.estimate import Estimate
 from pixart.evaluation.preference.options import Fit
 from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
+from pixart.evaluation.statistics.estimate import Estimate
 
 Row = Sequence[str]
 VERSION = 1  # of how votes become numbers
@@ -33,6 +33,12 @@ caption { text-align: left; color: var(--soft); padding-bottom: .35rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem 1rem .35rem 0; text-align: left;
   white-space: nowrap; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .25rem; }
+@media (max-width: 44rem) {
+  table, caption, tbody, tr { display: block; } thead { display: none; }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  td { display: grid; grid-template-columns: 8rem 1fr; border: 0; padding: .1rem 0; white-space: normal; }
+  td::before { content: attr(data-column); color: var(--soft); }
+}
 :focus-visible { outline: 3px solid #1f5fbf; outline-offset: 2px; }
 """
 
@@ -198,7 +204,8 @@ def as_html(results: Results, options: Fit) -> str:
     for name, columns, rows in tables(results):
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
         body = "\n".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+            f"<tr>{''.join(_named(*pair) for pair in zip(columns, row, strict=True))}</tr>"
+            for row in rows
         )
         parts.append(
             f'<h2>{name}</h2>\n<div class="wide" tabindex="0" role="region" aria-label="{name}"><table>'
@@ -224,6 +231,11 @@ def as_html(results: Results, options: Fit) -> str:
 </body>
 </html>
 """
+
+
+def _named(column: str, cell: str) -> str:
+    """A cell that says its column itself, for windows in which a row is a list."""
+    return f'<td data-column="{escape(column)}">{escape(cell)}</td>'
 
 
 def share(one: Estimate) -> str:

@@ -12,7 +12,6 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from pixart.command import one_line
 from pixart.evaluation.preference import pages
 from pixart.evaluation.preference.booth import Booth, Passes
-from pixart.evaluation.preference.lines import appending
+from pixart.evaluation.preference.log import appending
 from pixart.evaluation.preference.options import Serve
 from pixart.evaluation.preference.study import (
     QUESTIONS,
@@ -138,6 +137,14 @@ class Refusal(Exception):
         self.status, self.reason = status, reason
 
 
+def _parts(address: str, reason: str) -> Any:
+    """Of an address that a request names. Refusal for what is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise Refusal(400, reason) from None
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection, one request."""
 
@@ -172,9 +179,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, work: Any) -> None:
         try:
-            if not self.server.knows(self.headers.get("Host", "")):
+            hosts = self.headers.get_all("Host", [])
+            if len(hosts) != 1 or not self.server.knows(hosts[0]):
                 raise Refusal(421, "This server is not known by that name. Give it with --name.")
-            work(urlsplit(self.path))
+            work(_parts(self.path, "There is no such page."))
         except Refusal as refusal:
             self._send_page(pages.error(refusal.reason), refusal.status)
             self._drain()
@@ -219,9 +227,9 @@ class Handler(BaseHTTPRequestHandler):
         if url.path not in ("/vote", "/undo"):
             raise Refusal(404, "There is no such page.")
         form = self._form()
-        origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.headers.get("Host"):
-            raise Refusal(403, "This form came from another page.")
+        origin, other = self.headers.get("Origin"), "This form came from another page."
+        if origin is not None and _parts(origin, other).netloc != self.headers.get("Host"):
+            raise Refusal(403, other)
         ticket = self._ticket()
         if ticket is None:
             raise Refusal(403, "Votes need a cookie. Allow cookies for this page, and begin again.")
@@ -259,11 +267,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _ticket(self) -> str | None:
         """The pass that the browser has; None if it has none of ours."""
-        try:
-            cookies = SimpleCookie(self.headers.get("Cookie", ""))
-        except CookieError:
-            return None
-        value = cookies[self.server.cookie].value if self.server.cookie in cookies else ""
+        # Cookies of all programs of a machine come along, whatever they hold: one that no standard allows
+        # must not hide ours, as it does from http.cookies.
+        given = [one.partition("=") for one in self.headers.get("Cookie", "").split(";")]
+        values = [value.strip() for name, _, value in given if name.strip() == self.server.cookie]
+        value = values[0] if values else ""
         is_ours = len(value) == 32 and set(value) <= set("0123456789abcdef")
         return value if is_ours else None
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.folders import find_pictures
+from pixart.evaluation.store.entries import Prompt
+from pixart.evaluation.store.folders import find_pictures
 from pixart.files import listed, printable
 from pixart.pictures import open_rgb
 

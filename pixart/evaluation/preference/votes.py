@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pixart.evaluation.preference.lines import read_lines
+from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import ANSWERS, QUESTIONS, VOTES, Study
 from pixart.files import printable
 

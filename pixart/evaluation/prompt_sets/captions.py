@@ -3,7 +3,6 @@
 import random
 from pathlib import Path
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.prompt_sets.reading import (
     Read,
     as_object,
@@ -13,6 +12,7 @@ from pixart.evaluation.prompt_sets.reading import (
     read_json_object,
     text_of,
 )
+from pixart.evaluation.store.entries import Prompt
 
 COCO_PICTURE = "COCO_val2014_{:012d}.jpg"
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.prompt_sets.reading import (
     Read,
     as_object,
@@ -12,6 +11,7 @@ from pixart.evaluation.prompt_sets.reading import (
     text_lines,
     text_of,
 )
+from pixart.evaluation.store.entries import Prompt
 
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 COMPBENCH = ("color", "shape", "texture", "spatial", "non_spatial", "complex")

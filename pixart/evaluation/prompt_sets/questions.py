@@ -1,12 +1,10 @@
 """Sets whose prompts have questions about their pictures, or what is to be found in them: TIFA, DPG-Bench,
-GenEval and GenEval 2. The questions stand in meta["questions"], as pixart.evaluation.questions reads
-them."""
+GenEval and GenEval 2. The questions stand in meta["questions"], where judges/prompt_questions.py looks."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pixart.evaluation.entries import Prompt
 from pixart.evaluation.prompt_sets.reading import (
     Read,
     as_object,
@@ -20,6 +18,7 @@ from pixart.evaluation.prompt_sets.reading import (
     text_of,
     texts_of,
 )
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import listed
 
 _YES = ("yes", "no")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pixart.evaluation.entries import Prompt
-from pixart.evaluation.prompt_files import check_id
+from pixart.evaluation.prompt_sets.files import check_id
+from pixart.evaluation.store.entries import Prompt
 from pixart.files import listed, parse_json, printable, read_bounded
 
 MAX_BYTES = 2**28  # COCO's captions have 32 MB, MJHQ-30K's and TIFA's files 10

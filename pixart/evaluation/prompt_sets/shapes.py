@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pixart.evaluation.entries import Prompt
+from pixart.evaluation.store.entries import Prompt
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, sample_scene
 

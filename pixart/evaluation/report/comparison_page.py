@@ -1,10 +1,11 @@
 """What two evaluated folders differ in, as one page that needs no script, and as Markdown."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pixart.evaluation.comparing.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.metric import Estimate, Score
-from pixart.evaluation.pairing import OPEN, A, Change, Comparison
 from pixart.evaluation.report import numbers, readme
 from pixart.evaluation.report.columns import command_of, label, names_of, sentence
 from pixart.evaluation.report.figures import axis, scatter, strip
@@ -96,7 +97,7 @@ def _verdicts(comparison: Comparison) -> Html:
         if one.name in mains
     ]  # fmt: skip
     words = tag("p", "Of the same prompts. A verdict is given where the 95 % interval of the difference "
-                "leaves zero out.", class_="faint")  # fmt: skip
+                "leaves zero out and p is below 0.05.", class_="faint")  # fmt: skip
     return section("verdicts", "Verdicts", words,
                    tag("ul", joined(cards), class_="verdicts", role="list"))  # fmt: skip
 
@@ -232,7 +233,8 @@ def _notes(comparison: Comparison) -> Html:
 
 def commands(comparison: Comparison) -> list[str]:
     ours = dict.fromkeys(command_of(one) for one in (comparison.a, comparison.b))
-    return [*ours, f"python -m pixart.evaluate compare {comparison.a.name} {comparison.b.name}"]
+    folders = shlex.join(str(one.path) for one in (comparison.a, comparison.b))
+    return [*ours, f"python -m pixart.evaluate compare {folders}"]
 
 
 def _again(comparison: Comparison) -> Html:

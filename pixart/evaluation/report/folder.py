@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pixart.evaluation.entries import Entry, Prompt
 from pixart.evaluation.metric import Estimate, Score
-from pixart.evaluation.prompt_files import read_prompts
-from pixart.evaluation.results import ERRORS, IMAGES, PROMPTS, RESULTS, Folder, open_folder
+from pixart.evaluation.prompt_sets.files import read_prompts
+from pixart.evaluation.running.results import ERRORS, IMAGES, PROMPTS, RESULTS, Folder, open_folder
+from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import parse_json, read_bounded
 
 MAX_LINES = 2**30  # bytes of a file of lines

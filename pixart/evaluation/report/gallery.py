@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from pixart.evaluation.entries import Entry
 from pixart.evaluation.metric import Score
 from pixart.evaluation.report import numbers
 from pixart.evaluation.report.markup import Html, joined, quoted, shortened, tag
+from pixart.evaluation.store.entries import Entry
 from pixart.pictures import PictureError, open_rgb
 
 SHOWN = 12

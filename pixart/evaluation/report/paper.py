@@ -1,5 +1,5 @@
-"""A paper's table and ours, as pixart.evaluation.published left them in results.json: what is beside what,
-whether both were made in the same way, and what says no."""
+"""A paper's table and ours, as `protocols.published` left them in results.json: what is beside
+what, whether both were made in the same way, and what says no."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

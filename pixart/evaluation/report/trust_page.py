@@ -13,7 +13,7 @@ from pixart.evaluation.report.markup import Html, document, joined, section, tag
 from pixart.evaluation.report.markup import table as html_table
 from pixart.evaluation.report.readme import table, words
 from pixart.evaluation.report.writing import PAGE, PLOTS, README, file_name, write_plots
-from pixart.evaluation.wrong_facts import Pair
+from pixart.evaluation.trust.wrong_facts import Pair
 from pixart.files import write_bytes
 
 Block = Mapping[str, Any]
@@ -189,7 +189,7 @@ def _examples(pairs: Sequence[Pair]) -> Html:
                 (pair.other_picture, pair.other_caption),
             )
         ]
-        items.append(tag("li", tag("div", joined(shots), class_="both"), pair.kind))
+        items.append(tag("li", tag("strong", pair.kind), tag("div", joined(shots), class_="both")))
     return tag("ul", joined(items), class_="pairs", role="list")
 
 
@@ -201,10 +201,11 @@ def _shot(picture: Any, text: str) -> Html:
     image = Image.fromarray(picture)
     image.save(file, "PNG")
     content = base64.b64encode(file.getvalue()).decode()
-    return tag(
+    drawn = tag(
         "img",
         src=f"data:image/png;base64,{content}",
         alt=text,
         width=image.width,
         height=image.height,
     )
+    return tag("span", drawn, class_="shot")

@@ -1,0 +1,1 @@
+"""Which of two evaluated folders is better."""

@@ -1,0 +1,1 @@
+"""What is in a picture, and where, for GenEval and T2I-CompBench."""

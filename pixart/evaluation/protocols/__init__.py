@@ -1,0 +1,1 @@
+"""Protocols: what decides a number, and a paper's numbers beside ours."""

@@ -1,0 +1,1 @@
+"""Draws, scores, and writes results."""

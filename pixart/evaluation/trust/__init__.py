@@ -1,0 +1,1 @@
+"""Which metric notices which kind of error, against the exact checker."""
