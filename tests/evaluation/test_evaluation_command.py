@@ -1,6 +1,7 @@
 """`python -m pixart.evaluate`: exit codes, what is printed, and folders as people have them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from shapes_pictures import write_lines, write_scenes
 
 from pixart.evaluate import main
+from pixart.evaluation.running.drawing import is_whole
 from pixart.evaluation.running.results import open_folder
 
 TINY = ["--count", "5", "--size", "64", "--steps", "1", "--device", "cpu"]
@@ -199,6 +201,28 @@ def test_weights_that_are_not_what_was_published_are_a_failure(tmp_path: Path, c
     printed = capsys.readouterr()
     assert {row["verdict"] for row in json.loads(printed.out)["checks"]} == {"fail", "not checked"}
     assert "is not what was published: Inception" in printed.err
+
+
+def test_a_metric_that_is_scored_again_makes_no_other_results(tmp_path: Path) -> None:
+    write_scenes(tmp_path, 4)
+    assert _score(tmp_path, metrics="shapes,shapes-edges") == 0
+    before = open_folder(tmp_path / "out").results
+    assert main(["score", "shapes", "--output", str(tmp_path / "out")]) == 0
+    after = open_folder(tmp_path / "out").results
+    assert [*after["metrics"]] == ["shapes", "shapes-edges"]
+    assert after["metrics"] == before["metrics"]
+    assert after["protocol"]["id"] == before["protocol"]["id"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_a_missing_picture_and_nobody_waits(tmp_path: Path, capsys: Any) -> None:
+    write_scenes(tmp_path, 2)
+    picture = next((tmp_path / "images").glob("*/0000.png"))
+    picture.unlink()
+    os.mkfifo(picture)
+    assert _score(tmp_path) == 1
+    assert "1 of 2 pictures are missing" in capsys.readouterr().err
+    assert not is_whole(picture)
 
 
 def test_under_torchrun_the_first_process_alone_prints(

@@ -75,6 +75,15 @@ def test_whatever_stands_in_results_json_is_shown_or_refused(tmp_path: Path) -> 
     assert refused > 60
 
 
+def test_a_metric_with_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    folder = evaluated.build(tmp_path / "a")
+    results = evaluated.results_of(folder)
+    results["metrics"]["w" * 100_000] = results["metrics"]["clip"]
+    evaluated.write(folder, results)
+    with pytest.raises(ValueError, match="metrics must have names and versions of at most 200"):
+        write_report([folder])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("changes", None), ("resolved", 3), ("resolved", {"size": []}), ("prompts", "many"),

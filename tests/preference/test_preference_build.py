@@ -154,7 +154,8 @@ def test_a_study_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     [
         ({"used": 7}, "--count must be at most the 6 prompts there are, got 7"),
         ({"checks": 1.5}, "--checks must be a share from 0 to 1"),
-        ({"side": 2}, "--side must be at least 16"),
+        ({"side": 2}, "--side must be from 16"),
+        ({"side": 10**12}, "--side must be from 16 to 65,500 pixels, got 1,000,000,000,000"),
     ],
 )
 def test_what_cannot_be_built_is_refused(

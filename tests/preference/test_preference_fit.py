@@ -210,6 +210,9 @@ def test_what_cannot_be_fitted_is_refused(tmp_path: Path) -> None:
         p for p in study.pairs if "c" not in (key.answers[p.id].left, key.answers[p.id].right)
     )
     write_votes(study, [Vote(pair.id, "s" + "1" * 16, "left", "tie", None, 1, "test")])
+    for resamples in (0, 10**9):
+        with pytest.raises(ValueError, match="--resamples must be from 100 to 100,000"):
+            fit(Fit(study.folder, resamples=resamples))
     with pytest.raises(ValueError, match="people, quality: .* no pairs between the groups a, b; c"):
         fit(Fit(study.folder))
     with pytest.raises(ValueError, match="--prior must be above 0"):

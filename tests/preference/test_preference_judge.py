@@ -260,7 +260,9 @@ def test_a_model_that_is_not_here_is_exit_code_3_and_nothing_is_fetched(
     [
         ([], "--model must be given"),
         (["--judge", "checker", "--model", "x"], "--judge stands alone"),
-        (["--model", "x", "--workers", "0"], "must be at least 1"),
+        (["--model", "x", "--workers", "0"], "--workers must be from 1 to 256, got 0"),
+        (["--model", "x", "--workers", "1000000000"], "--workers must be from 1 to 256"),
+        (["--model", "x", "--max-tokens", "-1"], "--max-tokens must be from 1 to"),
         (["--model", "x", "--endpoint", "localhost"], "must begin with http"),
     ],
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 300  # as the paper's study had
 QUALITY = 95  # of JPEG: its blocks are not seen, and PNG would tell sizes of hundreds of MB
+MOST_SIDE = 65_500  # of a JPEG
 PADDING = (128, 128, 128)
 
 
@@ -71,8 +72,8 @@ def build(options: Build) -> str:
 def _check(options: Build) -> None:
     if not 0 <= options.checks <= 1:
         raise ValueError(f"--checks must be a share from 0 to 1, got {options.checks:g}")
-    if options.side < 16:
-        raise ValueError(f"--side must be at least 16 pixels, got {options.side}")
+    if not 16 <= options.side <= MOST_SIDE:
+        raise ValueError(f"--side must be from 16 to {MOST_SIDE:,} pixels, got {options.side:,}")
     if options.count is not None and options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
     if options.output.exists() and not options.output.is_dir():

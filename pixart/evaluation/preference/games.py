@@ -16,6 +16,8 @@ from pixart.evaluation.statistics.estimate import Estimate
 from pixart.evaluation.statistics.intervals import wilson
 from pixart.evaluation.statistics.resampling import LEVEL, counts, interval, quantile_of_normal
 
+MOST_RESAMPLES = 100_000
+
 
 @dataclass(frozen=True)
 class Games:
@@ -105,8 +107,10 @@ def fit_games(games: Games, *, prior: float, resamples: int, seed: int) -> Fitte
         raise ValueError("there must be votes, there are none")
     if not 0 < prior < np.inf:
         raise ValueError(f"--prior must be above 0, got {prior:g}")
-    if resamples < 100:
-        raise ValueError(f"--resamples must be at least 100, got {resamples}")
+    if not 100 <= resamples <= MOST_RESAMPLES:
+        raise ValueError(
+            f"--resamples must be from 100 to {MOST_RESAMPLES:,}, which all are in memory, got {resamples:,}"
+        )
     whole = games.wins()[0]
     met = whole + whole.T > 0
     check_connected(met, games.models)

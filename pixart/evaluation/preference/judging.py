@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Task = tuple[Pair, str, str]  # with the order, and the digest of what is asked
 
+MOST_WORKERS, MOST_TOKENS = 256, 1_000_000
+
 
 def judge(options: Judge) -> str:
     """Judge what has not been; returns a sentence with the share of flips. RuntimeError at the end if some
@@ -68,11 +70,10 @@ def _tasks(study: Study, judge: JudgeOfPairs) -> Iterator[Task]:
 
 def open_judge(options: Judge) -> JudgeOfPairs:
     """By the options. ValueError for none, or for several."""
-    if options.workers < 1 or options.max_tokens < 1:
-        raise ValueError(
-            f"--workers and --max-tokens must be at least 1, got {options.workers} and "
-            f"{options.max_tokens}"
-        )
+    for name, most in (("workers", MOST_WORKERS), ("max_tokens", MOST_TOKENS)):
+        if not 1 <= (given := getattr(options, name)) <= most:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be from 1 to {most:,}, got {given:,}")
     if options.judge is not None:
         if options.model is not None or options.endpoint is not None:
             raise ValueError("--judge stands alone, got --model or --endpoint with it")

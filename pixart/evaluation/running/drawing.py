@@ -230,6 +230,8 @@ class Drawing:
 def is_whole(path: Path) -> bool:
     """Whether a picture is there to its end; its pixels are not read."""
     try:
+        if not path.is_file():  # to open a named pipe may take for ever
+            return False
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - len(_END)))

@@ -204,7 +204,9 @@ def score(
     reference_digest = (
         against.digest if against else before.get("protocol", {}).get("reference_digest")
     )
-    blocks = {**_kept_blocks(before, reference_digest, blocks), **blocks}
+    # In the order of before: a metric that is scored again makes no other protocol.
+    stay = {**_kept_blocks(before, reference_digest, blocks), **blocks}
+    blocks = {name: stay[name] for name in {**before.get("metrics", {}), **stay} if name in stay}
     protocol = pictures.protocol.changed(metrics=[*blocks])
     record = {**pictures.record, **protocol.record()}
     record["reference_digest"] = reference_digest

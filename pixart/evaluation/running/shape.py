@@ -10,6 +10,7 @@ from pixart.files import CheckpointError, printable
 Kind = Callable[
     [str, Any], None
 ]  # the place, and what stands there; ValueError if it is another kind
+MOST_NAME = 200  # bytes of a metric's, with its version
 MOST = 2**53  # of a whole number: beyond, JSON's readers round
 
 
@@ -151,6 +152,19 @@ _METRIC = _fields(
         "categories": _or_null(_every(_every(_NUMBER))), "paper": _or_null(_every(_PAPER)),
     },
 )  # fmt: skip
+
+
+def _metrics(place: str, value: Any) -> None:
+    """Their scores lie in folders of their names: what is too long for one is nobody's."""
+    _every(_METRIC)(place, value)
+    for name, one in value.items():
+        if len(f"{name}{one.get('version', '')}".encode()) > MOST_NAME:
+            raise ValueError(
+                f"{place} must have names and versions of at most {MOST_NAME} bytes, got "
+                f"{printable(name, 80)}"
+            )
+
+
 _COLUMN = _fields(
     {
         "name": _text, "ours": _or_null(_NUMBER), "paper": _END, "higher_is_better": _truth,
@@ -168,7 +182,7 @@ _PROTOCOL = _fields(
     {}, {"id": _text, "name": _text, "prompts": _count, "images_per_prompt": _count}
 )
 _RESULTS = _fields(
-    {"metrics": _every(_METRIC), "protocol": _PROTOCOL},
+    {"metrics": _metrics, "protocol": _PROTOCOL},
     {
         "model": _or_null(_text), "weights": _or_null(_settings), "pictures": _count, "errors": _count,
         "paper": _or_null(_TABLE),

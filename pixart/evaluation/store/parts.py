@@ -45,8 +45,11 @@ class Row:
 
 
 def identity_of(path: Path) -> str | None:
-    """SHA-1 of the first 64 KiB, and the size: of another picture, another. None if it cannot be read."""
+    """SHA-1 of the first 64 KiB, and the size: of another picture, another. None if it cannot be read,
+    or is no file: a named pipe might never end."""
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             head = file.read(_HEAD)
             size = file.seek(0, 2)
