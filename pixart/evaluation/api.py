@@ -9,7 +9,7 @@ from typing import Any
 from pixart.evaluation.metric import PictureMetric, Score
 from pixart.evaluation.protocols.protocol import Use
 from pixart.evaluation.running.opening import Given, open_metrics
-from pixart.evaluation.running.results import open_folder
+from pixart.evaluation.running.results import distinct_names, open_folder
 from pixart.evaluation.running.run import Pictures, check_reference, score
 from pixart.evaluation.statistics.intervals import Difference, paired_difference
 from pixart.evaluation.store.entries import Entry
@@ -30,7 +30,8 @@ class Value:
 
 @dataclass(frozen=True)
 class Result:
-    """What `evaluate` found. values: by name; some metrics have several. results: as in results.json."""
+    """What `evaluate` found. values: by name; some metrics have several, "NAME of METRIC" where two have one
+    of the same name. results: as in results.json."""
 
     values: Mapping[str, Value]
     results: Mapping[str, Any]
@@ -94,10 +95,12 @@ def evaluate(
         kept = open_folder(folder)
         of_pictures = [one.name for one in opened if isinstance(one, PictureMetric)]
         scores = {name: kept.scores(name) for name in of_pictures}
+    blocks = {metric: block["values"] for metric, block in results["metrics"].items()}
     values = {
-        name: _value(value, {key: one.value for key, one in scores.get(name, {}).items()})
-        for block in results["metrics"].values()
-        for name, value in block["values"].items()
+        called: _value(
+            blocks[metric][name], {key: one.value for key, one in scores.get(name, {}).items()}
+        )
+        for (metric, name), called in distinct_names(blocks).items()
     }
     return Result(values, results, pictures.found.entries, scores)
 

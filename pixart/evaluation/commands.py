@@ -256,11 +256,12 @@ def check_weights(options: CheckWeights) -> Said:
 def said_of(results: Mapping[str, Any], output: Path) -> Said:
     """The numbers, a line each with its interval, the id of how they were made, and the paper's table."""
     from pixart.evaluation.protocols.published import table_text
+    from pixart.evaluation.running.results import distinct_names
 
+    blocks = {metric: block["values"] for metric, block in results["metrics"].items()}
     lines = [
-        f"{name}: {_number(value)} {block['unit']}".rstrip()
-        for block in results["metrics"].values()
-        for name, value in block["values"].items()
+        f"{called}: {_number(blocks[metric][name])} {results['metrics'][metric]['unit']}".rstrip()
+        for (metric, name), called in distinct_names(blocks).items()
     ]
     told = f"protocol {results['protocol']['id']}, {results['pictures']} pictures"
     errors = f", {results['errors']} left out" if results["errors"] else ""

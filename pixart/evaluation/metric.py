@@ -91,13 +91,15 @@ class Extractor:
 class Metric:
     """name: as the command line has it, with the variant ("fid-clean", "hpsv2.1"). version: other formulas
     or constants, another version; scores of two are never mixed. constants: everything that decides the
-    number, for people and for the protocol's id. unit: behind the number ("", "%", "x1000"). reads_prompts:
-    False lets a folder of pictures be scored whose prompts nobody knows.
+    number, for people and for the protocol's id. opposite: names of its numbers that are better
+    the other way than the metric's own. unit: behind the number ("", "%", "x1000"). reads_prompts: False
+    lets a folder of pictures be scored whose prompts nobody knows.
     """
 
     name: str
     version: str = "1"
     higher_is_better: bool = True
+    opposite: Sequence[str] = ()
     unit: str = ""
     source: str = ""  # paper and code that define it
     reads_prompts: bool = True

@@ -19,6 +19,7 @@ from pixart.evaluation.needs import MissingError
 from pixart.evaluation.protocols.protocol import Use
 from pixart.evaluation.running import opening as opening
 from pixart.evaluation.running.opening import Given
+from pixart.evaluation.running.results import distinct_names
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.pictures import open_rgb, picture_suffixes
 from pixart.shapes.caption import describe
@@ -108,12 +109,19 @@ class Measuring:
         if not self._metrics or rank() != 0 or len(images) < len(prompts):
             return {}
         pictures = _pictures(prompts, images)
-        values: dict[str, float] = {}
+        blocks = {}
         for metric in self._metrics:
             reference = self._reference if isinstance(metric, SetMetric) else None
-            for name, found in measure(metric, pictures, reference).items():
-                values |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+            blocks[metric.name] = measure(metric, pictures, reference)
             _release(metric)
+        values: dict[str, float] = {}
+        for (metric, name), called in distinct_names(blocks).items():
+            found = blocks[metric][name]
+            values |= {
+                called: found.value,
+                f"{called}/low": found.low,
+                f"{called}/high": found.high,
+            }
         return values
 
     @cached_property

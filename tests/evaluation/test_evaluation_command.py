@@ -90,6 +90,20 @@ def test_missing_pictures_fail_unless_they_are_allowed(tmp_path: Path, capsys: A
     assert ", 3 pictures, 1 left out: see" in capsys.readouterr().out
 
 
+def test_pictures_that_are_left_out_make_another_id_and_are_not_forgotten(tmp_path: Path) -> None:
+    write_scenes(tmp_path, 4)
+    assert _score(tmp_path) == 0
+    file = tmp_path / "out" / "results.json"
+    whole = json.loads(file.read_text())
+    (tmp_path / "images" / "00001" / "0000.png").unlink()
+    assert _score(tmp_path, "--allow-missing") == 0
+    part = json.loads(file.read_text())
+    assert "left_out" not in whole["metrics"]["shapes"]
+    assert part["metrics"]["shapes"]["left_out"] == 1
+    assert part["protocol"]["id"] != whole["protocol"]["id"]
+    assert (whole["errors"], part["errors"]) == (0, 1)
+
+
 def test_a_damaged_part_is_made_again_with_a_word(tmp_path: Path, capsys: Any) -> None:
     write_scenes(tmp_path, 4)
     assert _score(tmp_path) == 0

@@ -67,6 +67,19 @@ def test_what_is_lower_is_better_where_lower_is_better(tmp_path: Path) -> None:
     assert "Not paired" in one.difference.notes[0]
 
 
+def test_a_number_may_be_better_the_other_way_than_its_metric(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    for folder, value in ((a, 9.0), (b, 5.0)):
+        results = evaluated.results_of(folder)
+        number = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 30, "method": "m"}
+        values = results["metrics"]["clip"]["values"]
+        values |= {"clip-up": number, "clip-down": {**number, "higher_is_better": False}}
+        evaluated.write(folder, results)
+    found = compare(a, b)
+    assert (found["clip-up"].verdict, found["clip-up"].higher_is_better) == ("A better", True)
+    assert (found["clip-down"].verdict, found["clip-down"].higher_is_better) == ("B better", False)
+
+
 @pytest.mark.parametrize(("gap", "decided"), [(0.2, False), (0.4, True)])
 def test_fid_gaps_below_1_3_percent_are_inconclusive(
     gap: float, decided: bool, tmp_path: Path

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from seeded_weights import pictures, weights_of
 
 from pixart.evaluation.metric import Context
+from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.metrics.of_sets import FeatureMetric
 from pixart.evaluation.networks import open_extractor
 from pixart.evaluation.networks.inception import WEIGHTS
 from pixart.evaluation.networks.inception_network import network
@@ -129,6 +131,18 @@ def test_dinov2_prepares_pictures_as_dgm_eval_and_gives_the_published_features(
     features = extractor(prepared)
     assert features.shape[1] == extractor.width
     near(features, np.array(golden["features"]), 1e-5)
+
+
+def test_dinov2_of_another_size_has_another_name() -> None:
+    other = Context(CPU, options={"dinov2-model": "facebook/dinov2-small"})
+    assert open_extractor("dinov2", Context(CPU)).name == "dinov2"
+    assert open_extractor("dinov2", other).name == "dinov2-dinov2-small"
+    metric = open_metric("fd-dinov2", other)
+    assert isinstance(metric, FeatureMetric)
+    assert metric.constants["features"] == "dinov2-dinov2-small"
+    assert metric.notes() == (
+        "By features of dinov2-dinov2-small, not of dinov2: other numbers than published.",
+    )
 
 
 def test_dinov2_takes_the_class_token_behind_the_layer_norm(dinov2: Context) -> None:

@@ -67,6 +67,19 @@ def test_another_judge_and_another_constant_of_the_metric_are_reasons() -> None:
     ]
 
 
+def test_pictures_that_are_missing_are_a_reason() -> None:
+    metrics = {"fid": {"constants": SAME["fid"], "values": {}}}
+    protocol = {"set": "coco", "prompts": 30_000, "images_per_prompt": 1, "size": "256x256"}
+    whole = {"protocol": protocol, "model": "mine", "metrics": metrics}
+    part = {**whole, "metrics": {"fid": {**metrics["fid"], "left_out": 1_200}}}
+    for results, because in (
+        (whole, []),
+        (part, ["1,200 pictures are missing or cannot be scored"]),
+    ):
+        used = Used.of(results)
+        assert same_protocol(PROTOCOL, COLUMN, TABLE.rows[0], used) == (not because, because)
+
+
 def test_what_a_paper_leaves_open_is_no_difference_unless_the_file_says_so() -> None:
     protocol = replace(PROTOCOL, paper=replace(TABLE, stated=Stated()), differs=("a sentence",))
     used = Used(replace(STATED, steps=1), "mine", constants=SAME)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from pixart.evaluation.distances.reference import (
 )
 from pixart.evaluation.metric import Features, Moments, SetMetric
 from pixart.evaluation.metrics import open_metric
+from pixart.evaluation.networks import EXTRACTORS
 
 NAMES = ("fid-clean", "fid-pytorch", "fid-tf", "fd-dinov2", "kid", "cmmd", "precision-recall")
 
@@ -60,6 +62,17 @@ def test_every_metric_compares_by_any_network(name: str) -> None:
     assert any("By features of mean-colours" in note for note in next(iter(values.values())).notes)
     assert opened.compare(ours, real) == values
     opened.release()
+
+
+def test_other_weights_are_another_constant_and_so_another_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*NAMES, "patch-fd"):
+        before = open_metric(name, context(features="mean-colours")).constants
+        with monkeypatch.context() as patch:
+            patch.setitem(EXTRACTORS, "mean-colours", partial(MeanColours, salt="other weights"))
+            after = open_metric(name, context(features="mean-colours")).constants
+        assert {key for key in before if before[key] != after[key]} == {"weights"}, name
 
 
 def test_frechet_is_told_with_kid_before_it_where_pictures_are_few() -> None:
@@ -329,6 +342,12 @@ def test_sets_are_compared_from_folders_and_from_files(
     }
     assert {"fid-clean", "kid", "precision", "cmmd", "fd-dinov2"} <= set(by_folder.values)
     assert by_folder.values["kid"].low > 0  # darker than the real ones
+    # Every Fréchet distance has one of its own: none stands for another.
+    for name in ("fid-clean", "fid-pytorch"):
+        told = by_folder.results["metrics"][name]["values"]
+        for number in ("fid-infinity", "kid-x1000"):
+            assert by_folder.values[f"{number} of {name}"].mean == told[number]["value"]
+    assert not {"fid-infinity", "kid-x1000"} & set(by_folder.values)
 
 
 def test_categories_with_pictures_enough_are_compared_by_themselves(

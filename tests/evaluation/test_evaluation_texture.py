@@ -17,6 +17,7 @@ from pixart.evaluation.metrics.texture import (
     glcm_scores,
     spectral_slope,
 )
+from pixart.evaluation.running.results import block_of
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.shapes.scene import draw, sample_scene
 
@@ -133,3 +134,7 @@ def test_a_set_has_four_numbers_that_say_what_noise_does() -> None:
     assert list(found) == ["texture", "texture-entropy", "texture-compression", "texture-slope"]
     assert all("oise" in " ".join(one.notes) for one in found.values())
     assert found["texture"].value == pytest.approx(scores[0].value) and found["texture"].n == 12
+    block = block_of(metric(), found, {})
+    other = [name for name, one in block["values"].items() if "higher_is_better" in one]
+    assert block["higher_is_better"] and other == ["texture-compression"]
+    assert block["values"]["texture-compression"]["higher_is_better"] is False

@@ -168,7 +168,16 @@ def test_careless_voters_are_named_and_left_out(
         assert {(r["a"], r["b"], r["wins"], r["losses"]) for r in side["rates"]} == {
             ("ours", "theirs", 24, 0), ("ours", "others", 24, 0)
         }  # fmt: skip
-    assert values["left"]["n"] == 96 and values["seconds"] == 1.5
+    # 48 votes of both questions with one answer each: not 96 answers that know nothing of each other.
+    assert values["left"]["n"] == 48 and values["seconds"] == 1.5
+    for place in (out, (study.folder / "README.md").read_text()):
+        assert values["protocol"] in place
+    assert values["protocol"].startswith("preference/")
+    other = json.loads(json.dumps(values["settings"])) | {"prior": 0.2}
+    assert main(["fit", str(study.folder), "--resamples", "200", "--prior", "0.2"]) == 0
+    again = json.loads((study.folder / "fit.json").read_text())
+    assert again["settings"] == other and again["protocol"] != values["protocol"]
+    assert main(["fit", str(study.folder), "--resamples", "200"]) == 0
     (alpha, _) = values["agreement"]
     assert alpha["measure"] == "Krippendorff's alpha" and alpha["estimate"]["value"] == 1
     first = (

@@ -55,6 +55,8 @@ def test_a_judge_that_always_says_first_gives_ties_and_flips_always(
     values = json.loads((study.folder / "fit.json").read_text())
     for side in values["results"]:
         assert side["flip_rate"] == 1 and side["usable"] is False
+        assert side["flipped"]["value"] == side["flipped"]["high"] == 1
+        assert 0.5 < side["flipped"]["low"] < 1 and side["flipped"]["n"] == len(study.pairs)
         assert {(r["wins"], r["ties"], r["losses"]) for r in side["rates"]} == {(0, 5, 0)}
     assert "unusable" in (study.folder / "report.html").read_text()
 

@@ -190,13 +190,10 @@ def _numbers(
             difference = _paired(a, b, scores, part, (ours, theirs))
         if difference is None:
             difference = _of_sets(a, b, one, name, (ours, theirs), pair_sets)
-        words = verdict(
-            difference, one.higher_is_better, difference.p, (name, ours.value, theirs.value)
-        )
+        higher = one.higher_is_better != (name in one.opposite)
+        words = verdict(difference, higher, difference.p, (name, ours.value, theirs.value))
         difference = _with_gap(difference, name, ours.value, theirs.value)
-        found.append(
-            Change(name, one.name, one.unit, one.higher_is_better, ours, theirs, difference, words)
-        )
+        found.append(Change(name, one.name, one.unit, higher, ours, theirs, difference, words))
     return found
 
 

@@ -24,6 +24,7 @@ MOST_TOKENS = 512  # of a question; theirs were cut at 35, which is more than mo
 class BlipJudge(NetworkJudge):
     """BLIP-VQA; a question has at most MOST_TOKENS tokens."""
 
+    precision = "fp32"
     kind = f"blip-vqa-{VERSION}"
 
     def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
@@ -74,11 +75,15 @@ class BlipJudge(NetworkJudge):
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
+            import torch
+
             folder = open_snapshot("judge", self.name, self.context)
             with importing():
                 from transformers import BlipForQuestionAnswering, BlipProcessor
             with silenced():
-                model = BlipForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+                model = BlipForQuestionAnswering.from_pretrained(
+                    folder, torch_dtype=torch.float32, local_files_only=True
+                )
                 processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
             self._opened = processor, model.eval().to(self.context.device)
         return self._opened

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.evaluation.judges.judge import check_question, one_line
 from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
 from pixart.evaluation.judges.network import NetworkJudge
+from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import open_snapshot
 from pixart.libraries import importing, silenced
 
@@ -28,6 +29,10 @@ class ChatJudge(NetworkJudge):
     """A chat model that is shown pictures."""
 
     kind = f"chat-{VERSION}"
+
+    def __init__(self, name: str, context: Context) -> None:
+        super().__init__(name, context)
+        self.precision = "bf16" if context.device.type == "cuda" else "fp32"
 
     def answer(self, image: "Image", question: str, choices: Sequence[str]) -> Mapping[str, float]:
         return self.answer_about([{"type": "image", "image": image}], question, choices)
@@ -58,7 +63,7 @@ class ChatJudge(NetworkJudge):
             import torch
 
             folder = open_snapshot("judge", self.name, self.context)
-            dtype = torch.bfloat16 if self.context.device.type == "cuda" else torch.float32
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
             options = {"local_files_only": True, "trust_remote_code": False}
             with importing():  # opening imports what the model is of, too
                 from transformers import AutoModelForImageTextToText, AutoProcessor

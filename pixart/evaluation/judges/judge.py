@@ -18,8 +18,11 @@ ROUNDING = 1e-4  # of probabilities that were added up in single precision
 class Judge:
     """id: of the judge and how it is asked, as a metric's constants hold it; other weights or another
     way to ask, another id. digest: hexadecimal, of the weights where they are on this machine, "" for a
-    server, whose weights nobody can see.
+    server, whose weights nobody can see. precision: of a network that runs here, "fp32" or "bf16",
+    whose probabilities differ in the third digit; "" where none does.
     """
+
+    precision: str = ""
 
     @property
     def id(self) -> str:

@@ -34,6 +34,7 @@ from pixart.evaluation.judges.question import YES_OR_NO
 from pixart.evaluation.judges.shapes_objects import shapes_phrases, shapes_spatial
 from pixart.evaluation.metric import Context, Estimate, Score
 from pixart.evaluation.metrics.compbench_positions import OFFICIAL_SIDE, position_score, scale_of
+from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.metrics.judged import JudgedMetric, flag, shown
 from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.networks.clip import ClipImages, normalised_rows
@@ -95,7 +96,7 @@ class CompBench(JudgedMetric):
             values |= {"confidence": CONFIDENCE, "side": OFFICIAL_SIDE, "distance": 150}
             values["official_quirks"] = self.has_quirks
         if self._wants(ACTION, "complex"):
-            values["clip"] = CLIP
+            values |= {"clip": CLIP, "clip_weights": digest_of(self._clip)}
         return values
 
     def needs(self) -> Sequence[Need]:

@@ -37,7 +37,10 @@ class JudgedMetric(PictureMetric):
     def constants(self) -> Mapping[str, Any]:
         if self._judge is None:
             return {"judge": None}
-        return {"judge": self._judge.id, "judge_weights": self._judge.digest}
+        values = {"judge": self._judge.id, "judge_weights": self._judge.digest}
+        if self._judge.precision:
+            values["judge_precision"] = self._judge.precision
+        return values
 
     def needs(self) -> Sequence[Need]:
         return [NO_JUDGE] if self._judge is None else self._judge.needs()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pixart.evaluation.metric import Context, Features, Moments, SetMetric
+from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.networks import open_extractor
 from pixart.evaluation.statistics.estimate import Estimate
 
@@ -38,7 +39,11 @@ class FeatureMetric(SetMetric):
 
     @property
     def constants(self) -> Mapping[str, Any]:
-        return {"features": self.extractor.name, "category_pictures": self.category_pictures}
+        return {
+            "features": self.extractor.name,
+            "weights": digest_of(self.extractor),
+            "category_pictures": self.category_pictures,
+        }
 
     def needs(self) -> "Sequence[Need]":
         return self.extractor.needs()

@@ -14,6 +14,7 @@ import numpy as np
 
 from pixart.evaluation.distances import Sample, Target
 from pixart.evaluation.metric import Context, Extractor, Features, Moments
+from pixart.evaluation.metrics.cosine import digest_of
 from pixart.evaluation.metrics.frechet import ENOUGH, as_estimate, biased, distance
 from pixart.evaluation.metrics.of_sets import FeatureMetric, groups
 from pixart.evaluation.statistics.estimate import Estimate
@@ -101,6 +102,7 @@ class PatchFrechet(FeatureMetric):
     def constants(self) -> Mapping[str, Any]:
         return {
             "features": self._inner.name,
+            "weights": digest_of(self._inner),
             "category_pictures": self.category_pictures,
             "side": self._side,
             "grid": list(GRID),

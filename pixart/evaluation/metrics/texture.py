@@ -41,6 +41,7 @@ class Texture(PictureMetric):
 
     def __init__(self, name: str, context: Context) -> None:
         self.name = name
+        self.opposite = (f"{name}-compression",)
 
     @property
     def constants(self) -> Mapping[str, Any]:

@@ -31,8 +31,9 @@ class Dinov2(Extractor):
     """Pictures are squashed to 224 pixels, where transformers' own processor would crop them."""
 
     def __init__(self, name: str, context: Context) -> None:
-        self.name, self._context = name, context
-        self.model = context.options.get("dinov2-model", MODEL)
+        self.model, self._context = context.options.get("dinov2-model", MODEL), context
+        # Of another size it is not what papers mean by FD-DINOv2: its name says so, and notes go by that.
+        self.name = name if self.model == MODEL else f"{name}-{Path(self.model).name}"
         self._network: Any = None
 
     def needs(self) -> Sequence[Need]:

@@ -29,4 +29,8 @@ def fit(options: Fit) -> str:
     write_bytes(study.folder / "README.md", as_markdown(results, options).encode())
     write_bytes(study.folder / "report.html", as_html(results, options).encode())
     write_json(study.folder / "fit.json", values, indent=1)
-    return json.dumps(values, indent=1, ensure_ascii=False) if options.json else as_text(results)
+    return (
+        json.dumps(values, indent=1, ensure_ascii=False)
+        if options.json
+        else as_text(results, options)
+    )

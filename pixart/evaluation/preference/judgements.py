@@ -14,6 +14,8 @@ from typing import Any
 
 from pixart.evaluation.preference.log import read_lines
 from pixart.evaluation.preference.study import JUDGEMENTS, QUESTIONS, SIDES, Study
+from pixart.evaluation.statistics.estimate import Estimate
+from pixart.evaluation.statistics.intervals import wilson
 from pixart.files import short
 
 CHOICES = ("first", "second", "tie")
@@ -58,6 +60,13 @@ class Verdicts:
     @property
     def flip_rate(self) -> float:
         return self.flips / len(self.sides) if self.sides else 0.0
+
+    @property
+    def flipped(self) -> Estimate | None:
+        """The flip rate with its interval, None where no pair was judged in both orders."""
+        if not (n := len(self.sides)):
+            return None
+        return Estimate(self.flip_rate, *wilson(self.flips, n), n, "Wilson")
 
     @property
     def is_usable(self) -> bool:

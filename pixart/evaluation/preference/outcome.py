@@ -177,11 +177,16 @@ def _agreement(between: str, question: str, measure: str, compute: Any) -> Agree
 
 
 def _left(votes: Sequence[Vote], options: Fit) -> Estimate | None:
-    chosen = [answer for vote in votes for q in QUESTIONS if (answer := getattr(vote, q)) in SIDES]
-    if not chosen:
+    """n: votes. The two answers of a vote are mostly the same, so that a vote counts once, by their mean."""
+    shares = []
+    for vote in votes:
+        chosen = [answer for q in QUESTIONS if (answer := getattr(vote, q)) in SIDES]
+        if chosen:
+            shares.append(chosen.count("left") / len(chosen))
+    if not shares:
         return None
-    count = chosen.count("left")
-    return Estimate(count / len(chosen), *wilson(count, len(chosen)), len(chosen), "Wilson")
+    n, count = len(shares), math.fsum(shares)
+    return Estimate(count / n, *wilson(count, n), n, "Wilson")
 
 
 def finite(value: float | None) -> float | None:

@@ -1,5 +1,7 @@
 """The results of a study for people and programs: fit.json, README.md, report.html, the terminal."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -9,6 +11,7 @@ from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
 from pixart.evaluation.statistics.estimate import Estimate
 
 Row = Sequence[str]
+VERSION = 1  # of how votes become numbers
 ALT = "bars: how often the first model is preferred to each other one, by people and judges"
 CAPTIONS = {
     "Win rates": "How often the first of two models was preferred, with its 95 % interval",
@@ -48,7 +51,8 @@ def as_dict(results: Results, options: Fit) -> dict[str, Any]:
         for v in results.voters
     ]  # fmt: skip
     return {
-        "version": 1,
+        "version": VERSION,
+        "protocol": protocol_id(results, options),
         "study": results.study.id,
         "models": list(results.key.models),
         "settings": {"prior": options.prior, "resamples": options.resamples, "seed": options.seed},
@@ -79,12 +83,21 @@ def _side_dict(side: Side) -> dict[str, Any]:
         values |= {
             "pairs": len(side.verdicts.sides),
             "flip_rate": side.verdicts.flip_rate,
+            "flipped": estimate_dict(side.verdicts.flipped),
             "usable": side.is_usable,
         }
     return values
 
 
-def as_text(results: Results) -> str:
+def protocol_id(results: Results, options: Fit) -> str:
+    """ "preference/HEX8": of the study, which is of its pictures and questions, and of all options that
+    decide a number. Two results with one id differ in votes and judgements alone."""
+    settings = {"prior": options.prior, "resamples": options.resamples, "seed": options.seed}
+    text = json.dumps({"version": VERSION, "study": results.study.id, **settings}, sort_keys=True)
+    return f"preference/{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def as_text(results: Results, options: Fit) -> str:
     """For the terminal: what was won, and who was left out."""
     lines = [
         f"{side.by}, {side.question}: {one.a} over {one.b} {share(one.rate)}, n {one.rate.n}"
@@ -92,7 +105,8 @@ def as_text(results: Results) -> str:
         for one in side.fitted.rates
         if one.a == results.key.models[0]
     ]
-    return "\n".join([*lines, *notes(results), f"see {results.study.folder}/report.html"])
+    told = f"protocol {protocol_id(results, options)}: see {results.study.folder}/report.html"
+    return "\n".join([*lines, *notes(results), told])
 
 
 def notes(results: Results) -> list[str]:
@@ -103,12 +117,12 @@ def notes(results: Results) -> list[str]:
         if not v.is_attentive
     ]
     for side in results.sides:
-        if side.verdicts is not None:
+        if side.verdicts is not None and (flipped := side.verdicts.flipped) is not None:
             of, pairs = len(side.verdicts.sides), len(results.study.pairs)
             unusable = "" if side.is_usable else ": unusable, it judges the place"
             found.append(
                 f"{side.by}, {side.question}: {of} of {pairs} pairs judged in both orders, another answer "
-                f"in the other order for {100 * side.verdicts.flip_rate:.0f} %{unusable}"
+                f"in the other order for {share(flipped)}{unusable}"
             )
     if results.left is not None:
         found.append(f"people chose the left picture in {share(results.left)} of what was no tie")
@@ -158,6 +172,8 @@ def tables(results: Results) -> Iterable[tuple[str, Row, Sequence[Row]]]:
 def explanation(results: Results, options: Fit) -> list[str]:
     """How the numbers were made."""
     return [
+        f"Protocol {protocol_id(results, options)}: of the study, --prior {options.prior:g}, --resamples "
+        f"{options.resamples} and --seed {options.seed}.",
         "Brackets are 95 % intervals: the widest of those by resampling prompts, by resampling voters where "
         "there are several, and of Wilson's for win rates or Agresti and Coull's for strengths.",
         f"Points: Bradley and Terry's model, a tie as half a win each, {options.prior:g} games added between "

@@ -29,12 +29,14 @@ _WORDS = {
 @dataclass(frozen=True)
 class Used:
     """What was done. done: as `Stated`, and with all that is known. model: as it was named. kv_compress:
-    see `kv_words`; None where it is not known. constants: of each metric."""
+    see `kv_words`; None where it is not known. constants: of each metric. left_out: by metric, how many
+    pictures its numbers are not of."""
 
     done: Stated
     model: str
     kv_compress: str | None = None
     constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> "Used":
@@ -58,7 +60,9 @@ class Used:
             judge=judges[0] if judges else None,
             **known,
         )
-        return cls(done, str(results.get("model", "")), protocol.get("kv_compress"), constants)
+        left_out = {name: one["left_out"] for name, one in metrics.items() if one.get("left_out")}
+        model = str(results.get("model", ""))
+        return cls(done, model, protocol.get("kv_compress"), constants, left_out)
 
 
 def kv_words(compression: KVCompression | None) -> str:
@@ -111,6 +115,8 @@ def same_protocol(
             because.append(
                 f"{name} of {column.metric} is {constants.get(name)}, the table's is {theirs}"
             )
+    if left_out := used.left_out.get(column.metric, 0):
+        because.append(f"{left_out:,} pictures are missing or cannot be scored")
     because += _of_weights(row, used)
     because += [*column.differs, *protocol.differs]
     return not because, because

@@ -29,7 +29,7 @@ class Paper:
 @dataclass(frozen=True)
 class Judged:
     """A metric of results.json. values: by name, the metric's own under its name. categories: by
-    category, then by name. paper: by name."""
+    category, then by name. paper: by name. opposite: names of numbers that are better the other way."""
 
     name: str
     version: str
@@ -41,6 +41,7 @@ class Judged:
     values: Mapping[str, Estimate]
     categories: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     paper: Mapping[str, Paper] = field(default_factory=dict)
+    opposite: frozenset[str] = frozenset()
 
     @property
     def main(self) -> str:
@@ -162,7 +163,15 @@ def _judged(file: Path, name: str, stored: Mapping[str, Any]) -> Judged:
         values,
         categories,
         paper,
+        _opposite(stored),
     )
+
+
+def _opposite(stored: Mapping[str, Any]) -> frozenset[str]:
+    """Numbers that say themselves which way is better, and not as the metric does."""
+    usual = bool(stored.get("higher_is_better", True))
+    values = (stored.get("values") or {}).items()
+    return frozenset(name for name, one in values if one.get("higher_is_better", usual) != usual)
 
 
 def _estimates(where: str, stored: Mapping[str, Any]) -> dict[str, Estimate]:

@@ -94,8 +94,10 @@ def compares_sets(metrics: Sequence[Metric]) -> list[str]:
 
 
 def identities_of(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What decides the numbers of metrics, from their blocks of results.json."""
+    """What decides the numbers of metrics, from their blocks of results.json: how many pictures are left out
+    as well, of which no protocol says anything."""
+    names = ("version", "constants", "left_out")
     return {
-        name: {"version": block["version"], "constants": block["constants"]}
-        for name, block in blocks.items()
+        metric: {name: block[name] for name in names if name in block}
+        for metric, block in blocks.items()
     }

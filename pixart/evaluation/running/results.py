@@ -11,6 +11,7 @@ features/, scores/, reference/    parts, see pixart.evaluation.store.parts
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +43,9 @@ def block_of(
     metric: Metric,
     values: Mapping[str, Estimate],
     categories: Mapping[str, Mapping[str, Estimate]],
+    left_out: int = 0,
 ) -> dict[str, Any]:
-    """What results.json says of a metric."""
+    """What results.json says of a metric. left_out: pictures that its numbers are not of."""
     block: dict[str, Any] = {
         "version": metric.version,
         "unit": metric.unit,
@@ -53,12 +55,28 @@ def block_of(
         "source": metric.source,
         "values": {name: _numbers(one) for name, one in values.items()},
     }
+    for name in metric.opposite:
+        if name in values:
+            block["values"][name]["higher_is_better"] = not metric.higher_is_better
+    if left_out:
+        block["left_out"] = left_out
     if categories:
         block["categories"] = {
             category: {name: _numbers(one) for name, one in found.items()}
             for category, found in categories.items()
         }
     return block
+
+
+def distinct_names(blocks: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """What to call each (metric, name of a number) where those of several metrics stand together: its own
+    name, or "NAME of METRIC" where another metric has it too, as all FIDs have their fid-infinity."""
+    counts = Counter(name for names in blocks.values() for name in names)
+    return {
+        (metric, name): name if counts[name] == 1 or name == metric else f"{name} of {metric}"
+        for metric, names in blocks.items()
+        for name in names
+    }
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:

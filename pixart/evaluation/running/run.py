@@ -222,7 +222,7 @@ def score(
         "model": name or record.get("model") or before.get("model"),
         "weights": record.get("weights", {}),
         "pictures": scoring.pictures,
-        "errors": scoring.failed,
+        "errors": max(scoring.failed, *(one.get("left_out", 0) for one in blocks.values())),
         "metrics": blocks,
     }
     results = with_paper(protocol, results)

@@ -165,7 +165,8 @@ class Scoring:
             if category
         }
         whole = metric.reduce(entries, [by_key[entry.key] for entry in entries])
-        return block_of(metric, self._noted(whole, len(entries)), reduced)
+        left_out = len(self.found.entries) - len(entries)
+        return block_of(metric, self._noted(whole, left_out), reduced, left_out)
 
     def _compared(self, metric: SetMetric, features: "_Extracted") -> dict[str, Any]:
         assert features.theirs is not None
@@ -177,7 +178,8 @@ class Scoring:
             for category, sides in self._by_category(metric, ours, features.theirs)
         }
         metric.release()
-        return block_of(metric, self._noted(values, len(ours.keys)), categories)
+        left_out = len(self.found.entries) - len(ours.keys)
+        return block_of(metric, self._noted(values, left_out), categories, left_out)
 
     def _by_category(
         self, metric: SetMetric, ours: Features, theirs: "Features | Moments"
@@ -203,9 +205,8 @@ class Scoring:
             {"key": row.key, "metric": name, "error": row.error} for row in rows if row.error
         ]
 
-    def _noted(self, values: Mapping[str, Estimate], count: int) -> Mapping[str, Estimate]:
+    def _noted(self, values: Mapping[str, Estimate], left_out: int) -> Mapping[str, Estimate]:
         """With a note where pictures are left out."""
-        left_out = len(self.found.entries) - count
         if not left_out:
             return values
         note = f"{left_out} of {len(self.found.entries)} pictures are missing or cannot be scored."
