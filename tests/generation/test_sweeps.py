@@ -148,7 +148,7 @@ def test_comments_and_escapes_of_a_text_file() -> None:
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_quality_is_that_of_the_file(stub: StubPipeline, kind: str) -> None:
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
-    from pixart.generation import pictures
+    from pixart.pipeline import pictures
 
     assert main(["a cat", "--output", f"x.{kind}"]) == 0
     sizes = []

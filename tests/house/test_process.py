@@ -177,14 +177,16 @@ def test_what_unraisable_exceptions_are_not_of_a_signal_is_shown(
         ["--count", "0"],
         ["--count", "9" * 30],
         ["--json-file", "."],
-        ["--metric", ""],
         ["--seed", "-1"],
     ],
 )
 def test_evaluate_refuses_in_one_line_before_it_opens_a_model(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["evaluate", *arguments, "--model", "no such"]) == command.BAD_INPUT
+    assert (
+        command.main(["evaluate", "accuracy", *arguments, "--model", "no such"])
+        == command.BAD_INPUT
+    )
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and arguments[0][2:] in line and "no such" not in line
 

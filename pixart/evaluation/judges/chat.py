@@ -64,15 +64,19 @@ class ChatJudge(NetworkJudge):
 
             folder = open_snapshot("judge", self.name, self.context)
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            options = {"local_files_only": True, "trust_remote_code": False}
             with importing():  # opening imports what the model is of, too
                 from transformers import AutoModelForImageTextToText, AutoProcessor
 
                 try:
                     with silenced():
-                        processor = AutoProcessor.from_pretrained(folder, **options)
+                        processor = AutoProcessor.from_pretrained(
+                            folder, local_files_only=True, trust_remote_code=False
+                        )
                         model = AutoModelForImageTextToText.from_pretrained(
-                            folder, torch_dtype=dtype, **options
+                            folder,
+                            torch_dtype=dtype,
+                            local_files_only=True,
+                            trust_remote_code=False,
                         )
                 except (OSError, ValueError) as error:
                     raise ValueError(
