@@ -17,6 +17,7 @@ COLOURS = ((200, 40, 40), (40, 90, 200), (230, 200, 60), (60, 150, 80))
 HOSTILE = (
     '<script>document.title="broken"</script> "quotes" & \u202eright-to-left\u202c ' + "long" * 60
 )
+HOSTILE_NAME = HOSTILE[:150]  # longer ones are refused
 ARABIC = "دائرة حمراء صغيرة على خلفية بيضاء"
 
 
@@ -105,7 +106,8 @@ def hostile(folder: Path) -> Path:
     clip["values"] = {HOSTILE: clip["values"]["clip"] | {"notes": [HOSTILE], "method": HOSTILE}}
     clip["categories"] = {HOSTILE: clip["values"]}
     clip["paper"] = {HOSTILE: clip["paper"]["clip"] | {"because": [HOSTILE], "source": HOSTILE}}
-    results["metrics"][HOSTILE] = clip | {"source": HOSTILE, "unit": HOSTILE, "version": HOSTILE}
+    own = {"source": HOSTILE, "unit": HOSTILE, "version": HOSTILE[:30]}
+    results["metrics"][HOSTILE_NAME] = clip | own
     write(folder, results)
     return folder
 

@@ -277,7 +277,7 @@ def test_several_models_stand_in_one_table_each_beside_its_row() -> None:
         tables.append(table)
     text = table_text(*tables)
     assert "> (a) none, 512 px" in text and "> (a) deep blocks 14-27" in text
-    assert "deep beside '(a) deep blocks 14-27', CLIP: same protocol? no" in text
+    assert "deep beside '(a) deep blocks 14-27', every column: same protocol? no" in text
     assert "? not read in the paper itself" in text
 
 
