@@ -115,8 +115,8 @@ class Measuring:
             blocks[metric.name] = measure(metric, pictures, reference)
             _release(metric)
         values: dict[str, float] = {}
-        for (metric, name), called in distinct_names(blocks).items():
-            found = blocks[metric][name]
+        for (of, name), called in distinct_names(blocks).items():
+            found = blocks[of][name]
             values |= {
                 called: found.value,
                 f"{called}/low": found.low,
