@@ -72,12 +72,14 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """Pixels of the upright picture, and of its ICC profile whether there is one and what is wrong."""
+    """Pixels of the upright picture, of its ICC profile whether there is one and what is wrong, and the
+    format, one of FORMATS and HEIF."""
 
     height: int
     width: int
     has_profile: bool
     profile_fault: str
+    format: str
 
 
 @cache
@@ -154,6 +156,7 @@ def head_of(source: Source, name: str) -> Head:
             *((width, height) if lies else (height, width)),
             has_profile=bool(image.info.get("icc_profile")),
             profile_fault=profile_fault(image),
+            format=image.format or "",
         )
 
 

@@ -28,6 +28,8 @@ from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.protocols.protocol import Use
 from pixart.evaluation.running.computing import extracting
 from pixart.evaluation.running.opening import Given, check_needs, open_metrics
+from pixart.evaluation.running.run import Pictures as OfFolder
+from pixart.evaluation.running.run import score
 from pixart.evaluation.running.scoring import Reference, Scoring
 from pixart.evaluation.statistics.estimate import Estimate
 from pixart.evaluation.store.entries import Entry
@@ -236,3 +238,22 @@ def test_an_option_that_no_metric_knows_is_refused(monkeypatch: pytest.MonkeyPat
         open_metrics([Use("a")], Given("cpu", options={"levle": "2"}))
     with pytest.raises(FileNotFoundError, match="--weights must be a folder, there is none at x"):
         Given("cpu", weights=Path("x"))
+
+
+def test_other_pixels_and_other_formats_are_another_protocol(tmp_path: Path) -> None:
+    ids = {}
+    for name, size, suffix in (("a", 64, "png"), ("b", 96, "png"), ("c", 64, "jpg")):
+        images = tmp_path / name
+        images.mkdir()
+        picture = Image.new("RGB", (size, size), "red")
+        picture.save(images / f"00000.{suffix}")
+        (images / "broken.png").write_bytes(b"no picture")
+        (tmp_path / "prompts.txt").write_text("a large red circle on white\n")
+        found = OfFolder.others(images, tmp_path / "prompts.txt", None, [Use("shapes")])
+        results = score(found, [ShapesAccuracy("shapes", CONTEXT)], tmp_path / f"out-{name}")
+        ids[name] = results["protocol"]["id"]
+        kind = "JPEG" if suffix == "jpg" else "PNG"
+        assert results["protocol"]["files"] == {"sizes": [f"{size}x{size}"], "formats": [kind]}
+    assert len(set(ids.values())) == 3
+    again = score(found, [ShapesAccuracy("shapes", CONTEXT)], tmp_path / "out-c")
+    assert again["protocol"]["id"] == ids["c"]

@@ -77,4 +77,4 @@ def test_the_card_has_the_tables_that_the_command_wrote() -> None:
     card = (FOLDER / "README.md").read_text()
     assert tables(results) in card
     for block in results["metrics"].values():
-        assert block["sentence"] in card
+        assert block["sentence"] in card.replace("\\", "")  # Markdown's brackets are escaped

@@ -124,7 +124,7 @@ def _how(results: Mapping[str, Any]) -> str:
         f"{protocol['pairs']:,} pairs of each kind, drawn exactly ({protocol['size']} pixels, seed "
         f"{protocol['seed']}): two scenes that differ in one fact, and their captions. The metric must score "
         f"the true one higher. {_CHANCE} Intervals are of 95 %, over scenes; a kind counts as seen if its "
-        "interval leaves chance out."
+        "interval leaves chance out, and as not seen only if it leaves 0.75 out too."
     )
 
 

@@ -25,7 +25,7 @@ from pixart.locks import claimed
 LOCKS = ".locks"
 # Of protocol.json: what says how the numbers were made of the pictures, and not what the pictures are.
 _OF_SCORES = {
-    "id", "title", "metrics", "reference", "reference_digest", "changes", "paper", "differs",
+    "id", "title", "metrics", "reference", "reference_digest", "files", "changes", "paper", "differs",
 }  # fmt: skip
 
 

@@ -35,7 +35,12 @@ from pixart.evaluation.running.record import (
 from pixart.evaluation.running.scoring import Reference, Scoring, identities
 from pixart.evaluation.running.shape import check_results
 from pixart.evaluation.store.entries import Prompt
-from pixart.evaluation.store.folders import Found, find_pictures, reference_pictures
+from pixart.evaluation.store.folders import (
+    Found,
+    find_pictures,
+    kinds_of,
+    reference_pictures,
+)
 from pixart.files import check_writable, listed, read_json, sha256_of, write_json, written_aside
 from pixart.progress import say
 
@@ -210,10 +215,12 @@ def score(
     protocol = pictures.protocol.changed(metrics=[*blocks])
     record = {**pictures.record, **protocol.record()}
     record["reference_digest"] = reference_digest
+    if not record.get("resolved"):  # pictures of others: what was drawn has its size, in PNG
+        record["files"] = kinds_of(found.entries)
     record["id"] = protocol.id(
         record["prompts_sha256"],
         identities_of(blocks),
-        {name: record.get(name) for name in ("model_options", "resolved")},
+        {name: record.get(name) for name in ("model_options", "resolved", "files")},
         reference_digest,
     )
     results = {

@@ -18,9 +18,10 @@ from pixart.command import FAILURE
 from pixart.evaluation.prompt_sets.files import check_id
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.files import listed, parse_json
-from pixart.pictures import PictureError, open_picture, picture_suffixes
+from pixart.pictures import Head, PictureError, head_of, open_picture, picture_suffixes
 
 TEXT_KEY = "pixart"  # of the PNG text of pictures that we drew
+HEAD = 65_536  # bytes that tell size and format of most files
 MAX_SAMPLES = 10_000  # of a prompt: four digits
 MAX_PICTURES = 10_000_000  # each takes memory, whether it is there or not
 
@@ -115,6 +116,30 @@ def reference_pictures(folder: Path, names: Iterable[str] | None = None) -> Foun
         raise ValueError(f"{folder}: must hold pictures, it holds none")
     prompts = tuple(Prompt(name, "") for name in wanted)
     return Found(prompts, 1, tuple(Entry(one, 0, there[one.id]) for one in prompts))
+
+
+def kinds_of(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    """Sizes ("WIDTHxHEIGHT") and formats of those pictures that are there, by their heads: the same scenes
+    in other pixels, or through JPEG, are other numbers."""
+    sizes, formats = set(), set()
+    for entry in entries:
+        if not entry.path.is_file():  # missing, or a pipe, which might never end
+            continue
+        try:
+            with entry.path.open("rb") as file:
+                head = _head_of(file.read(HEAD), entry.path)
+        except (OSError, PictureError):  # scoring says so
+            continue
+        sizes.add((head.width, head.height))
+        formats.add(head.format)
+    return {"sizes": [f"{w}x{h}" for w, h in sorted(sizes)], "formats": sorted(formats)}
+
+
+def _head_of(start: bytes, path: Path) -> Head:
+    try:
+        return head_of(start, str(path))
+    except PictureError:  # some formats keep what they are at their ends
+        return head_of(path, str(path))
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from pixart.device import full_precision
 from pixart.evaluation.in_memory import Pictures
 from pixart.evaluation.metric import Estimate, Metric, PictureMetric, SetMetric
 from pixart.evaluation.protocols.protocol import Use
+from pixart.evaluation.report.numbers import estimate
 from pixart.evaluation.running import results as kept
 from pixart.evaluation.running.opening import Given, check_needs, open_metrics
 from pixart.evaluation.statistics.intervals import auc, paired_accuracy
@@ -325,13 +326,13 @@ def costs(metric: str, found: Mapping[str, Estimate]) -> str:
     even = [name for name, one in others if one.low <= plain.high]
     parts = []
     if dear:
-        told = ", ".join(f"{name} ({one.value:.3g})" for name, one in dear)
+        told = ", ".join(f"{name} ({estimate(one)})" for name, one in dear)
         parts.append(f"{metric} sees, the dearest first, {told}")
     if even:
         parts.append(
             f"{'it' if dear else metric} does not tell {_listed(even)} from undamaged pictures"
         )
-    return f"{'; '.join(parts)}. Undamaged pictures cost {plain.value:.3g}."
+    return f"{'; '.join(parts)}. Undamaged pictures cost {estimate(plain)}."
 
 
 def _release(metric: Metric) -> None:
