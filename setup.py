@@ -118,7 +118,6 @@ setup(
             "training/recipes/*.yaml",
             "training/launch.sh",
             "evaluation/protocols/*.yaml",
-            "evaluation/**/*.html",
             "evaluation/**/*.css",
             "evaluation/**/*.js",
         ],
