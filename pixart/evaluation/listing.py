@@ -87,8 +87,10 @@ def _of_set(name: str) -> Sequence[str]:
 
 
 def listing_text(found: Mapping[str, Sequence[Row]]) -> str:
-    """For a terminal: name, yes or no, what it is; below it what is missing."""
+    """For a terminal: name, yes or no, what it is; below it what is missing, told in full where it is missing
+    first."""
     lines = []
+    told: dict[str, str] = {}
     for kind, title in _KINDS.items():
         rows = found[kind]
         width = max((len(row.name) for row in rows), default=0)
@@ -96,7 +98,12 @@ def listing_text(found: Mapping[str, Sequence[Row]]) -> str:
         for row in rows:
             answer = "yes" if row.runs else "no "
             lines.append(_wrapped(f"  {row.name:<{width}}  {answer}  ", row.title))
-            lines += [_wrapped(" " * (width + 9) + "needs ", one) for one in row.because]
+            for one in row.because:
+                *names, what = one.split(": ", 1) if kind == "protocols" else (one,)
+                first = told.setdefault(what, row.name)
+                short = f"{what.partition(' (')[0]}, as for {first}"
+                shown = one if first == row.name else ": ".join((*names, short))
+                lines.append(_wrapped(" " * (width + 9) + "needs ", shown))
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -9,6 +9,7 @@ import torch
 from pixart.evaluation import metrics as registry
 from pixart.evaluation import report
 from pixart.evaluation.listing import (
+    Row,
     list_sets,
     listing,
     listing_json,
@@ -111,8 +112,20 @@ def test_the_text_has_a_line_for_each_and_what_it_needs_below_it() -> None:
     lines = [line.split() for line in text.splitlines()]
     assert ["ready", "yes", "a", "paper"] in lines
     at = lines.index(["wanting", "no", "a", "paper"])
-    assert lines[at + 1][:2] == ["needs", "net.pt"]
+    assert lines[at + 1] == ["needs", "net.pt,", "as", "for", "also"]
     assert max(len(line) for line in text.splitlines() if "://" not in line) <= 130
+
+
+def test_what_several_need_is_told_in_full_once() -> None:
+    need = str(Need("net.pt", "a site", "--weights"))
+    rows = {
+        "sets": [],
+        "metrics": [Row("one", "a", False, (need,)), Row("two", "b", False, (need,))],
+        "protocols": [Row("p", "c", False, (f"one, two: {need}", "--reference, the pictures"))],
+    }
+    text = listing_text(rows)
+    assert text.count("a site") == 1 and "needs net.pt, as for one" in text
+    assert "needs one, two: net.pt, as for one" in text and "needs --reference" in text
 
 
 def test_the_json_says_the_same() -> None:
