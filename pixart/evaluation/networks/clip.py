@@ -17,10 +17,10 @@ from torch import Tensor
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import CLIP_MEAN, CLIP_STD, centre_cropped, normalised
-from pixart.evaluation.networks.weighing import weights_digest, width_in
+from pixart.evaluation.networks.weighing import open_pretrained, weights_digest, width_in
 from pixart.files import CheckpointError, read_json
 from pixart.libraries import importing, silenced
-from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming, find_weights
+from pixart.weights import T5_WEIGHTS, errors_naming, find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,20 +187,8 @@ def open_clip(folder: Path, processor: Path, device: torch.device) -> Clip:
     with importing():
         from transformers import CLIPModel
 
-    files, variant = find_weights(folder, None, T5_WEIGHTS)
-    options: dict[str, Any] = {
-        "torch_dtype": torch.float32,  # transformers 4 knows no `dtype` in all of its versions
-        "variant": variant,
-        "use_safetensors": files[0].suffix == ".safetensors",
-        "output_loading_info": True,
-        "local_files_only": True,
-    }
-    with errors_naming(folder), silenced():
-        loaded: Any = CLIPModel.from_pretrained(folder, **options)
-    model, info = loaded
-    check_loaded(folder, info)
-    check_finite(dict(model.named_parameters()), str(folder))
-    return Clip(model.eval().requires_grad_(False), open_tokenizer(processor), device, str(folder))
+    model = open_pretrained(CLIPModel, folder)
+    return Clip(model, open_tokenizer(processor), device, str(folder))
 
 
 def open_tokenizer(folder: Path) -> Any:

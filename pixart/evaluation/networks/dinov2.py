@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import IMAGENET_MEAN, IMAGENET_STD, normalised, squashed
-from pixart.evaluation.networks.weighing import weights_digest, width_in
-from pixart.libraries import importing, silenced
-from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming, find_weights
+from pixart.evaluation.networks.weighing import open_pretrained, weights_digest, width_in
+from pixart.libraries import importing
+from pixart.weights import T5_WEIGHTS, find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,21 +74,9 @@ def _opened(folder: Path) -> Any:
     with importing():
         from transformers import Dinov2Model
 
-    files, variant = find_weights(folder, None, T5_WEIGHTS)
-    options: dict[str, Any] = {
-        "torch_dtype": torch.float32,
-        "variant": variant,
-        "use_safetensors": files[0].suffix == ".safetensors",
-        "output_loading_info": True,
-        "local_files_only": True,
-    }
-    with errors_naming(folder), silenced():
-        loaded: Any = Dinov2Model.from_pretrained(folder, **options)
-    model, info = loaded
-    check_loaded(folder, info)
-    check_finite(dict(model.named_parameters()), str(folder))
+    model = open_pretrained(Dinov2Model, folder)
     _place(model)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def _place(model: Any) -> None:

@@ -3,12 +3,21 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pixart.files import AGAIN, CheckpointError, fingerprint_files, listed, read_json
+from pixart.libraries import silenced
 from pixart.tensors import check_stored, container, read_safetensors, read_torch
-from pixart.weights import check_finite
+from pixart.weights import (
+    T5_WEIGHTS,
+    check_finite,
+    check_loaded,
+    errors_naming,
+    find_weights,
+)
 
 MAX_WIDTH = 65_536  # of an embedding
 
@@ -76,3 +85,21 @@ def width_in(config: Path, name: str) -> int:
             f"{config}: {name} must be from 1 to {MAX_WIDTH:,}, got {width!r}; {AGAIN}"
         )
     return width
+
+
+def open_pretrained(kind: Any, folder: Path) -> Any:
+    """A model of transformers from its folder, in fp32 and for use alone. kind: its class. CheckpointError
+    for weights that do not fit, are missing, or are not finite."""
+    files, variant = find_weights(folder, None, T5_WEIGHTS)
+    options: dict[str, Any] = {
+        "torch_dtype": torch.float32,  # transformers 4 knows no `dtype` in all of its versions
+        "variant": variant,
+        "use_safetensors": files[0].suffix == ".safetensors",
+        "output_loading_info": True,
+        "local_files_only": True,
+    }
+    with errors_naming(folder), silenced():
+        model, info = kind.from_pretrained(folder, **options)
+    check_loaded(folder, info)
+    check_finite(dict(model.named_parameters()), str(folder))
+    return model.eval().requires_grad_(False)
