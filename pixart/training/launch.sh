@@ -21,7 +21,9 @@ run=()
 if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
     NODES=$SLURM_NNODES
     # Two jobs may share their first machine: each has a port of its own.
-    HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))
+    # Read to its end: a command whose reader leaves early ends with an error under pipefail.
+    hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    HEAD=${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 20000))
     run=(srun --kill-on-bad-exit=1)
 fi
 if [[ ${NODES:-1} -gt 1 ]]; then

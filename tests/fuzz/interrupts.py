@@ -29,7 +29,7 @@ COMMANDS = {
     "convert": [SHAPES, "made.safetensors"],
     "data": ["prepare", "pictures", "prepared", "--resolution", "128", "--square"],
     "train": ["shapes", "--steps", "1000", "--output", "run"],
-    "evaluate": ["--count", "50"],
+    "evaluate": ["accuracy", "--count", "50"],
 }
 
 
