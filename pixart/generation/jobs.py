@@ -12,9 +12,10 @@ from pixart.generation.options import SAMPLING, Options
 from pixart.generation.prompts import Line, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
+from pixart.pipeline.limits import BUCKET, EXACT_SIZE
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
-from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request
+from pixart.pipeline.request import SETTINGS, Request
 from pixart.releases import RELEASES
 
 MAX_JOBS = 1_000_000

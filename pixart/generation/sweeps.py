@@ -8,7 +8,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from pixart.files import parse_json
-from pixart.pipeline.request import BUCKET, EXACT_SIZE, SETTINGS, Request, check_keys
+from pixart.pipeline.limits import BUCKET, EXACT_SIZE
+from pixart.pipeline.request import SETTINGS, Request, check_keys
 
 MAX_COMBINATIONS = 10_000
 _KINDS = {one.name: one.type for one in fields(Request)}

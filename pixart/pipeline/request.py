@@ -5,22 +5,18 @@ and a request over the network are their `to_dict`. Importing this module import
 """
 
 import difflib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from pixart.files import check_text
+from pixart.pipeline.limits import check_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 6  # other fields, another number; pixart.pipeline.metadata reads what 1 to 5 wrote
-EXACT_SIZE = ("size", "height", "width")
-BUCKET = ("aspect", "resolution")
-MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
+VERSION = 7  # other fields, another number; pixart.pipeline.metadata reads what 1 to 6 wrote
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -31,7 +27,8 @@ def _setting(default: Any, help: str) -> Any:
 class Request:
     """One picture to draw. What is None is left to the model: `Pipeline.resolve` says what it takes.
 
-    Sizes are pixels. Raises ValueError for a value that no model could draw with.
+    Sizes are pixels. Pictures are named by their files, or by names that `Pipeline.draw_many` is given
+    pictures for. Raises ValueError for a value that no model could draw with.
     """
 
     prompt: str
@@ -66,6 +63,91 @@ class Request:
         "dpm-solver++, sa-solver, euler, heun or unipc, noise levels as in EDM. Default: the pipeline's "
         "own.",
     )
+    image: str | None = _setting(
+        None,
+        "A picture to begin with, in the place of noise alone: a file. With --upscale alone it is the one "
+        "that is made larger.",
+    )
+    strength: float | None = _setting(
+        None,
+        "How much of --image is drawn anew, above 0 and up to 1, all of it. Default 0.6, with --mask or "
+        "--outpaint 1.",
+    )
+    fit: str | None = _setting(
+        None,
+        "How --image meets the size: crop, scaled and cut about its middle to the size asked for or to the "
+        "nearest bucket; exact, its own size to the pixel. Default exact with --mask or --outpaint, else "
+        "crop.",
+    )
+    mask: str | None = _setting(
+        None,
+        "What of --image to draw anew, white in a file of the same size; all else stays to the bit. "
+        "alpha: where the picture itself is transparent.",
+    )
+    invert_mask: bool | None = _setting(None, "Draw anew what is black in --mask.")
+    mask_blur: int | None = _setting(
+        None, "Pixels over which --mask fades, into what is drawn anew. Default 0."
+    )
+    outpaint: str | None = _setting(
+        None,
+        "Pixels to add to --image: LEFT,TOP,RIGHT,BOTTOM. The picture itself stays to the bit.",
+    )
+    upscale: str | None = _setting(
+        None,
+        "Then draw it larger: 2k, 4k, pixels of the square of the same area, a factor such as 2x, or "
+        "WIDTHxHEIGHT.",
+    )
+    upscale_strength: float | None = _setting(
+        None, "How much of the enlarged picture is drawn anew, above 0 and up to 1. Default 0.35."
+    )
+    tiles: int | None = _setting(
+        None,
+        "With --image or --upscale: denoise in overlapping windows of this side in pixels, for sizes that "
+        "the model was not trained for. Default: the whole picture at once.",
+    )
+    guidance_rescale: float | None = _setting(
+        None,
+        "From 0 to 1: how much of the contrast that guidance adds is taken back (arXiv:2305.08891). "
+        "Default 0.",
+    )
+    apg: bool | None = _setting(
+        None,
+        "Adaptive projected guidance (arXiv:2410.02416): high guidance without its glaring colours.",
+    )
+    apg_eta: float | None = _setting(
+        None, "Of --apg: share of the part along the prediction that is kept. Default 0."
+    )
+    apg_momentum: float | None = _setting(
+        None, "Of --apg: what of the last step's direction is added. Default -0.5."
+    )
+    apg_norm: float | None = _setting(
+        None, "Of --apg: longest difference of both predictions, 0 for any. Default 15."
+    )
+    pag: float | None = _setting(
+        None,
+        "Perturbed-attention guidance (arXiv:2403.17377): its scale, such as 3. A further evaluation a "
+        "step. Default 0, none.",
+    )
+    pag_blocks: str | None = _setting(
+        None,
+        "Of --pag: blocks whose attention is perturbed, such as 14 or 12-14,20. Default: the middle one.",
+    )
+    control_image: tuple[str, ...] | None = _setting(
+        None, "What --control goes by, a picture for each: a file."
+    )
+    control_preprocessor: tuple[str, ...] | None = _setting(
+        None,
+        "What is made of a --control-image first: none, canny, hed, depth or pose. One for all or one for "
+        "each. Default none.",
+    )
+    control_scale: tuple[float, ...] | None = _setting(
+        None, "How strong --control is, one for all or one for each. Default 1."
+    )
+    control_interval: tuple[tuple[float, float], ...] | None = _setting(
+        None,
+        "Part of the trajectory that is controlled, from 0 (noise) to 1 (image), one for all or one for "
+        "each. Default 0 1.",
+    )
     batched: bool | None = _setting(
         None,
         "Both halves of guidance in one call of the transformer. Default: if memory is free for it.",
@@ -77,19 +159,15 @@ class Request:
     )
 
     def __post_init__(self) -> None:
-        if type(self.size) is int:
-            object.__setattr__(self, "size", str(self.size))
-        if isinstance(self.guidance_interval, list):
-            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         for one in fields(self):
-            _check_type(one.name, getattr(self, one.name), one.type)
-        _check_values(self)
+            value = _in_one_form(one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+            _check_type(one.name, value, one.type)
+        check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that json.dumps takes and `from_dict` returns to an equal request."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        if self.guidance_interval is not None:
-            values["guidance_interval"] = list(self.guidance_interval)
+        values = {one.name: _as_lists(getattr(self, one.name)) for one in fields(self)}
         return {"version": VERSION, **values}
 
     @classmethod
@@ -101,7 +179,7 @@ class Request:
         """
         settings = dict(values)
         version = settings.pop("version", VERSION)
-        if version not in (4, 5, VERSION):  # they had the same fields
+        if version not in (4, 5, 6, VERSION):  # they had fewer fields
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         check_keys(settings, SETTINGS)
         if "prompt" not in settings:
@@ -159,8 +237,34 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
 
 _KINDS: dict[Any, str] = {
     str: "text", int: "an integer", float: "a number", bool: "true or false",
-    tuple[float, float]: "two numbers", type(None): "none",
+    tuple[float, float]: "two numbers", tuple[str, ...]: "texts", tuple[float, ...]: "numbers",
+    tuple[tuple[float, float], ...]: "pairs of numbers", type(None): "none",
 }  # fmt: skip
+_PER_CONTROL = ("control_image", "control_preprocessor", "control_scale")
+
+
+def _in_one_form(name: str, value: Any) -> Any:
+    """What may be written in more than one way, in the one in which it is kept."""
+    if name == "size" and type(value) is int:
+        return str(value)
+    if name == "pag_blocks" and type(value) is int:
+        return str(value)
+    value = _as_tuples(value)
+    if name in ("outpaint", "pag_blocks") and isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if name in _PER_CONTROL and value is not None and not isinstance(value, tuple):
+        return (value,)
+    if name == "control_interval" and _is_of(value, tuple[float, float]):
+        return (value,)
+    return value
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:
@@ -172,46 +276,13 @@ def _check_type(name: str, value: object, kind: Any) -> None:
 
 def _is_of(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
         parts = get_args(kind)
-        return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
-        )
+        if parts[-1] is ...:
+            parts = (parts[0],) * len(value)
+        return len(value) == len(parts) and all(map(_is_of, value, parts))
     if kind in (int, float):
         number = int if kind is int else (int, float)
         return isinstance(value, number) and not isinstance(value, bool)
     return isinstance(value, kind)
-
-
-def _check_values(request: Request) -> None:
-    for name in ("prompt", "negative"):
-        check_text(name, getattr(request, name))
-    if not 0 <= request.seed < 2**64:
-        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
-    if request.steps is not None and request.steps < 1:
-        raise ValueError(f"steps must be an integer from 1 up, got {request.steps}")
-    if request.guidance is not None and not 0 <= request.guidance <= sys.float_info.max:
-        raise ValueError(f"guidance must be a finite number from 0 up, got {request.guidance}")
-    start, end = request.guidance_interval or (0.0, 1.0)
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"guidance_interval must be 0 <= start <= end <= 1, got {start}, {end}")
-    if type(request.tile) is int and request.tile < 16:
-        raise ValueError(
-            f"tile must be True, False, None or at least 16 pixels, got {request.tile}"
-        )
-    if type(request.tile) is int and request.tile > MAX_SIDE:
-        raise ValueError(f"tile must be at most {MAX_SIDE} pixels, got {request.tile}")
-    for name in ("height", "width"):
-        if (side := getattr(request, name)) is not None and not 1 <= side <= MAX_SIDE:
-            raise ValueError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
-    buckets = [name for name in BUCKET if getattr(request, name) is not None]
-    if request.size is not None and buckets:
-        raise ValueError(
-            f"size must be given without aspect and resolution, got {request.size} and "
-            f"{' and '.join(f'{name} {getattr(request, name)}' for name in buckets)}"
-        )
-    sides = [name for name in ("height", "width") if getattr(request, name) is not None]
-    others = [name for name in ("size", *BUCKET) if getattr(request, name) is not None]
-    if sides and others:
-        raise ValueError(
-            f"{others[0]} must be given without {' and '.join(sides)}, got both; give one of them"
-        )
