@@ -4,22 +4,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from pixart.checkpoint.load import OpenedTransformer
 from pixart.device import free_memory, return_cached
 from pixart.graphs.capture import GraphError
+from pixart.model.transformer import PixArt
+from pixart.pipeline.captions import CaptionStore
 from pixart.pipeline.decoding import decode
+from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.request import Drawn, Request
 from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.denoiser import PictureDenoiser
 from pixart.sampler.loop import Captions, Progress, initial_noise, sample, seed_generators
+from pixart.sampler.schedulers import Scheduler
 from pixart.text.encoder import PromptEmbeddings
-from pixart.vae.autoencoder import Tiled
-
-if TYPE_CHECKING:
-    from pixart.pipeline.text_to_image import Pipeline
+from pixart.vae.autoencoder import VAE, Tiled
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,29 @@ class Hooks:
     decoding: Tiled | None
 
 
+class Parts(Protocol):
+    """What of a `Pipeline` pictures are drawn with."""
+
+    opened: OpenedTransformer
+    vae: VAE
+    device: torch.device
+    captions: CaptionStore
+    graphs: PictureGraphs
+
+    @property
+    def transformer(self) -> PixArt: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+    def solver(self, name: str | None) -> Scheduler: ...
+
+
 @dataclass(frozen=True)
 class Pass:
     """A pass of `pipe` over a group of resolved requests."""
 
-    pipe: "Pipeline"
+    pipe: Parts
     group: list[Request]
     hooks: Hooks
 
