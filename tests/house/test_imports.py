@@ -182,7 +182,7 @@ GROUND = [
 FLOORS = [
     GROUND,
     ["model", "weights"],
-    ["checkpoint", "text", "vae"],
+    ["checkpoint", "text", "vae", "preprocess"],
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
