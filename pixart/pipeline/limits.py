@@ -1,17 +1,15 @@
 """What the settings of a request may be: ranges, and which go without which others.
 
-Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch.
+Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch, and not the
+request, which imports this.
 """
 
 import math
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pixart.files import check_text
-
-if TYPE_CHECKING:
-    from pixart.pipeline.request import Request
 
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
@@ -42,7 +40,7 @@ _NEEDS = {
 }
 
 
-def check_values(request: "Request") -> None:
+def check_values(request: Any) -> None:
     """ValueError for the first value that no model could draw with."""
     for name in ("prompt", "negative", "image", "mask"):
         if (text := getattr(request, name)) is not None:
@@ -79,7 +77,7 @@ def parse_blocks(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _check_numbers(request: "Request") -> None:
+def _check_numbers(request: Any) -> None:
     if not 0 <= request.seed < 2**64:
         raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
     if request.steps is not None and request.steps < 1:
@@ -114,7 +112,7 @@ def _check_interval(name: str, interval: tuple[float, float]) -> None:
         raise ValueError(f"{name} must be 0 <= start <= end <= 1, got {start}, {end}")
 
 
-def _check_sizes(request: "Request") -> None:
+def _check_sizes(request: Any) -> None:
     for name in ("height", "width"):
         if (side := getattr(request, name)) is not None and not 1 <= side <= MAX_SIDE:
             raise ValueError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
@@ -132,7 +130,7 @@ def _check_sizes(request: "Request") -> None:
         )
 
 
-def _check_needs(request: "Request") -> None:
+def _check_needs(request: Any) -> None:
     for name, others in _NEEDS.items():
         value = getattr(request, name)
         if value is None or value is False:
@@ -143,7 +141,7 @@ def _check_needs(request: "Request") -> None:
             )
 
 
-def _check_editing(request: "Request") -> None:
+def _check_editing(request: Any) -> None:
     if request.fit is not None and request.fit not in FITS:
         raise ValueError(f"fit must be {' or '.join(FITS)}, got {request.fit!r}")
     if request.mask_blur is not None and not 0 <= request.mask_blur <= MAX_BLUR:
@@ -160,7 +158,7 @@ def _check_editing(request: "Request") -> None:
             )
 
 
-def _check_control(request: "Request") -> None:
+def _check_control(request: Any) -> None:
     images = request.control_image
     if images is None:
         return

@@ -183,7 +183,7 @@ GROUND = [
 FLOORS = [
     GROUND,
     ["model", "weights"],
-    ["checkpoint", "text", "vae"],
+    ["checkpoint", "text", "vae", "preprocess"],
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
