@@ -31,6 +31,7 @@ from pixart.sampler.loop import Cancelled, Progress
 from pixart.sampler.schedulers import Scheduler, make_scheduler
 from pixart.text.encoder import Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE, Tiled
+from pixart.vae.preview import Preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -283,6 +284,15 @@ class Pipeline:
             raise ValueError(f"batch must be at least 1, got {batch}")
         resolved = [self.resolve(request) for request in requests]
         return self._draw_all(resolved, batch, Hooks(callback, cancel, encoding, decoding))
+
+    def preview(self, latents: torch.Tensor) -> "list[Image]":
+        """What a callback's Progress.predicted, (B, C, h, w), is a picture of: RGB, one pixel for each
+        latent. pixart.vae.Preview(pipe.vae, taesd) decodes at full size instead."""
+        return self._preview(latents)
+
+    @cached_property
+    def _preview(self) -> Preview:
+        return Preview(self.vae)
 
     def _draw_all(self, requests: list[Request], batch: int, hooks: Hooks) -> Iterator[Drawn]:
         before: dict[str, float] = {}
