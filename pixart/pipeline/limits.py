@@ -1,17 +1,15 @@
 """What the settings of a request may be: ranges, and which go without which others.
 
-Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch.
+Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch, and not the
+request, which imports this.
 """
 
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pixart.files import check_text
-
-if TYPE_CHECKING:
-    from pixart.pipeline.request import Request
 
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
@@ -46,7 +44,7 @@ _NEEDS = {
 }
 
 
-def check_values(request: "Request") -> None:
+def check_values(request: Any) -> None:
     """ValueError for the first value that no model could draw with."""
     for name in _CHECKS:
         if (value := getattr(request, name)) is not None:
@@ -62,7 +60,7 @@ def check_value(name: str, value: Any) -> None:
         _CHECKS[name](name, value)
 
 
-def is_off(request: "Request", name: str) -> bool:
+def is_off(request: Any, name: str) -> bool:
     """Whether a setting is none because nothing was asked for that it is a part of: no model fills it in."""
     if getattr(request, name) is not None:
         return False
@@ -97,7 +95,7 @@ def parse_blocks(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _is_unset(request: "Request", name: str) -> bool:
+def _is_unset(request: Any, name: str) -> bool:
     return getattr(request, name) in (None, False)
 
 
@@ -205,7 +203,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
 }  # fmt: skip
 
 
-def _check_sizes(request: "Request") -> None:
+def _check_sizes(request: Any) -> None:
     buckets = [name for name in BUCKET if getattr(request, name) is not None]
     if request.size is not None and buckets:
         raise ValueError(
@@ -220,7 +218,7 @@ def _check_sizes(request: "Request") -> None:
         )
 
 
-def _check_needs(request: "Request") -> None:
+def _check_needs(request: Any) -> None:
     for name, others in _NEEDS.items():
         value = getattr(request, name)
         if value is not None and value is not False and all(_is_unset(request, o) for o in others):
@@ -235,7 +233,7 @@ def _check_needs(request: "Request") -> None:
             )
 
 
-def _check_control(request: "Request") -> None:
+def _check_control(request: Any) -> None:
     for name in ("control_preprocessor", "control_scale", "control_interval"):
         values, count = getattr(request, name), len(request.control_image or ())
         if values is not None and len(values) not in (1, count):
