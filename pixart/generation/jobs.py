@@ -9,16 +9,27 @@ from typing import Any
 from pixart.config import EMBEDDED, KVCompression
 from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.prompts import Line, naming, read_prompts
+from pixart.generation.prompts import Line, located, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
-from pixart.pipeline.request import SETTINGS, Request
+from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
 from pixart.releases import RELEASES
 
 MAX_JOBS = 1_000_000
+# What a model took because of others, which are first, and takes again where one of those is given anew.
+_TAKEN_FOR = (
+    (("scheduler",), ("steps", "guidance", "guidance_interval")),
+    ((*EXACT_SIZE, *BUCKET), ("upscale", *CHOICES)),
+    (
+        ("image", "strength", "fit", "mask", "outpaint"),
+        ("strength", "fit", *EXACT_SIZE, *BUCKET, "upscale", *CHOICES),
+    ),
+    (("upscale",), ("fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
+    (("control_image",), PER_CONTROL),
+)
 
 
 @dataclass(frozen=True)
@@ -103,10 +114,16 @@ def _source(options: Options, sweeps: Sweeps) -> str:
     """The name of the picture to draw again, for messages; "" if prompts are given."""
     sources = (options.prompt, options.prompts, options.from_image, sweeps.get("prompt"))
     count = sum(bool(source) for source in sources)
-    if count != 1:
+    if count != 1 and not (count == 0 and _only_enlarges(options, sweeps)):
         given = "none of them" if count == 0 else "several"
         raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
     return "" if options.from_image is None else str(options.from_image)
+
+
+def _only_enlarges(options: Options, sweeps: Sweeps) -> bool:
+    """Whether a picture is given to be made larger, which needs no prompt."""
+    given = {*_given_settings(options), *sweeps}
+    return {"image", "upscale"} <= given and "strength" not in given
 
 
 def _check_counts(options: Options, sweeps: Sweeps) -> None:
@@ -140,6 +157,8 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
         lines = read_prompts(options.prompts)
     elif "prompt" in sweeps:
         lines = [Line({})]
+    elif not options.prompt:  # as `_only_enlarges` allows
+        lines = [Line({"prompt": ""})]
     several = combinations(sweeps)
     _check_total(len(lines) * len(several) * options.num_images)
     settings, model, index = _given_settings(options), _model_of(options), 0
@@ -148,7 +167,8 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
         with naming(line.place):
             check_alone(sweeps, own, "the line")
             for swept in several:
-                for request in _requests(settings, {**line.values, **swept}, options.num_images):
+                values = {**line.values, **located(swept)}
+                for request in _requests(settings, values, options.num_images):
                     name = line.values.get("name")
                     yield Job(index, request, model, request, model, line.place, name, swept)
                     index += 1
@@ -184,7 +204,7 @@ def _model_of(options: Options) -> dict[str, Any]:
 
 def _given_settings(options: Options) -> dict[str, Any]:
     settings = {name: getattr(options, name, None) for name in SETTINGS if name != "prompt"}
-    return {name: value for name, value in settings.items() if value is not None}
+    return located({name: value for name, value in settings.items() if value is not None})
 
 
 def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> list[Request]:
@@ -197,7 +217,7 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
         idle = EXACT_SIZE if asked & {*BUCKET} else ()
     rest = {name: value for name, value in settings.items() if name not in idle}
     first = Request.from_dict({**rest, **own})
-    if not first.prompt.strip():
+    if not first.prompt.strip() and not first.only_enlarges:
         raise ValueError("prompt must not be empty; name what to draw")
     return [replace(first, seed=first.seed + k) for k in range(count)]
 
@@ -264,7 +284,7 @@ def _as_asked(
     model = dict(drawn.asked_model)
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-    settings |= {**_given_settings(options), **swept}
+    settings |= {**_given_settings(options), **located(swept)}
     if "device" in given:
         model["cuda_graph"] = "auto"  # it may not record one
     return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
@@ -283,14 +303,12 @@ def _as_drawn(
     assert source is not None
     is_other_model = bool(given & {*MODEL_OPTIONS})
     settings = (drawn.asked if is_other_model else drawn.request).to_dict()
+    for causes, taken_for_them in _TAKEN_FOR:
+        if given & {*causes}:
+            settings |= {name: getattr(drawn.asked, name) for name in taken_for_them}
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-        settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
-    if "scheduler" in given:
-        settings |= {
-            name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
-        }
-    settings |= {**_given_settings(options), **swept}
+    settings |= {**_given_settings(options), **located(swept)}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others
     asked = drawn.asked_model["cuda_graph"]

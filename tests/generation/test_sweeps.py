@@ -14,6 +14,7 @@ from pixart.generate import main
 from pixart.generation import sheet
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
+from pixart.generation.prompts import located
 from pixart.generation.sheet import Cell, draw_sheet
 from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.request import SETTINGS, Request
@@ -86,7 +87,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 def test_any_setting_is_swept(text: str, values: list[Any]) -> None:
     name = text.partition("=")[0].replace("-", "_")
     needed = NEEDED.get(name, {})
-    assert [getattr(one, name) for one in planned(text, **needed)] == values
+    expected = [located({name: value})[name] for value in values]
+    assert [getattr(one, name) for one in planned(text, **needed)] == expected
 
 
 def test_every_setting_has_a_case_above_or_is_the_prompt() -> None:
