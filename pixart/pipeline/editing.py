@@ -79,9 +79,7 @@ def size_of(request: Request, inputs: Inputs, *, native: int, multiple: int) -> 
     return Resolved(size.height, size.width, f"{side}, the bucket nearest to {width}x{height}")
 
 
-def _exact_size(
-    request: Request, own: tuple[int, int], *, native: int, multiple: int
-) -> Resolved:
+def _exact_size(request: Request, own: tuple[int, int], *, native: int, multiple: int) -> Resolved:
     left, top, right, bottom = border_of(request)
     height, width = own[0] + top + bottom, own[1] + left + right
     is_own = (request.height, request.width) == (height, width)  # of a request that was resolved
@@ -106,13 +104,15 @@ def border_of(request: Request) -> tuple[int, int, int, int]:
     return parse_border(request.outpaint) if request.outpaint else (0, 0, 0, 0)
 
 
-def check_mask(request: Request, size: Resolved, inputs: Inputs) -> None:
-    """ValueError for a mask that does not belong to the picture, or says that nothing is to be drawn."""
-    if request.mask is None:
-        return
-    mask = _inner_mask(request, *_inner_size(request, size.height, size.width), inputs)
-    if not mask.any() and request.outpaint is None:
-        refuse_empty(request)
+def check_inputs(request: Request, size: Resolved, inputs: Inputs) -> None:
+    """Open what a request is drawn from. ValueError for a picture that cannot be read whole, and for a
+    mask that does not belong to it or says that nothing is to be drawn."""
+    if request.image is not None:
+        inputs.open(request.image)
+    if request.mask is not None:
+        mask = _inner_mask(request, *_inner_size(request, size.height, size.width), inputs)
+        if not mask.any() and request.outpaint is None:
+            refuse_empty(request)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,12 @@ class Canvas:
 
     pixels: np.ndarray
     mask: np.ndarray | None
+
+    @property
+    def image(self) -> "Image":
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
 
     def tensor(self, multiple: int) -> Tensor:
         """(1, 3, H, W) in [-1, 1]: the canvas, its edges repeated up to the next multiples."""
@@ -197,7 +203,7 @@ def _rounded_up(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 def to_unit(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) of 8 bits to (1, 3, H, W) in [-1, 1], as the VAE takes it."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def cover(image: "Image", height: int, width: int, resample: int | None = None) -> "Image":

@@ -3,11 +3,11 @@ can tell whether they are still the same.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixart import files
 from pixart.pictures import (
@@ -124,6 +124,34 @@ def named_in(request: Request) -> list[str]:
     mask = None if request.mask == ALPHA else request.mask
     names = [request.image, mask, *(request.control_image or ())]
     return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def name_pictures(
+    image: "Image | str | Path | None",
+    mask: "Image | str | Path | None",
+    control_image: "Image | str | Path | Sequence[Image | str | Path] | None",
+) -> "tuple[dict[str, Image], dict[str, Any]]":
+    """Pictures in memory by the names that they are given, and the fields of a request that name them
+    and the files."""
+    pictures: dict[str, Image] = {}
+
+    def name(given: "Image | str | Path", called: str) -> str:
+        if isinstance(given, str | Path):
+            return str(given)
+        pictures[called] = given
+        return called
+
+    fields: dict[str, Any] = {}
+    for field, given in (("image", image), ("mask", mask)):
+        if given is not None:
+            fields[field] = name(given, field)
+    if control_image is not None:
+        is_one = isinstance(control_image, str | Path) or not isinstance(control_image, Sequence)
+        several = [control_image] if is_one else control_image
+        fields["control_image"] = tuple(
+            name(given, f"control-{number}") for number, given in enumerate(several, 1)
+        )
+    return pictures, fields
 
 
 def check_digests(expected: Mapping[str, str], inputs: Inputs) -> None:

@@ -44,8 +44,10 @@ def refuse_empty(request: Request) -> None:
     """The ValueError of a mask in which nothing is drawn."""
     assert request.image and request.mask
     by_alpha = request.mask == ALPHA
-    level = ("transparent" if by_alpha else "white") if request.invert_mask else (
-        "opaque" if by_alpha else "black"
+    level = (
+        ("transparent" if by_alpha else "white")
+        if request.invert_mask
+        else ("opaque" if by_alpha else "black")
     )
     raise ValueError(
         f"{printable(request.image if by_alpha else request.mask)}: must not be {level} all over as a "

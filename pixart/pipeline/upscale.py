@@ -26,9 +26,7 @@ def upscaled_size(text: str, height: int, width: int, multiple: int) -> tuple[in
     return rows, columns
 
 
-def _sides(
-    text: str, asked: str, height: int, width: int, multiple: int
-) -> tuple[int, int]:
+def _sides(text: str, asked: str, height: int, width: int, multiple: int) -> tuple[int, int]:
     if match := re.fullmatch(r"(\d{1,5})\s*[x×]\s*(\d{1,5})", text):
         columns, rows = int(match[1]), int(match[2])
         if rows % multiple or columns % multiple or not rows or not columns:
