@@ -6,9 +6,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from bench.studies.editing.cases import SIDE
 from bench.studies.editing.studio import Studio
 from pixart.files import written_aside
 from pixart.pipeline.request import Request
+from pixart.sampler.loop import Progress
 
 Cell = tuple[str, Image.Image]
 Strip = tuple[str, Sequence[Cell]]  # a title, and pictures over their labels
@@ -74,7 +76,10 @@ def img2img(studio: Studio) -> list[Strip]:
     strips: list[Strip] = []
     for before, after in (
         ("a large red circle on the left on white", "a large red circle on the right on white"),
-        ("a large blue star in the center on gray", "a large orange triangle in the center on gray"),
+        (
+            "a large blue star in the center on gray",
+            "a large orange triangle in the center on gray",
+        ),
     ):
         base = _draw(studio, before)
         strengths = (0.3, 0.6, 0.8, 1.0)
@@ -100,14 +105,17 @@ def inpaint(studio: Studio) -> list[Strip]:
             (64, 34, 125, 94),
         ),
     ):
-        base, mask = _draw(studio, before), Image.new("L", (128, 128))
+        base, mask = _draw(studio, before), Image.new("L", (SIDE, SIDE))
         ImageDraw.Draw(mask).rectangle(box, fill=255)
         asked = {"prompt": after, "image": "image", "mask": "mask"}
         hard, soft = _edit(
             studio, {"image": base, "mask": mask}, [asked, {**asked, "mask_blur": 8}]
         )
         strips.append(
-            (after, [("--image", base), ("--mask", mask), ("result", hard), ("--mask-blur 8", soft)])
+            (
+                after,
+                [("--image", base), ("--mask", mask), ("result", hard), ("--mask-blur 8", soft)],
+            )
         )
     return strips
 
@@ -142,6 +150,22 @@ def upscale(studio: Studio) -> list[Strip]:
     return [(caption, [*cells, *((name, one.crop(box)) for name, one in parts)])]
 
 
+def preview(studio: Studio) -> list[Strip]:
+    """What --preview shows after some of the steps, enlarged, and the picture."""
+    caption = "a large yellow star right of a small red cross on gray"
+    steps = (1, 2, 4, 8, 14, 20)
+    seen: list[Cell] = []
+
+    def look(progress: Progress) -> None:
+        if progress.step in steps:
+            [small] = studio.pipe.preview(progress.predicted)
+            large = small.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            seen.append((f"step {progress.step}", large))
+
+    drawn = studio.pipe.draw(Request(caption, seed=SEED, steps=max(steps)), callback=look)
+    return [(caption, [*seen, ("the picture", drawn.image)])]
+
+
 def guidance(studio: Studio) -> list[Strip]:
     """One seed at rising guidance, with and without what tames it."""
     caption = "a small purple star left of a large yellow cross on gray"
@@ -166,5 +190,6 @@ SHEETS: dict[str, Callable[[Studio], list[Strip]]] = {
     "inpaint": inpaint,
     "outpaint": outpaint,
     "upscale": upscale,
+    "preview": preview,
     "guidance": guidance,
 }

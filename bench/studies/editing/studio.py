@@ -27,7 +27,8 @@ class Studio:
     ) -> list[Image.Image]:
         """The pictures of requests, denoised `batch` at a time."""
         asked = [replace(one, steps=self.steps, batched=True, tile=False) for one in requests]
-        drawn = self.pipe.draw_many(asked, batch=self.batch, pictures=pictures)
+        given = {"pictures": pictures} if pictures else {}
+        drawn = self.pipe.draw_many(asked, batch=self.batch, **given)
         return [one.image for one in drawn]
 
     def keep(
