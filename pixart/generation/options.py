@@ -1,8 +1,10 @@
 """What the command line of `pixart.generate` takes."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -37,6 +39,9 @@ class Options(_Sampling):
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file or a hub id; the weight is
     1 unless given. Give it again for further ones: they add up."""
+    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A ControlNet: a file in the official layout, a diffusers folder or a hub id. Give it again for further
+    ones: each goes by a --control-image of its own, and they add up."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
     variant: str | None = None
@@ -76,9 +81,30 @@ class Options(_Sampling):
     attention: Literal["int8", "fp8"] | None = None
     """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
     --dtype."""
+    preview: Annotated[int | None, tyro.conf.arg(metavar="[EVERY]")] = None
+    """Show the picture so far after every step, or after every so many: as NAME-preview.png beside
+    --output until the picture is finished, and in terminals that can show pictures."""
+    taesd: str | None = None
+    """A folder or hub id of a TAESD, in diffusers' layout, that decodes what --preview shows at full
+    size. Default: a pixel for each latent."""
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False
     """Print the result as JSON: files, every setting, seconds by stage and picture, peak memory."""
     quiet: bool = False
     """Nothing on standard error but what went wrong."""
+
+
+def with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with `--preview=1` for a --preview that no number follows: what does
+    follow is a prompt."""
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        is_last = place + 1 == len(words)
+        if word == "--preview" and (is_last or not re.fullmatch(_NUMBER, words[place + 1])):
+            words[place] = "--preview=1"
+    return words
+
+
+_NUMBER = r"[-+]?[\d.]+"

@@ -29,7 +29,7 @@ def open_depth(folder: Path, device: torch.device | str = "cpu") -> Any:
             AutoModelForDepthEstimation,
             DepthEstimationPipeline,
         )
-    model = open_pretrained(AutoModelForDepthEstimation, folder)
+    model = open_pretrained(AutoModelForDepthEstimation, folder, may_hold_more=True)
     with errors_naming(folder), silenced():
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         return DepthEstimationPipeline(

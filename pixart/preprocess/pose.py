@@ -69,7 +69,7 @@ def open_pose(pose: Path, person: Path, device: torch.device | str = "cpu") -> P
         ) from error
     opened: list[Any] = []
     for kind, folder in ((AutoModelForObjectDetection, person), (VitPoseForPoseEstimation, pose)):
-        model = open_pretrained(kind, folder).to(device)
+        model = open_pretrained(kind, folder, may_hold_more=True).to(device)
         with errors_naming(folder), silenced():
             opened += [AutoImageProcessor.from_pretrained(folder, local_files_only=True), model]
     networks = PoseNetworks(*opened)

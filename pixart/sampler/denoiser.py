@@ -10,7 +10,7 @@ from torch import Tensor
 from pixart.model.blocks import EncodedCaption
 from pixart.model.transformer import PixArt
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.loop import Captions
+from pixart.sampler.guidance import Captions
 from pixart.text.encoder import PromptEmbeddings
 
 

@@ -35,6 +35,7 @@ DOORS = {
     "diffusers": {
         "pixart/libraries.py",
         "pixart/vae/autoencoder.py",
+        "pixart/vae/preview.py",
         "pixart/vae/tiling.py",
         "pixart/sampler/schedulers.py",
         "pixart/patch.py",

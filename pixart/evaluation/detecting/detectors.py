@@ -34,6 +34,7 @@ from pixart.files import check_writable, listed, read_json
 from pixart.libraries import importing, silenced
 from pixart.pictures import open_rgb
 from pixart.progress import counted
+from pixart.weights import open_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -185,10 +186,8 @@ class Mask2Former(_Network):
         folder = self.folder()
         with silenced():
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder, local_files_only=True
-            )
-        return processor, model.eval().to(self.context.device)
+        kind = Mask2FormerForUniversalSegmentation
+        return processor, open_pretrained(kind, folder, may_hold_more=True).to(self.context.device)
 
     def __call__(self, image: "Image", names: Sequence[str]) -> tuple[Detection, ...]:
         import torch
@@ -230,8 +229,8 @@ class Owl(_Network):
         folder = self.folder()
         with silenced():
             processor = Owlv2Processor.from_pretrained(folder, local_files_only=True)
-            model = Owlv2ForObjectDetection.from_pretrained(folder, local_files_only=True)
-        return processor, model.eval().to(self.context.device)
+        model = open_pretrained(Owlv2ForObjectDetection, folder, may_hold_more=True)
+        return processor, model.to(self.context.device)
 
     def __call__(self, image: "Image", names: Sequence[str]) -> tuple[Detection, ...]:
         import torch
