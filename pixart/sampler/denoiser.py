@@ -13,7 +13,7 @@ from pixart.model.blocks import EncodedCaption
 from pixart.model.control import Control, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.loop import Captions
+from pixart.sampler.guidance import Captions
 from pixart.text.encoder import PromptEmbeddings
 
 
