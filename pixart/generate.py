@@ -35,9 +35,10 @@ def _run(arguments: list[str] | None) -> int:
     report = Report()
     if "--json" in (sys.argv if arguments is None else arguments):
         process.on_leaving(lambda: _as_json(report, error=process.ENDING.message()) + "\n")
-    from pixart.generation.options import Options
+    from pixart.generation.options import Options, with_values
 
-    return run(parse(Options, NAME, arguments), report)
+    words = with_values(sys.argv[1:] if arguments is None else arguments)
+    return run(parse(Options, NAME, words), report)
 
 
 def run(options: "Options", report: "Report") -> int:

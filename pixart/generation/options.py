@@ -1,8 +1,10 @@
 """What the command line of `pixart.generate` takes."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -79,9 +81,30 @@ class Options(_Sampling):
     attention: Literal["int8", "fp8"] | None = None
     """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
     --dtype."""
+    preview: Annotated[int | None, tyro.conf.arg(metavar="[EVERY]")] = None
+    """Show the picture so far after every step, or after every so many: as NAME-preview.png beside
+    --output until the picture is finished, and in terminals that can show pictures."""
+    taesd: str | None = None
+    """A folder or hub id of a TAESD, in diffusers' layout, that decodes what --preview shows at full
+    size. Default: a pixel for each latent."""
     cache: bool = True
     """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
     json: bool = False
     """Print the result as JSON: files, every setting, seconds by stage and picture, peak memory."""
     quiet: bool = False
     """Nothing on standard error but what went wrong."""
+
+
+def with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with `--preview=1` for a --preview that no number follows: what does
+    follow is a prompt."""
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        is_last = place + 1 == len(words)
+        if word == "--preview" and (is_last or not re.fullmatch(_NUMBER, words[place + 1])):
+            words[place] = "--preview=1"
+    return words
+
+
+_NUMBER = r"[-+]?[\d.]+"
