@@ -50,12 +50,12 @@ class Windows:
         )
         if len(rows) == len(columns) == 1:
             return self._denoise(latents, timesteps, captions)
+        places = [(row, column) for row in rows for column in columns]
         weights = [
-            torch.outer(row, column).to(latents)
+            torch.outer(row, column).to(latents.device)
             for row in _weights(height, rows)
             for column in _weights(width, columns)
         ]
-        places = [(row, column) for row in rows for column in columns]
         total: Tensor | None = None
         for number, ((row, column), weight) in enumerate(zip(places, weights, strict=True)):
             if number and self._cancel is not None and self._cancel():
@@ -87,4 +87,4 @@ def _weights(whole: int, windows: list[slice]) -> list[Tensor]:
     total = torch.zeros(whole, dtype=torch.float64)
     for window in windows:
         total[window] += cosine
-    return [cosine / total[window] for window in windows]
+    return [(cosine / total[window]).float() for window in windows]
