@@ -11,7 +11,9 @@ from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
 from pixart.generation.prompts import Line, located, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
+from pixart.generation.sources import Sources
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
+from pixart.pipeline.inputs import named_in
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
@@ -37,7 +39,8 @@ class Job:
     """One picture to draw. model: the options that open the pipeline. asked, asked_model: what its file
     is to say was asked for; where a picture is drawn again, choices that were left open still are.
     place: file and line that ask for it, for messages. name: what that line calls it. swept: what --sweep
-    sets. path: its file. there: the picture, if this very request drew it before."""
+    sets. inputs: a digest of each picture that it is drawn from. path: its file. there: the picture, if
+    this very request drew it before."""
 
     index: int
     request: Request
@@ -47,6 +50,7 @@ class Job:
     place: str = ""
     name: str | None = None
     swept: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     path: Path = Path()
     there: Picture | None = None
 
@@ -57,13 +61,14 @@ def plan(options: Options) -> tuple[list[Job], Options]:
     sweeps = parse_sweeps(options.sweep)
     _check_counts(options, sweeps)
     check_alone(sweeps, _given_settings(options), "options")
-    source = _source(options, sweeps)
+    source, sources = _source(options, sweeps), Sources()
     with naming(source):
         if options.from_image is None:
             jobs = list(_jobs_of_lines(options, sweeps))
         else:
-            jobs, options = _plan_again(options, sweeps)
+            jobs, options = _plan_again(options, sweeps, sources)
         _check_early(options, jobs)
+        jobs = [_with_inputs(job, options, sources) for job in jobs]
     _check_output(options, jobs)
     return (jobs if needs_model(jobs, options) else placed(jobs, options)), options
 
@@ -100,13 +105,14 @@ def _wanted(template: Template, job: Job, request: Request, options: Options) ->
 def _placed(job: Job, wanted: Path, places: Places, overwrite: bool) -> Job:
     there = None
     for path in places.there(wanted):
-        if there := find_drawn(path, job.asked, job.asked_model):
+        if there := find_drawn(path, job.asked, job.asked_model, job.inputs):
             break
     else:
         is_taken = os.path.isdir(wanted)  # which is refused where it is to be written
         path = wanted if is_taken else places.free(wanted, beside=not overwrite)
     places.take(path)
-    check_room(path, Metadata(job.request, job.model, job.asked, job.asked_model))
+    said = Metadata(job.request, job.model, job.asked, job.asked_model, inputs=job.inputs)
+    check_room(path, said)
     return replace(job, path=path, there=None if overwrite else there)
 
 
@@ -179,10 +185,29 @@ def _check_total(count: int) -> None:
         raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
 
 
-def _plan_again(options: Options, sweeps: Sweeps) -> tuple[list[Job], Options]:
+def _with_inputs(job: Job, options: Options, sources: Sources) -> Job:
+    """The job with what its pictures are now, once it is clear that it can be drawn from them."""
+    with naming(job.place):
+        _check_control(options, job.request)
+        if not named_in(job.request):
+            return job
+        sources.check(job.request)
+        return replace(job, inputs=sources.digests(job.request))
+
+
+def _check_control(options: Options, request: Request) -> None:
+    files, pictures = len(options.control), len(request.control_image or ())
+    if files != pictures:
+        raise ValueError(
+            f"control_image must be given once for each --control, got {pictures} for {files}"
+        )
+
+
+def _plan_again(options: Options, sweeps: Sweeps, sources: Sources) -> tuple[list[Job], Options]:
     """The picture as it was drawn, and what its file says was asked for, both with what is given now."""
     assert options.from_image is not None
     drawn, place = read_metadata(options.from_image), str(options.from_image)
+    sources.check_same(drawn, {*_given(options), *sweeps})
     jobs: list[Job] = []
     opened, several = options, combinations(sweeps)
     _check_total(len(several) * options.num_images)

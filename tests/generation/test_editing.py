@@ -22,8 +22,10 @@ from pixart.pipeline.request import Request
 
 @pytest.fixture(autouse=True)
 def pictures(elsewhere: None) -> None:
-    for place, name in enumerate(("photo.png", "other.png", "mask.png", "edges.png")):
-        Image.new("RGB", (48, 32), (80 * place, 200, 9)).save(name)
+    Path("list/m").mkdir(parents=True)
+    for place, name in enumerate(("photo", "other", "mask", "edges", "list/photo", "list/m/mask",
+                                  "list/mask", "list/edges", "list/other")):  # fmt: skip
+        Image.new("RGBA", (48, 32), (20 * place, 200, 9, 200)).save(f"{name}.png")
 
 
 def at(name: str) -> str:
@@ -127,25 +129,24 @@ def requests(**options: Any) -> list[Request]:
     return [job.request for job in plan(Options(**options))[0]]
 
 
-def test_pictures_of_a_list_lie_beside_it() -> None:
+def test_pictures_of_a_list_lie_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", os.getcwd())
     path = lines(
         {"prompt": "a", "image": "photo.png", "mask": "m/mask.png", "strength": 0.5},
         {"prompt": "b", "image": at("photo.png"), "mask": "alpha"},
-        {"prompt": "c", "control_image": "edges.png", "control_scale": 0},
-        {
-            "prompt": "d",
-            "control_image": ["edges.png", "../edges.png"],
-            "control_interval": [0, 0.5],
-        },
         {"image": "~/photo.png", "upscale": "2k"},
     )
     found = requests(prompts=path)
     assert (found[0].image, found[0].mask) == (at("list/photo.png"), at("list/m/mask.png"))
     assert (found[1].image, found[1].mask) == (at("photo.png"), "alpha")
-    assert found[2].control_image == (at("list/edges.png"),) and found[2].control_scale == (0,)
-    assert found[3].control_image == (at("list/edges.png"), at("edges.png"))
-    assert found[3].control_interval == ((0, 0.5),)
-    assert found[4].image == os.path.expanduser("~/photo.png") and found[4].prompt == ""
+    assert (found[2].image, found[2].prompt) == (at("photo.png"), "")
+    path = lines(
+        {"prompt": "a", "control_image": ["edges.png", "../edges.png"], "control_scale": 0},
+        {"prompt": "b", "control_image": ["edges.png"] * 2, "control_interval": [0, 0.5]},
+    )
+    found = requests(prompts=path, control=("a", "b"))
+    assert found[0].control_image == (at("list/edges.png"), at("edges.png"))
+    assert found[0].control_scale == (0,) and found[1].control_interval == ((0, 0.5),)
 
 
 def test_a_line_adds_to_the_options() -> None:
@@ -172,10 +173,10 @@ def test_names_say_what_is_swept() -> None:
         "a-cat-0-image-photo-strength-0.6.png", "a-cat-0-image-other-strength-0.3.png",
     ]  # fmt: skip
     assert swept("apg=true,false") == ["a-cat-0-apg-true.png", "a-cat-0-apg-false.png"]
-    assert swept("control_scale=0,1", control_image=("edges.png",)) == [
+    assert swept("control_scale=0,1", control_image=("edges.png",), control=("c",)) == [
         "a-cat-0-control-scale-0.0.png", "a-cat-0-control-scale-1.0.png",
     ]  # fmt: skip
-    assert swept("control_interval=0:1,0:0.5", control_image=("edges.png",))[1] == (
+    assert swept("control_interval=0:1,0:0.5", control_image=("edges.png",), control=("c",))[1] == (
         "a-cat-0-control-interval-0.0-0.5.png"
     )
 
@@ -183,19 +184,22 @@ def test_names_say_what_is_swept() -> None:
 @pytest.mark.parametrize(
     "output, options, name",
     [
-        ("{image}-{strength:.1f}.png", {"image": "a b/Ph ÖTO.x.png", "strength": 0.25}, None),
+        ("{image}-{strength:.1f}.png", {"image": "a b/Ph ÖTO.x.png", "strength": 0.5}, None),
         ("{image}-{mask}.png", {"image": "photo.png", "mask": "alpha"}, "photo-alpha.png"),
-        ("{control_image}.png", {"control_image": ("x/a.png", "b.png")}, "a-b.png"),
+        ("{control_image}.png", {"control_image": ("list/photo.png", "edges.png"), "control": ("a", "b")},
+         "photo-edges.png"),
         ("{upscale}-{apg}-{strength}.png", {}, "none-none-none.png"),
         ("{apg_eta}-{pag_blocks}.png", {"apg": False, "pag": 0.0}, "none-none.png"),
     ],
-)
+)  # fmt: skip
 def test_a_template_takes_pictures_by_their_names(
     output: str, options: dict[str, Any], name: str | None
 ) -> None:
+    Path("a b").mkdir()
+    Path("photo.png").rename("a b/Ph ÖTO.x.png") if name is None else None
     [job], _ = plan(Options(prompt=("a cat",), output=Path(output), **options))
     if name is None:
-        assert job.path.name.endswith("-0.2.png") and job.path.name.isascii()
+        assert job.path.name.endswith("-0.5.png") and job.path.name.isascii()
         assert job.path.parent == Path() and " " not in job.path.name
     else:
         assert str(job.path) == name
