@@ -7,7 +7,6 @@ from typing import Any
 
 from pixart.pipeline.request import Request, check_keys
 from pixart.resolution import Resolved, resolve_size
-from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import (
     GUIDANCE,
     SCHEDULERS,
@@ -73,7 +72,6 @@ def with_defaults(
     """The request with its size in pixels, the name of its scheduler, steps, guidance and interval.
 
     own: what the pipeline is drawn with. is_guest: whether the scheduler is another than the pipeline's.
-    ValueError for what the scheduler cannot sample.
     """
     published = default_steps(solver), default_guidance(solver)
     if is_guest and published[0] != STEPS:
@@ -83,7 +81,6 @@ def with_defaults(
     steps = _first(request.steps, own.steps, published[0])
     guidance = _first(request.guidance, own.guidance, published[1])
     interval = _first(request.guidance_interval, own.guidance_interval, (0.0, 1.0))
-    check_sampling(solver, steps, guidance, interval)
     return replace(
         request, size=None, aspect=None, resolution=None, height=size.height, width=size.width,
         steps=steps, guidance=guidance, guidance_interval=interval, scheduler=scheduler,
