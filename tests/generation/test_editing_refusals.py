@@ -76,7 +76,8 @@ EARLY: list[tuple[list[str], str]] = [
     (["a cat", "--pag", "nan"], "pag must be a finite number from 0 up, got nan"),
     (["a cat", "--pag-blocks", "14"], "pag_blocks must be given with pag"),
     (["a cat", "--pag", "3", "--pag-blocks", "9-7"], "pag_blocks must be blocks such as 14 or 12-14,20"),
-    (["a cat", "--control-image", "photo.png"], "control_image must be given once for each --control, got 1 for 0"),
+    (["a cat", "--control-image", "photo.png"],
+     "control_image must be given once for each --control, got 1 for 0"),
     (["a cat", "--control", "c.pth"], "control_image must be given once for each --control, got 0 for 1"),
     (["a cat", "--control", "c.pth", "--control-image", "cut.png"], "cut.png: cannot be read ("),
     (["a cat", "--control", "c.pth", "--control-image", "tiny.png"], "tiny.png: must be at least 16 px"),
@@ -115,14 +116,14 @@ def test_what_no_model_could_draw_from_is_refused_before_one_is_opened(
         ('"control_image": [1]', "control_image must be texts or none"),
         ('"control_image": []', "control_image must be 1 to 16 pictures, got 0"),
         ('"control_image": "photo.png"', "control_image must be given once for each --control"),
-        ('"image": "a\\u0000b"', "image must"),
+        ('"image": "a\\u0000b"', "b: cannot be read (embedded null byte)"),
         ('"apg": 1', "apg must be true or false or none, got 1"),
     ],
 )  # fmt: skip
 def test_a_line_of_a_list_is_named(
     stub: StubPipeline, capsys: pytest.CaptureFixture[str], line: str, reason: str
 ) -> None:
-    Path("p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", %s}' % line)
+    Path("p.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": "b", {line}}}')
     said = refused(capsys, "--prompts", "p.jsonl")
     assert said.startswith("p.jsonl, line 2: ") and reason in said
     assert stub.opened == 0
@@ -165,17 +166,9 @@ def test_a_picture_is_drawn_again_from_the_very_files_alone(
     os.unlink("mask.png")
     line = refused(capsys, *again)
     assert "mask.png: cannot be read (No such file" in line and line.endswith("anew by --mask")
-    assert (
-        "by --image" in refused(capsys, *again, "--mask", "kept.png")
-        if _without("photo.png")
-        else 1
-    )
+    os.rename("photo.png", "moved.png")
+    assert refused(capsys, *again, "--mask", "kept.png").endswith("anew by --image")
     assert stub.opened == opened
-
-
-def _without(name: str) -> bool:
-    os.rename(name, f"moved-{name}")
-    return True
 
 
 def test_a_picture_that_is_given_anew_is_not_compared(stub: StubPipeline) -> None:
