@@ -1,8 +1,7 @@
 """`prepare`: pictures and captions to VAE moments and T5 features, once, on disk.
 
-Every picture is scaled to cover the nearest bucket of a resolution and cropped to its middle. What
-cannot be used is quarantined: it is left out, listed in report.json with its resolution and reason,
-and the work goes on.
+What cannot be used is quarantined: it is left out, listed in report.json with its resolution and
+reason, and the work goes on.
 
 The source is cut into chunks of 64 samples. Any number of processes may run the same command: each
 takes the chunks that no other has taken, and all end when everything is done. A chunk that is done
@@ -26,51 +25,19 @@ from torch import Tensor
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
 from pixart.dataset.features import FORMAT, ShardStore
-from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
+from pixart.dataset.loading import Loader, Picture, Settings
 from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import CheckpointError, digest, fingerprint, write_json
+from pixart.files import digest, fingerprint, write_json
 from pixart.locks import claimed, occupied
-from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
 from pixart.progress import counted
-from pixart.resolution import nearest_bucket
 from pixart.text.encoder import TextEncoder
 from pixart.vae.autoencoder import VAE
 
 CHUNK = 64
-MAX_RATIO = 4.5  # long side / short side; the buckets end at 4
-
-
-@dataclass(frozen=True)
-class Settings:
-    """resolution: pixels of the buckets' square; square: crop everything to that. max_ratio: long
-    side / short side beyond which a picture is rejected. half: store moments in fp16, not fp32.
-    min_side: pixels of the shorter side below which it is rejected; None is half of its bucket's."""
-
-    resolution: int
-    square: bool = False
-    max_ratio: float = MAX_RATIO
-    half: bool = False
-    min_side: int | None = None
-
-    def bucket(self, height: int, width: int, multiple: int) -> tuple[int, int]:
-        """The (height, width) that a picture is brought to; sides are multiples of `multiple`."""
-        if self.square:
-            return self.resolution, self.resolution
-        return nearest_bucket(height, width, self.resolution, multiple)
-
-    def fault(self, height: int, width: int, bucket: tuple[int, int]) -> str:
-        """Why a picture of that size is rejected, "" if it is not."""
-        ratio = max(height, width) / min(height, width)
-        if ratio > self.max_ratio:
-            return f"ratio {ratio:.4g}:1 of {width}x{height} is over {self.max_ratio:g}:1"
-        least = min(bucket) // 2 if self.min_side is None else self.min_side
-        if min(height, width) < least:
-            return f"{width}x{height} is too small, its shorter side must be at least {least} px"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -88,19 +55,6 @@ class Encoders:
     def multiple(self) -> int:
         """Sides in pixels are multiples of this: the VAE's factor times the transformer's patch of 2."""
         return self.vae.downsample * 2
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture that passed; pixels (3, H, W) only if its moments are not in the store. note: what
-    is to be told of it, "" for nothing."""
-
-    sample: Sample
-    size: tuple[int, int]
-    bucket: tuple[int, int]
-    name: str
-    pixels: Tensor | None
-    note: str
 
 
 class Preparation:
@@ -121,6 +75,12 @@ class Preparation:
         self.directory, self.encoders, self.settings = directory, encoders, settings
         self.workers = workers
         self.store = ShardStore(directory / "features")
+        self.loader = Loader(
+            settings,
+            encoders.multiple,
+            encoders.vae_identity,
+            lambda name: self.store.shard_of(f"{name}.mean") is not None,
+        )
         self.work = directory / "work"
         self.report = directory / "report.json"
 
@@ -201,10 +161,10 @@ class Preparation:
     def _prepare(self, chunk: list[Item]) -> Part:
         part = Part()
         new: dict[str, Tensor] = {}
-        pictures: list[_Picture] = []
+        pictures: list[Picture] = []
         # Threads read ahead, this one encodes in order: a shard has the same content in every run.
-        for result in in_order(self._load, chunk, self.workers):
-            if isinstance(result, _Picture) and result.pixels is not None:
+        for result in in_order(self.loader.load, chunk, self.workers):
+            if isinstance(result, Picture) and result.pixels is not None:
                 result = self._encode(result, result.pixels, new)
             if isinstance(result, Rejected):
                 part.rejected.append(asdict(result))
@@ -218,44 +178,9 @@ class Preparation:
             part.samples.append(self._record(picture, names))
         return part
 
-    def _load(self, item: Item) -> _Picture | Rejected:
-        """In a thread: read, check, scale. Raises nothing over a picture."""
-        if isinstance(item, Rejected):
-            return item
-        if not item.captions:
-            return Rejected(item.path, item.uncaptioned)
-        try:
-            content = item.read()
-            head = head_of(content)
-            size = head.height, head.width
-            bucket = self.settings.bucket(*size, self.encoders.multiple)
-            if fault := self.settings.fault(*size, bucket):
-                return Rejected(item.path, fault)
-            name = self._image_name(content, head, bucket)
-            pixels = None
-            if self.store.shard_of(f"{name}.mean") is None:
-                image = decode(content)
-                if image.size != (head.width, head.height):
-                    says = f"{head.width}x{head.height}, it is {image.width}x{image.height}"
-                    raise ImageError(f"unreadable image: its head says {says}")
-                pixels = cover(image, bucket, self.settings.resolution)
-        except (ImageError, CheckpointError) as error:
-            return Rejected(item.path, str(error))
-        except OSError as error:
-            return Rejected(item.path, f"unreadable file: {error.strerror or error}")
-        return _Picture(item, size, bucket, name, pixels, head.profile_fault)
-
-    def _image_name(self, content: bytes, head: Head, bucket: tuple[int, int]) -> str:
-        method = "lanczos" if self.settings.resolution >= LANCZOS_FROM else "bicubic"
-        stored = "fp16" if self.settings.half else "fp32"
-        made_from = [digest(content), self.encoders.vae_identity, bucket, method, stored]
-        if head.has_profile and not head.profile_fault:
-            made_from.append("sRGB")  # not the features of its colours as they are stored
-        return digest(json.dumps(made_from).encode())
-
     def _encode(
-        self, picture: _Picture, pixels: Tensor, new: dict[str, Tensor]
-    ) -> _Picture | Rejected:
+        self, picture: Picture, pixels: Tensor, new: dict[str, Tensor]
+    ) -> Picture | Rejected:
         """One picture at a time, so that its moments do not depend on its neighbours."""
         dtype = torch.float16 if self.settings.half else torch.float32
         moments = self.encoders.vae.posterior(pixels[None])
@@ -281,7 +206,7 @@ class Preparation:
             new[name] = encoded.features[0, encoded.mask[0]].cpu()
         return names
 
-    def _record(self, picture: _Picture, captions: dict[str, str]) -> dict[str, Any]:
+    def _record(self, picture: Picture, captions: dict[str, str]) -> dict[str, Any]:
         """An index's line: every feature with the shard that holds it."""
         shard_of = self.store.shard_of
         return {
