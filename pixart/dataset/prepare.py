@@ -24,7 +24,9 @@ from torch import Tensor
 
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
-from pixart.dataset.features import FORMAT, ShardStore
+from pixart.dataset.controls import Controls
+from pixart.dataset.features import FORMAT, ShardStore, features_of
+from pixart.dataset.images import ImageError
 from pixart.dataset.loading import Loader, Picture, Settings
 from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
@@ -59,10 +61,15 @@ class Encoders:
 
 class Preparation:
     """The features of a source in `directory`; see the module. workers: threads that read and
-    scale pictures while others are encoded."""
+    scale pictures while others are encoded. controls: where the pictures come from that steer."""
 
     def __init__(
-        self, directory: Path, encoders: Encoders, settings: Settings, workers: int = 4
+        self,
+        directory: Path,
+        encoders: Encoders,
+        settings: Settings,
+        workers: int = 4,
+        controls: Controls | None = None,
     ) -> None:
         if settings.resolution < 1 or settings.resolution % encoders.multiple:
             raise ValueError(
@@ -73,13 +80,14 @@ class Preparation:
         if settings.min_side is not None and settings.min_side < 1:
             raise ValueError(f"min_side must be at least 1, got {settings.min_side}")
         self.directory, self.encoders, self.settings = directory, encoders, settings
-        self.workers = workers
+        self.workers, self.controls = workers, controls
         self.store = ShardStore(directory / "features")
         self.loader = Loader(
             settings,
             encoders.multiple,
             encoders.vae_identity,
-            lambda name: self.store.shard_of(f"{name}.mean") is not None,
+            self._is_stored,
+            controls,
         )
         self.work = directory / "work"
         self.report = directory / "report.json"
@@ -138,23 +146,23 @@ class Preparation:
         part = read_part(file)
         if part is None:
             return False
-        places = [place for s in part.samples for place in (s["image"], *s["captions"].values())]
-        return all((self.store.folder / shard).exists() for shard in {p[0] for p in places})
+        shards = {shard for sample in part.samples for shard, _ in features_of(sample)}
+        return all((self.store.folder / shard).exists() for shard in shards)
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether the moments of a picture are."""
+        return self.store.shard_of(f"{name}.mean") is not None
 
     def _made_by(self) -> list[Any]:
         """All that features depend on, short of the samples."""
         encoders = self.encoders
         identities = [encoders.vae_identity, encoders.text_identity]
-        return [FORMAT, asdict(self.settings), identities]
+        controls = [self.controls.identity] if self.controls else []
+        return [FORMAT, asdict(self.settings), identities, *controls]
 
     def _part_file(self, chunk: list[Item]) -> Path:
         """Named by all that the chunk's features depend on, short of the pictures' bytes."""
-        content = [
-            [asdict(item)]
-            if isinstance(item, Rejected)
-            else [item.path, item.version, dict(item.captions), item.uncaptioned]
-            for item in chunk
-        ]
+        content = [_told(item) for item in chunk]
         key = json.dumps([*self._made_by(), content], sort_keys=True)
         return self.work / f"{digest(key.encode())}.json"
 
@@ -164,8 +172,8 @@ class Preparation:
         pictures: list[Picture] = []
         # Threads read ahead, this one encodes in order: a shard has the same content in every run.
         for result in in_order(self.loader.load, chunk, self.workers):
-            if isinstance(result, Picture) and result.pixels is not None:
-                result = self._encode(result, result.pixels, new)
+            if isinstance(result, Picture):
+                result = self._encode(result, new)
             if isinstance(result, Rejected):
                 part.rejected.append(asdict(result))
             else:
@@ -178,17 +186,34 @@ class Preparation:
             part.samples.append(self._record(picture, names))
         return part
 
-    def _encode(
-        self, picture: Picture, pixels: Tensor, new: dict[str, Tensor]
-    ) -> Picture | Rejected:
+    def _encode(self, picture: Picture, new: dict[str, Tensor]) -> Picture | Rejected:
         """One picture at a time, so that its moments do not depend on its neighbours."""
         dtype = torch.float16 if self.settings.half else torch.float32
-        moments = self.encoders.vae.posterior(pixels[None])
-        mean, std = (moment[0].to("cpu", dtype) for moment in moments)
-        if not (mean.isfinite().all() and std.isfinite().all()):
-            return Rejected(picture.sample.path, "the VAE gives latents that are not finite")
-        new[f"{picture.name}.mean"], new[f"{picture.name}.std"] = mean, std
-        return replace(picture, pixels=None)
+        path = picture.sample.path
+        try:
+            for name, pixels in self._wanted(picture):
+                moments = self.encoders.vae.posterior(pixels[None])
+                mean, std = (moment[0].to("cpu", dtype) for moment in moments)
+                if not (mean.isfinite().all() and std.isfinite().all()):
+                    return Rejected(path, "the VAE gives latents that are not finite")
+                new[f"{name}.mean"], new[f"{name}.std"] = mean, std
+        except ImageError as error:  # nothing can be made of it that steers
+            return Rejected(path, str(error))
+        control = picture.control and replace(picture.control, pixels=None)
+        return replace(picture, pixels=None, control=control)
+
+    def _wanted(self, picture: Picture) -> Iterator[tuple[str, Tensor]]:
+        """Names and pixels of what is not in the store, of a picture and of what steers it."""
+        control = picture.control
+        if not self._is_stored(picture.name):
+            assert picture.pixels is not None
+            yield picture.name, picture.pixels
+        if control is not None and not self._is_stored(control.name):
+            pixels = control.pixels
+            if pixels is None:
+                assert self.controls is not None and picture.pixels is not None
+                pixels = self.controls.made_of(picture.pixels)
+            yield control.name, pixels
 
     def _captions(self, sample: Sample, new: dict[str, Tensor], part: Part) -> dict[str, str]:
         """The names of the captions' features; a caption that was cut is noted in the report."""
@@ -209,12 +234,18 @@ class Preparation:
     def _record(self, picture: Picture, captions: dict[str, str]) -> dict[str, Any]:
         """An index's line: every feature with the shard that holds it."""
         shard_of = self.store.shard_of
+
+        def moments(name: str) -> list[str | None]:
+            return [shard_of(f"{name}.mean"), name]
+
+        control = {"control": moments(picture.control.name)} if picture.control else {}
         return {
             "path": picture.sample.path,
             "size": picture.size,
             "bucket": picture.bucket,
-            "image": [shard_of(f"{picture.name}.mean"), picture.name],
+            "image": moments(picture.name),
             "captions": {key: [shard_of(name), name] for key, name in captions.items()},
+            **control,
         }
 
     def _finish(self, parts: list[Path]) -> dict[str, Any]:
@@ -235,6 +266,7 @@ class Preparation:
             **asdict(self.settings),
             "vae": vae,
             "text": {"identity": self.encoders.text_identity},
+            **({"control": self.controls.identity} if self.controls else {}),
             "parts": [file.name for file in parts],
             "samples": merged.samples,
         }
@@ -287,6 +319,14 @@ def open_encoders(
         vae_identity=f"{fingerprint(directory / 'vae')} {vae.dtype}",
         text_identity=text_identity + (" lower case" if family == "alpha" else ""),
     )
+
+
+def _told(item: Item) -> list[Any]:
+    """What tells an item from others, short of the pictures' bytes."""
+    if isinstance(item, Rejected):
+        return [asdict(item)]
+    told = [item.path, item.version, dict(item.captions), item.uncaptioned]
+    return told if item.control is None else [*told, item.control.path, item.control.version]
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
