@@ -171,14 +171,16 @@ def test_a_border_is_added_on_the_sides_that_the_caption_speaks_of() -> None:
 
 
 def test_a_record_goes_on_where_it_ended_and_refuses_other_steps(tmp_path: Path) -> None:
-    record = Record.open(tmp_path, "move", 20)
+    record = Record.open(tmp_path, "move", 20, {"command": "first", "seconds": 0.0})
     assert record.count("0.6") == 0
-    record.add("0.6", [{"holds": np.True_, "step": 0.123456}, {"holds": False, "step": None}])
-    again = Record.open(tmp_path, "move", 20)
+    found = [{"holds": np.True_, "step": 0.123456}, {"holds": False, "step": None}]
+    record.add("0.6", found, 2.0)
+    again = Record.open(tmp_path, "move", 20, {"command": "second", "seconds": 0.0})
+    assert again.run == {"command": "second", "seconds": 2.0}
     assert again.count("0.6") == 2 and again.count("0.8") == 0
     assert again.verdicts["0.6"] == {"holds": [True, False], "step": [0.1235, None]}
     with pytest.raises(ValueError, match="--steps must be 20, as .*move.json was drawn, got 12"):
-        Record.open(tmp_path, "move", 12)
+        Record.open(tmp_path, "move", 12, {})
     figures = row("move", "0.6", again.verdicts["0.6"], 128)["figures"]
     assert figures["holds"] == {"true": 1, "of": 2} and figures["step"]["of"] == 1
 
