@@ -66,9 +66,7 @@ def _check_directory(path: Path, overwrite: bool, format_of: Callable[[Path], st
     if others:
         raise CheckpointError(f"{path}: holds other files ({listed(others)}); give another path")
     if names and not overwrite and format_of(path) != "diffusers":
-        raise CheckpointError(
-            f"{path}: holds none of this kind; give another path, or overwrite"
-        )
+        raise CheckpointError(f"{path}: holds none of this kind; give another path, or overwrite")
 
 
 @contextmanager
