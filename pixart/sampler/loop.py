@@ -58,9 +58,9 @@ class Start:
     others begin. 1 without a mask begins with pure noise and looks at no latents.
     redraw: (1 or B, 1, h, w) from 0 to 1. Where it is 0, every state is that of the latents with their
     noise, and the last one the latents to the bit; where it is 1, the picture is drawn; between, both are
-    mixed after every step. The model sees what is kept and fits the rest to it, but less than one that
-    was trained to: two pixels that the data correlates by a small r come out correlated by r / 3, or r / 2
-    with a stochastic scheduler.
+    mixed after every step, and the more steps, the more is kept. What is drawn follows what is kept less
+    than the data would have it: of two values correlated by a small r, the mean of one moves with the
+    other by r / 3, with a stochastic scheduler by r / 2.
     """
 
     latents: Tensor
@@ -184,6 +184,7 @@ def sample(
         latents = walk.step(output, latents, number, options)
         if keep is not None:
             latents = keep(latents, walk.evaluations[number + 1] if number + 1 < total else None)
+            walk.amend(keep, number)
         if callback is not None:
             # From inputs, which have unit variance; latents are in the scheduler's own scale.
             predicted = predict_clean(walk.scheduler, inputs, output, float(at.timestep))

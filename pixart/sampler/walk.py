@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -85,6 +86,13 @@ class Walk:
         timestep = self.evaluations[number].timestep
         return self.scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
 
+    def amend(self, change: Callable[[Tensor, Evaluation], Tensor], number: int) -> None:
+        """Change the state before an evaluation that was made, where the scheduler goes back to it: the
+        correctors of UniPC and SA-Solver step from it a second time, not from what they are given."""
+        last = getattr(self.scheduler, "last_sample", None)
+        if last is not None:
+            self.scheduler.last_sample = change(last, self.evaluations[number])
+
     def _begun_options(self, number: int) -> dict[str, Any]:
         name = type(self.scheduler).__name__
         # LMS takes the steps before its first one for made.
@@ -101,8 +109,9 @@ def check_walk(scheduler: Scheduler, steps: int | None, strength: float | None =
     walk = Walk(scheduler, steps, strength)
     name = type(scheduler).__name__
     if fault := _fault(_Key(name, repr(scheduler.config), walk.steps, strength, walk)):
+        begun = "" if strength is None else f" from strength {strength:g} on"
         raise ValueError(
-            f"{name} cannot draw in {walk.steps} steps as it is configured ({fault}); "
+            f"{name} cannot draw in {walk.steps} steps{begun} as it is configured ({fault}); "
             "take another number of steps or name another scheduler"
         )
 
@@ -174,9 +183,11 @@ def _first_step(scheduler: Scheduler, strength: float) -> int:
     steps = _steps_of(scheduler)
     first = round(steps * (1 - strength))
     if first == steps:
+        enough = math.floor(0.5 / strength) + 1
+        or_more = f", or {enough} steps" if enough <= _most_steps(scheduler) else ""
         raise ValueError(
             f"strength must be above {0.5 / steps:g} to leave one of {steps} steps, got {strength:g}; "
-            f"take more strength, or more than {0.5 / strength:g} steps"
+            f"take more strength{or_more}"
         )
     return first
 
@@ -218,8 +229,7 @@ def _scales(scheduler: Any, index: int, timestep: Tensor) -> tuple[float, float]
 
 def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
     """Set and return the timesteps, on the CPU: schedulers index their tables by them."""
-    training_steps = scheduler.config.num_train_timesteps
-    limit = min(training_steps, scheduler.config.get("original_inference_steps", training_steps))
+    limit = _most_steps(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
         raise ValueError(f"steps must be an integer from 1 to {limit}, got {steps!r}")
     try:
@@ -234,6 +244,11 @@ def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
         raise ValueError(f"steps must be at least 2 for this scheduler, got {steps}")
     _check_levels(scheduler, timesteps, steps)
     return timesteps
+
+
+def _most_steps(scheduler: Scheduler) -> int:
+    training_steps: int = scheduler.config.num_train_timesteps
+    return min(training_steps, scheduler.config.get("original_inference_steps", training_steps))
 
 
 def _check_levels(scheduler: Scheduler, timesteps: Tensor, steps: int) -> None:

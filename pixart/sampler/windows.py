@@ -50,23 +50,29 @@ class Windows:
         )
         if len(rows) == len(columns) == 1:
             return self._denoise(latents, timesteps, captions)
+        places = [(row, column) for row in rows for column in columns]
         weights = [
-            torch.outer(row, column).to(latents)
+            torch.outer(row, column).to(latents.device)
             for row in _weights(height, rows)
             for column in _weights(width, columns)
         ]
-        places = [(row, column) for row in rows for column in columns]
         total: Tensor | None = None
         for number, ((row, column), weight) in enumerate(zip(places, weights, strict=True)):
             if number and self._cancel is not None and self._cancel():
                 raise Cancelled(f"cancelled at timestep {float(timesteps[0]):g}")
             window = latents[..., row, column].contiguous()
-            part = self._denoise(window, timesteps, captions).float()
+            denoise = self._denoiser_of(row, column, (height, width))
+            part = denoise(window, timesteps, captions).float()
             if total is None:
                 total = part.new_zeros(*part.shape[:2], height, width)
             total[..., row, column] += weight * part
         assert total is not None
         return total
+
+    def _denoiser_of(self, rows: slice, columns: slice, whole: tuple[int, int]) -> Denoiser:
+        """Of a window: what has hints and sizes of the whole picture gives one with those of the part."""
+        crop = getattr(self._denoise, "crop", None)
+        return self._denoise if crop is None else crop(rows, columns, whole)
 
 
 def _spread(whole: int, side: int, overlap: float, multiple: int) -> list[slice]:
@@ -87,4 +93,4 @@ def _weights(whole: int, windows: list[slice]) -> list[Tensor]:
     total = torch.zeros(whole, dtype=torch.float64)
     for window in windows:
         total[window] += cosine
-    return [cosine / total[window] for window in windows]
+    return [(cosine / total[window]).float() for window in windows]
