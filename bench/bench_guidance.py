@@ -8,6 +8,6 @@ from bench.measure.results import Row
 from bench.workloads import guidance
 
 
-@suite.at_each("guidance", ("embedded",), lambda size: [guidance.case()])
+@suite.at_each("guidance", ("128", "512"), lambda size: [guidance.case(size)])
 def bench_guidance(row: Row, report: Callable[[Row], None]) -> None:
     report(row)

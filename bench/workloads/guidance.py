@@ -5,6 +5,7 @@ steps over their number, so that the interval, which guides half of them, has it
 """
 
 import time
+from functools import partial
 from typing import Any
 
 from bench.measure import timing
@@ -13,6 +14,7 @@ from bench.measure.results import Row
 from bench.workloads.models import OURS
 from pixart import cost
 from pixart.config import EMBEDDED
+from pixart.pipeline.request import Request
 
 PROMPT = "a small orange cross in the bottom right corner on black"
 STEPS, SCALE, LEAST_ROUNDS = 8, 4.5, 3
@@ -29,45 +31,49 @@ WAYS: dict[str, tuple[float, dict[str, Any]]] = {
 }
 
 
-def case() -> Case:
-    return Case("guidance", _measure, tuple(WAYS))
+def case(size: str) -> Case:
+    """size: side of the picture in pixels."""
+    return Case(f"guidance/{size}", partial(_measure, int(size)), tuple(WAYS))
 
 
-def _measure(context: Context) -> None:
+def request(way: str, side: int, steps: int = STEPS) -> Request:
+    """What is drawn to time a way."""
+    like: dict[str, Any] = {"guidance": SCALE, "guidance_interval": (0.0, 1.0), "batched": True}
+    like |= {"height": side, "width": side, "steps": steps}
+    return Request(PROMPT, **{**like, **WAYS[way][1]})
+
+
+def _measure(side: int, context: Context) -> None:
     from pixart import Pipeline
-    from pixart.pipeline.request import Request
 
     pipe = Pipeline.from_pretrained(EMBEDDED, device=context.device, cache_dir=None)
-    like = {"steps": STEPS, "guidance": SCALE, "guidance_interval": (0.0, 1.0), "batched": True}
-    requests = {
-        name: Request(PROMPT, **{**like, **settings})
-        for name, (_, settings) in context.choose(WAYS).items()
-    }
+    requests = {name: request(name, side) for name in context.choose(WAYS)}
     samples: dict[str, list[float]] = {name: [] for name in requests}
     began = rounds = 0.0
     while rounds <= LEAST_ROUNDS or time.perf_counter() - began < context.seconds:
-        for name, request in requests.items():  # in turn: what else the machine does meets all
+        for name, asked in requests.items():  # in turn: what else the machine does meets all
             context.announce(name)
-            samples[name].append(pipe.draw(request).seconds["denoise"] / STEPS)
+            samples[name].append(pipe.draw(asked).seconds["denoise"] / STEPS)
         rounds += 1
         began = began or time.perf_counter()  # the first round warms up
     for name, found in samples.items():
         evaluations, settings = WAYS[name]
         result = timing.summarize(found[1:], "wall")
-        flops = round(evaluations * _flops(pipe))
+        flops = round(evaluations * _flops(pipe, side))
         row = measured(context, result, flops, dtype=pipe.transformer.dtype)
-        context.row(name, **_describe(pipe), **row, evaluations=evaluations, settings=settings)
+        context.row(
+            name, **_describe(pipe, side), **row, evaluations=evaluations, settings=settings
+        )
 
 
-def _flops(pipe: Any) -> int:
+def _flops(pipe: Any, side: int) -> int:
     """Of one evaluation with the prompt."""
-    side = pipe.native // pipe.multiple
+    grid = side // pipe.multiple, side // pipe.multiple
     tokens, _ = pipe.caption_tokens(PROMPT)
-    return cost.forward_flops(pipe.opened.config, (side, side), tokens, encoded=True)
+    return cost.forward_flops(pipe.opened.config, grid, tokens, encoded=True)
 
 
-def _describe(pipe: Any) -> Row:
-    side = pipe.native
+def _describe(pipe: Any, side: int) -> Row:
     return {
         "what": "guided step",
         "shape": {"size": str(side), "batch": 1, "tokens": (side // pipe.multiple) ** 2},
