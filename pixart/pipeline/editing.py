@@ -18,9 +18,10 @@ from pixart.pictures import over
 from pixart.pipeline import defaults
 from pixart.pipeline.inputs import ALPHA, Inputs
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE, parse_border
-from pixart.pipeline.masks import faded, filled, open_mask, refuse_empty
+from pixart.pipeline.masks import faded, filled, open_mask, refuse_empty, spread
 from pixart.pipeline.request import Request
 from pixart.resolution import MAX_SIDE, MIN_TOKENS, Resolved, resolve_size
+from pixart.vae.autoencoder import to_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,17 +141,23 @@ class Canvas:
         touched = torch.from_numpy(_rounded_up(self.mask, multiple) > 0).float()
         return F.max_pool2d(touched[None, None], downsample)
 
-    def compose(self, drawn: "Image") -> "Image":
-        """The finished picture from the drawn canvas: cut back, with what is kept put into it."""
-        from PIL import Image
+    def compose(self, drawn: Tensor) -> "Image":
+        """The finished picture from the decoded canvas, (1, 3, H, W) about [-1, 1]: cut back, with what
+        is kept put into it.
 
+        The VAE gives even what is kept back a little different, by a level or so in its colours, which
+        shows as a line around it. That difference is known, and taken from what is drawn as well, as it
+        goes on from there.
+        """
         height, width = self.pixels.shape[:2]
-        drawn = drawn.crop((0, 0, width, height))
+        drawn = drawn[..., :height, :width].cpu()
         if self.mask is None:
-            return drawn
-        share = self.mask[..., None].astype(np.float32) / 255
-        mixed = self.pixels * (1 - share) + np.asarray(drawn) * share
-        return Image.fromarray(mixed.round().astype(np.uint8))
+            return to_images(drawn)[0]
+        kept, mask = to_unit(self.pixels), torch.from_numpy(self.mask)[None, None]
+        if bool((mask == 0).any()):
+            drawn = drawn.clamp(-1, 1)
+            drawn = drawn + spread(kept - drawn, (mask == 0).float())
+        return to_images(torch.lerp(kept, drawn, mask / 255))[0]
 
 
 def make_canvas(request: Request, inputs: Inputs) -> Canvas:
