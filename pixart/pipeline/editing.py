@@ -18,7 +18,7 @@ from pixart.pictures import over
 from pixart.pipeline import defaults
 from pixart.pipeline.inputs import ALPHA, Inputs
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE, parse_border
-from pixart.pipeline.masks import faded, filled, open_mask, refuse_empty, spread
+from pixart.pipeline.masks import faded, filled, matched, open_mask, refuse_empty
 from pixart.pipeline.request import Request
 from pixart.resolution import MAX_SIDE, MIN_TOKENS, Resolved, resolve_size
 from pixart.vae.autoencoder import to_images
@@ -143,20 +143,13 @@ class Canvas:
 
     def compose(self, drawn: Tensor) -> "Image":
         """The finished picture from the decoded canvas, (1, 3, H, W) about [-1, 1]: cut back, with what
-        is kept put into it.
-
-        The VAE gives even what is kept back a little different, by a level or so in its colours, which
-        shows as a line around it. That difference is known, and taken from what is drawn as well, as it
-        goes on from there.
-        """
+        is kept put into it."""
         height, width = self.pixels.shape[:2]
         drawn = drawn[..., :height, :width].cpu()
         if self.mask is None:
             return to_images(drawn)[0]
         kept, mask = to_unit(self.pixels), torch.from_numpy(self.mask)[None, None]
-        if bool((mask == 0).any()):
-            drawn = drawn.clamp(-1, 1)
-            drawn = drawn + spread(kept - drawn, (mask == 0).float())
+        drawn = matched(drawn.clamp(-1, 1), kept, mask == 0)
         return to_images(torch.lerp(kept, drawn, mask / 255))[0]
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+SAME = 24  # levels that a tone may be off by
+
+
 def open_mask(request: Request, inputs: Inputs) -> "Image":
     """The mask of a request, of the size of its picture. ValueError for one of another size, or of a
     picture that has nothing transparent."""
@@ -83,6 +86,19 @@ def _distances(zeros: Tensor, most: int) -> Tensor:
         best[:, step:] = torch.minimum(best[:, step:], squared[:, :-step] + step**2)
         best[:, :-step] = torch.minimum(best[:, :-step], squared[:, step:] + step**2)
     return best.sqrt().clamp(max=most)
+
+
+def matched(drawn: Tensor, own: Tensor, kept: Tensor) -> Tensor:
+    """What was drawn, in the tone of what is kept beside it: (1, 3, H, W).
+
+    drawn, own: (1, 3, H, W) in [-1, 1]; kept: (1, 1, H, W) bool. Encoded and decoded, a plain ground is off
+    by a level or two, and a line shows where it meets the file's own. How far off it is is known of the kept
+    pixels, which were decoded as well, and goes on from there into what is drawn. Where both differ by more
+    than SAME, there is something else than a tone.
+    """
+    gap = own - drawn
+    told = kept & (gap.abs().amax(1, keepdim=True) <= SAME / 127.5)
+    return drawn + spread(gap, told.float()) if bool(told.any()) else drawn
 
 
 def filled(image: "Image") -> "Image":
