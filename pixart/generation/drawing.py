@@ -208,7 +208,7 @@ def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tupl
         except FileExistsError as error:
             if not os.path.lexists(job.path):  # what exists is a file where a folder should be
                 raise write_error(job.path, error) from error
-            if find_drawn(job.path, job.asked, job.asked_model):
+            if find_drawn(job.path, job.asked, job.asked_model, job.inputs):
                 return job, False
             job = replace(job, path=Places().free(wanted))
 

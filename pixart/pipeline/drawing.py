@@ -20,6 +20,7 @@ from pixart.pipeline.editing import cover, make_canvas, only_enlarges, to_unit
 from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.guidance import guidance_of
 from pixart.pipeline.inputs import Inputs
+from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Drawn, Request
 from pixart.pipeline.stages import Stage, stages_of
 from pixart.sampler.cuda_graphs import CudaGraphs
@@ -235,10 +236,14 @@ class Pass:
             "unconditional": PromptEmbeddings.concatenate(unconditional),
             "both": PromptEmbeddings.concatenate([*unconditional, *conditional]),
         }
-        height, width = stage.seen
-        denoiser = PictureDenoiser(pipe.transformer, prompts, height, width, pipe.device, graphs)
-        if (height, width) == (stage.height, stage.width):
+        blocks, size = group[0].pag_blocks, (stage.height, stage.width)
+        denoiser = PictureDenoiser(
+            pipe.transformer, prompts, *size, pipe.device, graphs,
+            perturbed=parse_blocks(blocks) if blocks else (),
+        )  # fmt: skip
+        if stage.seen == size:
             return denoiser
+        height, width = stage.seen
         side, patch = pipe.vae.downsample, pipe.opened.config.patch_size
         cancel = self._hooks.cancel
         return Windows(denoiser, height // side, width // side, multiple=patch, cancel=cancel)

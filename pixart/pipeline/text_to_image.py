@@ -245,6 +245,7 @@ class Pipeline:
         size = editing.size_of(request, inputs, native=self.native, multiple=multiple)
         editing.check_inputs(request, size, inputs)
         request = defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
+        request = defaults.with_guidance(request, self.opened.config.depth)
         request = with_stages(request, multiple)
         check_stages(request, multiple, solver)
         return request

@@ -61,12 +61,18 @@ class Windows:
             if number and self._cancel is not None and self._cancel():
                 raise Cancelled(f"cancelled at timestep {float(timesteps[0]):g}")
             window = latents[..., row, column].contiguous()
-            part = self._denoise(window, timesteps, captions).float()
+            denoise = self._denoiser_of(row, column, (height, width))
+            part = denoise(window, timesteps, captions).float()
             if total is None:
                 total = part.new_zeros(*part.shape[:2], height, width)
             total[..., row, column] += weight * part
         assert total is not None
         return total
+
+    def _denoiser_of(self, rows: slice, columns: slice, whole: tuple[int, int]) -> Denoiser:
+        """Of a window: what has hints and sizes of the whole picture gives one with those of the part."""
+        crop = getattr(self._denoise, "crop", None)
+        return self._denoise if crop is None else crop(rows, columns, whole)
 
 
 def _spread(whole: int, side: int, overlap: float, multiple: int) -> list[slice]:

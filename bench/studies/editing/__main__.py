@@ -13,6 +13,7 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from bench.studies.editing.record import Record, row
 from bench.studies.editing.sheets import SHEETS, draw_sheets
 from bench.studies.editing.studio import Studio
 from pixart.config import EMBEDDED
+from pixart.files import write_json
 from pixart.pipeline.text_to_image import Pipeline
 
 KIND = "studies.editing"
-RESULTS = ROOT / "bench" / "results" / "editing.json"
+RESULTS = ROOT / "bench" / "results" / "editing-xeon-2-cores.json"
 STEPS = 20
 
 
@@ -52,44 +54,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--only must be of {', '.join(known)}, got {name!r}")
     torch.set_num_threads(options.threads)
     if options.write:
-        return _write(options.out, names, list(sys.argv[1:] if arguments is None else arguments))
+        return _write(options.out, names)
     pipe = Pipeline.from_pretrained(EMBEDDED, device="cpu", cache_dir=None)
     studio = Studio(pipe, options.out, options.steps, options.batch)
     if options.pictures:
         draw_sheets(studio, options.out, names)
         return 0
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     for name in names:
         chosen = options.settings.split(",") if options.settings else EXPERIMENTS[name].settings
-        _measure(studio, name, chosen, options.count)
+        run = results.started(KIND, typed, torch.device("cpu"))
+        _measure(studio, name, chosen, options.count, run)
     return 0
 
 
-def _measure(studio: Studio, name: str, settings: Sequence[str], count: int) -> None:
+def _measure(
+    studio: Studio, name: str, settings: Sequence[str], count: int, run: results.Content
+) -> None:
     """The cases that are missing, some of every setting in turn."""
     experiment = EXPERIMENTS[name]
-    record = Record.open(studio.folder, name, studio.steps)
     for setting in settings:
         if setting not in experiment.settings:
             known = ", ".join(experiment.settings)
             raise ValueError(f"--settings of {name} must be of {known}, got {setting!r}")
+    record = Record.open(studio.folder, name, studio.steps, run)
     for end in [*range(experiment.at_once, count, experiment.at_once), count]:
         for setting in settings:
             numbers = range(record.count(setting), end)
             if numbers:
-                record.add(setting, experiment.measure(studio, setting, numbers))
+                began = time.monotonic()
+                found = experiment.measure(studio, setting, numbers)
+                record.add(setting, found, time.monotonic() - began)
         print(f"{name}: {end} of {count}", flush=True)
 
 
-def _write(folder: Path, names: Sequence[str], arguments: Sequence[str]) -> int:
-    """The rows of what the folder holds."""
-    run = results.started(KIND, arguments, torch.device("cpu"))
-    for name in names:
-        kept = Record.open(folder, name, STEPS) if (folder / f"{name}.json").exists() else None
-        for setting, columns in kept.verdicts.items() if kept else ():
-            run["rows"].append(row(name, setting, columns, EXPERIMENTS[name].side))
-    if not run["rows"]:
+def _write(folder: Path, names: Sequence[str]) -> int:
+    """A run for each experiment that the folder holds, in the place of earlier ones of the same settings."""
+    files = [folder / f"{name}.json" for name in names]
+    records = {file.stem: Record.read(file) for file in files if file.exists()}
+    if not records:
         raise ValueError(f"--out must hold verdicts, got {folder}; measure first, without --write")
-    run["complete"] = True
-    results.save(RESULTS, KIND, run)
+    content = results.read(RESULTS) if RESULTS.exists() else None
+    for name, record in records.items():
+        side = EXPERIMENTS[name].side
+        rows = [row(name, setting, found, side) for setting, found in record.verdicts.items()]
+        run = {**record.run, "rows": rows, "complete": True}
+        content = results.merged(content, KIND, results.plain(run))
+    write_json(RESULTS, content, indent=1)
     print(f"{RESULTS}\nrun python -m bench.report")
     return 0

@@ -16,6 +16,7 @@ from PIL import Image
 from bench.studies.editing import cases, judging
 from bench.studies.editing.studio import Studio, pixels
 from pixart.pipeline.request import Request
+from pixart.sampler.windows import Windows
 from pixart.shapes.edges import measure as edges_of
 
 Verdict = dict[str, bool | float | None]
@@ -195,8 +196,6 @@ def _upscale_verdict(
 @cache
 def window_borders() -> list[int]:
     """Columns at which a window begins or ends inside of a picture of LARGE pixels."""
-    from pixart.sampler.windows import Windows
-
     starts: set[int] = set()
 
     def look(latents: torch.Tensor, timesteps: torch.Tensor, captions: str) -> torch.Tensor:

@@ -15,37 +15,44 @@ Columns = dict[str, list[Any]]
 
 @dataclass
 class Record:
-    """FOLDER/NAME.json. steps: of every picture in it; verdicts: by setting, a list for each column, case 0
-    first."""
+    """FOLDER/NAME.json. run: what measured it last, as `results.started` has it, and how many seconds all
+    took. steps: of every picture; verdicts: by setting, a list for each column, case 0 first."""
 
     file: Path
     steps: int
+    run: dict[str, Any]
     verdicts: dict[str, Columns] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, name: str, steps: int) -> "Record":
-        """What is there already. ValueError if it was drawn with other steps."""
+    def open(cls, folder: Path, name: str, steps: int, run: dict[str, Any]) -> "Record":
+        """What is there already, for `run` to go on with. ValueError if it was drawn with other steps."""
         file = folder / f"{name}.json"
         if not file.exists():
-            return cls(file, steps)
-        kept = read_json(file)
-        if kept["steps"] != steps:
+            return cls(file, steps, run)
+        kept = cls.read(file)
+        if kept.steps != steps:
             raise ValueError(
-                f"--steps must be {kept['steps']}, as {file} was drawn, got {steps}; choose another --out"
+                f"--steps must be {kept.steps}, as {file} was drawn, got {steps}; choose another --out"
             )
-        return cls(file, steps, kept["verdicts"])
+        return cls(file, steps, {**run, "seconds": kept.run["seconds"]}, kept.verdicts)
+
+    @classmethod
+    def read(cls, file: Path) -> "Record":
+        kept = read_json(file)
+        return cls(file, kept["steps"], kept["run"], kept["verdicts"])
 
     def count(self, setting: str) -> int:
         """Cases that are done."""
         return len(next(iter(self.verdicts.get(setting, {}).values()), ()))
 
-    def add(self, setting: str, found: Sequence[dict[str, Any]]) -> None:
-        """The verdicts of the next cases."""
+    def add(self, setting: str, found: Sequence[dict[str, Any]], seconds: float) -> None:
+        """The verdicts of the next cases, which took so long."""
         columns = self.verdicts.setdefault(setting, {name: [] for name in found[0]})
         for verdict in found:
             for name, value in verdict.items():
                 columns[name].append(_plain(value))
-        write_json(self.file, {"steps": self.steps, "verdicts": self.verdicts})
+        self.run["seconds"] = round(self.run["seconds"] + seconds, 1)
+        write_json(self.file, {"steps": self.steps, "run": self.run, "verdicts": self.verdicts})
 
 
 def _plain(value: Any) -> Any:

@@ -27,8 +27,7 @@ class Studio:
     ) -> list[Image.Image]:
         """The pictures of requests, denoised `batch` at a time."""
         asked = [replace(one, steps=self.steps, batched=True, tile=False) for one in requests]
-        given = {"pictures": pictures} if pictures else {}
-        drawn = self.pipe.draw_many(asked, batch=self.batch, **given)
+        drawn = self.pipe.draw_many(asked, batch=self.batch, pictures=pictures)
         return [one.image for one in drawn]
 
     def keep(
