@@ -13,6 +13,7 @@ from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
+from pixart.model.control import COPIES
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import (
     check_fit,
@@ -34,6 +35,7 @@ from pixart.training.transitions import (
 from pixart.weights import find_weights, is_on_hub, may_download, resolve
 
 CALIBRATION_BATCHES = 4
+DEPTH = 28  # of the published models, 13 of whose blocks the published controls copy
 LATENT = 8  # pixels a latent is wide, for every VAE of the family
 
 
@@ -128,6 +130,16 @@ def transformer_config(stage: ResolvedStage) -> PixArtConfig:
         qk_norm=size.qk_norm,
         kv_compression=stage.compression,
     )
+
+
+def control_blocks(stage: Stage, base: PixArtConfig) -> int:
+    """How many blocks a control copies, where it goes on from no other. Raises ValueError where the base has
+    not as many beside."""
+    published = max(1, round(base.depth * COPIES / DEPTH))
+    blocks = published if stage.control.blocks is None else stage.control.blocks
+    if blocks >= base.depth:
+        raise ValueError(f"control.blocks must be below the base's {base.depth}, got {blocks}")
+    return blocks
 
 
 def weightless_model(stage: ResolvedStage, start: PixArtConfig | None) -> PixArt:

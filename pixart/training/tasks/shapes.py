@@ -6,12 +6,13 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from pixart.pipeline.directory import open_directory
 from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
-from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, sample_scene
+from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, draw_outlines, sample_scene
 from pixart.text.encoder import check_complete
 from pixart.training.batch import (
     TrainingSample,
@@ -44,7 +45,7 @@ from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import problems_of
 from pixart.training.run import Run
-from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
+from pixart.training.stage import CONTROLNET, PREVIOUS, RANDOM, Data, ResolvedStage, Stage
 from pixart.training.starts import (
     adapt,
     add_compression,
@@ -61,6 +62,8 @@ VOCABULARY = 320
 # them. Found by the sweep in the model card.
 SAMPLING = Sampling(steps=20, guidance=2.0)
 ANY_SCENE = dict(Data().scenes)
+LINES = (0.012, 0.035)  # widths of outlines, as fractions of the side
+HINT_NOISE = 0.055  # of the embedded VAE's posterior and encoder, on latents of outlines
 CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))  # what a noun and its adjectives tell
 
 
@@ -70,11 +73,16 @@ def check(stage: Stage) -> Iterator[str]:
         yield f"data.source must be prepared data with lora.rank {stage.lora.rank}"
         return  # what else there is to say would be about that data
     yield from drawn_data_problems(stage, "scenes", "sizes")
+    yield from drawing_problems(stage)
+    if not stage.pipeline:
+        yield "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
+
+
+def drawing_problems(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the scenes and their sizes."""
     yield from scene_problems(stage)
     if wrong := [side for side in stage.data.sizes if side < 16 or side % 16]:
         yield f"data.sizes must be positive multiples of 16, got {wrong[0]}"
-    if not stage.pipeline:
-        yield "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
 
 
 def scene_problems(stage: Stage) -> Iterator[str]:
@@ -90,7 +98,7 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
     elif stage.start != RANDOM and start_is_here(stage):
-        yield from problems_of(lambda: _start_folder(stage))
+        yield from problems_of(lambda: start_folder(stage))
     yield from problems_of(lambda: run.known_model(stage))
     yield from problems_of(lambda: _vae_folder(stage, run))
 
@@ -102,7 +110,7 @@ def plan(stage: ResolvedStage, run: Run) -> str:
 
 def build(stage: ResolvedStage, run: Run) -> "ShapesTask":
     """Make the task as the stage begins."""
-    pair, spiece = _begin(stage, run)
+    pair, spiece = begin_pair(stage, run)
     folder = _vae_folder(stage, run)
     assert folder is not None  # training comes after what it needs
     task = ShapesTask(pair, stage, spiece, load_vae(folder))
@@ -110,17 +118,18 @@ def build(stage: ResolvedStage, run: Run) -> "ShapesTask":
     return task
 
 
-def _begin(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
+def begin_pair(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
     """Transformer and text encoder as a stage begins, and the tokenizer that goes with them."""
-    if stage.start not in (PREVIOUS, RANDOM):
-        return open_pair(stage)
-    after_text = stage.start == PREVIOUS and run.before(stage).trains == "text_encoder"
-    if after_text or stage.start == RANDOM:
+    origin = run.origin(stage)
+    if origin.start not in (PREVIOUS, RANDOM):
+        return open_pair(replace(stage, start=origin.start))
+    after_text = origin.start == PREVIOUS and run.before(origin).trains == "text_encoder"
+    if after_text or origin.start == RANDOM:
         pair = build_pair(transformer_config(stage))
         if after_text:
-            load_average(run.previous(stage), TextEncoderWithReadout(pair.text_encoder))
+            load_average(run.previous(origin), TextEncoderWithReadout(pair.text_encoder))
         return pair, run_tokenizer(run)
-    previous = run.previous(stage)
+    previous = run.previous(origin)
     folder = previous / "pipeline"
     pair = build_pair(open_transformer(folder / "transformer").config)
     load_average(previous, pair)
@@ -208,7 +217,7 @@ def build_pair(config: PixArtConfig) -> "Pair":
     return Pair(model, build_text_encoder(config.caption_channels))
 
 
-def _start_folder(stage: ResolvedStage) -> Path:
+def start_folder(stage: ResolvedStage) -> Path:
     """The pipeline that stage.start names. Raises ValueError for one that is trained otherwise."""
     folder = open_directory(stage.start, True)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -222,7 +231,7 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     with importing():
         from transformers import T5EncoderModel
 
-    folder = _start_folder(stage)
+    folder = start_folder(stage)
     transformer = load_transformer(folder / "transformer", dtype=torch.float32)
     opened: Any = T5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=torch.float32, output_loading_info=True
@@ -233,18 +242,23 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     return pair, folder / "tokenizer" / "spiece.model"
 
 
-def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, str]:
-    """A scene of one of these kinds, by weight, and a caption of it."""
+def draw_scene(
+    rng: random.Random, kinds: Mapping[str, float], nameless: float = 0.0
+) -> tuple[Scene, str]:
+    """A scene of one of these kinds, by weight, and a caption of it. nameless: share of captions that tell
+    neither shapes nor places."""
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     scene = sample_scene(rng, kind)
-    return scene, describe(scene, rng)
+    # Without a share nothing is drawn for it: old runs go on as they began.
+    is_nameless = nameless > 0 and rng.random() < nameless
+    return scene, describe(scene, rng, is_nameless=is_nameless)
 
 
 def draw_sample(
     rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage
 ) -> TrainingSample:
     """A scene of `size` pixels as latents, its caption as token ids in place of features."""
-    scene, text = draw_scene(rng, dict(stage.data.scenes))
+    scene, text = draw_scene(rng, dict(stage.data.scenes), stage.data.nameless)
     latents = anchor_latents(_picture(scene, size))
     ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -257,13 +271,26 @@ def draw_sample(
         size=torch.tensor([[size, size]]),
         aspect_ratio=torch.ones(1, 1),
         weight=torch.ones(1),
+        control=_hint(scene, size, rng, generator) if stage.trains == CONTROLNET else None,
     )
+
+
+def _hint(scene: Scene, size: int, rng: random.Random, generator: torch.Generator) -> Tensor:
+    """The latents of a scene's outlines, as the VAE gives them: its encoder leaves so much noise. Lines
+    differ, as those of other pictures will."""
+    outlines = draw_outlines(scene, size, line=rng.uniform(*LINES), supersample=3)
+    latents = anchor_latents(_in_range(outlines))
+    return latents + HINT_NOISE * torch.randn(latents.shape, generator=generator)
 
 
 def _picture(scene: Scene, size: int) -> Tensor:
     """(1, 3, size, size) in [-1, 1]."""
-    picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
-    return picture[None].float() / 127.5 - 1
+    return _in_range(draw(scene, size, supersample=3))
+
+
+def _in_range(picture: np.ndarray) -> Tensor:
+    """(1, 3, H, W) in [-1, 1] of an 8-bit picture."""
+    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 class TextEncoderWithReadout(nn.Module):
@@ -304,10 +331,13 @@ class ShapesTask:
     """A Task of pixart.training.trainer: transformer and text encoder on drawn scenes.
 
     Batches have as many pixels as stage.batch.images squares of stage.resolution; where
-    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline.
+    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline; None where
+    none is exported.
     """
 
-    def __init__(self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module) -> None:
+    def __init__(
+        self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module | None
+    ) -> None:
         from pixart.text.tokenizer import load_tokenizer
 
         self.model: nn.Module = model
@@ -339,8 +369,13 @@ class ShapesTask:
 
     def losses(self, model: nn.Module, part: TrainingSample) -> dict[str, Tensor]:
         part = part.to(next(model.parameters()).device)
-        terms = diffusion_losses(model, part, self.stage, *token_conditions(part))
+        terms = diffusion_losses(self.bind(model, part), part, self.stage)
         return {"loss": terms.loss.mean()}
+
+    def bind(self, model: nn.Module, part: TrainingSample) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model with all that it takes beside noised latents and timesteps; the part is on its device."""
+        conditions = token_conditions(part)
+        return lambda x_t, timesteps: model(x_t, timesteps, *conditions)
 
     def images(self, part: TrainingSample) -> int:
         return len(part)
@@ -359,6 +394,7 @@ class ShapesTask:
             return
         pair = build_pair(self.transformer.config)
         pair.load_state_dict(state)
+        assert self.vae is not None
         export_pipeline(
             folder / "pipeline",
             transformer=pair.transformer,
@@ -387,14 +423,15 @@ class ShapesTask:
         samples, pictures = [], []
         for seed in [f"validation/{k}" for k in range(stage.validation.images)]:
             samples.append(draw_sample(random.Random(seed), self.tokenizer, size, stage))
-            scene, _ = draw_scene(random.Random(seed), dict(stage.data.scenes))
+            kinds = dict(stage.data.scenes)
+            scene, _ = draw_scene(random.Random(seed), kinds, stage.data.nameless)
             pictures.append(_picture(scene, size))
         part = stack(samples).to(next(self.model.parameters()).device)
-        conditions = token_conditions(part)
+        called = self.bind(self.model, part)
 
         def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
             with stage.autocast(x_t.device):
-                return self.model(x_t, timesteps, *conditions)
+                return called(x_t, timesteps)
 
         return outline_errors(denoise, part, pictures, stage.prediction)
 
