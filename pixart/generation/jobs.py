@@ -226,6 +226,8 @@ def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
         return EMBEDDED
     if name == "lora":
         return [_lasting_lora(text) for text in value]
+    if name == "control":
+        return [_absolute(text) for text in value]
     if value is None or name not in ("model", "transformer", "config"):
         return value
     return _absolute(value)

@@ -37,6 +37,9 @@ class Options(_Sampling):
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file or a hub id; the weight is
     1 unless given. Give it again for further ones: they add up."""
+    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A ControlNet: a file in the official layout, a diffusers folder or a hub id. Give it again for further
+    ones: each goes by a --control-image of its own, and they add up."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
     variant: str | None = None

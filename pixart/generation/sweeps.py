@@ -3,16 +3,13 @@
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import fields
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from pixart.files import parse_json
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE
-from pixart.pipeline.request import SETTINGS, Request, check_keys
+from pixart.pipeline.request import SETTINGS, check_keys, checked, kinds_of
 
 MAX_COMBINATIONS = 10_000
-_KINDS = {one.name: one.type for one in fields(Request)}
 
 Sweeps = dict[str, list[Any]]
 
@@ -64,29 +61,29 @@ def check_alone(sweeps: Sweeps, given: Collection[str], where: str) -> None:
 def _parse_values(name: str, text: str) -> list[Any]:
     if text.startswith("["):
         values = parse_json(text, f"--sweep {name}")
-        values = [tuple(value) if isinstance(value, list) else value for value in values]
     else:
         values = [_parse_value(name, word.strip()) for word in text.split(",")]
     if not values:
         raise ValueError(f"--sweep {name} must have a value, got none")
+    values = [_checked(name, value) for value in values]
     for place, value in enumerate(values):
         # 1 is True to Python, and not to us.
         if any(value == other and type(value) is type(other) for other in values[:place]):
             raise ValueError(f"--sweep {name} must have each value once, got {value!r} twice")
-        _check(name, value)
     return values
 
 
-def _check(name: str, value: Any) -> None:
+def _checked(name: str, value: Any) -> Any:
     try:
-        Request(**{"prompt": "any", name: value})
+        return checked(name, value)
     except ValueError as error:
         raise ValueError(f"--sweep: {error}") from error
 
 
 def _parse_value(name: str, word: str) -> Any:
-    kind = _KINDS[name]
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = kinds_of(name)
+    if tuple[str, ...] in kinds:  # of which none is a word
+        return (word,)
     if word.lower() == "none" and type(None) in kinds:
         return None
     if bool in kinds and word.lower() in ("true", "false"):

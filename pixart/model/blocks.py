@@ -3,6 +3,7 @@
 Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption tokens, C channels, H heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import KVCompression, PixArtConfig
+from pixart.distributed import cut_again, whole
 from pixart.model.compression import compress_tokens, layer_norm
 from pixart.model.folding import FoldedProjection, folds
 from pixart.model.mlp import MLP
@@ -80,8 +82,14 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(width) if has_norm else None
         self._folded = FoldedProjection()
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C)."""
+    def forward(self, x: Tensor, grid: tuple[int, int], is_perturbed: bool = False) -> Tensor:
+        """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C).
+
+        is_perturbed: every token attends to itself alone, the identity in the place of the attention
+        map (perturbed-attention guidance, arXiv:2403.17377).
+        """
+        if is_perturbed:
+            return self.proj(self._own_values(x))
         batch, tokens, width = x.shape
         can_scale = self.q_norm is None and self.precision is None
         head_dim = width // self.num_heads
@@ -96,6 +104,19 @@ class SelfAttention(nn.Module):
         else:
             out = flash_attention(q, k, v, precision=self.precision)  # (B, N, H, D)
         return self.proj(out.flatten(2))
+
+    def _own_values(self, x: Tensor) -> Tensor:
+        """(B, N, C): the value of each token.
+
+        Where the block compresses, the map is N × M and there is no identity. The value is then the one
+        that a patch of R×R tokens like this one would be merged to: of every token still, and as large
+        as `proj` has learned to take it, behind the convolution and the norm.
+        """
+        v = self.qkv(x).chunk(3, dim=-1)[2]
+        if self.sr is not None and self.sr.bias is not None:
+            weight, bias = self.sr.weight.float().sum((1, 2, 3)), self.sr.bias.float()
+            v = torch.addcmul(bias, v.float(), weight).to(v.dtype)
+        return v if self.norm is None else layer_norm(v, self.norm)
 
     def _merge(
         self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None, is_scaled: bool
@@ -172,24 +193,46 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulated: Tensor,
-        rows: tuple[Tensor, ...],
-        next_rows: tuple[Tensor, ...],
+        rows: Sequence[Tensor],
+        next_rows: Sequence[Tensor] | None,
         caption: Tensor | KeysValues,
         lengths: Tensor | None,
         grid: tuple[int, int],
+        is_perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """x: (B, N, C); modulated: x ready for self-attention. Returns both for the next block.
 
         rows: gate of the attention, shift, scale and gate of the MLP; next_rows: shift and scale
         of whatever follows; (B, C) each. So each of the three passes over the tokens ends one
-        branch, and all but the first prepare the next.
+        branch, and all but the first prepare the next. next_rows None: x changes before the next
+        block, so that nothing is prepared for it, and what is returned in its place is x.
+        is_perturbed: of SelfAttention.
         """
         gate_attention, shift_mlp, scale_mlp, gate_mlp = rows
-        x = gate_add(x, self.attn(modulated, grid), gate_attention)
+        x = gate_add(x, self.attn(modulated, grid, is_perturbed), gate_attention)
         # PixArt's cross-attention is neither normed nor gated: it sees the residual stream itself.
         branch = self.cross_attn(x, caption, lengths)  # (B, N, C)
         x, modulated = gate_add_modulate(x, branch, None, shift_mlp, scale_mlp)
-        return gate_add_modulate(x, self.mlp(modulated), gate_mlp, *next_rows)
+        branch = self.mlp(modulated)
+        if next_rows is None:
+            x = gate_add(x, branch, gate_mlp)
+            return x, x
+        shift, scale = next_rows
+        return gate_add_modulate(x, branch, gate_mlp, shift, scale)
+
+
+def modulation_rows(shared: Tensor, blocks: Sequence[Block]) -> list[tuple[Tensor, ...]]:
+    """Shift, scale and gate of the self-attention and of the MLP, (B, C) fp32 each, of every block.
+
+    shared: (B, 6·C), what the model made of the timestep for all of them.
+    """
+    # A few rows per sample: their sums are worth fp32 in any model. All blocks in one step: one by one
+    # they would be 28 launches of next to nothing, or 28 exchanges among processes.
+    for block in blocks:  # FSDP makes each whole in its own forward only
+        cut_again(block)
+    tables = whole(torch.stack([block.scale_shift_table for block in blocks])).float()
+    rows = shared.float().unflatten(1, (1, 6, -1)) + tables  # (B, blocks, 6, C)
+    return [table.unbind(1) for table in rows.unbind(1)]
 
 
 class FinalLayer(nn.Module):

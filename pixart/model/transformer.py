@@ -3,8 +3,9 @@
 Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption tokens, C channels.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ from pixart.model.blocks import (
     FinalLayer,
     KeysValues,
     SelfAttention,
+    modulation_rows,
 )
 from pixart.model.compression import initialise
+from pixart.model.control import COPIES, Control, ControlNet, Run, Steering
 from pixart.model.embedders import CaptionEmbedder, PatchEmbedder, PositionTables, SinusoidEmbedder
 from pixart_kernels import modulate
 
@@ -76,6 +79,9 @@ class PixArt(nn.Module):
         caption_mask: Tensor | None = None,
         image_size: Tensor | None = None,
         aspect_ratio: Tensor | None = None,
+        *,
+        perturbed: Collection[int] = (),
+        controls: Sequence[Control] = (),
     ) -> Tensor:
         """One denoising step. Returns (B, out_channels, h, w) in the dtype that it computed in.
 
@@ -87,7 +93,10 @@ class PixArt(nn.Module):
             rows than B are repeated in turn. On the CPU it spares a GPU model a synchronisation.
         image_size: (B, 2), height and width in pixels; aspect_ratio: (B, 1), height / width. For
             micro-conditioned models and no others; fewer rows than B are repeated in turn.
+        perturbed: blocks in which every token attends to itself alone (perturbed-attention guidance).
+        controls: what steers it; what several add up to, each times its scale.
         """
+        _check_perturbed(perturbed, self.config)
         batch = _check_latents(latents, self.config)
         side = self.config.patch_size
         grid = (latents.shape[2] // side, latents.shape[3] // side)
@@ -96,19 +105,70 @@ class PixArt(nn.Module):
         tokens, lengths = self._caption_tokens(caption, caption_mask, batch)  # (B, L, C), (B,)
         x = self.x_embedder(latents.to(self.dtype))  # (B, N, C)
         x = x + self.position_tables(grid, x)  # (B, N, C)
-        modulated = self._apply_blocks(x, t, tokens, lengths, grid)  # (B, N, C)
+        is_encoded = isinstance(caption, EncodedCaption)
+        hints = [self._hint_tokens(each, batch, grid) for each in controls]
+        seen = [_caption_of(each, tokens[0], is_encoded, batch) for each in controls]
+        shared = self.t_block(t)  # (B, 6·C)
+        run = partial(self._run, self.training or any(each.network.training for each in controls))
+        steering = Steering(controls, hints, seen, lengths, shared, grid, run)
+        rows = [*modulation_rows(shared, self._blocks), self._last_rows(t)]
+        modulated = self._apply_blocks(x, rows, tokens, lengths, grid, perturbed, steering, run)
         return self._unpatchify(self.final_layer(modulated), grid)
 
-    def encode_caption(self, caption: Tensor, caption_mask: Tensor | None = None) -> EncodedCaption:
+    def encode_caption(
+        self,
+        caption: Tensor,
+        caption_mask: Tensor | None = None,
+        network: ControlNet | None = None,
+    ) -> EncodedCaption:
         """The keys and values of every block's cross-attention, which depend on no timestep: a
         sampler computes them once per prompt. Arguments as in forward; the batch is the caption's.
         Takes 2·depth·C numbers per token: 78 MB for 300 tokens, XL/2 and 16 bits, twice with
-        guidance.
+        guidance. network: those of this control's copies instead.
         """
         tokens, lengths = self._embed_caption(caption, caption_mask, len(caption))
+        if network is not None:
+            return EncodedCaption(network.keys_values(tokens), lengths)
         return EncodedCaption(
             tuple(block.cross_attn.keys_values(tokens) for block in self._blocks), lengths
         )
+
+    def new_control(self, copies: int = COPIES) -> ControlNet:
+        """A control that copies the first blocks and changes nothing yet, where the model is and in its
+        dtype. ValueError unless the model has more blocks than `copies`."""
+        network = ControlNet(self.config, copies).to(self.x_embedder.proj.weight.device, self.dtype)
+        network.copy_from(self.blocks)
+        return network
+
+    def encode_hint(self, network: ControlNet, hint: Tensor) -> Tensor:
+        """What a control's first block adds to the picture's tokens, which depends on no timestep.
+
+        hint: (b, in_channels, h, w) latents. Returns (b, N, C), which Control takes in their place.
+        """
+        _check_latents(hint, self.config)
+        side = self.config.patch_size
+        tokens = self.x_embedder(hint.to(self.dtype))
+        grid = (hint.shape[2] // side, hint.shape[3] // side)
+        return network.project_hint(tokens + self.position_tables(grid, tokens))
+
+    def _hint_tokens(self, control: Control, batch: int, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) of a control's hint. ValueError if the control does not fit the model, or the hint the
+        latents."""
+        width, own = self.config.hidden_size, control.network.config.hidden_size
+        if own != width or control.network.copies >= self.config.depth:
+            raise ValueError(
+                f"a control must be of width {width} and have fewer than {self.config.depth} copies, "
+                f"got {control.network.copies} of width {own}"
+            )
+        hint = control.hint
+        tokens = hint if hint.dim() == 3 else self.encode_hint(control.network, hint)
+        count, rows = grid[0] * grid[1], len(tokens)
+        if tokens.shape[1:] != (count, width) or rows == 0 or batch % rows:
+            raise ValueError(
+                f"a hint must be of the size of the latents and its batch divide {batch}, "
+                f"got {tuple(hint.shape)}"
+            )
+        return tokens.repeat(batch // rows, 1, 1)
 
     def _caption_tokens(
         self, caption: Tensor | EncodedCaption, mask: Tensor | None, batch: int
@@ -157,41 +217,40 @@ class PixArt(nn.Module):
     def _apply_blocks(
         self,
         x: Tensor,
-        t: Tensor,
+        rows: Sequence[Sequence[Tensor]],
         captions: Sequence[Tensor | KeysValues],
         lengths: Tensor | None,
         grid: tuple[int, int],
+        perturbed: Collection[int],
+        steering: Steering,
+        run: Run,
     ) -> Tensor:
         # A block ends by preparing what follows it, so that the first must be prepared here.
-        rows = self._modulation_rows(t)
         modulated = modulate(x, *rows[0][:2])
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks):
             own, following = rows[layer][2:], rows[layer + 1][:2]
-            inputs = (x, modulated, own, following, captions[layer], lengths, grid)
-            if self._is_checkpointed(layer):
-                x, modulated = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x, modulated = block(*inputs)
+            is_steered = steering.reaches(layer + 1)
+            inputs = (x, modulated, own, None if is_steered else following, captions[layer])
+            x, modulated = run(layer, block, *inputs, lengths, grid, layer in perturbed)
+            if is_steered:
+                x, modulated = steering.apply(x, layer + 1, following)
         return modulated
 
-    def _modulation_rows(self, t: Tensor) -> list[tuple[Tensor, ...]]:
-        """Shifts, scales and gates, (B, C) each: six for every block, two for the final layer."""
-        # FSDP may have cut blocks one by one, and makes them whole in their own forward only.
-        for module in (*self._blocks, self.final_layer):
-            cut_again(module)
-        # A few rows per sample: their sums are worth fp32 in any model. All blocks in one step: one
-        # by one they would be 28 launches of next to nothing, or 28 exchanges.
-        tables = whole(torch.stack([block.scale_shift_table for block in self._blocks]))
-        tables = tables.float()  # (depth, 6, C)
-        shared = self.t_block(t).float().unflatten(1, (1, 6, -1))  # (B, 1, 6, C)
-        rows = [table.unbind(1) for table in (shared + tables).unbind(1)]
-        # The final layer takes the timestep embedding itself, not what t_block made of it.
-        last = t.float().unsqueeze(1) + whole(self.final_layer.scale_shift_table).float()
-        return [*rows, last.unbind(1)]
-
-    def _is_checkpointed(self, layer: int) -> bool:
+    def _run(
+        self, is_training: bool, layer: int, block: Block, *inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A block of the model or of a control, which the backward pass computes again where asked."""
         every = self.gradient_checkpointing
-        return every > 0 and layer % every == 0 and self.training and torch.is_grad_enabled()
+        if every > 0 and layer % every == 0 and is_training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _last_rows(self, t: Tensor) -> tuple[Tensor, ...]:
+        """Shift and scale of the final layer, (B, C) each, from the timestep embedding itself and not
+        from what t_block made of it."""
+        cut_again(self.final_layer)
+        table = whole(self.final_layer.scale_shift_table).float()
+        return (t.float().unsqueeze(1) + table).unbind(1)
 
     def _unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         side = self.config.patch_size
@@ -247,6 +306,27 @@ class PixArt(nn.Module):
 def _linears(*modules: nn.Module | None) -> list[nn.Linear]:
     children = [child for module in modules if module is not None for child in module.modules()]
     return [child for child in children if isinstance(child, nn.Linear)]
+
+
+def _caption_of(
+    control: Control, tokens: Tensor | KeysValues, is_encoded: bool, batch: int
+) -> Sequence[Tensor | KeysValues]:
+    """What each copy of a control takes as its caption. tokens: what the base's first block takes."""
+    if (control.caption is not None) != is_encoded:
+        rule = "encoded for it" if is_encoded else "None beside one that is not encoded"
+        raise ValueError(f"caption of a control must be {rule}, got {control.caption}")
+    if control.caption is None:
+        return [tokens] * control.network.copies
+    if control.caption.batch != batch:
+        raise ValueError(
+            f"caption of a control must be encoded for {batch}, got {control.caption.batch}"
+        )
+    return control.caption.keys_values
+
+
+def _check_perturbed(perturbed: Collection[int], config: PixArtConfig) -> None:
+    if outside := [layer for layer in perturbed if not 0 <= layer < config.depth]:
+        raise ValueError(f"perturbed must be blocks from 0 to {config.depth - 1}, got {outside[0]}")
 
 
 def _check_latents(latents: Tensor, config: PixArtConfig) -> int:

@@ -1,17 +1,15 @@
 """What the settings of a request may be: ranges, and which go without which others.
 
-Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch.
+Only what no model and no file decides; `Pipeline.resolve` refuses the rest. Imports no torch, and not the
+request, which imports this.
 """
 
-import math
 import re
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 from pixart.files import check_text
-
-if TYPE_CHECKING:
-    from pixart.pipeline.request import Request
 
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
@@ -22,6 +20,10 @@ FITS = ("crop", "exact")
 PREPROCESSORS = ("none", "canny", "hed", "depth", "pose")
 MAX_CONTROLS = 16
 
+# None of these is left to the model: without one, nothing of its kind is done.
+OFF_WHEN_NONE = (
+    "image", "mask", "outpaint", "upscale", "tiles", "guidance_rescale", "apg", "pag", "control_image",
+)  # fmt: skip
 # A setting that does nothing without one of these.
 _NEEDS = {
     "strength": ("image",),
@@ -42,16 +44,30 @@ _NEEDS = {
 }
 
 
-def check_values(request: "Request") -> None:
+def check_values(request: Any) -> None:
     """ValueError for the first value that no model could draw with."""
-    for name in ("prompt", "negative", "image", "mask"):
-        if (text := getattr(request, name)) is not None:
-            check_text(name, text)
-    _check_numbers(request)
+    for name in _CHECKS:
+        if (value := getattr(request, name)) is not None:
+            check_value(name, value)
     _check_sizes(request)
     _check_needs(request)
-    _check_editing(request)
     _check_control(request)
+
+
+def check_value(name: str, value: Any) -> None:
+    """ValueError for a value, in the form in which a request keeps it, that goes with no others."""
+    if name in _CHECKS:
+        _CHECKS[name](name, value)
+
+
+def is_off(request: Any, name: str) -> bool:
+    """Whether a setting is none because nothing was asked for that it is a part of: no model fills it in."""
+    if getattr(request, name) is not None:
+        return False
+    needed = _NEEDS.get(name)
+    return (
+        name in OFF_WHEN_NONE if needed is None else all(_is_unset(request, one) for one in needed)
+    )
 
 
 def parse_border(text: str) -> tuple[int, int, int, int]:
@@ -79,33 +95,38 @@ def parse_blocks(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _check_numbers(request: "Request") -> None:
-    if not 0 <= request.seed < 2**64:
-        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {request.seed}")
-    if request.steps is not None and request.steps < 1:
-        raise ValueError(f"steps must be an integer from 1 up, got {request.steps}")
-    for name in ("guidance", "pag", "apg_norm"):
-        number = getattr(request, name)
-        if number is not None and not 0 <= number <= sys.float_info.max:
-            raise ValueError(f"{name} must be a finite number from 0 up, got {number}")
-    for name in ("apg_eta", "apg_momentum"):
-        number = getattr(request, name)
-        if number is not None and not -1 <= number <= 1:
-            raise ValueError(f"{name} must be from -1 to 1, got {number}")
-    for name in ("strength", "upscale_strength"):
-        number = getattr(request, name)
-        if number is not None and not 0 < number <= 1:
-            raise ValueError(f"{name} must be above 0 and at most 1, got {number}")
-    if request.guidance_rescale is not None and not 0 <= request.guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale must be from 0 to 1, got {request.guidance_rescale}")
-    _check_interval("guidance_interval", request.guidance_interval or (0.0, 1.0))
-    for name in ("tile", "tiles"):
-        side = getattr(request, name)
-        if type(side) is int and side < MIN_TILE:
-            choices = "True, False, None or at least" if name == "tile" else "at least"
-            raise ValueError(f"{name} must be {choices} {MIN_TILE} pixels, got {side}")
-        if type(side) is int and side > MAX_SIDE:
-            raise ValueError(f"{name} must be at most {MAX_SIDE} pixels, got {side}")
+def _is_unset(request: Any, name: str) -> bool:
+    return getattr(request, name) in (None, False)
+
+
+def _check_seed(name: str, seed: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{name} must be an integer from 0 to 2**64 - 1, got {seed}")
+
+
+def _check_steps(name: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{name} must be an integer from 1 up, got {steps}")
+
+
+def _check_scale(name: str, number: float) -> None:
+    if not 0 <= number <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number from 0 up, got {number}")
+
+
+def _check_signed_share(name: str, number: float) -> None:
+    if not -1 <= number <= 1:
+        raise ValueError(f"{name} must be from -1 to 1, got {number}")
+
+
+def _check_share(name: str, number: float) -> None:
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {number}")
+
+
+def _check_strength(name: str, number: float) -> None:
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {number}")
 
 
 def _check_interval(name: str, interval: tuple[float, float]) -> None:
@@ -114,10 +135,75 @@ def _check_interval(name: str, interval: tuple[float, float]) -> None:
         raise ValueError(f"{name} must be 0 <= start <= end <= 1, got {start}, {end}")
 
 
-def _check_sizes(request: "Request") -> None:
-    for name in ("height", "width"):
-        if (side := getattr(request, name)) is not None and not 1 <= side <= MAX_SIDE:
-            raise ValueError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
+def _check_side(name: str, side: int) -> None:
+    if not 1 <= side <= MAX_SIDE:
+        raise ValueError(f"{name} must be 1 to {MAX_SIDE} pixels, got {side}")
+
+
+def _check_tile(name: str, side: int | bool) -> None:
+    if isinstance(side, bool):
+        return
+    if side < MIN_TILE:
+        choices = "True, False, None or at least" if name == "tile" else "at least"
+        raise ValueError(f"{name} must be {choices} {MIN_TILE} pixels, got {side}")
+    if side > MAX_SIDE:
+        raise ValueError(f"{name} must be at most {MAX_SIDE} pixels, got {side}")
+
+
+def _check_fit(name: str, fit: str) -> None:
+    if fit not in FITS:
+        raise ValueError(f"{name} must be {' or '.join(FITS)}, got {fit!r}")
+
+
+def _check_blur(name: str, pixels: int) -> None:
+    if not 0 <= pixels <= MAX_BLUR:
+        raise ValueError(f"{name} must be 0 to {MAX_BLUR} pixels, got {pixels}")
+
+
+def _check_pictures(name: str, pictures: tuple[str, ...]) -> None:
+    if not 1 <= len(pictures) <= MAX_CONTROLS:
+        raise ValueError(f"{name} must be 1 to {MAX_CONTROLS} pictures, got {len(pictures)}")
+    for one in pictures:
+        _check_picture(name, one)
+
+
+def _check_picture(name: str, picture: str) -> None:
+    check_text(name, picture)
+    if not picture:
+        raise ValueError(f"{name} must name a file, got ''")
+
+
+def _check_preprocessor(name: str, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        if kind not in PREPROCESSORS:
+            raise ValueError(f"{name} must be one of {', '.join(PREPROCESSORS)}, got {kind!r}")
+
+
+def _check_scales(name: str, scales: tuple[float, ...]) -> None:
+    for scale in scales:
+        if not abs(scale) <= sys.float_info.max:
+            raise ValueError(f"{name} must be a finite number, got {scale}")
+
+
+def _check_intervals(name: str, intervals: tuple[tuple[float, float], ...]) -> None:
+    for interval in intervals:
+        _check_interval(name, interval)
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "prompt": check_text, "negative": check_text, "seed": _check_seed, "steps": _check_steps,
+    "guidance": _check_scale, "guidance_interval": _check_interval, "height": _check_side,
+    "width": _check_side, "image": _check_picture, "strength": _check_strength, "fit": _check_fit,
+    "mask": _check_picture, "mask_blur": _check_blur, "outpaint": lambda _, text: parse_border(text),
+    "upscale_strength": _check_strength, "tiles": _check_tile, "guidance_rescale": _check_share,
+    "apg_eta": _check_signed_share, "apg_momentum": _check_signed_share, "apg_norm": _check_scale,
+    "pag": _check_scale, "pag_blocks": lambda _, text: parse_blocks(text),
+    "control_image": _check_pictures, "control_preprocessor": _check_preprocessor,
+    "control_scale": _check_scales, "control_interval": _check_intervals, "tile": _check_tile,
+}  # fmt: skip
+
+
+def _check_sizes(request: Any) -> None:
     buckets = [name for name in BUCKET if getattr(request, name) is not None]
     if request.size is not None and buckets:
         raise ValueError(
@@ -132,26 +218,13 @@ def _check_sizes(request: "Request") -> None:
         )
 
 
-def _check_needs(request: "Request") -> None:
+def _check_needs(request: Any) -> None:
     for name, others in _NEEDS.items():
         value = getattr(request, name)
-        if value is None or value is False:
-            continue
-        if all(getattr(request, other) in (None, False) for other in others):
+        if value is not None and value is not False and all(_is_unset(request, o) for o in others):
             raise ValueError(
                 f"{name} must be given with {' or '.join(others)}, got {value!r} alone"
             )
-
-
-def _check_editing(request: "Request") -> None:
-    if request.fit is not None and request.fit not in FITS:
-        raise ValueError(f"fit must be {' or '.join(FITS)}, got {request.fit!r}")
-    if request.mask_blur is not None and not 0 <= request.mask_blur <= MAX_BLUR:
-        raise ValueError(f"mask_blur must be 0 to {MAX_BLUR} pixels, got {request.mask_blur}")
-    if request.outpaint is not None:
-        parse_border(request.outpaint)
-    if request.pag_blocks is not None:
-        parse_blocks(request.pag_blocks)
     for name in ("mask", "outpaint"):
         if request.upscale is not None and getattr(request, name) is not None:
             raise ValueError(
@@ -160,26 +233,10 @@ def _check_editing(request: "Request") -> None:
             )
 
 
-def _check_control(request: "Request") -> None:
-    images = request.control_image
-    if images is None:
-        return
-    if not 1 <= len(images) <= MAX_CONTROLS:
-        raise ValueError(f"control_image must be 1 to {MAX_CONTROLS} pictures, got {len(images)}")
-    for image in images:
-        check_text("control_image", image)
+def _check_control(request: Any) -> None:
     for name in ("control_preprocessor", "control_scale", "control_interval"):
-        values = getattr(request, name)
-        if values is not None and len(values) not in (1, len(images)):
+        values, count = getattr(request, name), len(request.control_image or ())
+        if values is not None and len(values) not in (1, count):
             raise ValueError(
-                f"{name} must be one or as many as control_image, {len(images)}, got {len(values)}"
+                f"{name} must be one or as many as control_image, {count}, got {len(values)}"
             )
-    for kind in request.control_preprocessor or ():
-        if kind not in PREPROCESSORS:
-            known = ", ".join(PREPROCESSORS)
-            raise ValueError(f"control_preprocessor must be one of {known}, got {kind!r}")
-    for scale in request.control_scale or ():
-        if not math.isfinite(scale):
-            raise ValueError(f"control_scale must be a finite number, got {scale}")
-    for interval in request.control_interval or ():
-        _check_interval("control_interval", interval)

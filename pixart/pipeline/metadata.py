@@ -1,7 +1,8 @@
 """How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
 
-Version 6 holds what was drawn with (`request` and `model`, nothing left open) and, where that was not
-asked for but chosen, what was asked for. Version 5 knew no attention in 8 bits. In version 4 the guided
+Version 7 holds what was drawn with (`request` and `model`, nothing left open; `inputs`, the pictures that
+the request names, each with a digest) and, where that was not asked for but chosen, what was asked for.
+Version 6 knew no pictures but from text. Version 5 knew no attention in 8 bits. In version 4 the guided
 part of the trajectory could not be left open. Versions 1 to 3 held what was asked for alone.
 """
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 # Options of the command line that decide a picture's bits beside the request itself.
 MODEL_OPTIONS = (
-    "model", "transformer", "lora", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
+    "model", "transformer", "lora", "control", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
     "text_encoder_dtype", "device", "cuda_graph", "attention",
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
-    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list, "ema": bool,
-    "cuda_graph": str,
+    **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list,
+    "control": list, "ema": bool, "cuda_graph": str,
 }  # fmt: skip
 # As the command line says it, and as `Pipeline` takes it. A picture says "on" or "off", and which of the
 # three was asked for; pictures of before said true or false, and false where nothing was asked for too.
@@ -52,7 +53,7 @@ class NewerVersionError(ValueError):
 class Metadata:
     """request, model: as drawn; model has MODEL_OPTIONS. asked, asked_model: as they were asked for,
     None where the choice was left open. weights: `Pipeline.weights`. sampler: the scheduler, for people.
-    batch: pictures denoised in one pass. version: of the text it was read from."""
+    batch: pictures denoised in one pass. inputs: `Drawn.inputs`. version: of the text it was read from."""
 
     request: Request
     model: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Metadata:
     weights: Mapping[str, str] = field(default_factory=dict)
     sampler: str = ""
     batch: int = 1
+    inputs: Mapping[str, str] = field(default_factory=dict)
     library: str = f"pixart {__version__}"
     version: int = VERSION
 
@@ -78,6 +80,7 @@ class Metadata:
             pipe.weights,
             _SAMPLERS.get(drawn.request.scheduler or "", own),
             drawn.batch,
+            drawn.inputs,
         )
 
     def to_text(self) -> str:
@@ -90,7 +93,7 @@ class Metadata:
             {
                 "version": VERSION, "library": self.library, "request": request, "model": model,
                 "asked": left_open, "weights": dict(self.weights), "sampler": self.sampler,
-                "batch": self.batch,
+                "batch": self.batch, "inputs": dict(self.inputs),
             }
         )  # fmt: skip
 
@@ -165,22 +168,25 @@ def _quoted(text: str) -> str:
 def _read(version: int, values: dict[str, Any]) -> Metadata:
     kinds = {
         "version": int, "library": str, "request": dict, "model": dict, "asked": dict,
-        "weights": dict, "sampler": str, "batch": int,
+        "weights": dict, "sampler": str, "batch": int, "inputs": dict,
     }  # fmt: skip
+    if version < 7:
+        del kinds["inputs"]
     _check(values, kinds)
     request, asked = values["request"], values["asked"]
     model = _with_added(version, values["model"])
     check_keys(asked, (*request, *model))
-    weights = values["weights"]
-    if not all(isinstance(one, str) for one in weights.values()):
-        raise ValueError("weights must be digests")
+    weights, inputs = values["weights"], values.get("inputs", {})
+    for name, digests in (("weights", weights), ("inputs", inputs)):
+        if not all(isinstance(one, str) for one in digests.values()):
+            raise ValueError(f"{name} must be digests")
     first = Request.from_dict({name: asked.get(name, value) for name, value in request.items()})
     return Metadata(
         Request.from_dict(request),
         _checked_model(_in_words(model, "off")),
         _with_open_interval(first) if version == 4 else first,
         _checked_model(_in_words({name: asked.get(name, value) for name, value in model.items()}, "auto")),
-        weights, values["sampler"], values["batch"], values["library"], version,
+        weights, values["sampler"], values["batch"], inputs, values["library"], version,
     )  # fmt: skip
 
 
@@ -199,6 +205,7 @@ _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
     2: {"config": None, "variant": None, "ema": False, "cuda_graph": False},
     3: {"lora": []},
     6: {"attention": None},
+    7: {"control": []},
 }
 
 
@@ -244,8 +251,9 @@ def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
     _check(model, _MODEL_TYPES)
     if model["cuda_graph"] not in CUDA_GRAPH:
         raise ValueError(f"cuda_graph must be auto, on or off, got {model['cuda_graph']!r}")
-    if not all(isinstance(one, str) for one in model["lora"]):
-        raise ValueError("lora must be a list of texts")
+    for name in ("lora", "control"):
+        if not all(isinstance(one, str) for one in model[name]):
+            raise ValueError(f"{name} must be a list of texts")
     return model
 
 

@@ -5,13 +5,14 @@ and a request over the network are their `to_dict`. Importing this module import
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from pixart.pipeline.limits import check_values
+from pixart.pipeline.limits import check_value, check_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,13 +163,24 @@ class Request:
         for one in fields(self):
             value = _in_one_form(one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
-            _check_type(one.name, value, one.type)
+            _check_type(one.name, value)
         check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that json.dumps takes and `from_dict` returns to an equal request."""
         values = {one.name: _as_lists(getattr(self, one.name)) for one in fields(self)}
         return {"version": VERSION, **values}
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Height and width of the finished picture, of a request that a model has resolved. ValueError
+        for one that leaves them open."""
+        if self.upscale is not None and re.fullmatch(r"\d+x\d+", self.upscale):
+            width, height = map(int, self.upscale.split("x"))
+            return height, width
+        if self.upscale is not None or self.height is None or self.width is None:
+            raise ValueError("size must be known; Pipeline.resolve says what a request comes to")
+        return self.height, self.width
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
@@ -190,9 +202,10 @@ class Request:
 @dataclass(frozen=True)
 class Drawn:
     """One finished picture. request: with every setting that drew it, those that free memory decided
-    among them; drawn alone again, it makes the same bits. seconds: by stage ("text", "load", "denoise",
-    "decode"). batch: how many pictures were denoised in one pass; above 1, bits may differ by rounding.
-    cuda_graph: whether recorded steps were replayed; bits may differ by rounding from those without.
+    among them; drawn alone again, it makes the same bits. seconds: by stage ("text", "load", "encode",
+    "denoise", "decode"). batch: how many pictures were denoised in one pass; above 1, bits may differ by
+    rounding. cuda_graph: whether recorded steps were replayed; bits may differ by rounding from those
+    without. inputs: a sha256 of each picture that the request names.
     """
 
     image: "Image"
@@ -200,6 +213,7 @@ class Drawn:
     seconds: dict[str, float]
     batch: int = 1
     cuda_graph: bool = False
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
@@ -235,6 +249,23 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"unknown setting {key!r}; {way_out}")
 
 
+def checked(name: str, value: Any) -> Any:
+    """A value of one setting in the form in which a request keeps it. ValueError if no request takes it,
+    whatever else it has."""
+    value = _in_one_form(name, value)
+    _check_type(name, value)
+    if value is not None:
+        check_value(name, value)
+    return value
+
+
+def kinds_of(name: str) -> tuple[Any, ...]:
+    """The types that a setting's value may have."""
+    kind = _TYPES[name]
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+
+
+_TYPES: dict[str, Any] = {one.name: one.type for one in fields(Request)}
 _KINDS: dict[Any, str] = {
     str: "text", int: "an integer", float: "a number", bool: "true or false",
     tuple[float, float]: "two numbers", tuple[str, ...]: "texts", tuple[float, ...]: "numbers",
@@ -267,8 +298,8 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _check_type(name: str, value: object, kind: Any) -> None:
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+def _check_type(name: str, value: object) -> None:
+    kinds = kinds_of(name)
     if not any(_is_of(value, one) for one in kinds):
         wanted = " or ".join(_KINDS[one] for one in kinds)
         raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -6,9 +6,7 @@ is asked for, so it has the same bits whatever else was asked for. The transform
 are checked at once, its weights are read when T5 is done.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,46 +16,27 @@ import torch
 
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
-from pixart.device import check_attention, check_cuda_graph, free_memory, return_cached
+from pixart.device import check_attention, check_cuda_graph, return_cached
 from pixart.files import fingerprint_files
-from pixart.graphs.capture import GraphError
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
-from pixart.pipeline.decoding import decode
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
+from pixart.pipeline.drawing import Hooks, Pass, timed
 from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.resolution import Resolved
-from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.denoiser import PictureDenoiser
-from pixart.sampler.loop import (
-    Cancelled,
-    Captions,
-    Progress,
-    initial_noise,
-    sample,
-    seed_generators,
-)
+from pixart.sampler.loop import Cancelled, Progress
 from pixart.sampler.schedulers import Scheduler, make_scheduler
-from pixart.text.encoder import PromptEmbeddings, Quantization, TextEncoder
+from pixart.text.encoder import Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE, Tiled
+from pixart.vae.preview import Preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 OPENING = 3  # parts that from_pretrained opens: the checkpoint, the VAE, the scheduler
-
-
-@dataclass(frozen=True)
-class _Hooks:
-    """What is called while pictures are drawn: see `Pipeline.draw_many`."""
-
-    callback: Callable[[Progress], object] | None
-    cancel: Callable[[], bool] | None
-    encoding: Callable[[str], object] | None
-    decoding: Tiled | None
 
 
 @dataclass
@@ -83,13 +62,13 @@ class Pipeline:
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     attention: str | None = None
-    _captions: CaptionStore = field(init=False, repr=False)
-    _graphs: PictureGraphs = field(init=False, repr=False)
+    captions: CaptionStore = field(init=False, repr=False)
+    graphs: PictureGraphs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._graphs = PictureGraphs(self.cuda_graph, self.device)
+        self.graphs = PictureGraphs(self.cuda_graph, self.device)
         check_attention(self.attention, self.device)
-        self._captions = CaptionStore(
+        self.captions = CaptionStore(
             self.text_encoder, self.opened, self.family, self.null_caption, self._make_room
         )
 
@@ -171,7 +150,7 @@ class Pipeline:
     @transformer.setter
     def transformer(self, model: PixArt) -> None:
         self.opened.replace(model)
-        self._graphs.clear()
+        self.graphs.clear()
         kept = self.weight_files.items()
         self.weight_files = {part: files for part, files in kept if part in ("text_encoder", "vae")}
         self.__dict__.pop("weights", None)
@@ -240,7 +219,7 @@ class Pipeline:
         has no name here stays None.
         """
         name = request.scheduler or self.scheduler or self._own_scheduler
-        solver, size = self._solver(request.scheduler), self.size_of(request)
+        solver, size = self.solver(request.scheduler), self.size_of(request)
         is_guest = bool(request.scheduler or self.scheduler)
         return defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
 
@@ -258,7 +237,7 @@ class Pipeline:
             for text in dict.fromkeys(prompts):
                 if cancel is not None and cancel():
                     raise Cancelled("cancelled while prompts were encoded")
-                self._captions.ensure(text)
+                self.captions.ensure(text)
                 if progress is not None:
                     progress(text)
         finally:
@@ -266,7 +245,7 @@ class Pipeline:
 
     def forget_prompts(self) -> None:
         """Let go of what `prepare` keeps in host memory: 2.4 MB a prompt of T5-XXL."""
-        self._captions.held.clear()
+        self.captions.held.clear()
 
     def draw(
         self,
@@ -304,89 +283,47 @@ class Pipeline:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         resolved = [self.resolve(request) for request in requests]
-        return self._draw_all(resolved, batch, _Hooks(callback, cancel, encoding, decoding))
+        return self._draw_all(resolved, batch, Hooks(callback, cancel, encoding, decoding))
 
-    def _draw_all(self, requests: list[Request], batch: int, hooks: _Hooks) -> Iterator[Drawn]:
+    def preview(self, latents: torch.Tensor) -> "list[Image]":
+        """What a callback's Progress.predicted, (B, C, h, w), is a picture of: RGB, one pixel for each
+        latent. pixart.vae.Preview(pipe.vae, taesd) decodes at full size instead."""
+        return self._preview(latents)
+
+    @cached_property
+    def _preview(self) -> Preview:
+        return Preview(self.vae)
+
+    def _draw_all(self, requests: list[Request], batch: int, hooks: Hooks) -> Iterator[Drawn]:
         before: dict[str, float] = {}
-        with _timed(before, "text"):
+        with timed(before, "text"):
             texts = [text for request in requests for text in (request.prompt, request.negative)]
             self.prepare(texts, hooks.encoding, hooks.cancel)
         for group in passes(requests, batch):
             if hooks.cancel is not None and hooks.cancel():
                 raise Cancelled("cancelled before a picture")
-            with _timed(before, "load"):
+            with timed(before, "load"):
                 self.transformer.to(self.device)
-            for drawn in self._draw_pass(group, hooks):
+            for drawn in Pass(self, group, hooks).draw():
                 yield replace(drawn, seconds=before | drawn.seconds)
                 before = dict.fromkeys(before, 0.0)
 
-    def _draw_pass(self, group: list[Request], hooks: _Hooks) -> Iterator[Drawn]:
-        """The pictures of requests that agree in size and sampling."""
-        like = group[0]
-        assert like.height and like.width
-        batched = like.batched
-        if batched is None:
-            batched = self._fits_batched(like.height, like.width, len(group))
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "denoise"):
-            graphs = self._graphs.of_size(like.height, like.width)
-            latents = None
-            try:
-                latents = self._denoise(group, batched, graphs, hooks)
-            except GraphError as error:
-                self._graphs.give_up(error)
-            if (
-                latents is None
-            ):  # outside of the handler, which holds all tensors of the failed step
-                # From the first step on, so that the picture has the bits of any without.
-                graphs = None
-                return_cached(self.device)
-                latents = self._denoise(group, batched, graphs, hooks)
-        seconds["denoise"] /= len(group)
-        for request, latent in zip(group, latents.split(1), strict=True):
-            with _timed(seconds, "decode"):
-                self.vae.to(self.device)
-                image, tile = decode(self.vae, latent, request, hooks.decoding)
-            settings = replace(request, batched=batched, tile=tile)
-            yield Drawn(image, settings, dict(seconds), len(group), graphs is not None)
-
-    def _denoise(
-        self, group: list[Request], batched: bool, graphs: CudaGraphs | None, hooks: _Hooks
-    ) -> torch.Tensor:
-        """The latents (B, C, h, w) of a pass."""
-        like, side = group[0], self.vae.downsample
-        assert like.height and like.width
-        generators = seed_generators(request.seed for request in group)
-        shape = (self.opened.config.in_channels, like.height // side, like.width // side)
-        return sample(
-            self._denoiser(group, graphs),
-            initial_noise(shape, generators, self.device),
-            self._solver(like.scheduler),
-            like.steps,
-            guidance=like.guidance,
-            guidance_interval=like.guidance_interval or (0.0, 1.0),
-            batched=batched,
-            generators=generators,
-            callback=hooks.callback,
-            cancel=hooks.cancel,
-        )
-
-    def _solver(self, name: str | None) -> Scheduler:
+    def solver(self, name: str | None) -> Scheduler:
         return make_scheduler(name or self.scheduler, self.scheduler_config)
 
     @property
     def shown_null_caption(self) -> NullCaption:
         """How guidance sees the empty caption, where `null_caption` is None too."""
-        return self._captions.mask
+        return self.captions.mask
 
     def caption_tokens(self, prompt: str, negative: str = "") -> tuple[int, int]:
         """How many tokens of a prompt, and of what guidance compares it with, the transformer sees."""
-        conditional, unconditional = self._captions.pair(prompt, negative)
+        conditional, unconditional = self.captions.pair(prompt, negative)
         return int(conditional.mask.sum()), int(unconditional.mask.sum())
 
     @cached_property
     def _own_scheduler(self) -> str | None:
-        return defaults.name_of_scheduler(self._solver(None), self.scheduler_config)
+        return defaults.name_of_scheduler(self.solver(None), self.scheduler_config)
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -405,32 +342,5 @@ class Pipeline:
         if self.opened.is_loaded:
             self.transformer.to("cpu")
         self.vae.to("cpu")
-        self._graphs.clear()  # recordings hold memory, and read weights that have moved
+        self.graphs.clear()  # recordings hold memory, and read weights that have moved
         return_cached(self.device)
-
-    def _denoiser(self, group: list[Request], graphs: CudaGraphs | None) -> PictureDenoiser:
-        pairs = [self._captions.pair(request.prompt, request.negative) for request in group]
-        conditional, unconditional = map(list, zip(*pairs, strict=True))
-        prompts: dict[Captions, PromptEmbeddings] = {
-            "conditional": PromptEmbeddings.concatenate(conditional),
-            "unconditional": PromptEmbeddings.concatenate(unconditional),
-            "both": PromptEmbeddings.concatenate([*unconditional, *conditional]),
-        }
-        height, width = group[0].height, group[0].width
-        assert height and width
-        return PictureDenoiser(self.transformer, prompts, height, width, self.device, graphs)
-
-    def _fits_batched(self, height: int, width: int, count: int) -> bool:
-        """Whether both halves of guidance fit into free memory at once: a block holds about 16
-        tensors of its width per token (qkv, the MLP's hidden layer, fp32 temporaries)."""
-        config = self.opened.config
-        tokens = count * height * width // self.multiple**2
-        size = self.transformer.dtype.itemsize
-        return 2 * tokens * config.hidden_size * 16 * size < free_memory(self.device) / 2
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started

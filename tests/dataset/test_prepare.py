@@ -165,7 +165,7 @@ def test_captions_are_encoded_as_the_pipeline_encodes_prompts(tmp_path: Path, fa
     real = open_encoders(pipeline)
     run(source, tmp_path / "out", real)
     batch = FeatureDataset(tmp_path / "out").batch([0], Random(0))
-    prompt, _ = open_pipeline(pipeline)._captions.pair(text, "")
+    prompt, _ = open_pipeline(pipeline).captions.pair(text, "")
     assert torch.equal(batch.features, prompt.features)
     assert torch.equal(batch.features, real.text.encode([text]).features) == (family == "sigma")
 

@@ -246,7 +246,7 @@ def test_what_is_no_judge_is_said(tmp_path: Path) -> None:
             judge.answer(NOISE, "Is it?", ("yes", "no"))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(ValueError, match="judge must be an image-text-to-text model"):
+    with pytest.raises(ValueError, match="judge must be an image-text-to-text model that is whole"):
         open_judge(str(tmp_path / "odd"), Context(CPU)).answer(NOISE, "Is it?", ("yes", "no"))
 
 

@@ -1,15 +1,22 @@
 """Inception and DINOv2, with random weights, against the references' code."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dinov2_weights
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from seeded_weights import pictures, weights_of
+from tiny_detectors import build_mask2former, build_owl
+from tiny_judges import build_blip, build_llava
 
+from pixart.evaluation.detecting.detectors import open_detector
+from pixart.evaluation.judges import open_judge
 from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics import open_metric
 from pixart.evaluation.metrics.of_sets import FeatureMetric
@@ -24,6 +31,7 @@ from pixart.weights import NotFiniteError
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 ENTRY = Entry(Prompt("1", "a star"), 0, Path("0000.png"))
 CPU = torch.device("cpu")
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
 
 
 def near(ours: np.ndarray, golden: np.ndarray, rounding: float = 1e-4) -> None:
@@ -167,3 +175,34 @@ def test_dinov2_says_what_is_missing_and_tells_weights_apart(
     one = open_extractor("dinov2", dinov2).digest
     dinov2_weights.write_folder(tmp_path / "dinov2-large", seed=1)
     assert open_extractor("dinov2", dinov2).digest != one
+
+
+@pytest.mark.parametrize("what", ["missing", "not finite", "more"])
+@pytest.mark.parametrize("build", [build_owl, build_mask2former, build_blip, build_llava])
+def test_judges_and_detectors_ask_whether_their_weights_are_whole(
+    tmp_path: Path, build: Callable[[Path], Path], what: str
+) -> None:
+    """A network with a layer that is missing would judge by random numbers."""
+    folder = build(tmp_path / "blip-network")
+    [path] = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".weight"))
+    if what == "missing":
+        del tensors[name]
+    elif what == "not finite":
+        tensors[name].view(-1)[0] = torch.nan
+    else:  # of older versions of the class, as published files have them
+        tensors["left.over"] = torch.zeros(1)
+    save_file(tensors, path, {"format": "pt"})
+    if build in (build_owl, build_mask2former):
+        use = partial(open_detector(str(folder), Context(CPU)), NOISE, ("dog",))
+    else:
+        use = partial(open_judge(str(folder), Context(CPU)).answer, NOISE, "Is it?", ("yes", "no"))
+    if what == "more":
+        use()
+        return
+    with pytest.raises(ValueError, match="missing|finite") as caught:
+        use()
+    # transformers names parts of a chat model otherwise than its files.
+    assert name.removeprefix("language_model.") in str(caught.value)
+    assert str(folder) in str(caught.value)

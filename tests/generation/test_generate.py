@@ -20,6 +20,7 @@ from pixart.config import KVCompression, PixArtConfig
 from pixart.generate import main
 from pixart.model.transformer import PixArt
 from pixart.pipeline.pictures import read_metadata
+from pixart.pipeline.request import VERSION
 from pixart.pipeline.text_to_image import Pipeline
 
 CHANNELS = (8, 8, 8, 8)
@@ -197,7 +198,7 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
     [image] = result["images"]
     drawn = read_metadata(Path(image["file"]))
     settings, model, seconds = (image.pop(name) for name in ("settings", "model", "seconds"))
-    assert settings | {"version": 6} == drawn.request.to_dict() and model == drawn.model
+    assert settings | {"version": VERSION} == drawn.request.to_dict() and model == drawn.model
     assert seconds.keys() == result["seconds"].keys()
     assert image == {
         "file": "outputs/a-cat-0.png",

@@ -18,11 +18,13 @@ from pixart.generation.jobs import plan
 from pixart.generation.options import Options
 from pixart.pipeline.metadata import MODEL_OPTIONS, VERSION, Metadata
 from pixart.pipeline.pictures import KEY, find_drawn, read_metadata, write_picture
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import SETTINGS, Request
 
+# What has no number in a picture from text alone.
+EDITING = SETTINGS[SETTINGS.index("image") : SETTINGS.index("batched")]
 OLD = Path(__file__).parent.parent / "golden" / "pictures"
 MODEL = dict.fromkeys(MODEL_OPTIONS) | {
-    "model": "shapes", "lora": [], "ema": False, "cuda_graph": "auto",
+    "model": "shapes", "lora": [], "control": [], "ema": False, "cuda_graph": "auto",
 }  # fmt: skip
 OPENED = {
     "dtype": "fp32",
@@ -95,19 +97,26 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
 
 def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
-    assert values["version"] == VERSION == 6
+    assert values["version"] == VERSION == 7
     assert values["library"] == f"pixart {__version__}"
     left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
                  "guidance_interval": None, "scheduler": None, "batched": None, "tile": None}  # fmt: skip
     assert values["asked"] == {**left_open, **dict.fromkeys(OPENED), "cuda_graph": "auto"}
     request = values["request"]
-    kept_open = ("size", "aspect", "resolution")  # height and width say it
-    assert all(value is not None for name, value in request.items() if name not in kept_open)
+    kept_open = {
+        "size",
+        "aspect",
+        "resolution",
+        *EDITING,
+    }  # height and width say it; nothing is edited
+    assert {name for name, value in request.items() if value is None} == kept_open
+    assert values["inputs"] == {}
 
 
 def test_a_picture_of_version_5_had_attention_in_full() -> None:
     one = drawn()
     values = json.loads(one.to_text()) | {"version": 5}
+    del values["inputs"], values["model"]["control"]
     with pytest.raises(ValueError, match="version 5 has no attention"):
         Metadata.from_text(json.dumps(values))
     del values["model"]["attention"]
@@ -118,12 +127,12 @@ def test_a_picture_of_version_5_had_attention_in_full() -> None:
 def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, capsys: Any) -> None:
     values = json.loads(drawn().to_text())
     info = PngInfo()
-    info.add_itxt(KEY, json.dumps({**values, "version": 7, "more": "than we know"}))
+    info.add_itxt(KEY, json.dumps({**values, "version": VERSION + 1, "more": "than we know"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert main(["--from-image", "x.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pixart.generate: x.png: was drawn by a newer pixart (version 7 of its metadata, this one reads "
-        "1 to 6); update pixart"
+        "pixart.generate: x.png: was drawn by a newer pixart (version 8 of its metadata, this one reads "
+        "1 to 7); update pixart"
     ]
 
 
@@ -137,13 +146,18 @@ def test_a_picture_of_every_version_is_read(path: Path) -> None:
     one = read_metadata(path)
     assert one.version == version
     text = json.loads(Image.open(path).info.get(KEY) or Image.open(path).getexif()[0x010E])
+    asked = text if version < 4 else text["request"] | text["model"] | text["asked"]
     for name in ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "aspect"):
-        assert getattr(one.asked, name) == text[name]
-    assert one.asked.size == (None if text["size"] is None else str(text["size"]))
+        assert getattr(one.asked, name) == asked[name]
+    assert one.asked.size == (None if asked["size"] is None else str(asked["size"]))
     words = {"cuda_graph": "auto"}  # they said false, whether it was asked for or not
-    assert {**one.asked_model, **text["model"], **words} == one.asked_model
-    assert (one.request.batched, one.request.tile) == (text.get("batched"), text.get("tile"))
-    assert one.asked_model["lora"] == [] and one.weights == {}
+    model = text["model"] if version < 4 else {k: asked[k] for k in text["model"]}
+    assert {**one.asked_model, **model, **words} == one.asked_model
+    chosen = text if version < 4 else text["request"]
+    assert (one.request.batched, one.request.tile) == (chosen.get("batched"), chosen.get("tile"))
+    assert one.asked_model["lora"] == one.asked_model["control"] == []
+    assert {name: getattr(one.request, name) for name in EDITING} == dict.fromkeys(EDITING)
+    assert one.inputs == {} and bool(one.weights) == (version > 3)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +172,17 @@ def test_a_picture_of_every_version_is_drawn_again(path: Path) -> None:
     assert apart <= 2
     again = read_metadata(Path("again.png"))
     old = read_metadata(path)
-    assert again.version == 6 and again.request.seed == old.request.seed
+    assert again.version == VERSION and again.request.seed == old.request.seed
     assert (again.request.width, again.request.height) == Image.open(path).size
 
 
 def test_a_list_that_an_older_version_drew_is_not_drawn_again() -> None:
-    for path in (OLD / "v2-plain.png", OLD / "v3-plain.png"):
-        [job], _ = plan(Options(prompt=(read_metadata(path).asked.prompt,), size="64", steps=4))
+    for path in (OLD / "v2-plain.png", OLD / "v3-plain.png", OLD / "v6-jpg.jpg"):
+        asked = read_metadata(path).asked
+        [job], _ = plan(Options(prompt=(asked.prompt,), seed=asked.seed, size="64", steps=4))
         there = find_drawn(path, job.request, job.model)
         assert there is not None and there.size == (64, 64)
-        assert find_drawn(path, replace(job.request, seed=1), job.model) is None
+        assert find_drawn(path, replace(job.request, seed=8), job.model) is None
 
 
 def save(path: Path, one: Metadata) -> None:

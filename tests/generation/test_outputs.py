@@ -23,7 +23,7 @@ from pixart.pipeline.pictures import (
     read_metadata,
     write_picture,
 )
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import VERSION, Request
 
 HOSTILE = {
     "climbing": "../../etc/passwd",
@@ -219,8 +219,8 @@ def test_a_line_may_be_a_whole_request_as_it_is_written(tmp_path: Path) -> None:
     file.write_text(json.dumps({**one.to_dict(), "name": "mine"}))
     [job], _ = plan(Options(prompts=file))
     assert job.request == one and job.path.stem == "mine"
-    file.write_text(json.dumps({**one.to_dict(), "version": 7}))
-    with pytest.raises(ValueError, match="line 1: version must be 6, got 7"):
+    file.write_text(json.dumps({**one.to_dict(), "version": VERSION + 1}))
+    with pytest.raises(ValueError, match=f"line 1: version must be {VERSION}, got {VERSION + 1}"):
         plan(Options(prompts=file))
 
 

@@ -32,6 +32,18 @@ def test_every_combination_is_drawn(stub: StubPipeline) -> None:
     assert "a-cat-5-guidance-4.5-steps-20.png" in os.listdir("out") and len(os.listdir("out")) == 6
 
 
+# What a setting does nothing without.
+PICTURE, CONTROL = {"image": "x.png"}, {"control_image": ("x.png",)}
+NEEDED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("strength", "fit", "mask", "outpaint", "tiles"), PICTURE),
+    **dict.fromkeys(("invert_mask", "mask_blur"), PICTURE | {"mask": "m.png"}),
+    **dict.fromkeys(("apg_eta", "apg_momentum", "apg_norm"), {"apg": True}),
+    **dict.fromkeys(("control_preprocessor", "control_scale", "control_interval"), CONTROL),
+    "upscale_strength": {"upscale": "2k"},
+    "pag_blocks": {"pag": 3.0},
+}
+
+
 @pytest.mark.parametrize(
     "text, values",
     [
@@ -48,11 +60,33 @@ def test_every_combination_is_drawn(stub: StubPipeline) -> None:
         ("scheduler=ddim,euler", ["ddim", "euler"]),
         ("batched=true,false,none", [True, False, None]),
         ("tile=true,false,64", [True, False, 64]),
+        ("image=a.png,b.png", ["a.png", "b.png"]),
+        ("strength=0.3,0.6", [0.3, 0.6]),
+        ("fit=crop,exact", ["crop", "exact"]),
+        ("mask=alpha,m.png", ["alpha", "m.png"]),
+        ("invert_mask=true,false", [True, False]),
+        ("mask_blur=0,8", [0, 8]),
+        ('outpaint=["0,0,64,0", [8, 8, 8, 8]]', ["0,0,64,0", "8,8,8,8"]),
+        ("upscale=2k,2x,512x256", ["2k", "2x", "512x256"]),
+        ("upscale-strength=0.2,none", [0.2, None]),
+        ("tiles=64,512", [64, 512]),
+        ("guidance_rescale=0,0.7", [0.0, 0.7]),
+        ("apg=true,false", [True, False]),
+        ("apg_eta=0,1", [0.0, 1.0]),
+        ("apg_momentum=-0.5,0", [-0.5, 0.0]),
+        ("apg_norm=0,15", [0.0, 15.0]),
+        ("pag=0,3", [0.0, 3.0]),
+        ("pag_blocks=14,7-9", ["14", "7-9"]),
+        ("control_image=a.png,b.png", [("a.png",), ("b.png",)]),
+        ("control_preprocessor=canny,none", [("canny",), ("none",)]),
+        ("control_scale=0,1", [(0.0,), (1.0,)]),
+        ("control_interval=0:1,0:0.5", [((0.0, 1.0),), ((0.0, 0.5),)]),
     ],
 )
 def test_any_setting_is_swept(text: str, values: list[Any]) -> None:
     name = text.partition("=")[0].replace("-", "_")
-    assert [getattr(one, name) for one in planned(text)] == values
+    needed = NEEDED.get(name, {})
+    assert [getattr(one, name) for one in planned(text, **needed)] == values
 
 
 def test_every_setting_has_a_case_above_or_is_the_prompt() -> None:
@@ -184,7 +218,8 @@ def test_json_tells_every_setting_and_the_seconds_of_each_picture(
     for image in result["images"]:
         assert set(image["settings"]) == {*SETTINGS}
         left = {name for name, value in image["settings"].items() if value is None}
-        assert left == {"size", "aspect", "resolution"}, "which height and width say"
+        editing = SETTINGS[SETTINGS.index("image") : SETTINGS.index("batched")]
+        assert left == {"size", "aspect", "resolution", *editing}, "height and width say it"
         assert image["model"]["dtype"] == "fp32"
         assert {"text", "load", "denoise", "decode", "write"} == set(image["seconds"])
         assert image["seconds"]["denoise"] == 1.0 and image["seconds"]["write"] > 0

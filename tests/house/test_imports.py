@@ -33,6 +33,7 @@ DOORS = {
     "diffusers": {
         "pixart/libraries.py",
         "pixart/vae/autoencoder.py",
+        "pixart/vae/preview.py",
         "pixart/vae/tiling.py",
         "pixart/sampler/schedulers.py",
         "pixart/patch.py",
@@ -182,7 +183,7 @@ GROUND = [
 FLOORS = [
     GROUND,
     ["model", "weights"],
-    ["checkpoint", "text", "vae"],
+    ["checkpoint", "text", "vae", "preprocess"],
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],

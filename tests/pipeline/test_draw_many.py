@@ -78,7 +78,7 @@ def test_several_in_one_pass_are_the_pictures_drawn_alone_but_for_rounding(
 def test_prompt_masks_of_the_null_caption_stay_with_their_pictures(
     sigma: Pipeline, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(sigma._captions, "null_caption", "prompt-mask")
+    monkeypatch.setattr(sigma.captions, "null_caption", "prompt-mask")
     alone = list(sigma.draw_many(requests()))
     together = list(sigma.draw_many(requests(), batch=4))
     assert all(levels_apart(a.image, b.image) <= 1 for a, b in zip(alone, together, strict=True))
@@ -154,7 +154,7 @@ def test_recorded_steps_serve_passes_of_several(sigma: Pipeline, monkeypatch: An
         return model(latents, timesteps, caption, None, *sizes)
 
     plain = list(sigma.draw_many(requests(), batch=4))
-    monkeypatch.setattr(sigma._graphs, "of_size", lambda height, width: replayed)
+    monkeypatch.setattr(sigma.graphs, "of_size", lambda height, width: replayed)
     recorded = list(sigma.draw_many(requests(), batch=4))
     assert all(levels_apart(a.image, b.image) <= 1 for a, b in zip(plain, recorded, strict=True))
 

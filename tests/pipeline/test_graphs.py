@@ -36,7 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def with_graphs(plain: Pipeline, wanted: bool | str) -> Pipeline:
     """The pipeline as it were on a CUDA device, and computes on the CPU."""
     pipe = replace(plain)
-    pipe._graphs = PictureGraphs(wanted, CUDA)  # type: ignore[arg-type]
+    pipe.graphs = PictureGraphs(wanted, CUDA)  # type: ignore[arg-type]
     return pipe
 
 

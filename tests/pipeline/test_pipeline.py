@@ -207,8 +207,8 @@ def test_a_picture_says_where_its_time_went(sigma: Pipeline) -> None:
 
 def null_as_seen(pipe: Pipeline, prompt: str) -> tuple[Any, Any, Any]:
     """Features and mask of the null caption that guidance uses, and the prompt's own mask."""
-    conditional = pipe._captions.features(prompt)
-    null = pipe._captions.null(conditional)
+    conditional = pipe.captions.features(prompt)
+    null = pipe.captions.null(conditional)
     return null.features, null.mask, conditional.mask
 
 
@@ -269,7 +269,7 @@ def test_text_is_encoded_once_and_the_encoder_let_go_before_drawing(
 
 def test_embeddings_wait_in_host_memory(sigma: Pipeline) -> None:
     sigma.prepare(["a cat"])
-    assert {e.features.device.type for e in sigma._captions.held.values()} == {"cpu"}
+    assert {e.features.device.type for e in sigma.captions.held.values()} == {"cpu"}
 
 
 def test_prepare_reports_each_text_once(sigma: Pipeline) -> None:

@@ -67,7 +67,7 @@ def test_on_a_gpu_everything_else_waits_on_the_host_while_t5_encodes(
         type(pipe.transformer), "to", lambda _, place: moves.append(f"transformer {place}")
     )
     monkeypatch.setattr(pipe.vae, "to", lambda place: moves.append(f"vae {place}"))
-    monkeypatch.setattr(pipe._graphs, "clear", lambda: moves.append("recordings"))
+    monkeypatch.setattr(pipe.graphs, "clear", lambda: moves.append("recordings"))
     pipe.prepare(["a cat"])
     assert moves == [], "what is known needs no room"
     encode = pipe.text_encoder._run
@@ -102,7 +102,7 @@ def test_cancelling_keeps_what_is_encoded_and_lets_go_of_t5(sigma_dir: Path) -> 
     with pytest.raises(Cancelled):
         pipe.prepare(["a cat", "a dog"], seen.append, cancel=lambda: len(seen) == 1)
     assert seen == ["a cat"] and not pipe.text_encoder.is_loaded
-    assert list(pipe._captions.held) == [("a cat", False)]
+    assert list(pipe.captions.held) == [("a cat", False)]
 
 
 def test_features_that_the_disk_holds_are_not_held_in_memory(
@@ -110,7 +110,7 @@ def test_features_that_the_disk_holds_are_not_held_in_memory(
 ) -> None:
     pipe = Pipeline.from_pretrained(sigma_dir, device="cpu", cache_dir=tmp_path)
     pipe.prepare(["a cat", "a dog", ""])
-    assert pipe._captions.held == {} and len(list(tmp_path.iterdir())) == 3
+    assert pipe.captions.held == {} and len(list(tmp_path.iterdir())) == 3
     assert levels_apart(drawn(pipe, "a cat"), drawn(sigma, "a cat")) == 0
 
 

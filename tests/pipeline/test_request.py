@@ -10,7 +10,7 @@ import pytest
 
 from pixart import resolution
 from pixart.generation.options import SAMPLING, Options
-from pixart.pipeline import request
+from pixart.pipeline import limits
 from pixart.pipeline.request import SETTINGS, VERSION, Request, passes
 
 FULL = Request(
@@ -40,7 +40,7 @@ def test_a_size_may_be_a_number_and_an_interval_a_list() -> None:
     [
         ({"sede": 1}, "unknown setting 'sede'; did you mean 'seed'?"),
         ({"xyzzy": 1}, "unknown setting 'xyzzy'; known are prompt, negative, seed"),
-        ({"version": 7}, "version must be 6, got 7"),
+        ({"version": VERSION + 1}, f"version must be {VERSION}, got {VERSION + 1}"),
         ({"seed": True}, "seed must be an integer, got True"),
         ({"seed": 1.0}, "seed must be an integer, got 1.0"),
         ({"seed": -1}, "seed must be an integer from 0 to 2\\*\\*64 - 1, got -1"),
@@ -102,7 +102,7 @@ def test_requests_are_read_without_torch() -> None:
 
 
 def test_sizes_of_a_request_are_bounded_as_those_of_a_command_line() -> None:
-    assert request.MAX_SIDE == resolution.MAX_SIDE
+    assert limits.MAX_SIDE == resolution.MAX_SIDE
     for settings in ({"height": 8208}, {"width": 10**12}, {"tile": 10**9}, {"height": 0}):
         with pytest.raises(ValueError, match="must be .*8192 pixels"):
             Request("a", **settings)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.compbench import SPATIAL, spatial_objects
 from pixart.evaluation.metrics.geneval import clauses_of
 from pixart.evaluation.needs import MissingError, Need, find_snapshot, need_snapshot, open_snapshot
+from pixart.evaluation.networks.weighing import open_pretrained
 from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.evaluation.store.folders import MissingPictures, find_pictures
@@ -185,10 +186,8 @@ class Mask2Former(_Network):
         folder = self.folder()
         with silenced():
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder, local_files_only=True
-            )
-        return processor, model.eval().to(self.context.device)
+        kind = Mask2FormerForUniversalSegmentation
+        return processor, open_pretrained(kind, folder, may_hold_more=True).to(self.context.device)
 
     def __call__(self, image: "Image", names: Sequence[str]) -> tuple[Detection, ...]:
         import torch
@@ -230,8 +229,8 @@ class Owl(_Network):
         folder = self.folder()
         with silenced():
             processor = Owlv2Processor.from_pretrained(folder, local_files_only=True)
-            model = Owlv2ForObjectDetection.from_pretrained(folder, local_files_only=True)
-        return processor, model.eval().to(self.context.device)
+        model = open_pretrained(Owlv2ForObjectDetection, folder, may_hold_more=True)
+        return processor, model.to(self.context.device)
 
     def __call__(self, image: "Image", names: Sequence[str]) -> tuple[Detection, ...]:
         import torch

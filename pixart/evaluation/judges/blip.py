@@ -12,6 +12,7 @@ from pixart.evaluation.judges.judge import check_question, one_line
 from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
 from pixart.evaluation.judges.network import NetworkJudge
 from pixart.evaluation.needs import open_snapshot
+from pixart.evaluation.networks.weighing import open_pretrained
 from pixart.libraries import importing, silenced
 
 if TYPE_CHECKING:
@@ -75,17 +76,13 @@ class BlipJudge(NetworkJudge):
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
-            import torch
-
             folder = open_snapshot("judge", self.name, self.context)
             with importing():
                 from transformers import BlipForQuestionAnswering, BlipProcessor
+            model = open_pretrained(BlipForQuestionAnswering, folder, may_hold_more=True)
             with silenced():
-                model = BlipForQuestionAnswering.from_pretrained(
-                    folder, torch_dtype=torch.float32, local_files_only=True
-                )
                 processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
-            self._opened = processor, model.eval().to(self.context.device)
+            self._opened = processor, model.to(self.context.device)
         return self._opened
 
 

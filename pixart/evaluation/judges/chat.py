@@ -15,6 +15,7 @@ from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
 from pixart.evaluation.judges.network import NetworkJudge
 from pixart.evaluation.metric import Context
 from pixart.evaluation.needs import open_snapshot
+from pixart.evaluation.networks.weighing import open_pretrained
 from pixart.libraries import importing, silenced
 
 if TYPE_CHECKING:
@@ -72,21 +73,17 @@ class ChatJudge(NetworkJudge):
                         processor = AutoProcessor.from_pretrained(
                             folder, local_files_only=True, trust_remote_code=False
                         )
-                        model = AutoModelForImageTextToText.from_pretrained(
-                            folder,
-                            torch_dtype=dtype,
-                            local_files_only=True,
-                            trust_remote_code=False,
-                        )
+                    kind = AutoModelForImageTextToText
+                    model = open_pretrained(kind, folder, dtype, may_hold_more=True)
                 except (OSError, ValueError) as error:
                     raise ValueError(
-                        f"judge must be an image-text-to-text model, got {self.name} ({error})"
+                        f"judge must be an image-text-to-text model that is whole, got {self.name} ({error})"
                     ) from error
             if not getattr(processor, "chat_template", None):
                 raise ValueError(
                     f"judge must have a chat template, {self.name} has none; BLIP-VQA is one that needs none"
                 )
-            self._opened = processor, model.eval().to(self.context.device)
+            self._opened = processor, model.to(self.context.device)
         return self._opened
 
 

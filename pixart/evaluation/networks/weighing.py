@@ -87,19 +87,23 @@ def width_in(config: Path, name: str) -> int:
     return width
 
 
-def open_pretrained(kind: Any, folder: Path) -> Any:
-    """A model of transformers from its folder, in fp32 and for use alone. kind: its class. CheckpointError
-    for weights that do not fit, are missing, or are not finite."""
+def open_pretrained(
+    kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *, may_hold_more: bool = False
+) -> Any:
+    """A model of transformers from its folder, for use alone. kind: its class, or one that chooses it.
+    may_hold_more: published files keep what older versions of the class had. CheckpointError for weights
+    that do not fit, are missing, or are not finite."""
     files, variant = find_weights(folder, None, T5_WEIGHTS)
     options: dict[str, Any] = {
-        "torch_dtype": torch.float32,  # transformers 4 knows no `dtype` in all of its versions
+        "torch_dtype": dtype,  # transformers 4 knows no `dtype` in all of its versions
         "variant": variant,
         "use_safetensors": files[0].suffix == ".safetensors",
         "output_loading_info": True,
         "local_files_only": True,
+        "trust_remote_code": False,
     }
     with errors_naming(folder), silenced():
         model, info = kind.from_pretrained(folder, **options)
-    check_loaded(folder, info)
+    check_loaded(folder, {**info, "unexpected_keys": ()} if may_hold_more else info)
     check_finite(dict(model.named_parameters()), str(folder))
     return model.eval().requires_grad_(False)

@@ -1,0 +1,11 @@
+"""From a picture to what a ControlNet goes by: edges, depth, poses."""
+
+from pixart.preprocess.preprocessors import (
+    PREPROCESSORS,
+    Preprocessor,
+    open_preprocessor,
+    parse_places,
+    preprocess,
+)
+
+__all__ = ["PREPROCESSORS", "Preprocessor", "open_preprocessor", "parse_places", "preprocess"]
