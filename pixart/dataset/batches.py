@@ -20,7 +20,8 @@ class FeatureBatch:
     mean, std: (B, C, h, w) of the VAE's posterior, fp32, unscaled. features: (B, L, D) in the dtype
     that they were stored in, zero beyond a caption's tokens. mask: (B, L) bool, true where a token
     counts. size: (B, 2) fp32, height and width of the original picture in pixels. aspect_ratio:
-    (B, 1) fp32, height / width of the bucket.
+    (B, 1) fp32, height / width of the bucket. control_mean, control_std: as mean and std, of the pictures
+    that steer a control; None where the data have none.
     """
 
     mean: Tensor
@@ -29,12 +30,15 @@ class FeatureBatch:
     mask: Tensor
     size: Tensor
     aspect_ratio: Tensor
+    control_mean: Tensor | None = None
+    control_std: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def to(self, device: torch.device | str) -> "FeatureBatch":
-        return FeatureBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return FeatureBatch(*(None if value is None else value.to(device) for value in values))
 
 
 class FeatureDataset:

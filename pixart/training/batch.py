@@ -45,13 +45,9 @@ class TrainingSample:
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrainingSample":
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return TrainingSample(
-            **{
-                name: None if value is None else value.to(device, non_blocking=True)
-                for name, value in values.items()
-            }
-        )
+        values: list[Any] = [getattr(self, one.name) for one in fields(self)]
+        moved = (None if one is None else one.to(device, non_blocking=True) for one in values)
+        return TrainingSample(*moved)  # type: ignore[arg-type]
 
 
 def whole_state(model: nn.Module) -> Any:
@@ -123,7 +119,9 @@ def _read_by(name: str, stage: Stage) -> str:
 
 def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
     """Yield what is wrong with fields about drawn data. reads: the fields of `data` that the task reads."""
-    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop", "nameless"} - set(reads)
+    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop", "nameless"} - set(
+        reads
+    )
     yield from unread_data(stage, *sorted(unread))
     if stage.aspect:
         yield f'aspect must be false for the source "{DRAWN}", got true'

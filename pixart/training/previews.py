@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
@@ -24,10 +25,12 @@ def draw_pictures(
     controls: Sequence[Image] = (),
 ) -> list[Image]:
     """The stage's validation prompts, or others, each from noise of its own that is the same every time.
-    controls: a picture for each, that the pipeline's control follows; or none. Where one comes to NaN there is a warning, and no picture of it and of those after it."""
+    controls: a picture for each, that the pipeline's control follows; or none. Where one comes to NaN
+    there is a warning, and no picture of it and of those after it."""
     validation, side = stage.validation, stage.resolution
     images: list[Image] = []
-    given = {f"control-{number}": picture for number, picture in enumerate(controls)}
+    named = {f"control-{number}": picture for number, picture in enumerate(controls)}
+    given: Any = {"pictures": named} if named else {}
     requests = [
         Request(
             prompt,
@@ -42,7 +45,7 @@ def draw_pictures(
         for number, prompt in enumerate(validation.prompts if prompts is None else prompts)
     ]
     try:
-        for number, drawn in enumerate(pipe.draw_many(requests, pictures=given)):
+        for number, drawn in enumerate(pipe.draw_many(requests, **given)):
             images.append(drawn.image)
             if rank() == 0:
                 with written_aside(folder / f"{number:02d}.png", durable=False) as aside:

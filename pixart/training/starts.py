@@ -13,7 +13,7 @@ from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
-from pixart.model.control import COPIES
+from pixart.model.control import COPIES, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import (
     check_fit,
@@ -213,6 +213,25 @@ def check_null_caption(stage: Stage, stored: bool) -> None:
             "data.caption_dropout must be 0 for a checkpoint without its null caption; give "
             "--pipeline, whose T5 makes it, or --data.caption-dropout 0"
         )
+
+
+def weightless_control(stage: Stage, base: PixArt) -> ControlNet:
+    """The control that a stage will train, its adapters included, without memory for its weights; as many
+    blocks as it has where it goes on from no other."""
+    with torch.device("meta"):
+        network = ControlNet(base.config, control_blocks(stage, base.config))
+    return add_control_adapters(stage, network)
+
+
+def add_control_adapters(stage: Stage, network: ControlNet) -> ControlNet:
+    """What stage.lora asks for: adapters, and the projections, which start at zero, train from then on."""
+    if stage.lora.rank:
+        add_lora(network, stage.lora.rank, stage.lora.alpha, stage.lora.targets)
+        for block in network.control_blocks:
+            for projection in (block.before_proj, block.after_proj):
+                if projection is not None:
+                    projection.requires_grad_(True)
+    return network
 
 
 def add_adapters(stage: Stage, model: PixArt) -> None:

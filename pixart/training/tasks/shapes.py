@@ -6,13 +6,12 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,13 +27,15 @@ from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.shapes.caption import describe
-from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, draw_outlines, sample_scene
+from pixart.shapes.scene import (
+    COLOURS,
+    RADII,
+    SHAPES,
+)
 from pixart.text.encoder import check_complete
 from pixart.training.batch import (
     TrainingSample,
     diffusion_losses,
-    draw_timestep,
     drawn_data_problems,
     stack,
     whole_state,
@@ -45,7 +46,14 @@ from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import problems_of
 from pixart.training.run import Run
-from pixart.training.stage import CONTROLNET, PREVIOUS, RANDOM, Data, ResolvedStage, Stage
+from pixart.training.scenes import (
+    draw_sample,
+    draw_scene,
+    drawing_problems,
+    picture_of,
+    token_conditions,
+)
+from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
 from pixart.training.starts import (
     adapt,
     add_compression,
@@ -55,15 +63,13 @@ from pixart.training.starts import (
     transformer_config,
 )
 from pixart.training.state import load_average
-from pixart.training.tasks.autoencoder import anchor_latents, load_vae
+from pixart.training.tasks.autoencoder import load_vae
 
 VOCABULARY = 320
 # Twice guided, the outlines of so small a model fray: 4.5, right for XL/2, triples the error of x0 on
 # them. Found by the sweep in the model card.
 SAMPLING = Sampling(steps=20, guidance=2.0)
 ANY_SCENE = dict(Data().scenes)
-LINES = (0.012, 0.035)  # widths of outlines, as fractions of the side
-HINT_NOISE = 0.055  # of the embedded VAE's posterior and encoder, on latents of outlines
 CLASSES = (SHAPES, tuple(COLOURS), tuple(RADII))  # what a noun and its adjectives tell
 
 
@@ -76,21 +82,6 @@ def check(stage: Stage) -> Iterator[str]:
     yield from drawing_problems(stage)
     if not stage.pipeline:
         yield "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
-
-
-def drawing_problems(stage: Stage) -> Iterator[str]:
-    """Yield what is wrong with the scenes and their sizes."""
-    yield from scene_problems(stage)
-    if wrong := [side for side in stage.data.sizes if side < 16 or side % 16]:
-        yield f"data.sizes must be positive multiples of 16, got {wrong[0]}"
-
-
-def scene_problems(stage: Stage) -> Iterator[str]:
-    """Yield what is wrong with the weights of the kinds of scenes."""
-    weights = dict(stage.data.scenes)
-    is_odd = set(weights) - set(SCENES) or min(weights.values(), default=0) < 0
-    if is_odd or not sum(weights.values()) > 0:
-        yield f"data.scenes must be weights of {', '.join(SCENES)}, got {stage.data.scenes}"
 
 
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
@@ -242,57 +233,6 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     return pair, folder / "tokenizer" / "spiece.model"
 
 
-def draw_scene(
-    rng: random.Random, kinds: Mapping[str, float], nameless: float = 0.0
-) -> tuple[Scene, str]:
-    """A scene of one of these kinds, by weight, and a caption of it. nameless: share of captions that tell
-    neither shapes nor places."""
-    kind = rng.choices(list(kinds), list(kinds.values()))[0]
-    scene = sample_scene(rng, kind)
-    # Without a share nothing is drawn for it: old runs go on as they began.
-    is_nameless = nameless > 0 and rng.random() < nameless
-    return scene, describe(scene, rng, is_nameless=is_nameless)
-
-
-def draw_sample(
-    rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage
-) -> TrainingSample:
-    """A scene of `size` pixels as latents, its caption as token ids in place of features."""
-    scene, text = draw_scene(rng, dict(stage.data.scenes), stage.data.nameless)
-    latents = anchor_latents(_picture(scene, size))
-    ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    return TrainingSample(
-        latents=latents,
-        noise=torch.randn(latents.shape, generator=generator),
-        timesteps=draw_timestep(stage.timestep_mean, generator),
-        features=torch.tensor(ids)[None, :, None],
-        mask=torch.ones(1, len(ids), dtype=torch.bool),
-        size=torch.tensor([[size, size]]),
-        aspect_ratio=torch.ones(1, 1),
-        weight=torch.ones(1),
-        control=_hint(scene, size, rng, generator) if stage.trains == CONTROLNET else None,
-    )
-
-
-def _hint(scene: Scene, size: int, rng: random.Random, generator: torch.Generator) -> Tensor:
-    """The latents of a scene's outlines, as the VAE gives them: its encoder leaves so much noise. Lines
-    differ, as those of other pictures will."""
-    outlines = draw_outlines(scene, size, line=rng.uniform(*LINES), supersample=3)
-    latents = anchor_latents(_in_range(outlines))
-    return latents + HINT_NOISE * torch.randn(latents.shape, generator=generator)
-
-
-def _picture(scene: Scene, size: int) -> Tensor:
-    """(1, 3, size, size) in [-1, 1]."""
-    return _in_range(draw(scene, size, supersample=3))
-
-
-def _in_range(picture: np.ndarray) -> Tensor:
-    """(1, 3, H, W) in [-1, 1] of an 8-bit picture."""
-    return torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
 class TextEncoderWithReadout(nn.Module):
     """A text encoder, and a layer that predicts from its features what words speak of. The layer is
     thrown away afterwards."""
@@ -320,11 +260,6 @@ class Pair(nn.Module):
     def forward(self, x_t: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return self.transformer(x_t, timesteps, features, mask)
-
-
-def token_conditions(part: TrainingSample) -> tuple[Tensor, Tensor]:
-    """The token ids (B, L) and their mask: a Pair takes them beside latents and timesteps."""
-    return part.features[..., 0].long(), part.mask
 
 
 class ShapesTask:
@@ -425,7 +360,7 @@ class ShapesTask:
             samples.append(draw_sample(random.Random(seed), self.tokenizer, size, stage))
             kinds = dict(stage.data.scenes)
             scene, _ = draw_scene(random.Random(seed), kinds, stage.data.nameless)
-            pictures.append(_picture(scene, size))
+            pictures.append(picture_of(scene, size))
         part = stack(samples).to(next(self.model.parameters()).device)
         called = self.bind(self.model, part)
 

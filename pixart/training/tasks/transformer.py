@@ -100,9 +100,7 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     yield from source_problems(stage, run, None if model is None else model.config)
 
 
-def source_problems(
-    stage: ResolvedStage, run: Run, config: PixArtConfig | None
-) -> Iterator[str]:
+def source_problems(stage: ResolvedStage, run: Run, config: PixArtConfig | None) -> Iterator[str]:
     """Yield why a stage cannot train on the folders that it names. config: of its model, where known."""
     if not stage.data.source:
         return  # a complaint of `check`
