@@ -253,9 +253,12 @@ def _reason(box: str) -> str:
 
 
 def _unknown(match: "Match[str]", parts: list[list[str]]) -> str:
+    from difflib import SequenceMatcher
+
     word = match[1].split(", ")[0]
     near = [row.split()[0] for part in parts[1:] for row in part if row.startswith("    --")]
     known = [row.partition(": ")[2] for part in parts[1:] for row in part if "subcommands: " in row]
+    near.sort(key=lambda name: SequenceMatcher(None, word, name).ratio(), reverse=True)
     hint = f"; did you mean {' or '.join(near[:2])}" if near else ""
     hint = f"; there are {known[0]}" if known else hint
     return f"unknown {'option' if word.startswith('-') else 'argument'} {word}{hint}"
@@ -299,6 +302,10 @@ _SENTENCES: "list[tuple[str, Callable[[Match[str], list[list[str]]], str]]]" = [
     (
         r"Error parsing (\S+): (?:invalid literal for (int)|could not .* to (float)).*: (.*)",
         _unnumbered,
+    ),
+    (
+        r"Error parsing (\S+): Could not parse arguments (\[.*\]) into tuple type tuple\[(.*)\]",
+        lambda match, _: f"{match[1]} must be {match[3].count(',') + 1} numbers, got {match[2]}",
     ),
     (r"Error parsing (\S+): (.*)", lambda match, _: f"{match[1]}: {match[2]}"),
 ]

@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.command import BAD_INPUT, DONE, exit_code, message_of, parse, run_command
+from pixart.command import BAD_INPUT, DONE, exit_code, message_of, run_command
 
 if TYPE_CHECKING:
     from pixart.generation.options import Options
@@ -35,9 +35,9 @@ def _run(arguments: list[str] | None) -> int:
     report = Report()
     if "--json" in (sys.argv if arguments is None else arguments):
         process.on_leaving(lambda: _as_json(report, error=process.ENDING.message()) + "\n")
-    from pixart.generation.options import Options
+    from pixart.generation.options import parse_options
 
-    return run(parse(Options, NAME, arguments), report)
+    return run(parse_options(NAME, arguments), report)
 
 
 def run(options: "Options", report: "Report") -> int:

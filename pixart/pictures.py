@@ -118,14 +118,31 @@ def open_picture(source: Source, name: str) -> "Image":
 
 def open_rgb(source: Source, name: str) -> "Image":
     """The whole picture as RGB of 8 bits: upright, in sRGB, transparency over white. Raises PictureError."""
-    from PIL import Image, ImageOps
-
     with decoding(name):
-        # A camera stores what its sensor saw and notes how to turn it. head_of turns the same way.
-        image = to_srgb(ImageOps.exif_transpose(open_picture(source, name)))
+        return over(to_srgb(upright(open_picture(source, name))), "white")
+
+
+def upright(image: "Image") -> "Image":
+    """An opened picture, turned as its EXIF says: a camera stores what its sensor saw and notes how to
+    turn it. `head_of` turns the same way."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def over(image: "Image", colour: str) -> "Image":
+    """A picture of `to_srgb` as RGB: what is transparent shows the colour."""
+    from PIL import Image
+
     if image.mode != "RGBA":
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def read_content(source: Source, name: str) -> bytes:
+    """The bytes of the file. Raises PictureError where there are none, as for a folder or a pipe."""
+    with decoding(name):
+        return _content(source)
 
 
 @contextmanager

@@ -89,6 +89,13 @@ RELEASES: dict[str, Release] = {
     ),
 }  # fmt: skip
 
+# Published with their own bases, which they hold too: α of 512 px, and of 1024 px. For outlines of HED.
+CONTROL_REPOSITORY = _HUB + "PixArt-ControlNet"
+CONTROLS: dict[str, str] = {
+    "controlnet-512": f"{CONTROL_REPOSITORY}/PixArt-XL-2-512-ControlNet.pth",
+    "controlnet-1024": f"{CONTROL_REPOSITORY}/PixArt-XL-2-1024-ControlNet.pth",
+}
+
 RELEASED: dict[str, Release] = {release.name: release for release in RELEASES.values()}
 
 
@@ -97,7 +104,7 @@ def place_of(name: str) -> str | None:
 
     As with "shapes", the name comes before a file or folder of that name, which is ./NAME.
     """
-    return RELEASES[name].place if name in RELEASES else None
+    return RELEASES[name].place if name in RELEASES else CONTROLS.get(name)
 
 
 def release_named(source: str) -> Release | None:

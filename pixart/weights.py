@@ -1,4 +1,5 @@
-"""Weights on disk or on the hub: where a model is, and which files of its directory hold them."""
+"""Weights on disk or on the hub: where a model is, which files of its directory hold them, and whether they
+are those of a network."""
 
 import re
 import textwrap
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.files import AGAIN, CheckpointError, listed, read_json
+from pixart.libraries import silenced
 from pixart.releases import place_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 WEIGHTS = "diffusion_pytorch_model"
 T5_WEIGHTS = ("model", "pytorch_model")
@@ -123,6 +126,65 @@ def _is_finite(tensor: "Tensor") -> bool:
         return all(bool(end.isfinite()) for end in tensor.aminmax())
     parts = tensor.reshape(-1).split(_AT_A_TIME)
     return all(_is_finite(part.bfloat16()) for part in parts)
+
+
+def fit(
+    network: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path, unused: str = "(?!)"
+) -> None:
+    """Load a state dict in place, as fp32. path: the file, for messages. unused: a pattern of names that
+    the file may hold beside. CheckpointError unless all others fit; NotFiniteError for NaN."""
+    own = network.state_dict()
+    # A counter of training steps, which old files do not have.
+    own_names = {name for name in own if not name.endswith("num_batches_tracked")}
+    names = {
+        name
+        for name in tensors
+        if not name.endswith("num_batches_tracked") and not re.fullmatch(unused, name)
+    }
+    problems = []
+    if missing := sorted(own_names - names):
+        problems.append(f"misses {listed(missing)}")
+    if left := sorted(names - own_names):
+        problems.append(f"has {listed(left)} beside")
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} in the place of {tuple(own[name].shape)}"
+        for name in sorted(names & own_names)
+        if tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        problems.append(f"has {listed(wrong)}")
+    if problems:
+        raise CheckpointError(
+            f"{path}: must hold the weights of this network, but {'; '.join(problems)}; {AGAIN}"
+        )
+    taken = {name: tensors[name].float() for name in sorted(names)}
+    check_finite(taken, str(path))
+    network.load_state_dict(taken, strict=False)
+
+
+def open_pretrained(
+    kind: Any, folder: Path, dtype: "torch.dtype | None" = None, *, may_hold_more: bool = False
+) -> Any:
+    """A model of transformers from its folder, for use alone. kind: its class, or one that chooses it.
+    dtype: fp32 unless given. may_hold_more: published files keep what older versions of the class had.
+    CheckpointError for weights that do not fit, are missing, or are not finite."""
+    import torch
+
+    files, variant = find_weights(folder, None, T5_WEIGHTS)
+    options: dict[str, Any] = {
+        # transformers 4 knows no `dtype` in all of its versions
+        "torch_dtype": torch.float32 if dtype is None else dtype,
+        "variant": variant,
+        "use_safetensors": files[0].suffix == ".safetensors",
+        "output_loading_info": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    with errors_naming(folder), silenced():
+        model, info = kind.from_pretrained(folder, **options)
+    check_loaded(folder, {**info, "unexpected_keys": ()} if may_hold_more else info)
+    check_finite(dict(model.named_parameters()), str(folder))
+    return model.eval().requires_grad_(False)
 
 
 def _by_variant(directory: Path, stems: tuple[str, ...]) -> dict[str | None, dict[str, Path]]:

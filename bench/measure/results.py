@@ -2,8 +2,8 @@
 
     {"schema": 2, "kind": "gpu", "runs": [run, ...]}
 
-kind: the command that measured: "gpu", "suite" (pytest bench), "saving", "cpu", "growth", "host" or
-"resources".
+kind: the command that measured: "gpu", "suite" (pytest bench), "saving", "cpu", "growth", "host",
+"resources" or "studies.editing".
 Each run of the command on a machine adds one run to the file:
 
     command, date, seconds      what was typed, when (UTC), how long it took
@@ -60,7 +60,7 @@ from pixart.files import parse_json, read_json, write_json
 
 SCHEMA = 2
 DATE = "%Y-%m-%dT%H:%M:%SZ"
-KINDS = ("gpu", "suite", "saving", "cpu", "growth", "host", "resources")
+KINDS = ("gpu", "suite", "saving", "cpu", "growth", "host", "resources", "studies.editing")
 Row = dict[str, Any]
 Content = dict[str, Any]
 

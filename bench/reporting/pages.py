@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.measure.results import Content, Row
-from bench.reporting import comparisons, host, scaling, targets
+from bench.reporting import comparisons, editing, host, scaling, targets
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -385,4 +385,5 @@ BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
     "host": lambda content: host.page(rows_of(content)),
     "suite": _timed,
     "resources": _resources,
+    editing.KIND: lambda content: editing.page(rows_of(content)),
 }

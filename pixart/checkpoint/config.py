@@ -136,7 +136,7 @@ def config_from_diffusers(
         "class_dropout_prob": class_dropout_prob,
         "micro_condition": _has(tensors, "csize_embedder.") if micro is None else micro,
         "qk_norm": values.get("qk_norm", _has(tensors, r"blocks\.\d+\.attn\.[qk]_norm\.")),
-        "kv_compression": stored or _infer_compression(tensors, kv_compression),
+        "kv_compression": stored or infer_compression(tensors, kv_compression),
     }
     try:
         return PixArtConfig.from_dict(fields)
@@ -200,7 +200,7 @@ def infer_config(
         pred_sigma=_predicts_variance(channels, outputs // patch**2),
         micro_condition=micro,
         qk_norm=_has(tensors, r"blocks\.\d+\.attn\.[qk]_norm\."),
-        kv_compression=_infer_compression(tensors, kv_compression),
+        kv_compression=infer_compression(tensors, kv_compression),
     )
     return config, notes
 
@@ -330,7 +330,7 @@ def _distance(table: Tensor, grid: tuple[int, int], side: int, scale: float) -> 
     return (rebuilt.float() - table.float().cpu()).abs()
 
 
-def _infer_compression(
+def infer_compression(
     tensors: Mapping[str, Tensor], requested: KVCompression | None
 ) -> KVCompression | None:
     """Compression as the tensors show it; only the convolution and the norm leave any."""

@@ -69,6 +69,15 @@ class OpenedTransformer:
         return opened
 
     @property
+    def path(self) -> Path:
+        """Where it was found, for messages."""
+        return self._path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights as they are now: of the file until they are read, before any of `changes`."""
+        return self._tensors if self._model is None else self._model.state_dict()
+
+    @property
     def is_loaded(self) -> bool:
         """Whether `load` has read the weights."""
         return self._model is not None
@@ -76,7 +85,7 @@ class OpenedTransformer:
     def load(self, device: str | torch.device = "cpu") -> PixArt:
         """The model in eval mode: read into the device's memory the first time, the same later."""
         if self._model is None:
-            with _naming(self._path):
+            with naming_file(self._path):
                 model = _build(self, torch.device(device))
                 for change in self.changes:
                     change(model)
@@ -133,7 +142,7 @@ def open_transformer(
     around: what is known from the pipeline that it is opened for.
     """
     path = Path(path)
-    with _naming(path):
+    with naming_file(path):
         contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
         config = config or _configuration(contents, kv_compression, _known(path, contents, around))
         config, notes = open_compression(config, kv_compression, contents.tensors)
@@ -159,12 +168,12 @@ def open_transformer(
 def read_config(path: str | Path) -> PixArtConfig:
     """A JSON file of PixArtConfig's fields."""
     path = Path(path)
-    with _naming(path):
+    with naming_file(path):
         return PixArtConfig.from_dict(read_json(path))
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Turn a ValueError into a CheckpointError that starts with the path, on one line."""
     try:
         yield
@@ -216,7 +225,7 @@ def _configuration(
     )
 
 
-class _NoInitialisation(TorchFunctionMode):
+class NoInitialisation(TorchFunctionMode):
     """Leave the tensors alone: random numbers on the meta device cost two seconds of imports."""
 
     def __torch_function__(
@@ -232,7 +241,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 def empty_model(config: PixArtConfig) -> PixArt:
     """A model that has names and sizes, and no memory for its numbers."""
-    with torch.device("meta"), _NoInitialisation():
+    with torch.device("meta"), NoInitialisation():
         return PixArt(config)
 
 
@@ -245,14 +254,14 @@ def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
         table *= config.caption_channels**-0.5
         tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
     moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
-    _check_range(tensors, moved)
+    check_range(tensors, moved)
     # assign: on the meta device there is no memory to copy into.
     model.load_state_dict(moved, assign=True)
     model.null_caption_stored = opened.null_caption_stored  # type: ignore[assignment]
     return model.eval()
 
 
-def _check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+def check_range(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     """fp16 ends at 65504: a larger weight becomes infinite, and every picture black."""
     narrowed = {
         name: tensor

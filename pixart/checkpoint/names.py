@@ -12,6 +12,8 @@ from pixart.files import listed
 
 CONFIG = "config.json"
 SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
+CONTROL_FORMAT = "pixart-control"  # of our files, in their metadata
+CONTROL_CLASS = "PixArtControlNetAdapterModel"  # of diffusers' research code
 OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
 
 NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sidecar too
@@ -59,10 +61,15 @@ _MARKERS = {
 # Wrappers put prefixes before every name, in any order; "model.diffusion_model." is ComfyUI's.
 _WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model)\.)*")
 # And these around single layers too.
-_INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+INSIDE_NAMES = re.compile(
+    r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+)
 # What single files of other programs hold beside the transformer.
 _BESIDE = re.compile(
     r"(first_stage_model|cond_stage_model|conditioner|text_encoders?|vae|model_ema|ema)\..*"
+)
+_CONTROL = re.compile(
+    r"(?:(?:module|model)\.)*(?:controlnet\.\d|(?:controlnet\.)?controlnet_blocks\.).*"
 )
 _SCALED = re.compile(r"(.*\.)?(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale)")
 
@@ -133,7 +140,7 @@ def _stack(tensors: Mapping[str, Tensor], parts: tuple[str, ...]) -> Tensor:
 def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
     """The transformer's tensors without the prefixes of wrappers, the naming, "official" or "diffusers",
     and a note on what else the file holds."""
-    plain = {_INSIDE.sub("", name): tensor for name, tensor in tensors.items()}
+    plain = {INSIDE_NAMES.sub("", name): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):
         raise ValueError(f"holds a tensor twice, with and without a wrapper: {listed(tensors)}")
     if scaled := [name for name in plain if _SCALED.fullmatch(name)]:
@@ -141,18 +148,31 @@ def recognise(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[
             f"holds fp8 weights with scales of their own ({listed(scaled)}), which are not read; "
             "give the file in fp16, bf16 or plain fp8"
         )
+    plain, control = _without_control(plain)
     for naming, markers in _MARKERS.items():
         found = _prefixes(plain, markers)
         if len(found) > 1:
             raise ValueError(f"holds {len(found)} transformers, under {listed(found)}; give one")
         if found:
             stripped, notes = _without(found[0], plain)
-            return stripped, naming, notes
+            return stripped, naming, notes + control
     if any(re.search(r"lora[_.]", name, re.IGNORECASE) for name in tensors):
         raise ValueError(f"holds a LoRA ({listed(tensors)}); give the transformer it belongs to")
-    if any(name.startswith("controlnet.") for name in tensors):
-        raise ValueError(f"holds a ControlNet ({listed(tensors)}); give the transformer alone")
+    if control:
+        raise ValueError(
+            f"holds a ControlNet ({listed(tensors)}) and no transformer; give that, and the ControlNet "
+            "as control"
+        )
     raise ValueError(f"holds no PixArt transformer, its tensors are {listed(tensors) or 'none'}")
+
+
+def _without_control(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Without the ControlNet that an official file holds beside its base, and a note on it."""
+    kept = {name: tensor for name, tensor in tensors.items() if not _CONTROL.fullmatch(name)}
+    if len(kept) == len(tensors):
+        return tensors, []
+    note = f"holds a ControlNet of {len(tensors) - len(kept)} tensors too, which was left out"
+    return {re.sub(r"(^|\.)base_model\.", r"\1", name): t for name, t in kept.items()}, [note]
 
 
 def _prefixes(names: Iterable[str], markers: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixart.checkpoint.names import CONFIG, OWN_KEY, SIDECAR, from_diffusers, recognise
+from pixart.checkpoint.names import (
+    CONFIG,
+    CONTROL_CLASS,
+    CONTROL_FORMAT,
+    OWN_KEY,
+    SIDECAR,
+    from_diffusers,
+    recognise,
+)
 from pixart.config import MAX_LENGTH
 from pixart.files import CheckpointError, listed, parse_json, read_json
 from pixart.tensors import FLOATS_OF_8_BITS, check_plain, container, read_safetensors, read_torch
@@ -51,9 +59,59 @@ def read_checkpoint(
         if ema:
             raise ValueError("ema is for official .pth files, got a directory")
         return _read_directory(path, variant, dtype)
+    check_no_variant(variant)
+    return _read_file(path, ema, dtype)
+
+
+def check_no_variant(variant: str | None) -> None:
+    """ValueError for a variant of what is a file."""
     if variant is not None:
         raise ValueError(f"variant is for diffusers directories, got {variant!r} for a file")
-    return _read_file(path, ema, dtype)
+
+
+@dataclass
+class Payload:
+    """The tensors of a control's file or folder, under the file's names. config: of the base, if ours is
+    there. format: the one that save_control would write, None if none."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    format: str | None
+
+
+def read_payload(path: Path, variant: str | None = None) -> Payload:
+    """Read a control's file, or its diffusers directory."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory")
+    config: Any = None
+    if path.is_dir():
+        tensors, _, _ = _read_weights(path, variant)
+        kind = read_json(path / CONFIG).get("_class_name", CONTROL_CLASS)
+        if kind != CONTROL_CLASS:
+            raise ValueError(f"config.json is of a {kind}, not of a {CONTROL_CLASS}")
+        format: str | None = "diffusers"
+        if (path / SIDECAR).is_file():
+            config = _parse(read_safetensors(path / SIDECAR)[1].get("config", "null"))
+    else:
+        check_no_variant(variant)
+        tensors, config, format = _read_control_file(path)
+    if not isinstance(config, dict | None):
+        raise ValueError(f"its configuration must be a mapping, got a {type(config).__name__}")
+    return Payload(detached(tensors), config, format)
+
+
+def _read_control_file(path: Path) -> tuple[dict[str, Tensor], Any, str | None]:
+    kind = container(path)
+    if kind == "safetensors":
+        tensors, metadata = read_safetensors(path)
+        is_ours = metadata.get("format") == CONTROL_FORMAT
+        config = _parse(metadata.get("config", "null")) if is_ours else None
+        format = "pixart" if is_ours else None
+    else:
+        tensors, config, is_official = _pick_state_dict(read_torch(path, kind), ema=False)
+        format = "official" if is_official else None
+    check_plain(path, tensors)
+    return tensors, config, format
 
 
 def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
@@ -167,6 +225,26 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
         directory = path / "transformer"
         if not directory.is_dir():
             raise ValueError("is a pipeline without a transformer/ directory")
+    tensors, names, found = _read_weights(directory, variant)
+    config = read_json(directory / CONFIG)
+    stripped, naming, notes = recognise(tensors)
+    if naming != "diffusers":
+        raise ValueError(
+            f"{names[0].name} has official names; give that file instead of the directory"
+        )
+    stripped = widened(stripped, dtype, notes)
+    contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers", notes=notes)
+    contents.diffusers_config = config
+    if found != variant:
+        contents.notes.append(f"has only the variant {found!r}, which was taken")
+    _read_extras(directory, contents, dtype)
+    return contents
+
+
+def _read_weights(
+    directory: Path, variant: str | None
+) -> tuple[dict[str, Tensor], list[Path], str | None]:
+    """All tensors of a diffusers directory, the files that hold them and the variant that was found."""
     weights, found = find_weights(directory, variant)
     tensors: dict[str, Tensor] = {}
     for file in weights:
@@ -180,19 +258,7 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
                 f"{file}: must hold other tensors than the files before it, got {listed(again)}"
             )
         tensors |= detached(part)
-    config = read_json(directory / CONFIG)
-    stripped, naming, notes = recognise(tensors)
-    if naming != "diffusers":
-        raise ValueError(
-            f"{weights[0].name} has official names; give that file instead of the directory"
-        )
-    stripped = widened(stripped, dtype, notes)
-    contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers", notes=notes)
-    contents.diffusers_config = config
-    if found != variant:
-        contents.notes.append(f"has only the variant {found!r}, which was taken")
-    _read_extras(directory, contents, dtype)
-    return contents
+    return tensors, weights, found
 
 
 def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None) -> None:

@@ -49,14 +49,7 @@ def save_transformer(
     an error unless overwrite, and always if it is a directory that holds more than a checkpoint.
     """
     path = Path(path)
-    format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
-    if format not in _SUFFIXES.values():
-        raise ValueError(
-            "format must be official, diffusers or pixart, or follow from the suffix "
-            f"(.pth, none, .safetensors), got {format!r} for {path}"
-        )
-    if max_shard_size is not None and format != "diffusers":
-        raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
+    format = choose_format(path, format, max_shard_size)
     if adapters := getattr(model, "peft_config", {}):
         raise ValueError(
             f"model must be plain, got {len(adapters)} LoRA adapters; merge_lora puts them into its "
@@ -75,7 +68,7 @@ def save_transformer(
             write_safetensors(aside, tensors, metadata)
         elif format == "official":
             # First, as in the state dict of the official model.
-            tensors = {POSITIONS: _positions(config, tensors)} | tensors
+            tensors = {POSITIONS: positions_of(config, tensors)} | tensors
             write_official(aside, tensors, config.to_dict())
         else:
             buffers = {name: tensors[name] for name in (NULL_CAPTION,) if name in tensors}
@@ -85,7 +78,21 @@ def save_transformer(
     _say_who_cannot_run(config, format)
 
 
-def _positions(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:
+def choose_format(path: Path, format: str | None, max_shard_size: int | str | None) -> str:
+    """The format that is asked for, or that the path's suffix says. ValueError for none, and for shards of
+    a single file."""
+    format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
+    if format not in _SUFFIXES.values():
+        raise ValueError(
+            "format must be official, diffusers or pixart, or follow from the suffix "
+            f"(.pth, none, .safetensors), got {format!r} for {path}"
+        )
+    if max_shard_size is not None and format != "diffusers":
+        raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
+    return format
+
+
+def positions_of(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:
     """The table of the native size: other programs read input_size and pe_interpolation from it."""
     side = config.base_size
     table = position_embedding(config.hidden_size, (side, side), side, config.pe_interpolation)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,24 +22,39 @@ if TYPE_CHECKING:
     from huggingface_hub import StateDictSplit
 
 
-def check_destination(path: Path, format: str, overwrite: bool) -> None:
-    """Raise CheckpointError if writing this format to path would destroy something else."""
+def transformer_format(path: Path) -> str | None:
+    """The format of the transformer there, None if it is something else."""
+    try:
+        return read_checkpoint(path).format
+    except ValueError:
+        return None
+
+
+def check_destination(
+    path: Path,
+    format: str,
+    overwrite: bool,
+    *,
+    format_of: Callable[[Path], str | None] = transformer_format,
+) -> None:
+    """Raise CheckpointError if writing this format to path would destroy something else. format_of: of
+    what is replaced without overwrite."""
     if not path.exists():
         return
     if path.is_dir() != (format == "diffusers"):
         kinds = ("a directory", "one file") if path.is_dir() else ("a file", "a directory")
         raise CheckpointError(f"{path}: is {kinds[0]}, and the {format} format is {kinds[1]}")
     if path.is_dir():
-        _check_directory(path, overwrite)
+        _check_directory(path, overwrite, format_of)
     elif not path.is_file():
         raise CheckpointError(f"{path}: is neither a file nor a directory")
-    elif path.stat().st_size and not overwrite and _format_of(path) != format:
+    elif path.stat().st_size and not overwrite and format_of(path) != format:
         raise CheckpointError(
             f"{path}: exists and is no {format} checkpoint; give another path, or overwrite"
         )
 
 
-def _check_directory(path: Path, overwrite: bool) -> None:
+def _check_directory(path: Path, overwrite: bool, format_of: Callable[[Path], str | None]) -> None:
     """The directory is replaced as a whole, so it may hold nothing that is not a checkpoint's."""
     names = sorted(entry.name for entry in path.iterdir())
     if "model_index.json" in names:
@@ -50,17 +65,8 @@ def _check_directory(path: Path, overwrite: bool) -> None:
     others = [name for name in names if not re.fullmatch(ours, name)]
     if others:
         raise CheckpointError(f"{path}: holds other files ({listed(others)}); give another path")
-    if names and not overwrite and _format_of(path) != "diffusers":
-        raise CheckpointError(
-            f"{path}: holds no PixArt transformer; give another path, or overwrite"
-        )
-
-
-def _format_of(path: Path) -> str | None:
-    try:
-        return read_checkpoint(path).format
-    except ValueError:
-        return None
+    if names and not overwrite and format_of(path) != "diffusers":
+        raise CheckpointError(f"{path}: holds none of this kind; give another path, or overwrite")
 
 
 @contextmanager
@@ -85,15 +91,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     path.chmod(mode)
 
 
-def write_official(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    """A .pth as the official trainer saves it, with our configuration beside its "state_dict"."""
+def write_official(
+    path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any] | None
+) -> None:
+    """A .pth as the official trainer saves it, with our configuration beside its "state_dict" if it is
+    known."""
     # A tensor that is a part of something larger would take all of it to the file.
     whole = {
         name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone()
         for name, t in tensors.items()
     }
     with path.open("wb") as file:  # a file of ours: torch's own hides why a write failed
-        torch.save({"state_dict": whole, OWN_KEY: config}, file)
+        torch.save({"state_dict": whole} | ({OWN_KEY: config} if config else {}), file)
 
 
 def write_directory(
@@ -101,14 +110,16 @@ def write_directory(
     config: dict[str, Any],
     tensors: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    extra: dict[str, Any],
+    extra: dict[str, Any] | None,
     max_shard_size: int | str | None,
 ) -> None:
-    """A diffusers directory: config.json, weights in one file or indexed shards, our sidecar."""
+    """A diffusers directory: config.json, weights in one file or indexed shards, our sidecar unless
+    `extra` is None."""
     directory.mkdir()
     write_config(directory / CONFIG, config)
-    sidecar = {"format": "pixart", "config": json.dumps(extra)}
-    write_safetensors(directory / SIDECAR, buffers, sidecar)
+    if extra is not None:
+        sidecar = {"format": "pixart", "config": json.dumps(extra)}
+        write_safetensors(directory / SIDECAR, buffers, sidecar)
     layout = _layout(tensors, max_shard_size)
     for file, names in layout.filename_to_tensors.items():
         write_safetensors(directory / file, {n: tensors[n] for n in names}, {"format": "pt"})

@@ -7,10 +7,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pixart import process
+from pixart.generation.terminal import TerminalPicture
 from pixart.progress import Bar, say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Console:
@@ -18,10 +22,21 @@ class Console:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self._picture: TerminalPicture | None = None
 
     def remark(self, text: str) -> None:
         if not self.quiet:
+            if self._picture is not None:
+                self._picture.leave()
             say(text)
+
+    def show(self, image: "Image") -> None:
+        """Show a picture above the bar, in the place of the last one if nothing was said since. Nothing
+        where the terminal can show none."""
+        if not self.quiet:
+            self._picture = self._picture or TerminalPicture.on_standard_error()
+            if self._picture is not None:
+                self._picture.show(image)
 
     def bar(self, what: str, total: int, done: int = 0) -> Bar:
         return Bar(what, total, done=done, quiet=self.quiet)

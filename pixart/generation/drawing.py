@@ -12,6 +12,8 @@ from pixart.generation.console import Console, RunBar
 from pixart.generation.jobs import Job, needs_model, placed, plan
 from pixart.generation.names import Places
 from pixart.generation.options import Options
+from pixart.generation.previews import Previews
+from pixart.generation.previews import check_options as check_previews
 from pixart.generation.prompts import naming
 from pixart.generation.report import Report
 from pixart.generation.sheet import Cell, write_sheet
@@ -44,6 +46,7 @@ def generate(options: Options, report: Report) -> None:
 
 
 def _generate(options: Options, report: Report, console: Console) -> None:
+    check_previews(options)
     if options.seed == "random":
         options = replace(options, seed=secrets.randbelow(2**32))
         console.remark(f"seed {options.seed}")
@@ -103,14 +106,16 @@ def _draw_all(
     _warn_of_unknown_words(options, jobs, console)
     texts = len({text for job in jobs for text in (job.request.prompt, job.request.negative)})
     cells = {}
-    with RunBar(console, texts, passed, done) as bar:
-        pictures = _draw(pipe, jobs, options.batch, bar)
+    previews = Previews.of(pipe, [job.path for job in jobs], options, console)
+    with RunBar(console, texts, passed, done) as bar, previews:
+        pictures = _draw(pipe, jobs, options.batch, bar, previews)
         for job, note, drawn in zip(jobs, notes, pictures, strict=True):
             metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
             bar.note("write")
             with process.Whole():  # a picture that is there is in the report
                 with report.timed("write") as spent:
                     job, is_ours = _write(job, drawn, metadata, options)
+                    previews.finish()
                 seconds = drawn.seconds | {"write": spent()}
                 report.add(job, metadata, drawn.image.size, note, seconds)
                 report.count(drawn.seconds)
@@ -170,11 +175,14 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
         )
 
 
-def _draw(pipe: "Pipeline", jobs: Sequence[Job], batch: int, bar: RunBar) -> Iterator[Drawn]:
+def _draw(
+    pipe: "Pipeline", jobs: Sequence[Job], batch: int, bar: RunBar, previews: Previews
+) -> Iterator[Drawn]:
     """The pictures: T5 first, then the transformer; they need not fit together."""
 
     def step(progress: "Progress") -> None:
         bar.denoise(progress.step, progress.total)
+        previews.step(progress)
 
     def decoding(done: int, total: int) -> None:
         bar.note(f"decode {done}/{total}")
@@ -200,7 +208,7 @@ def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tupl
         except FileExistsError as error:
             if not os.path.lexists(job.path):  # what exists is a file where a folder should be
                 raise write_error(job.path, error) from error
-            if find_drawn(job.path, job.asked, job.asked_model):
+            if find_drawn(job.path, job.asked, job.asked_model, job.inputs):
                 return job, False
             job = replace(job, path=Places().free(wanted))
 

@@ -9,16 +9,29 @@ from typing import Any
 from pixart.config import EMBEDDED, KVCompression
 from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.prompts import Line, naming, read_prompts
+from pixart.generation.prompts import Line, located, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
+from pixart.generation.sources import Sources
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
+from pixart.pipeline.inputs import named_in
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
-from pixart.pipeline.request import SETTINGS, Request
+from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
 from pixart.releases import RELEASES
 
 MAX_JOBS = 1_000_000
+# What a model took because of others, which are first, and takes again where one of those is given anew.
+_TAKEN_FOR = (
+    (("scheduler",), ("steps", "guidance", "guidance_interval")),
+    ((*EXACT_SIZE, *BUCKET), ("upscale", *CHOICES)),
+    (
+        ("image", "strength", "fit", "mask", "outpaint"),
+        ("strength", "fit", *EXACT_SIZE, *BUCKET, "upscale", *CHOICES),
+    ),
+    (("upscale",), ("fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
+    (("control_image",), PER_CONTROL),
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,8 @@ class Job:
     """One picture to draw. model: the options that open the pipeline. asked, asked_model: what its file
     is to say was asked for; where a picture is drawn again, choices that were left open still are.
     place: file and line that ask for it, for messages. name: what that line calls it. swept: what --sweep
-    sets. path: its file. there: the picture, if this very request drew it before."""
+    sets. inputs: a digest of each picture that it is drawn from. path: its file. there: the picture, if
+    this very request drew it before."""
 
     index: int
     request: Request
@@ -36,6 +50,7 @@ class Job:
     place: str = ""
     name: str | None = None
     swept: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     path: Path = Path()
     there: Picture | None = None
 
@@ -46,13 +61,14 @@ def plan(options: Options) -> tuple[list[Job], Options]:
     sweeps = parse_sweeps(options.sweep)
     _check_counts(options, sweeps)
     check_alone(sweeps, _given_settings(options), "options")
-    source = _source(options, sweeps)
+    source, sources = _source(options, sweeps), Sources()
     with naming(source):
         if options.from_image is None:
             jobs = list(_jobs_of_lines(options, sweeps))
         else:
-            jobs, options = _plan_again(options, sweeps)
+            jobs, options = _plan_again(options, sweeps, sources)
         _check_early(options, jobs)
+        jobs = [_with_inputs(job, options, sources) for job in jobs]
     _check_output(options, jobs)
     return (jobs if needs_model(jobs, options) else placed(jobs, options)), options
 
@@ -89,13 +105,14 @@ def _wanted(template: Template, job: Job, request: Request, options: Options) ->
 def _placed(job: Job, wanted: Path, places: Places, overwrite: bool) -> Job:
     there = None
     for path in places.there(wanted):
-        if there := find_drawn(path, job.asked, job.asked_model):
+        if there := find_drawn(path, job.asked, job.asked_model, job.inputs):
             break
     else:
         is_taken = os.path.isdir(wanted)  # which is refused where it is to be written
         path = wanted if is_taken else places.free(wanted, beside=not overwrite)
     places.take(path)
-    check_room(path, Metadata(job.request, job.model, job.asked, job.asked_model))
+    said = Metadata(job.request, job.model, job.asked, job.asked_model, inputs=job.inputs)
+    check_room(path, said)
     return replace(job, path=path, there=None if overwrite else there)
 
 
@@ -103,10 +120,16 @@ def _source(options: Options, sweeps: Sweeps) -> str:
     """The name of the picture to draw again, for messages; "" if prompts are given."""
     sources = (options.prompt, options.prompts, options.from_image, sweeps.get("prompt"))
     count = sum(bool(source) for source in sources)
-    if count != 1:
+    if count != 1 and not (count == 0 and _only_enlarges(options, sweeps)):
         given = "none of them" if count == 0 else "several"
         raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
     return "" if options.from_image is None else str(options.from_image)
+
+
+def _only_enlarges(options: Options, sweeps: Sweeps) -> bool:
+    """Whether a picture is given to be made larger, which needs no prompt."""
+    given = {*_given_settings(options), *sweeps}
+    return {"image", "upscale"} <= given and "strength" not in given
 
 
 def _check_counts(options: Options, sweeps: Sweeps) -> None:
@@ -140,6 +163,8 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
         lines = read_prompts(options.prompts)
     elif "prompt" in sweeps:
         lines = [Line({})]
+    elif not options.prompt:  # as `_only_enlarges` allows
+        lines = [Line({"prompt": ""})]
     several = combinations(sweeps)
     _check_total(len(lines) * len(several) * options.num_images)
     settings, model, index = _given_settings(options), _model_of(options), 0
@@ -148,7 +173,8 @@ def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
         with naming(line.place):
             check_alone(sweeps, own, "the line")
             for swept in several:
-                for request in _requests(settings, {**line.values, **swept}, options.num_images):
+                values = {**line.values, **located(swept)}
+                for request in _requests(settings, values, options.num_images):
                     name = line.values.get("name")
                     yield Job(index, request, model, request, model, line.place, name, swept)
                     index += 1
@@ -159,10 +185,29 @@ def _check_total(count: int) -> None:
         raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
 
 
-def _plan_again(options: Options, sweeps: Sweeps) -> tuple[list[Job], Options]:
+def _with_inputs(job: Job, options: Options, sources: Sources) -> Job:
+    """The job with what its pictures are now, once it is clear that it can be drawn from them."""
+    with naming(job.place):
+        _check_control(options, job.request)
+        if not named_in(job.request):
+            return job
+        sources.check(job.request)
+        return replace(job, inputs=sources.digests(job.request))
+
+
+def _check_control(options: Options, request: Request) -> None:
+    files, pictures = len(options.control), len(request.control_image or ())
+    if files != pictures:
+        raise ValueError(
+            f"control_image must be given once for each --control, got {pictures} for {files}"
+        )
+
+
+def _plan_again(options: Options, sweeps: Sweeps, sources: Sources) -> tuple[list[Job], Options]:
     """The picture as it was drawn, and what its file says was asked for, both with what is given now."""
     assert options.from_image is not None
     drawn, place = read_metadata(options.from_image), str(options.from_image)
+    sources.check_same(drawn, {*_given(options), *sweeps})
     jobs: list[Job] = []
     opened, several = options, combinations(sweeps)
     _check_total(len(several) * options.num_images)
@@ -184,7 +229,7 @@ def _model_of(options: Options) -> dict[str, Any]:
 
 def _given_settings(options: Options) -> dict[str, Any]:
     settings = {name: getattr(options, name, None) for name in SETTINGS if name != "prompt"}
-    return {name: value for name, value in settings.items() if value is not None}
+    return located({name: value for name, value in settings.items() if value is not None})
 
 
 def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> list[Request]:
@@ -197,7 +242,7 @@ def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> lis
         idle = EXACT_SIZE if asked & {*BUCKET} else ()
     rest = {name: value for name, value in settings.items() if name not in idle}
     first = Request.from_dict({**rest, **own})
-    if not first.prompt.strip():
+    if not first.prompt.strip() and not first.only_enlarges:
         raise ValueError("prompt must not be empty; name what to draw")
     return [replace(first, seed=first.seed + k) for k in range(count)]
 
@@ -264,7 +309,7 @@ def _as_asked(
     model = dict(drawn.asked_model)
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-    settings |= {**_given_settings(options), **swept}
+    settings |= {**_given_settings(options), **located(swept)}
     if "device" in given:
         model["cuda_graph"] = "auto"  # it may not record one
     return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
@@ -283,14 +328,12 @@ def _as_drawn(
     assert source is not None
     is_other_model = bool(given & {*MODEL_OPTIONS})
     settings = (drawn.asked if is_other_model else drawn.request).to_dict()
+    for causes, taken_for_them in _TAKEN_FOR:
+        if given & {*causes}:
+            settings |= {name: getattr(drawn.asked, name) for name in taken_for_them}
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-        settings |= {name: getattr(drawn.asked, name) for name in CHOICES}
-    if "scheduler" in given:
-        settings |= {
-            name: getattr(drawn.asked, name) for name in ("steps", "guidance", "guidance_interval")
-        }
-    settings |= {**_given_settings(options), **swept}
+    settings |= {**_given_settings(options), **located(swept)}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
     model["device"] = drawn.asked_model["device"]  # another machine may have others
     asked = drawn.asked_model["cuda_graph"]

@@ -6,12 +6,13 @@ import os
 import re
 import string
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pixart.generation.options import Options
+from pixart.pipeline.limits import PICTURES, is_off
 from pixart.pipeline.pictures import SUFFIXES
 from pixart.pipeline.request import SETTINGS, Request
 
@@ -86,7 +87,7 @@ def _check_fields(named: Iterable[str]) -> None:
 
 
 def _values(request: Request) -> dict[str, Any]:
-    values = {name: getattr(request, name) for name in SETTINGS}
+    values = {n: "none" if is_off(request, n) else getattr(request, n) for n in SETTINGS}
     if request.size is not None:
         size = request.size.lower().replace("×", "x")
         values["size"] = size if "x" in size else f"{size}x{size}"
@@ -105,13 +106,28 @@ def _formatted(values: Mapping[str, Any], name: str | None, form: str) -> str:
         value = "auto"
     elif isinstance(value, bool):
         value = str(value).lower()
-    several = value if isinstance(value, tuple) else (value,)
+    several = [*_parts(value)]
+    if name in PICTURES:
+        several = [stem_of(one) for one in several]
     form = form or ("04d" if name == "index" else "")
     try:
         text = "-".join(format(one, form) for one in several)
     except ValueError as error:
         raise ValueError(f"--output: {{{name}:{form}}} cannot be made of {value!r}") from error
     return re.sub(r"[^A-Za-z0-9.+=_-]+", "-", text)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for one in value:
+            yield from _parts(one)
+    else:
+        yield value
+
+
+def stem_of(picture: str) -> str:
+    """The name of a picture's file without its folder and suffix, as one that any system takes."""
+    return safe_name(Path(picture).stem)
 
 
 def template_of(options: Options, count: int) -> Template:
@@ -136,10 +152,14 @@ def template_of(options: Options, count: int) -> Template:
 
 
 def picture_name(request: Request, name: str | None, swept: Mapping[str, Any]) -> str:
-    """{name} of a template: what a line of .jsonl says or prompt and seed; then what is swept."""
-    parts = [safe_name(name)] if name else [safe_name(request.prompt), str(request.seed)]
+    """{name} of a template: what a line of .jsonl says, or prompt and seed, or without a prompt the name
+    of the picture that is made larger and the seed; then what is swept."""
+    said, subject = {"prompt", "seed"}, request.prompt
+    if not subject.strip():
+        said, subject = {"image", "seed"}, Path(request.image or "").stem
+    parts = [safe_name(name)] if name else [safe_name(subject), str(request.seed)]
     for setting, value in swept.items():
-        if setting not in ("prompt", "seed"):
+        if setting not in said:
             text = _formatted({setting: value}, setting, "")
             parts.append(f"{setting.replace('_', '-')}-{text}")
     return "-".join(parts)

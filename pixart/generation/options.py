@@ -1,21 +1,59 @@
 """What the command line of `pixart.generate` takes."""
 
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from pixart.pipeline.request import SETTINGS, as_options
+from pixart.command import parse
+from pixart.pipeline.request import PER_CONTROL, SETTINGS, as_options, is_flag
 
 # A size is one option; prompts have three ways in.
 SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "width"))
-_Sampling: Any = as_options(SAMPLING)
+_PICTURE = ("image", "strength", "fit", "mask", "invert_mask", "mask_blur", "outpaint")
+_UPSCALING = ("upscale", "upscale_strength", "tiles")
+_GUIDANCE = (
+    "guidance", "guidance_interval", "guidance_rescale", "apg", "apg_eta", "apg_momentum", "apg_norm",
+    "pag", "pag_blocks",
+)  # fmt: skip
+_REST = tuple(
+    name for name in SAMPLING if name not in (*_PICTURE, *_UPSCALING, *_GUIDANCE, *PER_CONTROL)
+)
+_Rest: Any = as_options("", _REST)
+_Picture: Any = as_options("To begin with a picture.", _PICTURE)
+_Upscaling: Any = as_options("To draw larger than a model does at once.", _UPSCALING)
+_Guidance: Any = as_options("How closely the prompt is followed.", _GUIDANCE)
+_Conditions: Any = as_options("", PER_CONTROL)
 
 
 @dataclass(frozen=True)
-class Options(_Sampling):
-    """Draw pictures from text with PixArt-Σ or -α."""
+class _Control(_Conditions):
+    """To follow the outlines, the depth or the pose in a picture."""
+
+    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A ControlNet: a file in the official layout, a diffusers folder or a hub id. Give it again for further
+    ones: each goes by a --control-image of its own, and they add up."""
+
+
+@dataclass(frozen=True)
+class _Preview:
+    """To see a picture before it is finished."""
+
+    preview: Annotated[int | None, tyro.conf.arg(metavar="[EVERY]")] = None
+    """Show the picture so far after every step, or after every so many: as NAME-preview.png beside
+    --output until the picture is finished, and in terminals that can show pictures."""
+    taesd: str | None = None
+    """A folder or hub id of a TAESD, in diffusers' layout, that decodes what --preview shows at full
+    size. Default: a pixel for each latent."""
+
+
+@dataclass(frozen=True)
+class _General(_Rest):
+    """What is in no group of its own."""
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """What to draw; several prompts give several pictures."""
@@ -37,9 +75,6 @@ class Options(_Sampling):
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file or a hub id; the weight is
     1 unless given. Give it again for further ones: they add up."""
-    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A ControlNet: a file in the official layout, a diffusers folder or a hub id. Give it again for further
-    ones: each goes by a --control-image of its own, and they add up."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
     variant: str | None = None
@@ -85,3 +120,57 @@ class Options(_Sampling):
     """Print the result as JSON: files, every setting, seconds by stage and picture, peak memory."""
     quiet: bool = False
     """Nothing on standard error but what went wrong."""
+
+
+@dataclass(frozen=True)
+class Options(_General, _Picture, _Upscaling, _Guidance, _Control, _Preview):
+    """Draw pictures from text, and from pictures, with PixArt-Σ or -α."""
+
+    def __post_init__(self) -> None:
+        for name in PER_CONTROL:
+            object.__setattr__(self, name, getattr(self, name) or None)
+
+
+# As --help shows them.
+_GROUPS = {
+    "input_picture": _Picture, "upscaling": _Upscaling, "guiding": _Guidance, "controls": _Control,
+    "previews": _Preview,
+}  # fmt: skip
+_CommandLine: Any = make_dataclass(
+    "_CommandLine",
+    [
+        (name, tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind))  # type: ignore[valid-type]
+        for name, kind in _GROUPS.items()
+    ],
+    bases=(_General,),
+    frozen=True,
+)
+_CommandLine.__doc__ = Options.__doc__
+
+
+def parse_options(command: str, words: Sequence[str] | None) -> Options:
+    """The options of a command line. Raises ValueError as `pixart.command.parse` does."""
+    line = parse(_CommandLine, command, with_values(sys.argv[1:] if words is None else words))
+    parts = [line, *(getattr(line, group) for group in _GROUPS)]
+    given = {one.name: getattr(part, one.name) for part in parts for one in fields(part)}
+    return Options(**{one.name: given[one.name] for one in fields(Options)})
+
+
+_FLAGS = {f"--{name.replace('_', '-')}" for name in SAMPLING if is_flag(name)}
+_NUMBER = r"[-+]?[\d.]+"
+
+
+def with_values(words: Sequence[str]) -> list[str]:
+    """The words of a command line, each option with a value: `--preview=1` for a --preview that no number
+    follows, `--apg=True` for --apg and `--apg=False` for --no-apg. What does follow is a prompt."""
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        option, after = word.replace("_", "-"), "".join(words[place + 1 : place + 2])
+        if option == "--preview" and not re.fullmatch(_NUMBER, after):
+            words[place] = "--preview=1"
+        elif option in _FLAGS and after not in ("True", "False"):
+            words[place] = f"{option}=True"
+        elif option.startswith("--no-") and f"--{option[5:]}" in _FLAGS:
+            words[place] = f"--{option[5:]}=False"
+    return words

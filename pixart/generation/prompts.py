@@ -1,13 +1,15 @@
 """Files of prompts: .txt with one a line, .jsonl with an object a line."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pixart.files import parse_json
-from pixart.pipeline.request import SETTINGS, Request, check_keys
+from pixart.pipeline.limits import ALPHA, PICTURES
+from pixart.pipeline.request import SETTINGS, check_keys, checked
 
 MAX_BYTES = 2**28  # a million long prompts; devices never end
 
@@ -33,7 +35,8 @@ def naming(place: str) -> Iterator[None]:
 
 def read_prompts(path: Path) -> list[Line]:
     """The lines of a .txt or .jsonl file. Empty lines are passed over, and in .txt those that begin with
-    `#`; a prompt that does is written `\\#`. ValueError names the file, and the line."""
+    `#`; a prompt that does is written `\\#`. Pictures that a line names lie beside the file, unless their
+    path begins at the root. ValueError names the file, and the line."""
     numbered = [(n, line.strip()) for n, line in enumerate(_read(path).split("\n"), 1)]
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -49,7 +52,7 @@ def read_prompts(path: Path) -> list[Line]:
             text = line[1:] if line.startswith("\\#") else line
             values = {"prompt": text}
         else:
-            values = _read_line(line, place)
+            values = _read_line(line, place, path.parent)
         lines.append(Line(values, place))
     return lines
 
@@ -68,13 +71,33 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _read_line(line: str, place: str) -> dict[str, Any]:
+def located(settings: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
+    """The settings, with the files of pictures as paths from the root: a picture that is drawn from them
+    may be drawn again elsewhere. folder: in which relative ones lie."""
+
+    def path_of(text: str) -> str:
+        return os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
+
+    found = dict(settings)
+    for name in PICTURES:
+        value = found.get(name)
+        if isinstance(value, tuple):
+            found[name] = tuple(map(path_of, value))
+        elif value is not None and (name, value) != ("mask", ALPHA):
+            found[name] = path_of(value)
+    return found
+
+
+def _read_line(line: str, place: str, folder: Path) -> dict[str, Any]:
+    """With the settings of the line alone: what goes with what is known when options are added."""
     values = parse_json(line, place)
-    if not isinstance(values, dict) or not values.get("prompt"):
+    if not isinstance(values, dict) or not (values.get("prompt") or values.get("image")):
         raise ValueError(f'{place}: must be an object with a "prompt"')
     with naming(place):
         check_keys(values, ("name", "version", *SETTINGS))  # from_dict checks the version
         if not isinstance(values.get("name", ""), str):
             raise ValueError(f"name must be text, got {values['name']!r}")
-        Request.from_dict({name: value for name, value in values.items() if name != "name"})
-    return values
+        for name in PICTURES:
+            if values.get(name) is not None:
+                values[name] = checked(name, values[name])
+    return {"prompt": "", **located(values, folder)}

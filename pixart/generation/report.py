@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from pixart.generation.jobs import Job
     from pixart.pipeline.metadata import Metadata
 
-STAGES = ("load", "text", "denoise", "decode", "write")
+STAGES = (
+    "load",
+    "text",
+    "denoise",
+    "decode",
+    "write",
+)  # and "encode" where pictures are drawn from
 
 
 @dataclass
@@ -60,7 +66,7 @@ class Report:
         """One more picture is drawn, in so many seconds of each stage."""
         self.drawn += 1
         for stage, spent in seconds.items():
-            self.seconds[stage] += spent
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.files import written_aside
-from pixart.generation.names import Places
+from pixart.generation.names import Places, stem_of
 from pixart.generation.options import Options
 from pixart.pictures import open_picture
+from pixart.pipeline.limits import PICTURES
 from pixart.pipeline.pictures import QUALITY, write_error
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import PER_CONTROL, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +32,12 @@ _SMALLEST_TEXT = 15
 _GAP = 12
 _LABEL_LINES, _TITLE_LINES = 6, 4
 _WIDEST_ROW = 8  # pictures, where rows mean nothing
+# Settings that a label says, where they have a value.
+_NAMED = (
+    "seed", "steps", "guidance", "guidance_interval", "scheduler", "negative", "image", "strength", "mask",
+    "outpaint", "upscale_strength", "tiles", "guidance_rescale", "apg", "pag", "pag_blocks",
+    "control_image", "control_preprocessor", "control_scale", "control_interval",
+)  # fmt: skip
 # For letters that Pillow's own font has not: what systems have, in the order of how much they know.
 _FONTS = (
     "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf",
@@ -165,13 +172,19 @@ def _settings(cell: Cell) -> dict[str, str]:
     request = cell.request
     words = {"prompt": request.prompt} if "prompt" not in cell.swept else {}
     words |= {name: _words(name, value) for name, value in cell.swept.items()}
-    for name in ("seed", "steps", "guidance", "guidance_interval", "scheduler", "negative"):
+    for name in _NAMED:
         value = getattr(request, name)
         words.setdefault(name, "" if value in (None, "") else _words(name, value))
-    has_sides = request.height and request.width
-    pixels = f"{request.width}x{request.height}" if has_sides else request.size or ""
-    words["size" if "size" in cell.swept else "pixels"] = pixels
+    words["size" if "size" in cell.swept else "pixels"] = _pixels(request)
     return words
+
+
+def _pixels(request: Request) -> str:
+    try:
+        height, width = request.final_size
+    except ValueError:  # of an older version, which did not say it
+        return request.size or ""
+    return f"{width}x{height}"
 
 
 def _words(name: str, value: Any) -> str:
@@ -184,13 +197,24 @@ def _words(name: str, value: Any) -> str:
         return f"{value} step{'s' * (value != 1)}"
     if value == "":
         return f"no {called}"
-    if isinstance(value, tuple):
-        value = " to ".join(f"{part:g}" for part in value)
+    if name in PICTURES:
+        value = " and ".join(map(stem_of, [value] if isinstance(value, str) else value))
+    elif name in PER_CONTROL:
+        value = " and ".join(map(_one_of, value))
+    elif isinstance(value, tuple):
+        value = _one_of(value)
     elif isinstance(value, bool):
         value = "yes" if value else "no"
     elif isinstance(value, float):
         value = f"{value:g}"
     return f"{called} {value}"
+
+
+def _one_of(value: Any) -> str:
+    """A number, a word, or an interval."""
+    if isinstance(value, tuple):
+        return " to ".join(map(_one_of, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _wrap(text: str, width: int, size: int, most: int) -> list[str]:

@@ -20,9 +20,9 @@ def decode(
     vae: VAE, latent: Tensor, request: Request, progress: Tiled | None
 ) -> "tuple[Image, int | bool]":
     """Latents (1, C, h, w) to a picture, and the tile that the VAE took. Raises NotFinitePicture."""
-    assert request.height and request.width
     _check_finite(latent, request, "latents", "a lower guidance, or a checkpoint that is whole")
-    tile = vae.choose_tile(request.height, request.width, request.tile)
+    height, width = (count * vae.downsample for count in latent.shape[2:])
+    tile = vae.choose_tile(height, width, request.tile)
     image = vae.decode(latent, tile=tile, progress=progress)
     _check_finite(image, request, "pixels", "a VAE that does not overflow")
     return to_images(image)[0], tile

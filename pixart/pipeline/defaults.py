@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Request, check_keys
 from pixart.resolution import Resolved, resolve_size
-from pixart.sampler.loop import check_sampling
+from pixart.sampler.guidance import APG
 from pixart.sampler.schedulers import (
     GUIDANCE,
     SCHEDULERS,
@@ -73,7 +74,6 @@ def with_defaults(
     """The request with its size in pixels, the name of its scheduler, steps, guidance and interval.
 
     own: what the pipeline is drawn with. is_guest: whether the scheduler is another than the pipeline's.
-    ValueError for what the scheduler cannot sample.
     """
     published = default_steps(solver), default_guidance(solver)
     if is_guest and published[0] != STEPS:
@@ -83,11 +83,30 @@ def with_defaults(
     steps = _first(request.steps, own.steps, published[0])
     guidance = _first(request.guidance, own.guidance, published[1])
     interval = _first(request.guidance_interval, own.guidance_interval, (0.0, 1.0))
-    check_sampling(solver, steps, guidance, interval)
     return replace(
         request, size=None, aspect=None, resolution=None, height=size.height, width=size.width,
         steps=steps, guidance=guidance, guidance_interval=interval, scheduler=scheduler,
     )  # fmt: skip
+
+
+def with_guidance(request: Request, depth: int) -> Request:
+    """The request with the numbers of the guidance that it asks for, for a model of so many blocks.
+
+    ValueError for --pag-blocks that it does not have.
+    """
+    if request.apg:
+        apg = APG()
+        for field in fields(APG):
+            if getattr(request, f"apg_{field.name}") is None:
+                request = replace(request, **{f"apg_{field.name}": getattr(apg, field.name)})
+    if request.pag:
+        blocks = request.pag_blocks or str(depth // 2)
+        if parse_blocks(blocks)[-1] >= depth:
+            raise ValueError(
+                f"pag_blocks must be from 0 to {depth - 1} for this model, got {blocks}"
+            )
+        request = replace(request, pag_blocks=blocks)
+    return request
 
 
 def _first(*values: Any) -> Any:

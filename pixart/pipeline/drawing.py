@@ -1,11 +1,13 @@
 """The pictures of one pass: of requests that agree in size and sampling, denoised together."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from pixart.checkpoint.load import OpenedTransformer
@@ -13,15 +15,33 @@ from pixart.device import free_memory, return_cached
 from pixart.graphs.capture import GraphError
 from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import CaptionStore
-from pixart.pipeline.decoding import decode
+from pixart.pipeline.decoding import NotFinitePicture, decode
+from pixart.pipeline.editing import cover, make_canvas, only_enlarges, to_unit
 from pixart.pipeline.graphs import PictureGraphs
+from pixart.pipeline.guidance import guidance_of
+from pixart.pipeline.inputs import Inputs
+from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Drawn, Request
+from pixart.pipeline.stages import Stage, stages_of
 from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.denoiser import PictureDenoiser
-from pixart.sampler.loop import Captions, Progress, initial_noise, sample, seed_generators
+from pixart.sampler.guidance import Captions
+from pixart.sampler.loop import (
+    Cancelled,
+    Denoiser,
+    Progress,
+    Start,
+    initial_noise,
+    sample,
+    seed_generators,
+)
 from pixart.sampler.schedulers import Scheduler
+from pixart.sampler.windows import Windows
 from pixart.text.encoder import PromptEmbeddings
 from pixart.vae.autoencoder import VAE, Tiled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -52,64 +72,163 @@ class Parts(Protocol):
     def solver(self, name: str | None) -> Scheduler: ...
 
 
-@dataclass(frozen=True)
 class Pass:
-    """A pass of `pipe` over a group of resolved requests."""
+    """A pass of `pipe` over a group of resolved requests, which differ in prompts and seeds alone.
 
-    pipe: Parts
-    group: list[Request]
-    hooks: Hooks
+    What a request leaves to free memory is settled here, for all of its stages alike, so that a picture
+    drawn again takes the same way.
+    """
+
+    def __init__(self, pipe: Parts, group: list[Request], hooks: Hooks, inputs: Inputs) -> None:
+        self._pipe, self._hooks, self._inputs, self._count = pipe, hooks, inputs, len(group)
+        like = group[0]
+        self._stages = stages_of(like, pipe.multiple)
+        self._seen = max((stage.seen for stage in self._stages), key=math.prod)
+        batched, tile = like.batched, like.tile
+        if batched is None:
+            batched = self._fits_batched(*self._seen)
+        if like.image or like.upscale:
+            pipe.vae.to(pipe.device)
+            tile = pipe.vae.choose_tile(self._stages[-1].height, self._stages[-1].width, tile)
+        self._group = [replace(request, batched=batched, tile=tile) for request in group]
+        self._canvas = make_canvas(like, inputs) if like.image else None
+        self._fault: NotFinitePicture | None = None
 
     def draw(self) -> Iterator[Drawn]:
-        pipe, group, like = self.pipe, self.group, self.group[0]
-        assert like.height and like.width
-        batched = like.batched
-        if batched is None:
-            batched = self._fits_batched(like.height, like.width)
-        seconds: dict[str, float] = {}
-        with timed(seconds, "denoise"):
-            graphs = pipe.graphs.of_size(like.height, like.width)
-            latents = None
-            try:
-                latents = self._denoise(batched, graphs)
-            except GraphError as error:
-                pipe.graphs.give_up(error)
-            if (
-                latents is None
-            ):  # outside of the handler, which holds all tensors of the failed step
-                # From the first step on, so that the picture has the bits of any without.
-                graphs = None
-                return_cached(pipe.device)
-                latents = self._denoise(batched, graphs)
-        seconds["denoise"] /= len(group)
-        for request, latent in zip(group, latents.split(1), strict=True):
+        """The pictures; NotFinitePicture is raised after those before it."""
+        pipe, shared = self._pipe, dict[str, float]()
+        graphs = pipe.graphs.of_size(*self._seen)
+        latents = None
+        try:
+            latents = self._denoise_all(graphs, shared)
+        except GraphError as error:
+            pipe.graphs.give_up(error)
+        if latents is None:  # outside of the handler, which holds all tensors of the failed step
+            # From the first step on, so that the picture has the bits of any without.
+            graphs = None
+            return_cached(pipe.device)
+            latents = self._denoise_all(graphs, shared)
+        shared = {stage: taken / self._count for stage, taken in shared.items()}
+        for request, latent in zip(self._group, latents.split(1), strict=True):
+            seconds = dict(shared)
             with timed(seconds, "decode"):
-                pipe.vae.to(pipe.device)
-                image, tile = decode(pipe.vae, latent, request, self.hooks.decoding)
-            settings = replace(request, batched=batched, tile=tile)
-            yield Drawn(image, settings, dict(seconds), len(group), graphs is not None)
+                image, tile = self._decode(latent, request, self._hooks.decoding)
+                if self._canvas is not None and request.upscale is None:
+                    image = self._canvas.compose(image)
+            digests = self._inputs.digests(request)
+            request = replace(request, tile=tile)
+            yield Drawn(image, request, seconds, self._count, graphs is not None, digests)
+        if self._fault is not None:
+            raise self._fault
 
-    def _denoise(self, batched: bool, graphs: CudaGraphs | None) -> torch.Tensor:
-        """The latents (B, C, h, w) of a pass."""
-        pipe, like, side = self.pipe, self.group[0], self.pipe.vae.downsample
-        assert like.height and like.width
-        generators = seed_generators(request.seed for request in self.group)
-        shape = (pipe.opened.config.in_channels, like.height // side, like.width // side)
+    def _denoise_all(self, graphs: CudaGraphs | None, seconds: dict[str, float]) -> torch.Tensor:
+        """The latents (B, C, h, w) of the last stage."""
+        like, pipe = self._group[0], self._pipe
+        generators = seed_generators(request.seed for request in self._group)
+        counts = [
+            stage.count_steps(pipe.solver(like.scheduler), like.steps) for stage in self._stages
+        ]
+        latents = None
+        for number, stage in enumerate(self._stages):
+            smaller = None
+            if latents is not None:
+                with timed(seconds, "decode"):
+                    smaller = self._decode_small(latents)
+                generators = generators[: len(smaller)]
+            elif self._canvas is not None and only_enlarges(like):
+                smaller = [self._canvas.image]
+            start = None
+            if smaller is not None or self._canvas is not None:
+                with timed(seconds, "encode"):
+                    start = self._larger(smaller, stage) if smaller else self._start(stage)
+            with timed(seconds, "denoise"):
+                report = self._report(sum(counts[:number]), sum(counts))
+                latents = self._denoise(stage, start, generators, graphs, report)
+        assert latents is not None
+        return latents
+
+    def _denoise(
+        self,
+        stage: Stage,
+        start: Start | None,
+        generators: list[torch.Generator],
+        graphs: CudaGraphs | None,
+        report: Callable[[Progress], object] | None,
+    ) -> torch.Tensor:
+        pipe, like, side = self._pipe, self._group[0], self._pipe.vae.downsample
+        shape = (pipe.opened.config.in_channels, stage.height // side, stage.width // side)
         return sample(
-            self._denoiser(graphs),
+            self._denoiser(stage, graphs),
+            # The second stage goes on in the streams of the first.
             initial_noise(shape, generators, pipe.device),
             pipe.solver(like.scheduler),
             like.steps,
-            guidance=like.guidance,
-            guidance_interval=like.guidance_interval or (0.0, 1.0),
-            batched=batched,
+            guidance=guidance_of(like),
+            start=start,
+            batched=bool(like.batched),
             generators=generators,
-            callback=self.hooks.callback,
-            cancel=self.hooks.cancel,
+            callback=report,
+            cancel=self._hooks.cancel,
         )
 
-    def _denoiser(self, graphs: CudaGraphs | None) -> PictureDenoiser:
-        pipe, group = self.pipe, self.group
+    def _start(self, stage: Stage) -> Start | None:
+        """The picture of the request, of which all or a part is drawn anew."""
+        assert self._canvas is not None and stage.strength is not None
+        if stage.strength == 1 and not stage.is_masked:
+            return None
+        pipe = self._pipe
+        latents = self._encode(self._canvas.tensor(pipe.multiple))
+        redraw = self._canvas.redraw(pipe.multiple, pipe.vae.downsample)
+        redraw = None if redraw is None else redraw.to(pipe.device)
+        return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength, redraw)
+
+    def _larger(self, pictures: "list[Image]", stage: Stage) -> Start | None:
+        """Pictures made as large as the stage: one for all, or one for each."""
+        assert stage.strength is not None
+        if stage.strength == 1:
+            return None
+        enlarged = [cover(picture, stage.height, stage.width) for picture in pictures]
+        latents = torch.cat([self._encode(to_unit(np.asarray(one))) for one in enlarged])
+        return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength)
+
+    def _encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W) to latents. The mean of the posterior, which is no more than a rounding wide: so a
+        picture begins with the same latents whatever its seed."""
+        if self._hooks.cancel is not None and self._hooks.cancel():
+            raise Cancelled("cancelled before a picture was encoded")
+        self._pipe.vae.to(self._pipe.device)
+        latents = self._pipe.vae.encode(image, sample=False, tile=self._group[0].tile)
+        return latents.to(self._pipe.device)
+
+    def _decode_small(self, latents: torch.Tensor) -> "list[Image]":
+        """The pictures before they are made larger, up to the first that is not finite."""
+        pictures = []
+        for request, latent in zip(self._group, latents.split(1), strict=True):
+            try:
+                image, _ = self._decode(latent, request, None)
+            except NotFinitePicture as fault:
+                if not pictures:
+                    raise
+                self._fault, self._group = fault, self._group[: len(pictures)]
+                break
+            pictures.append(image if self._canvas is None else self._canvas.compose(image))
+        return pictures
+
+    def _decode(
+        self, latent: torch.Tensor, request: Request, progress: Tiled | None
+    ) -> "tuple[Image, int | bool]":
+        self._pipe.vae.to(self._pipe.device)
+        return decode(self._pipe.vae, latent, request, progress)
+
+    def _report(self, done: int, total: int) -> Callable[[Progress], object] | None:
+        """The callback of a stage that comes after so many steps, of so many in all."""
+        callback = self._hooks.callback
+        if callback is None:
+            return None
+        return lambda one: callback(replace(one, step=done + one.step, total=total))
+
+    def _denoiser(self, stage: Stage, graphs: CudaGraphs | None) -> Denoiser:
+        pipe, group = self._pipe, self._group
         pairs = [pipe.captions.pair(request.prompt, request.negative) for request in group]
         conditional, unconditional = map(list, zip(*pairs, strict=True))
         prompts: dict[Captions, PromptEmbeddings] = {
@@ -117,21 +236,30 @@ class Pass:
             "unconditional": PromptEmbeddings.concatenate(unconditional),
             "both": PromptEmbeddings.concatenate([*unconditional, *conditional]),
         }
-        height, width = group[0].height, group[0].width
-        assert height and width
-        return PictureDenoiser(pipe.transformer, prompts, height, width, pipe.device, graphs)
+        blocks, size = group[0].pag_blocks, (stage.height, stage.width)
+        denoiser = PictureDenoiser(
+            pipe.transformer, prompts, *size, pipe.device, graphs,
+            perturbed=parse_blocks(blocks) if blocks else (),
+        )  # fmt: skip
+        if stage.seen == size:
+            return denoiser
+        height, width = stage.seen
+        side, patch = pipe.vae.downsample, pipe.opened.config.patch_size
+        cancel = self._hooks.cancel
+        return Windows(denoiser, height // side, width // side, multiple=patch, cancel=cancel)
 
     def _fits_batched(self, height: int, width: int) -> bool:
         """Whether both halves of guidance fit into free memory at once: a block holds about 16
         tensors of its width per token (qkv, the MLP's hidden layer, fp32 temporaries)."""
-        pipe, config = self.pipe, self.pipe.opened.config
-        tokens = len(self.group) * height * width // pipe.multiple**2
+        pipe, config = self._pipe, self._pipe.opened.config
+        tokens = self._count * height * width // pipe.multiple**2
         size = pipe.transformer.dtype.itemsize
         return 2 * tokens * config.hidden_size * 16 * size < free_memory(pipe.device) / 2
 
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds what the block takes to a stage."""
     started = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - started
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

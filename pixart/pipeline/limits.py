@@ -16,6 +16,8 @@ BUCKET = ("aspect", "resolution")
 MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
 MIN_TILE = 16  # pixels
 MAX_BLUR = 1024  # pixels
+PICTURES = ("image", "mask", "control_image")  # settings that name files of pictures
+ALPHA = "alpha"  # as a mask, no file: where the picture itself is transparent
 FITS = ("crop", "exact")
 PREPROCESSORS = ("none", "canny", "hed", "depth", "pose")
 MAX_CONTROLS = 16
@@ -65,9 +67,9 @@ def is_off(request: Any, name: str) -> bool:
     if getattr(request, name) is not None:
         return False
     needed = _NEEDS.get(name)
-    return (
-        name in OFF_WHEN_NONE if needed is None else all(_is_unset(request, one) for one in needed)
-    )
+    if needed is None:
+        return name in OFF_WHEN_NONE
+    return not any(getattr(request, other) for other in needed)
 
 
 def parse_border(text: str) -> tuple[int, int, int, int]:
@@ -93,10 +95,6 @@ def parse_blocks(text: str) -> tuple[int, ...]:
             raise ValueError(f"pag_blocks must be blocks such as 14 or 12-14,20, got {text!r}")
         numbers |= {*range(first, last + 1)}
     return tuple(sorted(numbers))
-
-
-def _is_unset(request: Any, name: str) -> bool:
-    return getattr(request, name) in (None, False)
 
 
 def _check_seed(name: str, seed: int) -> None:
@@ -221,7 +219,8 @@ def _check_sizes(request: Any) -> None:
 def _check_needs(request: Any) -> None:
     for name, others in _NEEDS.items():
         value = getattr(request, name)
-        if value is not None and value is not False and all(_is_unset(request, o) for o in others):
+        is_on = value is not None and value is not False
+        if is_on and all(getattr(request, other) is None for other in others):
             raise ValueError(
                 f"{name} must be given with {' or '.join(others)}, got {value!r} alone"
             )

@@ -8,7 +8,7 @@ part of the trajectory could not be left open. Versions 1 to 3 held what was ask
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,10 @@ class Metadata:
             "Sampler": self.sampler,
             "CFG scale": None if request.guidance is None else f"{request.guidance:g}",
             "Seed": request.seed,
-            "Size": f"{request.width}x{request.height}",
+            "Size": _size(request),
+            "Denoising strength": _denoising(request),
+            "Mask blur": request.mask_blur if request.mask is not None else None,
+            **_controls(request, self.model.get("control", ())),
             "Model hash": self.weights.get("transformer", "")[:10],
             "Model": _model_name(str(self.model["transformer"] or self.model["model"])),
             "Version": self.library,
@@ -134,6 +137,40 @@ class Metadata:
         lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items()))
         text = "\n".join(lines)
         return text.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
+
+
+def _size(request: Request) -> str:
+    """Of the finished picture."""
+    try:
+        height, width = request.final_size
+    except ValueError:  # of a picture that an older version drew
+        height, width = request.height or 0, request.width or 0
+    return f"{width}x{height}" if height and width else ""
+
+
+def _denoising(request: Request) -> str:
+    """How much of a picture was drawn anew, that of --upscale where it began with none."""
+    strength = request.upscale_strength if request.strength is None else request.strength
+    return "" if strength is None else f"{strength:g}"
+
+
+def _controls(request: Request, files: Sequence[str]) -> dict[str, str]:
+    count = len(request.control_image or ())
+
+    def each(values: tuple[Any, ...] | None, default: Any) -> tuple[Any, ...]:
+        values = values or (default,)
+        return values * count if len(values) == 1 else values
+
+    kinds, scales = each(request.control_preprocessor, "none"), each(request.control_scale, 1.0)
+    intervals = each(request.control_interval, (0.0, 1.0))
+    found = {}
+    for place, file in enumerate(files[:count]):
+        start, end = intervals[place]
+        found[f"ControlNet {place}"] = (
+            f"Module: {kinds[place]}, Model: {_model_name(file)}, Weight: {scales[place]:g}, "
+            f"Guidance Start: {start:g}, Guidance End: {end:g}"
+        )
+    return found
 
 
 def opened_with(pipe: "Pipeline") -> dict[str, str]:

@@ -122,13 +122,18 @@ def read_metadata(path: Path) -> Metadata:
     return read_picture(path).metadata
 
 
-def find_drawn(path: Path, asked: Request, model: Mapping[str, Any]) -> Picture | None:
-    """The picture, if its file is there and made by this very request."""
+def find_drawn(
+    path: Path, asked: Request, model: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> Picture | None:
+    """The picture, if its file is there and made by this very request. inputs: what the pictures are that
+    the request names, as `Drawn.inputs` has them: of others it was another request."""
     try:
         found = read_picture(path)
     except ValueError:
         return None
     if dict(found.metadata.asked_model) != dict(model):
+        return None
+    if dict(found.metadata.inputs) != dict(inputs or {}):
         return None
     for name in SETTINGS:
         same = [getattr(found.metadata.asked, name)]

@@ -172,6 +172,11 @@ class Request:
         return {"version": VERSION, **values}
 
     @property
+    def only_enlarges(self) -> bool:
+        """Whether --upscale begins with the picture itself: nothing is drawn before, from no prompt even."""
+        return self.image is not None and self.upscale is not None and self.strength is None
+
+    @property
     def final_size(self) -> tuple[int, int]:
         """Height and width of the finished picture, of a request that a model has resolved. ValueError
         for one that leaves them open."""
@@ -227,16 +232,34 @@ def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
 SETTINGS = tuple(one.name for one in fields(Request))
 
 
-def as_options(names: Iterable[str]) -> Any:
-    """A frozen dataclass of these settings as options of a command line, None until they are given."""
+def as_options(title: str, names: Iterable[str]) -> Any:
+    """A frozen dataclass of these settings as options of a command line, None until they are given. What
+    is one for each --control-image is given again for each, and () until then. title: what help calls them.
+    """
     import tyro
 
     named = {one.name: one for one in fields(Request)}
-    options = []
+    options: list[tuple[str, Any, Any]] = []
     for name in names:
-        help = tyro.conf.arg(help=named[name].metadata["help"])
-        options.append((name, Annotated[named[name].type | None, help], None))  # type: ignore[operator]
-    return make_dataclass("Sampling", options, frozen=True)
+        kinds, help = kinds_of(name), named[name].metadata["help"]
+        if name in PER_CONTROL:
+            repeated = tyro.conf.UseAppendAction[Annotated[kinds[0], tyro.conf.arg(help=help)]]  # type: ignore[valid-type]
+            options.append((name, repeated, ()))
+            continue
+        said = (
+            {"aliases": [f"--no-{name.replace('_', '-')}"], "metavar": ""} if is_flag(name) else {}
+        )
+        options.append(
+            (name, Annotated[named[name].type | None, tyro.conf.arg(help=help, **said)], None)
+        )
+    made = make_dataclass("Settings", options, frozen=True)
+    made.__doc__ = title
+    return made
+
+
+def is_flag(name: str) -> bool:
+    """Whether a setting is true, false, or left open."""
+    return set(kinds_of(name)) == {bool, type(None)}
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
@@ -271,7 +294,7 @@ _KINDS: dict[Any, str] = {
     tuple[float, float]: "two numbers", tuple[str, ...]: "texts", tuple[float, ...]: "numbers",
     tuple[tuple[float, float], ...]: "pairs of numbers", type(None): "none",
 }  # fmt: skip
-_PER_CONTROL = ("control_image", "control_preprocessor", "control_scale")
+PER_CONTROL = ("control_image", "control_preprocessor", "control_scale", "control_interval")
 
 
 def _in_one_form(name: str, value: Any) -> Any:
@@ -283,9 +306,9 @@ def _in_one_form(name: str, value: Any) -> Any:
     value = _as_tuples(value)
     if name in ("outpaint", "pag_blocks") and isinstance(value, tuple):
         return ",".join(map(str, value))
-    if name in _PER_CONTROL and value is not None and not isinstance(value, tuple):
-        return (value,)
     if name == "control_interval" and _is_of(value, tuple[float, float]):
+        return (value,)
+    if name in PER_CONTROL and value is not None and not isinstance(value, tuple):
         return (value,)
     return value
 

@@ -19,13 +19,15 @@ from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
 from pixart.device import check_attention, check_cuda_graph, return_cached
 from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
-from pixart.pipeline import defaults, load
+from pixart.pipeline import defaults, editing, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
 from pixart.pipeline.drawing import Hooks, Pass, timed
 from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
-from pixart.pipeline.request import Drawn, Request, passes
+from pixart.pipeline.inputs import Inputs, name_pictures
+from pixart.pipeline.request import SETTINGS, Drawn, Request, check_keys, passes
+from pixart.pipeline.stages import check_stages, with_stages
 from pixart.resolution import Resolved
 from pixart.sampler.loop import Cancelled, Progress
 from pixart.sampler.schedulers import Scheduler, make_scheduler
@@ -180,8 +182,12 @@ class Pipeline:
         guidance_interval: tuple[float, float] | None = None,
         batched: bool | None = None,
         tile: bool | int | None = None,
+        image: "Image | str | Path | None" = None,
+        mask: "Image | str | Path | None" = None,
+        control_image: "Image | str | Path | Sequence[Image | str | Path] | None" = None,
         callback: Callable[[Progress], object] | None = None,
         cancel: Callable[[], bool] | None = None,
+        **settings: Any,
     ) -> "list[Image]":
         """The pictures, prompt by prompt; image k of a prompt has the seed `seed` + k.
 
@@ -190,38 +196,59 @@ class Pipeline:
         of pixart.sampler.SCHEDULERS, None for the pipeline's own. batched: both halves of guidance in
         one call; None decides by free memory. tile: of the VAE, None decides by free memory. cancel:
         asked before each step; when it returns True, pixart.sampler.Cancelled is raised.
+        image, mask, control_image: pictures or their files. settings: the other fields of `Request`, such
+        as strength, outpaint, upscale or pag.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_keys(settings, SETTINGS)
+        pictures, names = name_pictures(image, mask, control_image)
         first = Request(
             "", negative, seed, height=height, width=width, steps=steps, guidance=guidance,
             guidance_interval=guidance_interval, scheduler=scheduler, batched=batched, tile=tile,
+            **names, **settings,
         )  # fmt: skip
         requests = (
             replace(first, prompt=text, seed=seed + k)
             for text in prompts
             for k in range(num_images)
         )
-        drawn = self.draw_many(requests, callback=callback, cancel=cancel)
+        drawn = self.draw_many(requests, pictures=pictures, callback=callback, cancel=cancel)
         return [one.image for one in drawn]
 
-    def size_of(self, request: Request) -> Resolved:
-        """The size in pixels that a request asks for here, with a note for people. ValueError if the
-        tokens do not tile it."""
-        return defaults.size_of(request, native=self.native, multiple=self.multiple)
+    def size_of(
+        self, request: Request, *, pictures: "Mapping[str, Image] | None" = None
+    ) -> Resolved:
+        """The size in pixels that a request asks for here, with a note for people; before --upscale.
+        pictures are those of `draw_many`. ValueError if the tokens do not tile it."""
+        return editing.size_of(
+            request, Inputs(pictures), native=self.native, multiple=self.multiple
+        )
 
-    def resolve(self, request: Request) -> Request:
-        """The request with what this model takes where it leaves something open: size in pixels,
-        scheduler, steps, guidance and its interval. ValueError for what this model cannot draw.
+    def resolve(
+        self, request: Request, *, pictures: "Mapping[str, Image] | None" = None
+    ) -> Request:
+        """The request with what this model takes where it leaves something open: sizes in pixels,
+        scheduler, steps, guidance and its interval, and the numbers of all that it asks for beside.
+        ValueError for what this model cannot draw, or for a picture that it cannot be drawn from.
 
         batched and tile stay open until free memory decides. A scheduler of the pipeline's own that
-        has no name here stays None.
+        has no name here stays None. pictures are those of `draw_many`.
         """
+        return self._resolve(request, Inputs(pictures))
+
+    def _resolve(self, request: Request, inputs: Inputs) -> Request:
         name = request.scheduler or self.scheduler or self._own_scheduler
-        solver, size = self.solver(request.scheduler), self.size_of(request)
+        solver, multiple = self.solver(request.scheduler), self.multiple
         is_guest = bool(request.scheduler or self.scheduler)
-        return defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
+        size = editing.size_of(request, inputs, native=self.native, multiple=multiple)
+        editing.check_inputs(request, size, inputs)
+        request = defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
+        request = defaults.with_guidance(request, self.opened.config.depth)
+        request = with_stages(request, multiple)
+        check_stages(request, multiple, solver)
+        return request
 
     def prepare(
         self,
@@ -251,12 +278,15 @@ class Pipeline:
         self,
         request: Request,
         *,
+        pictures: "Mapping[str, Image] | None" = None,
         callback: Callable[[Progress], object] | None = None,
         cancel: Callable[[], bool] | None = None,
         decoding: Tiled | None = None,
     ) -> Drawn:
-        """One picture; callback, cancel and decoding are those of `draw_many`."""
-        [drawn] = self.draw_many([request], callback=callback, cancel=cancel, decoding=decoding)
+        """One picture; the options are those of `draw_many`."""
+        [drawn] = self.draw_many(
+            [request], pictures=pictures, callback=callback, cancel=cancel, decoding=decoding
+        )
         return drawn
 
     def draw_many(
@@ -264,6 +294,7 @@ class Pipeline:
         requests: Iterable[Request],
         *,
         batch: int = 1,
+        pictures: "Mapping[str, Image] | None" = None,
         callback: Callable[[Progress], object] | None = None,
         cancel: Callable[[], bool] | None = None,
         encoding: Callable[[str], object] | None = None,
@@ -275,6 +306,7 @@ class Pipeline:
         picture. batch: so many pictures at most are denoised in one pass, if they follow each other
         and agree in everything but prompts and seed: their bits may differ by rounding from those of the
         picture drawn alone. NotFinitePicture is raised for one of NaN or infinity, after those before.
+        pictures: what requests name as image, mask or control_image; a name that is not there is a file.
 
         callback: called after every step of a pass. cancel: asked before each prompt, pass and step;
         when it returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt
@@ -282,8 +314,10 @@ class Pipeline:
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        resolved = [self.resolve(request) for request in requests]
-        return self._draw_all(resolved, batch, Hooks(callback, cancel, encoding, decoding))
+        inputs = Inputs(pictures)
+        resolved = [self._resolve(request, inputs) for request in requests]
+        hooks = Hooks(callback, cancel, encoding, decoding)
+        return self._draw_all(resolved, batch, hooks, inputs)
 
     def preview(self, latents: torch.Tensor) -> "list[Image]":
         """What a callback's Progress.predicted, (B, C, h, w), is a picture of: RGB, one pixel for each
@@ -294,7 +328,9 @@ class Pipeline:
     def _preview(self) -> Preview:
         return Preview(self.vae)
 
-    def _draw_all(self, requests: list[Request], batch: int, hooks: Hooks) -> Iterator[Drawn]:
+    def _draw_all(
+        self, requests: list[Request], batch: int, hooks: Hooks, inputs: Inputs
+    ) -> Iterator[Drawn]:
         before: dict[str, float] = {}
         with timed(before, "text"):
             texts = [text for request in requests for text in (request.prompt, request.negative)]
@@ -304,7 +340,7 @@ class Pipeline:
                 raise Cancelled("cancelled before a picture")
             with timed(before, "load"):
                 self.transformer.to(self.device)
-            for drawn in Pass(self, group, hooks).draw():
+            for drawn in Pass(self, group, hooks, inputs).draw():
                 yield replace(drawn, seconds=before | drawn.seconds)
                 before = dict.fromkeys(before, 0.0)
 

@@ -14,10 +14,13 @@ Of networks each has a name, NETWORKS says where they are published, and `places
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pixart.files import CheckpointError, fingerprint, fingerprint_files
+from pixart.weights import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +31,14 @@ CANNY_THRESHOLDS = (
     100,
     200,
 )  # of the gradient: edges begin above the second, and go on to the first
-# hub ids, or files of them.
-NETWORKS: dict[str, str] = {}
+# Networks by name, and where they are published: hub ids, or files of them.
+NETWORKS = {
+    "hed": "lllyasviel/Annotators/ControlNetHED.pth",
+    "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+    "pose": "usyd-community/vitpose-base-simple",
+    "person": "PekingU/rtdetr_r50vd_coco_o365",  # finds whose poses are taken
+}
+_FILES = ("*.json", "*.safetensors")  # of a repository; some hold the weights twice
 _KEPT = 4  # opened preprocessors: that many controls a picture may have
 
 Places = Mapping[str, str | Path]
@@ -83,7 +92,8 @@ def open_preprocessor(
         return Preprocessor(name, name, lambda image: image)
     if name == "canny":
         return _canny()
-    raise NotImplementedError(name)
+    make = {"hed": _hed, "depth": _depth, "pose": _pose}[name]
+    return make(places or {}, device)
 
 
 def parse_places(texts: Iterable[str]) -> dict[str, str]:
@@ -115,3 +125,41 @@ def _canny() -> Preprocessor:
 
     low, high = CANNY_THRESHOLDS
     return Preprocessor("canny", f"canny {low} {high}", draw)
+
+
+def _hed(places: Places, device: "torch.device | str") -> Preprocessor:
+    from pixart.preprocess.hed import draw_hed, open_hed
+
+    path = _place("hed", places)
+    return Preprocessor("hed", f"hed {_digest(path)}", partial(draw_hed, open_hed(path, device)))
+
+
+def _depth(places: Places, device: "torch.device | str") -> Preprocessor:
+    from pixart.preprocess.depth import draw_depth, open_depth
+
+    folder = _place("depth", places)
+    draw = partial(draw_depth, open_depth(folder, device))
+    return Preprocessor("depth", f"depth {_digest(folder)}", draw)
+
+
+def _pose(places: Places, device: "torch.device | str") -> Preprocessor:
+    from pixart.preprocess.pose import draw_pose, open_pose
+
+    pose, person = _place("pose", places), _place("person", places)
+    draw = partial(draw_pose, open_pose(pose, person, device))
+    return Preprocessor("pose", f"pose {_digest(pose)} {_digest(person)}", draw)
+
+
+def _place(network: str, places: Places) -> Path:
+    """A network's file or folder, from the hub or its cache where no path is given."""
+    try:
+        return resolve(places.get(network, NETWORKS[network]), allow_patterns=_FILES)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"preprocessor needs the network {network}: {error} (--preprocessor-weights {network}=PATH)"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    found = fingerprint(path) if path.is_dir() else fingerprint_files({"": path})
+    return found[:16]

@@ -1,16 +1,17 @@
 """From noise to latents: schedulers, guidance and the denoising loop."""
 
+from pixart.sampler.guidance import APG, Captions, Guidance
 from pixart.sampler.loop import (
     Cancelled,
-    Captions,
     Denoiser,
     Progress,
+    Start,
     check_sampling,
     initial_noise,
-    predict_clean,
     sample,
     seed_generators,
 )
+from pixart.sampler.prediction import predict_clean
 from pixart.sampler.schedulers import (
     PREDICTIONS,
     SCHEDULERS,
@@ -20,16 +21,22 @@ from pixart.sampler.schedulers import (
     default_steps,
     make_scheduler,
 )
+from pixart.sampler.walk import timesteps_within
+from pixart.sampler.windows import Windows
 
 __all__ = [
+    "APG",
     "Cancelled",
     "Captions",
     "Denoiser",
+    "Guidance",
     "PREDICTIONS",
     "Progress",
     "SCHEDULERS",
     "Scheduler",
     "Solver",
+    "Start",
+    "Windows",
     "check_sampling",
     "default_guidance",
     "default_steps",
@@ -38,4 +45,5 @@ __all__ = [
     "predict_clean",
     "sample",
     "seed_generators",
+    "timesteps_within",
 ]

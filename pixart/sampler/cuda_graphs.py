@@ -1,9 +1,14 @@
 """Denoising steps as CUDA graphs: see pixart.graphs.recordings."""
 
-from torch import Tensor
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from torch import Tensor, nn
 
 from pixart.graphs.recordings import Recordings
 from pixart.model.blocks import EncodedCaption
+from pixart.model.control import Control
 from pixart.model.transformer import PixArt
 
 
@@ -24,23 +29,49 @@ class CudaGraphs:
         timesteps: Tensor,
         caption: EncodedCaption,
         sizes: tuple[Tensor, ...],
+        perturbed: Collection[int] = (),
+        controls: Sequence[Control] = (),
     ) -> Tensor:
         """The transformer's prediction, as a tensor that later calls leave alone.
 
-        caption: the same object is taken to be the same caption. Raises pixart.graphs.capture.GraphError.
+        caption: the same object is taken to be the same caption, and so are a control's encoded hint and
+        caption. Raises pixart.graphs.capture.GraphError.
         """
 
         def step(moving: list[Tensor], steady: list[Tensor]) -> Tensor:
             latents, timesteps, *sizes = moving
-            return transformer(latents, timesteps, caption.with_tensors(steady), None, *sizes)
+            given = iter(steady)
+            seen = _refilled(caption, given)
+            steering = [_refilled_control(control, given) for control in controls]
+            return transformer(
+                latents, timesteps, seen, None, *sizes, perturbed=perturbed, controls=steering
+            )
 
-        moving, masked = [latents, timesteps, *sizes], caption.lengths is not None
+        moving, steady = [latents, timesteps, *sizes], [*caption.tensors]
+        for control in controls:
+            assert control.caption is not None
+            steady += [control.hint, *control.caption.tensors]
+        key = (caption.lengths is not None, tuple(perturbed), tuple(one.scale for one in controls))
+        # All whose weights the recording reads.
+        networks = [control.network for control in controls]
+        model = nn.ModuleList([transformer, *networks]) if networks else transformer
         # The model forgets position tables when it has met many grids; a recording reads them.
         tables = transformer.position_tables.tables
         return self._recordings(
-            transformer, step, moving, caption.tensors, key=masked, holds=lambda: [*tables.values()]
+            model, step, moving, steady, key=key, holds=lambda: [*tables.values()]
         )
 
     def clear(self) -> None:
         """Forget all recordings and give their memory back."""
         self._recordings.clear()
+
+
+def _refilled(caption: EncodedCaption, tensors: Iterator[Tensor]) -> EncodedCaption:
+    """A caption of the same kind, of the next tensors."""
+    return caption.with_tensors(list(islice(tensors, len(caption.tensors))))
+
+
+def _refilled_control(control: Control, tensors: Iterator[Tensor]) -> Control:
+    assert control.caption is not None
+    hint = next(tensors)
+    return replace(control, hint=hint, caption=_refilled(control.caption, tensors))

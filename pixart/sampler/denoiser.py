@@ -2,23 +2,44 @@
 encoded once and not at every step, launched kernel by kernel or replayed as a CUDA graph.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pixart.model.blocks import EncodedCaption
+from pixart.model.control import Control, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.loop import Captions
+from pixart.sampler.guidance import Captions
 from pixart.text.encoder import PromptEmbeddings
+
+
+@dataclass(frozen=True)
+class PictureControl:
+    """What steers a picture. hint: (1 or B, in_channels, h, w) latents of the picture's size. timesteps:
+    (high, low), between which it is evaluated and beyond which it is not: see timesteps_within."""
+
+    network: ControlNet
+    hint: Tensor
+    scale: float = 1.0
+    timesteps: tuple[float, float] = (math.inf, -math.inf)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the timestep decides."""
+        return self.timesteps != (math.inf, -math.inf)
 
 
 class PictureDenoiser:
     """A `pixart.sampler.Denoiser` for one picture.
 
-    prompts: the embeddings of each choice of captions. height, width: pixels, for micro-conditioned
-    models. graphs: replays recorded launches; the model must then be on a CUDA device.
+    prompts: the embeddings of each choice of captions; those of "perturbed" are the conditional ones.
+    height, width: pixels, for micro-conditioned models. graphs: replays recorded launches; the model must
+    then be on a CUDA device. controls: what steers the picture. perturbed: blocks in which attention is
+    the identity when captions are "perturbed".
     """
 
     def __init__(
@@ -29,6 +50,9 @@ class PictureDenoiser:
         width: int,
         device: torch.device,
         graphs: "CudaGraphs | None" = None,
+        *,
+        controls: Sequence[PictureControl] = (),
+        perturbed: Collection[int] = (),
     ) -> None:
         self.transformer, self.prompts, self.device, self.graphs = (
             transformer,
@@ -36,24 +60,78 @@ class PictureDenoiser:
             device,
             graphs,
         )
-        self._encoded: dict[Captions, EncodedCaption] = {}
+        self.controls = [control for control in controls if control.scale != 0]
+        self.perturbed = tuple(sorted(set(perturbed)))
+        self._size = (height, width)
+        self._encoded: dict[tuple[str, int | None], EncodedCaption] = {}
+        self._hints: dict[int, Tensor] = {}
+        self._crops: dict[tuple[int, ...], PictureDenoiser] = {}
         self._sizes: tuple[Tensor, ...] = ()
         if transformer.config.micro_condition:
             size = torch.tensor([[height, width]], dtype=torch.float32, device=device)
             self._sizes = (size, size[:, :1] / size[:, 1:])
 
     def __call__(self, latents: Tensor, timesteps: Tensor, captions: Captions, /) -> Tensor:
-        caption = self._encode(captions)
+        perturbed = self.perturbed if captions == "perturbed" else ()
+        seen = "conditional" if captions == "perturbed" else captions
+        caption = self._encode(seen)
+        steers = {"perturbed": perturbed, "controls": self._active(timesteps, seen)}
         if self.graphs is None:
-            return self.transformer(latents, timesteps, caption, None, *self._sizes)
-        return self.graphs(self.transformer, latents, timesteps, caption, self._sizes)
+            return self.transformer(latents, timesteps, caption, None, *self._sizes, **steers)
+        return self.graphs(self.transformer, latents, timesteps, caption, self._sizes, **steers)
 
-    def _encode(self, captions: Captions) -> EncodedCaption:
-        if captions not in self._encoded:
+    def crop(self, rows: slice, columns: slice, whole: tuple[int, int]) -> "PictureDenoiser":
+        """The denoiser of a part of the picture, whose latents are `whole` high and wide: with that part of
+        the hints, the same captions and, where a model is told its picture's size, that of the part, as it
+        was trained to be."""
+        key = (rows.start, rows.stop, columns.start, columns.stop)
+        if key not in self._crops:
+            hints = [
+                replace(one, hint=one.hint[..., rows, columns].contiguous())
+                for one in self.controls
+            ]
+            height, width = (
+                pixels * (part.stop - part.start) // latents
+                for pixels, part, latents in zip(self._size, (rows, columns), whole, strict=True)
+            )
+            part = PictureDenoiser(
+                self.transformer, self.prompts, height, width, self.device, self.graphs,
+                controls=hints, perturbed=self.perturbed,
+            )  # fmt: skip
+            part._encoded = self._encoded
+            self._crops[key] = part
+        return self._crops[key]
+
+    def _active(self, timesteps: Tensor, captions: Captions) -> tuple[Control, ...]:
+        """The controls of this timestep, encoded."""
+        # Asked only where it decides: it waits for the GPU.
+        decides = any(one.is_bounded for one in self.controls)
+        now = timesteps.flatten()[0].item() if decides else 0.0
+        return tuple(
+            Control(one.network, self._hint(number), one.scale, self._encode(captions, number))
+            for number, one in enumerate(self.controls)
+            if one.timesteps[0] >= now >= one.timesteps[1]
+        )
+
+    def _hint(self, number: int) -> Tensor:
+        if number not in self._hints:
+            control = self.controls[number]
+            self._hints[number] = self.transformer.encode_hint(
+                control.network, control.hint.to(self.device)
+            )
+        return self._hints[number]
+
+    def _encode(self, captions: Captions, number: int | None = None) -> EncodedCaption:
+        """For the transformer, or for the control of this number."""
+        key = (captions, number)
+        if key not in self._encoded:
             prompt = self.prompts[captions]
+            network = () if number is None else (self.controls[number].network,)
             # The mask stays on the host: its counts are needed there.
-            caption = self.transformer.encode_caption(prompt.features.to(self.device), prompt.mask)
+            caption = self.transformer.encode_caption(
+                prompt.features.to(self.device), prompt.mask, *network
+            )
             if self.graphs is not None:  # so that one recording serves every prompt
                 caption = caption.pad(self.transformer.config.model_max_length)
-            self._encoded[captions] = caption
-        return self._encoded[captions]
+            self._encoded[key] = caption
+        return self._encoded[key]

@@ -1,23 +1,20 @@
-"""Sampling: guidance and the loop over a diffusers scheduler.
+"""Sampling: the loop over a diffusers scheduler, from noise or from a picture.
 
 The sampler knows no model and no captions: it calls a `Denoiser`. Latents are float32 and timesteps
 float32, fractions included, whatever the dtype inside the denoiser. diffusers is imported on use.
 """
 
-import copy
-import inspect
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pixart.sampler.schedulers import Scheduler, default_guidance, default_steps
-
-Captions = Literal["both", "conditional", "unconditional"]
+from pixart.sampler.guidance import Captions, Guidance, Guide
+from pixart.sampler.prediction import predict_clean
+from pixart.sampler.schedulers import Scheduler, default_guidance
+from pixart.sampler.walk import Evaluation, Walk, check_walk
 
 
 class Denoiser(Protocol):
@@ -25,7 +22,8 @@ class Denoiser(Protocol):
 
     latents: (B, C, h, w) float32. timesteps: (B,) float32. captions says which captions belong to
     the batch: the prompts, the negative prompts, or "both", when the batch is twice as large, its
-    first half for the negative prompts and its second for the prompts.
+    first half for the negative prompts and its second for the prompts. "perturbed" are the prompts
+    again, for the denoiser with perturbed attention; it is asked for with Guidance.pag only.
     Returns (B, C, h, w), or (B, 2C, h, w) with learned variances, which sampling ignores.
     """
 
@@ -51,57 +49,66 @@ class Progress:
     predicted: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A picture to begin with, in the place of pure noise (SDEdit, arXiv:2108.01073).
+
+    latents: (B, C, h, w), clean, scaled as the VAE's. strength: above 0 and up to 1; of n steps the first
+    round(n * (1 - strength)) are left out, and the latents with the noise of that level are where the
+    others begin. 1 without a mask begins with pure noise and looks at no latents.
+    redraw: (1 or B, 1, h, w) from 0 to 1. Where it is 0, every state is that of the latents with their
+    noise, and the last one the latents to the bit; where it is 1, the picture is drawn; between, both are
+    mixed after every step, and the more steps, the more is kept. What is drawn follows what is kept less
+    than the data would have it: of two values correlated by a small r, the mean of one moves with the
+    other by r / 3, with a stochastic scheduler by r / 2.
+    """
+
+    latents: Tensor
+    strength: float = 1.0
+    redraw: Tensor | None = None
+
+    def check(self, noise: Tensor) -> None:
+        """ValueError for what does not go with this noise."""
+        images, _, height, width = noise.shape
+        if self.latents.shape != noise.shape:
+            raise ValueError(
+                f"start.latents must have the shape of the noise, {tuple(noise.shape)}, "
+                f"got {tuple(self.latents.shape)}"
+            )
+        if self.redraw is None:
+            return
+        if tuple(self.redraw.shape) not in {(count, 1, height, width) for count in (1, images)}:
+            raise ValueError(
+                f"start.redraw must have the shape (1 or {images}, 1, {height}, {width}), "
+                f"got {tuple(self.redraw.shape)}"
+            )
+        if not self.redraw.is_meta and not ((self.redraw >= 0) & (self.redraw <= 1)).all():
+            raise ValueError("start.redraw must be from 0 to 1, got other values")
+
+
 def check_sampling(
     scheduler: Scheduler,
     steps: int | None,
-    guidance: float | None,
-    guidance_interval: tuple[float, float],
+    guidance: Guidance | float | None,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    *,
+    strength: float | None = None,
+    is_masked: bool = False,
 ) -> None:
-    """Raise the ValueError that `sample` would, before anything is computed for it."""
-    _check_guidance(
-        default_guidance(scheduler) if guidance is None else guidance, guidance_interval
-    )
-    scheduler = copy.deepcopy(scheduler)
-    steps = default_steps(scheduler) if steps is None else steps
-    timesteps = _set_timesteps(scheduler, steps)
-    walk = _Walk(type(scheduler).__name__, repr(scheduler.config), steps, scheduler, timesteps)
-    if fault := _fault(walk):
-        raise ValueError(
-            f"{type(scheduler).__name__} cannot draw in {steps} steps as it is configured ({fault}); "
-            "take another number of steps or name another scheduler"
-        )
+    """Raise the ValueError that `sample` would, before anything is computed for it. strength and
+    is_masked: of its start, where there is one."""
+    _guidance_of(guidance, guidance_interval, scheduler).check(scheduler)
+    check_walk(scheduler, steps, None if strength == 1 and not is_masked else strength)
 
 
-@dataclass(frozen=True)
-class _Walk:
-    """A scheduler, set to its steps. Two of one class and configuration are alike."""
-
-    class_name: str
-    facts: str
-    steps: int
-    scheduler: Scheduler = field(compare=False)
-    timesteps: Tensor = field(compare=False)
-
-
-@lru_cache(maxsize=64)
-def _fault(walk: _Walk) -> str | None:
-    """Why a small picture does not come to its end: some configurations fail at their last step only."""
-    scheduler, latents = walk.scheduler, torch.linspace(-1, 1, 16).reshape(1, 4, 2, 2)
-    latents = latents * scheduler.init_noise_sigma
-    options = _step_options(scheduler, latents, seed_generators([0]))
-    try:
-        for timestep in walk.timesteps:
-            inputs = scheduler.scale_model_input(latents, timestep)
-            # Not all of it is noise: where nothing of a picture is left, 0 / 0 would hide what is clipped.
-            output = inputs / 2
-            latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
-    except Exception as error:  # what diffusers raises over a configuration has no common kind
-        return _one_line(error)
-    return None if bool(latents.isfinite().all()) else "it comes to NaN or infinity"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _guidance_of(
+    guidance: Guidance | float | None, interval: tuple[float, float], scheduler: Scheduler
+) -> Guidance:
+    if isinstance(guidance, Guidance):
+        if interval != (0.0, 1.0):
+            raise ValueError(f"guidance_interval must be within guidance, got {interval} beside it")
+        return guidance
+    return Guidance(default_guidance(scheduler) if guidance is None else guidance, interval)
 
 
 def seed_generators(seeds: Iterable[int]) -> list[torch.Generator]:
@@ -136,8 +143,9 @@ def sample(
     scheduler: Scheduler,
     steps: int | None = None,
     *,
-    guidance: float | None = None,
+    guidance: Guidance | float | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    start: Start | None = None,
     batched: bool = True,
     generators: Sequence[torch.Generator] | None = None,
     callback: Callable[[Progress], object] | None = None,
@@ -146,104 +154,62 @@ def sample(
     """Return the latents (B, C, h, w), float32, that the scheduler reaches from unit normal noise.
 
     scheduler: copied, so one object may serve many calls. steps, guidance: None for its default.
-    guidance: u + guidance·(c - u) from the conditional c and the unconditional u; at most 1 means
-    c alone. guidance_interval: the part of the trajectory that is guided, from 0 (noise) to 1
-    (image); outside it only c is evaluated.
+    guidance: a number is the scale of `Guidance`, and guidance_interval its interval.
+    start: a picture to begin with, all of it or in part.
     batched: c and u in one call of twice the batch, or in two calls that take half the memory.
     generators: one per image, for the noise that stochastic schedulers add; None for torch's own.
     cancel: asked before each call of the denoiser (`threading.Event().is_set` will do); when it
     returns True, `Cancelled` is raised.
     """
-    scheduler = copy.deepcopy(scheduler)
-    guidance = default_guidance(scheduler) if guidance is None else guidance
-    _check_guidance(guidance, guidance_interval)
-    timesteps = _set_timesteps(scheduler, default_steps(scheduler) if steps is None else steps)
-    step_options = _step_options(scheduler, noise, generators)
+    wanted = _guidance_of(guidance, guidance_interval, scheduler)
+    wanted.check(scheduler)
+    if start is not None:
+        start.check(noise)
+        if start.strength == 1 and start.redraw is None:
+            start = None
+    walk = Walk(scheduler, steps, None if start is None else start.strength)
+    options = walk.step_options(len(noise), generators)
+    guide = Guide(wanted, walk.scheduler, batched)
+    noise = noise.float()
     # Euler counts in sigmas: its noise is not of unit size.
-    latents = noise.float() * scheduler.init_noise_sigma
-    for index, timestep in enumerate(timesteps):
-        inputs = scheduler.scale_model_input(latents, timestep)
-        evaluate = _bind(denoise, inputs, timestep, cancel)
-        start, end = guidance_interval
-        is_guided = guidance > 1 and start <= index / len(timesteps) < end
-        output = _guide(evaluate, guidance, batched) if is_guided else evaluate("conditional")
-        latents = scheduler.step(output, timestep, latents, return_dict=False, **step_options)[0]
+    latents = noise * walk.scheduler.init_noise_sigma
+    keep = None if start is None else _Keep(start, noise)
+    if keep is not None:
+        latents = keep.first(latents, walk.evaluations[0])
+    total = len(walk.evaluations)
+    for number, at in enumerate(walk.evaluations):
+        inputs = walk.scaled(latents, number)
+        evaluate = _bind(denoise, inputs, at.timestep, cancel)
+        output = guide(evaluate, inputs, float(at.timestep), at.share)
+        latents = walk.step(output, latents, number, options)
+        if keep is not None:
+            latents = keep(latents, walk.evaluations[number + 1] if number + 1 < total else None)
+            walk.amend(keep, number)
         if callback is not None:
             # From inputs, which have unit variance; latents are in the scheduler's own scale.
-            predicted = predict_clean(scheduler, inputs, output, float(timestep))
-            callback(Progress(index + 1, len(timesteps), float(timestep), latents, predicted))
+            predicted = predict_clean(walk.scheduler, inputs, output, float(at.timestep))
+            predicted = predicted if keep is None else keep(predicted, None)
+            callback(Progress(number + 1, total, float(at.timestep), latents, predicted))
     return latents
 
 
-def _check_guidance(guidance: float, interval: tuple[float, float]) -> None:
-    if not math.isfinite(guidance) or guidance < 0:
-        raise ValueError(f"guidance must be a finite number from 0 up, got {guidance}")
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(f"guidance_interval must be 0 <= start <= end <= 1, got {interval}")
+class _Keep:
+    """Brings what a start keeps into the states of a walk, always with the same noise."""
 
+    def __init__(self, start: Start, noise: Tensor) -> None:
+        self._strength, self._noise, self._clean = start.strength, noise, start.latents.to(noise)
+        self._redraw = None if start.redraw is None else start.redraw.to(noise)
 
-def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
-    """Set and return the timesteps, on the CPU: schedulers index their tables by them."""
-    training_steps = scheduler.config.num_train_timesteps
-    limit = min(training_steps, scheduler.config.get("original_inference_steps", training_steps))
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
-        raise ValueError(f"steps must be an integer from 1 to {limit}, got {steps!r}")
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:  # what diffusers raises over a configuration has no common kind
-        raise ValueError(
-            f"steps must be a number that {type(scheduler).__name__} can make as it is configured, "
-            f"got {steps} ({_one_line(error)})"
-        ) from error
-    timesteps = scheduler.timesteps
-    if timesteps[0] == 0:  # diffusers' Euler would walk its single step from the clean end
-        raise ValueError(f"steps must be at least 2 for this scheduler, got {steps}")
-    _check_levels(scheduler, timesteps, steps)
-    return timesteps
+    def first(self, pure: Tensor, at: Evaluation) -> Tensor:
+        """The state before the first evaluation, from the one that is pure noise."""
+        return self(pure, at) if self._strength == 1 else at.noised(self._clean, self._noise)
 
-
-def _check_levels(scheduler: Scheduler, timesteps: Tensor, steps: int) -> None:
-    sigmas = _sigmas(scheduler)
-    if not (torch.isfinite(timesteps).all() and torch.isfinite(sigmas).all()):
-        raise ValueError(
-            f"{type(scheduler).__name__} must have finite noise levels, got others at {steps} steps; "
-            "its configuration is damaged"
-        )
-    last = scheduler.config.num_train_timesteps - 1
-    if not (timesteps.min() >= 0 and timesteps.max() <= last):
-        raise ValueError(
-            f"{type(scheduler).__name__} must walk timesteps from 0 to {last}, got "
-            f"{timesteps.max():g} to {timesteps.min():g} at {steps} steps; take fewer, or a smaller "
-            "steps_offset"
-        )
-    levels = list(zip(timesteps.tolist(), sigmas.tolist(), strict=False))
-    # Rounding can give two steps the same noise level, between which multistep solvers divide by 0.
-    # PNDM evaluates one twice on purpose.
-    repeats = getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "pndm_order")
-    if not repeats and len(set(levels)) < len(levels):
-        raise ValueError(
-            f"steps must be fewer for this scheduler, got {steps}: two fall on one timestep"
-        )
-
-
-def _sigmas(scheduler: Scheduler) -> Tensor:
-    return getattr(scheduler, "sigmas", scheduler.timesteps)
-
-
-def _step_options(
-    scheduler: Scheduler, noise: Tensor, generators: Sequence[torch.Generator] | None
-) -> dict[str, Any]:
-    taken = inspect.signature(scheduler.step).parameters
-    # As diffusers' pipelines do: TCD's own default would add noise at every step.
-    options: dict[str, Any] = {"eta": 0.0} if "eta" in taken else {}
-    if generators is None:
-        return options
-    if len(generators) != len(noise):
-        raise ValueError(
-            f"generators must be one per image, got {len(generators)} for {len(noise)} images"
-        )
-    # UniPC draws nothing and takes none.
-    return options | ({"generator": list(generators)} if "generator" in taken else {})
+    def __call__(self, latents: Tensor, at: Evaluation | None) -> Tensor:
+        """The state before this evaluation, None for after the last: clean latents."""
+        if self._redraw is None:
+            return latents
+        kept = self._clean if at is None else at.noised(self._clean, self._noise)
+        return self._redraw * latents + (1 - self._redraw) * kept
 
 
 def _bind(
@@ -267,26 +233,3 @@ def _bind(
         return output[:, :channels]
 
     return evaluate
-
-
-def _guide(evaluate: Callable[[Captions], Tensor], guidance: float, batched: bool) -> Tensor:
-    if batched:
-        unconditional, conditional = evaluate("both").chunk(2)
-    else:
-        unconditional, conditional = evaluate("unconditional"), evaluate("conditional")
-    return unconditional + guidance * (conditional - unconditional)
-
-
-def predict_clean(scheduler: Scheduler, inputs: Tensor, output: Tensor, timestep: float) -> Tensor:
-    """Return the clean latents that a prediction implies, from the denoiser's input and output."""
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return output
-    below = int(timestep)
-    # A fractional timestep lies between two levels of the table.
-    levels = scheduler.alphas_cumprod[below : below + 2].double().tolist()
-    level = levels[0] + (timestep - below) * (levels[-1] - levels[0])
-    alpha, sigma = level**0.5, (1 - level) ** 0.5
-    if kind == "epsilon":
-        return (inputs - sigma * output) / alpha
-    return alpha * inputs - sigma * output

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pixart.files import sha256_of
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.resolution import Resolved
 from pixart.sampler.loop import Progress
@@ -38,9 +40,16 @@ class StubPipeline:
         return Resolved(side, side, "the model's own size")
 
     def resolve(self, request: Request) -> Request:
-        size = self.size_of(request)
+        size, editing = self.size_of(request), {}
+        if request.image is not None and not request.only_enlarges:
+            editing |= {"strength": request.strength or 0.6, "fit": request.fit or "crop"}
+        if request.upscale is not None:
+            editing |= {"upscale": "96x64", "upscale_strength": request.upscale_strength or 0.35}
+        if request.control_image is not None:
+            scale = {"control_scale": request.control_scale or (1.0,)}
+            editing |= {**scale, "control_interval": request.control_interval or ((0.0, 1.0),)}
         return replace(
-            request, size=None, aspect=None, resolution=None, height=request.height or size.height,
+            request, **editing, size=None, aspect=None, resolution=None, height=request.height or size.height,
             width=request.width or size.width, steps=request.steps or 20,
             guidance=4.5 if request.guidance is None else request.guidance,
             guidance_interval=request.guidance_interval or (0.0, 1.0),
@@ -54,8 +63,10 @@ class StubPipeline:
             encoding(text)
         for group in passes([self.resolve(one) for one in requests], batch):
             none = torch.zeros(1)
-            for step in (1, 2):
-                callback(Progress(step, 2, 0.0, none, none))
+            is_twice = group[0].upscale is not None and not group[0].only_enlarges
+            steps = 4 if is_twice else 2
+            for step in range(1, steps + 1):
+                callback(Progress(step, steps, 0.0, none, none))
             for request in group:
                 if len(self.drawn) in self.stop:
                     raise self.stop[len(self.drawn)]
@@ -63,10 +74,18 @@ class StubPipeline:
                 decoding(1, 1)
                 assert request.height and request.width
                 colour = (hash((request.seed, request.guidance)) % 256, 99, 200)
-                image = Image.new("RGB", (request.width, request.height), colour)
+                image = Image.new("RGB", request.final_size[::-1], colour)
+                inputs = {name: sha256_of(Path(name)) for name in named(request)}
                 settled = replace(request, batched=True, tile=False)
                 seconds = {"text": 0.5, "load": 0.0, "denoise": 1.0, "decode": 0.25}
-                yield Drawn(image, settled, seconds, len(group))
+                seconds |= {"encode": 0.125} if request.image is not None else {}
+                yield Drawn(image, settled, seconds, len(group), inputs=inputs)
+
+
+def named(request: Request) -> list[str]:
+    """The files of the pictures that a request is drawn from."""
+    mask = None if request.mask == "alpha" else request.mask
+    return [one for one in (request.image, mask, *(request.control_image or ())) if one]
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> StubPipeline:

@@ -14,6 +14,7 @@ from pixart.generate import main
 from pixart.generation import sheet
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options
+from pixart.generation.prompts import located
 from pixart.generation.sheet import Cell, draw_sheet
 from pixart.pipeline.pictures import read_metadata
 from pixart.pipeline.request import SETTINGS, Request
@@ -33,7 +34,7 @@ def test_every_combination_is_drawn(stub: StubPipeline) -> None:
 
 
 # What a setting does nothing without.
-PICTURE, CONTROL = {"image": "x.png"}, {"control_image": ("x.png",)}
+PICTURE, CONTROL = {"image": "x.png"}, {"control_image": ("x.png",), "control": ("c",)}
 NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("strength", "fit", "mask", "outpaint", "tiles"), PICTURE),
     **dict.fromkeys(("invert_mask", "mask_blur"), PICTURE | {"mask": "m.png"}),
@@ -41,6 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("control_preprocessor", "control_scale", "control_interval"), CONTROL),
     "upscale_strength": {"upscale": "2k"},
     "pag_blocks": {"pag": 3.0},
+    "control_image": {"control": ("c",)},
 }
 
 
@@ -86,7 +88,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 def test_any_setting_is_swept(text: str, values: list[Any]) -> None:
     name = text.partition("=")[0].replace("-", "_")
     needed = NEEDED.get(name, {})
-    assert [getattr(one, name) for one in planned(text, **needed)] == values
+    for file in ("a.png", "b.png", "m.png", "x.png"):
+        Image.new("RGBA", (32, 32), (255, 255, 255, 99)).save(file)
+    expected = [located({name: value})[name] for value in values]
+    assert [getattr(one, name) for one in planned(text, **needed)] == expected
 
 
 def test_every_setting_has_a_case_above_or_is_the_prompt() -> None:

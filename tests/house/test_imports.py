@@ -20,6 +20,8 @@ DOORS = {
         "pixart/libraries.py",
         "pixart/text/encoder.py",
         "pixart/dataset/captioning.py",
+        "pixart/preprocess/depth.py",
+        "pixart/preprocess/pose.py",
         "pixart/evaluation/judges/blip.py",
         "pixart/evaluation/judges/chat.py",
         "pixart/evaluation/detecting/detectors.py",

@@ -14,7 +14,7 @@ class FlatVae(VAE):
     """Decodes to as many pixels, times what is given."""
 
     def __init__(self, factor: float) -> None:
-        self.factor = factor
+        self.factor, self.downsample = factor, 1
 
     def choose_tile(self, *_: Any) -> bool:
         return False

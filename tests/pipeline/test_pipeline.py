@@ -172,6 +172,12 @@ def test_alpha_is_conditioned_on_the_size_in_pixels(alpha: Pipeline, monkeypatch
     assert (size.tolist(), ratio.tolist()) == ([[128, 256]], [[0.5]])
 
 
+def test_what_the_callback_sees_can_be_shown(sigma: Pipeline) -> None:
+    shown: list[Any] = []
+    drawn(sigma, "a cat", callback=lambda progress: shown.extend(sigma.preview(progress.predicted)))
+    assert [image.size for image in shown] == [(16, 16)] * SMALL["steps"]
+
+
 def test_the_callback_sees_every_step(sigma: Pipeline) -> None:
     seen: list[Progress] = []
     drawn(sigma, "a cat", callback=seen.append)

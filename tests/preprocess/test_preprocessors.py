@@ -1,10 +1,22 @@
 """Preprocessors: which there are, what is refused, and where Canny's edges lie."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pixart.preprocess import PREPROCESSORS, open_preprocessor, preprocess, preprocessors
+from pixart.preprocess import (
+    PREPROCESSORS,
+    open_preprocessor,
+    parse_places,
+    preprocess,
+    preprocessors,
+)
+
+needs_opencv = pytest.mark.skipif(
+    find_spec("cv2") is None, reason="needs pip install opencv-python-headless"
+)
 
 
 def square(low: int = 0, high: int = 255) -> Image.Image:
@@ -24,6 +36,7 @@ def test_an_unknown_preprocessor_is_told_which_there_are() -> None:
         preprocess("scribble", square())
 
 
+@needs_opencv
 def test_cannys_edges_are_thin_lines_where_the_colour_changes() -> None:
     drawn = preprocess("canny", square())
     assert drawn.mode == "RGB" and drawn.size == (80, 64)
@@ -38,6 +51,7 @@ def test_cannys_edges_are_thin_lines_where_the_colour_changes() -> None:
     assert ((pixels[:32, 24:56, 0] > 0).sum(0) == 1).all()
 
 
+@needs_opencv
 def test_canny_passes_over_what_is_below_its_thresholds() -> None:
     assert not np.asarray(preprocess("canny", square(100, 110))).any()
     assert not np.asarray(preprocess("canny", Image.new("RGB", (3, 1)))).any()
@@ -49,6 +63,14 @@ def test_canny_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPat
         open_preprocessor("canny")
 
 
+@needs_opencv
 def test_identities_tell_preprocessors_apart() -> None:
     assert PREPROCESSORS == ("none", "canny", "hed", "depth", "pose")
     assert open_preprocessor("none").identity != open_preprocessor("canny").identity
+
+
+def test_places_of_networks_are_given_by_name() -> None:
+    assert parse_places(["hed=a/b=c.pth", "person=x/y"]) == {"hed": "a/b=c.pth", "person": "x/y"}
+    for text in ("hed", "hed=", "canny=x"):
+        with pytest.raises(ValueError, match=f"hed=PLACE, depth=PLACE, .* got '{text}'"):
+            parse_places([text])

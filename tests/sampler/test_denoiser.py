@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,8 +7,10 @@ from fake_cuda import fake_cuda
 from small_model import KEPT, build, inputs, mask_of, relative_error, sizes
 
 from pixart.config import KVCompression
+from pixart.model.control import Control
+from pixart.model.transformer import PixArt
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.denoiser import PictureDenoiser
+from pixart.sampler.denoiser import PictureControl, PictureDenoiser
 from pixart.text.encoder import PromptEmbeddings
 
 CPU = torch.device("cpu")
@@ -142,3 +145,136 @@ def test_a_graph_replays_what_would_have_been_launched() -> None:
         step = torch.full_like(timesteps, t)
         a = replayed(latents * t, step, "conditional")
         assert relative_error(a, launched(latents * t, step, "conditional")) < 1e-5
+
+
+def controlled(base: PixArt, *scales: float) -> list[PictureControl]:
+    """Controls that change what the base draws, each with a hint of its own."""
+    found = []
+    for seed, scale in enumerate(scales):
+        generator = torch.Generator().manual_seed(seed)
+        network = base.new_control(2).eval()
+        for parameter in network.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+        hint = torch.randn(1, 4, 10, 14, generator=generator)
+        found.append(PictureControl(network, hint, scale))
+    return found
+
+
+def steered(base: PixArt, controls: list[PictureControl], prompt: PromptEmbeddings) -> Any:
+    latents, timesteps, _ = inputs(batch=len(prompt.mask))
+    given = [Control(one.network, one.hint, one.scale) for one in controls]
+    return base(latents, timesteps, prompt.features, prompt.mask, controls=given)
+
+
+@torch.no_grad()
+def test_a_picture_is_steered_by_its_controls_with_the_captions_of_each_call() -> None:
+    base, two = build(depth=4), prompts([11], [0, 1, 2])
+    controls = controlled(base, 0.7, 1.3)
+    denoise = PictureDenoiser(base, {"both": two}, 80, 112, CPU, controls=controls)
+    latents, timesteps, _ = inputs()
+    for _ in range(2):
+        assert torch.equal(denoise(latents, timesteps, "both"), steered(base, controls, two))
+
+
+@torch.no_grad()
+def test_a_control_is_evaluated_between_its_timesteps_and_nowhere_else() -> None:
+    base, prompt = build(depth=4), prompts([0, 1, 2])
+    [control] = controlled(base, 1.0)
+    control = replace(control, timesteps=(700.0, 300.5))
+    met: list[object] = []
+    control.network.controlnet[0].copied_block.register_forward_pre_hook(  # type: ignore[union-attr]
+        lambda *given: met.append(given)
+    )
+    denoise = PictureDenoiser(base, {"conditional": prompt}, 80, 112, CPU, controls=[control])
+    latents, timesteps, _ = inputs(batch=1)
+    for now, count in ((900.0, 0), (700.0, 1), (300.5, 2), (300.0, 2)):
+        denoise(latents, torch.full_like(timesteps, now), "conditional")
+        assert len(met) == count
+    off = PictureDenoiser(
+        base, {"conditional": prompt}, 80, 112, CPU, controls=[replace(control, scale=0.0)]
+    )
+    assert torch.equal(
+        off(latents, timesteps, "conditional"),
+        base(latents, timesteps, prompt.features, prompt.mask),
+    )
+
+
+@torch.no_grad()
+def test_perturbed_captions_are_the_conditional_ones_in_perturbed_blocks() -> None:
+    base, prompt = build(depth=4), prompts([0, 1, 2])
+    denoise = PictureDenoiser(base, {"conditional": prompt}, 80, 112, CPU, perturbed=[2, 1, 2])
+    latents, timesteps, _ = inputs(batch=1)
+    given = (latents, timesteps, prompt.features, prompt.mask)
+    assert torch.equal(denoise(latents, timesteps, "perturbed"), base(*given, perturbed=[1, 2]))
+    assert torch.equal(denoise(latents, timesteps, "conditional"), base(*given))
+
+
+@torch.no_grad()
+def test_a_part_of_a_picture_has_its_part_of_the_hint_and_its_own_size() -> None:
+    base, prompt = build(depth=4, micro_condition=True), prompts([0, 1, 2])
+    [control] = controlled(base, 1.0)
+    denoise = PictureDenoiser(base, {"conditional": prompt}, 80, 112, CPU, controls=[control])
+    latents, timesteps, _ = inputs(batch=1)
+    rows, columns = slice(2, 8), slice(4, 12)
+    part = denoise.crop(rows, columns, (10, 14))
+    window = latents[..., rows, columns]
+    expected = base(
+        window, timesteps, prompt.features, prompt.mask,
+        torch.tensor([[48.0, 64.0]]), torch.tensor([[0.75]]),
+        controls=[Control(control.network, control.hint[..., rows, columns])],
+    )  # fmt: skip
+    assert torch.equal(part(window, timesteps, "conditional"), expected)
+    assert denoise.crop(rows, columns, (10, 14)) is part
+
+
+@torch.no_grad()
+def test_controls_and_perturbed_blocks_are_replayed_each_from_its_own_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, graphs, base = fake_cuda(monkeypatch), CudaGraphs(), build(depth=4)
+    latents, timesteps, _ = inputs(batch=1)
+    plain, strong = controlled(base, 0.5), controlled(base, 2.0)
+    other = [replace(plain[0], hint=plain[0].hint * 2)]  # another picture's, of one recording
+    for kept in ([0, 1, 2], [5]):
+        prompt = prompts(kept)
+        for controls in ([], plain, strong, other):
+            denoise = PictureDenoiser(
+                base,
+                {"conditional": prompt},
+                80,
+                112,
+                CPU,
+                graphs,
+                controls=controls,
+                perturbed=[1],
+            )
+            for _ in range(2):
+                got = denoise(latents, timesteps, "conditional")
+                expected = steered(base, controls, prompt)
+                assert relative_error(got, expected[: len(got)]) < 1e-6
+                denoise(latents, timesteps, "perturbed")
+    assert cuda.recorded == 6
+    steering = {"conditional": prompt}, 80, 112, CPU
+    replayed = PictureDenoiser(base, *steering, graphs, controls=plain, perturbed=[1])
+    launched = PictureDenoiser(base, *steering, controls=plain, perturbed=[1])
+    given = (latents, timesteps, "perturbed")
+    assert relative_error(replayed(*given), launched(*given)) < 1e-6
+
+
+@torch.no_grad()
+def test_weights_of_a_control_that_are_replaced_are_not_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, graphs, base = fake_cuda(monkeypatch), CudaGraphs(), build(depth=4)
+    latents, timesteps, _ = inputs(batch=1)
+    prompt, controls = prompts([0, 1, 2]), controlled(base, 1.0)
+    for number in (1, 2):
+        for _ in range(2):
+            denoise = PictureDenoiser(
+                base, {"conditional": prompt}, 80, 112, CPU, graphs, controls=controls
+            )
+            got = denoise(latents, timesteps, "conditional")
+            assert relative_error(got, steered(base, controls, prompt)) < 1e-6
+        assert cuda.recorded == number
+        layer = controls[0].network.control_blocks[1].after_proj
+        layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight) / 10)

@@ -27,7 +27,6 @@ from pixart.evaluation.metric import Context
 from pixart.evaluation.metrics.compbench import SPATIAL, spatial_objects
 from pixart.evaluation.metrics.geneval import clauses_of
 from pixart.evaluation.needs import MissingError, Need, find_snapshot, need_snapshot, open_snapshot
-from pixart.evaluation.networks.weighing import open_pretrained
 from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.store.entries import Entry, Prompt
 from pixart.evaluation.store.folders import MissingPictures, find_pictures
@@ -35,6 +34,7 @@ from pixart.files import check_writable, listed, read_json
 from pixart.libraries import importing, silenced
 from pixart.pictures import open_rgb
 from pixart.progress import counted
+from pixart.weights import open_pretrained
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from pixart.evaluation.judges.judge import check_question, one_line
 from pixart.evaluation.judges.likelihood import needs_end, sequence_likelihood
 from pixart.evaluation.judges.network import NetworkJudge
 from pixart.evaluation.needs import open_snapshot
-from pixart.evaluation.networks.weighing import open_pretrained
 from pixart.libraries import importing, silenced
+from pixart.weights import open_pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

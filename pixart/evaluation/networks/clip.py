@@ -17,10 +17,10 @@ from torch import Tensor
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import CLIP_MEAN, CLIP_STD, centre_cropped, normalised
-from pixart.evaluation.networks.weighing import open_pretrained, weights_digest, width_in
+from pixart.evaluation.networks.weighing import weights_digest, width_in
 from pixart.files import CheckpointError, read_json
 from pixart.libraries import importing, silenced
-from pixart.weights import T5_WEIGHTS, errors_naming, find_weights
+from pixart.weights import T5_WEIGHTS, errors_naming, find_weights, open_pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

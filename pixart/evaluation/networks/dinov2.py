@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, need_snapshot, open_snapshot
 from pixart.evaluation.networks.preparing import IMAGENET_MEAN, IMAGENET_STD, normalised, squashed
-from pixart.evaluation.networks.weighing import open_pretrained, weights_digest, width_in
+from pixart.evaluation.networks.weighing import weights_digest, width_in
 from pixart.libraries import importing
-from pixart.weights import T5_WEIGHTS, find_weights
+from pixart.weights import T5_WEIGHTS, find_weights, open_pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pixart.evaluation.networks.weighing import fit
 from pixart.files import AGAIN, CheckpointError, listed
+from pixart.weights import fit
 
 
 def head_of(state: Mapping[str, Tensor], path: Path, prefix: str = "layers.") -> nn.Sequential:

@@ -18,8 +18,9 @@ from pixart.evaluation.metric import Context, Extractor
 from pixart.evaluation.needs import Need, find_file, open_file
 from pixart.evaluation.networks.inception_network import SIDE, WIDTH, network
 from pixart.evaluation.networks.preparing import bicubic_of_floats, bilinear, bilinear_of_tensorflow
-from pixart.evaluation.networks.weighing import fit, weights_digest
+from pixart.evaluation.networks.weighing import weights_digest
 from pixart.tensors import read_tensors
+from pixart.weights import fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image

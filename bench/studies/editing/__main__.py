@@ -1,0 +1,105 @@
+"""`python -m bench.studies.editing --out DIR`: do pictures made from pictures hold what they promise?
+
+Draws with the embedded model, and judges with the exact checker: pictures moved, inpainted, recoloured,
+outpainted, drawn larger and drawn under every kind of guidance. DIR keeps every verdict, and the
+pictures that others are made of: what is there is not drawn again. --write puts the figures into
+bench/results/, of which `python -m bench.report` makes the page. --pictures draws those of the guide.
+"""
+
+if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
+    from pixart.command import start_module
+
+    start_module("bench.studies.editing.__main__")
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench.measure import results
+from bench.measure.machine import ROOT
+from bench.studies.editing.experiments import EXPERIMENTS
+from bench.studies.editing.record import Record, row
+from bench.studies.editing.sheets import SHEETS, draw_sheets
+from bench.studies.editing.studio import Studio
+from pixart.config import EMBEDDED
+from pixart.files import write_json
+from pixart.pipeline.text_to_image import Pipeline
+
+KIND = "studies.editing"
+RESULTS = ROOT / "bench" / "results" / "editing-xeon-2-cores.json"
+STEPS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{KIND}", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for verdicts and pictures")
+    add("--count", type=int, default=300, help="cases of each setting (300)")
+    add("--only", help=f"some of {','.join(EXPERIMENTS)}")
+    add("--settings", help="some of their settings, between commas")
+    add("--steps", type=int, default=STEPS, help=f"of every picture ({STEPS})")
+    add("--batch", type=int, default=8, help="pictures denoised in one pass (8)")
+    add("--threads", type=int, default=1, help="of PyTorch (1)")
+    add("--write", action="store_true", help=f"what DIR holds into {RESULTS.relative_to(ROOT)}")
+    add("--pictures", action="store_true", help="those of the guide, instead of measuring")
+    options = parser.parse_args(arguments)
+    known = SHEETS if options.pictures else EXPERIMENTS
+    names = options.only.split(",") if options.only else list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--only must be of {', '.join(known)}, got {name!r}")
+    torch.set_num_threads(options.threads)
+    if options.write:
+        return _write(options.out, names)
+    pipe = Pipeline.from_pretrained(EMBEDDED, device="cpu", cache_dir=None)
+    studio = Studio(pipe, options.out, options.steps, options.batch)
+    if options.pictures:
+        draw_sheets(studio, options.out, names)
+        return 0
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    for name in names:
+        chosen = options.settings.split(",") if options.settings else EXPERIMENTS[name].settings
+        run = results.started(KIND, typed, torch.device("cpu"))
+        _measure(studio, name, chosen, options.count, run)
+    return 0
+
+
+def _measure(
+    studio: Studio, name: str, settings: Sequence[str], count: int, run: results.Content
+) -> None:
+    """The cases that are missing, some of every setting in turn."""
+    experiment = EXPERIMENTS[name]
+    for setting in settings:
+        if setting not in experiment.settings:
+            known = ", ".join(experiment.settings)
+            raise ValueError(f"--settings of {name} must be of {known}, got {setting!r}")
+    record = Record.open(studio.folder, name, studio.steps, run)
+    for end in [*range(experiment.at_once, count, experiment.at_once), count]:
+        for setting in settings:
+            numbers = range(record.count(setting), end)
+            if numbers:
+                began = time.monotonic()
+                found = experiment.measure(studio, setting, numbers)
+                record.add(setting, found, time.monotonic() - began)
+        print(f"{name}: {end} of {count}", flush=True)
+
+
+def _write(folder: Path, names: Sequence[str]) -> int:
+    """A run for each experiment that the folder holds, in the place of earlier ones of the same settings."""
+    files = [folder / f"{name}.json" for name in names]
+    records = {file.stem: Record.read(file) for file in files if file.exists()}
+    if not records:
+        raise ValueError(f"--out must hold verdicts, got {folder}; measure first, without --write")
+    content = results.read(RESULTS) if RESULTS.exists() else None
+    for name, record in records.items():
+        side = EXPERIMENTS[name].side
+        rows = [row(name, setting, found, side) for setting, found in record.verdicts.items()]
+        run = {**record.run, "rows": rows, "complete": True}
+        content = results.merged(content, KIND, results.plain(run))
+    write_json(RESULTS, content, indent=1)
+    print(f"{RESULTS}\nrun python -m bench.report")
+    return 0

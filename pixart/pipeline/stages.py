@@ -1,0 +1,84 @@
+"""In which denoisings a request is drawn: one from noise or from a picture, and one to make it larger."""
+
+from dataclasses import dataclass, replace
+
+from pixart.pipeline.editing import canvas_size, fit_of, only_enlarges, strength_of
+from pixart.pipeline.guidance import guidance_of
+from pixart.pipeline.request import Request
+from pixart.pipeline.upscale import UPSCALE_STRENGTH, upscaled_size
+from pixart.resolution import MIN_TOKENS
+from pixart.sampler.loop import check_sampling
+from pixart.sampler.schedulers import Scheduler
+from pixart.sampler.walk import Walk
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One denoising. height, width: pixels of the canvas. tiles: side of windows in it, None for the
+    whole at once. strength: how much of what it begins with is drawn anew, None if that is noise.
+    is_masked: whether a part of that is kept."""
+
+    height: int
+    width: int
+    tiles: int | None
+    strength: float | None
+    is_masked: bool = False
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Pixels of what the transformer sees at once, high and wide."""
+        if self.tiles is None:
+            return self.height, self.width
+        return min(self.tiles, self.height), min(self.tiles, self.width)
+
+    def count_steps(self, solver: Scheduler, steps: int | None) -> int:
+        """How often a callback is called."""
+        is_anew = self.strength == 1 and not self.is_masked
+        return len(Walk(solver, steps, None if is_anew else self.strength).evaluations)
+
+
+def stages_of(request: Request, multiple: int) -> list[Stage]:
+    """Of a resolved request. Where --upscale makes the picture itself larger, nothing comes before."""
+    assert request.height and request.width
+    stages = []
+    if not only_enlarges(request):
+        tiles = request.tiles if request.upscale is None else None
+        size = canvas_size(request.height, request.width, multiple)
+        is_masked = request.mask is not None or request.outpaint is not None
+        stages.append(Stage(*size, tiles, request.strength, is_masked))
+    if request.upscale is not None:
+        assert request.final_size
+        stages.append(Stage(*request.final_size, request.tiles, request.upscale_strength))
+    return stages
+
+
+def with_stages(request: Request, multiple: int) -> Request:
+    """A request of a known size with the numbers of what its picture is drawn from and made larger to.
+    ValueError for an --upscale or --tiles that cannot be."""
+    assert request.height and request.width
+    if request.image is not None:
+        request = replace(request, fit=fit_of(request), strength=strength_of(request))
+    if request.upscale is not None:
+        height, width = upscaled_size(request.upscale, request.height, request.width, multiple)
+        strength = request.upscale_strength or UPSCALE_STRENGTH
+        request = replace(request, upscale=f"{width}x{height}", upscale_strength=strength)
+    if request.tiles is None:
+        return request
+    least = MIN_TOKENS * multiple
+    if request.tiles < least:
+        raise ValueError(f"tiles must be at least {least} pixels, got {request.tiles}")
+    return replace(request, tiles=round(request.tiles / multiple) * multiple)
+
+
+def check_stages(request: Request, multiple: int, solver: Scheduler) -> None:
+    """ValueError for what the scheduler cannot sample."""
+    guidance = guidance_of(request)
+    for stage in stages_of(request, multiple):
+        try:
+            check_sampling(
+                solver, request.steps, guidance, strength=stage.strength, is_masked=stage.is_masked
+            )
+        except ValueError as error:
+            if stage.strength == request.upscale_strength and str(error).startswith("strength "):
+                raise ValueError(f"upscale_{error}") from error
+            raise
