@@ -44,7 +44,11 @@ def draw_scene(
     scene = sample_scene(rng, kind)
     # Without a share nothing is drawn for it: old runs go on as they began.
     is_nameless = nameless > 0 and rng.random() < nameless
-    return scene, describe(scene, rng, is_nameless=is_nameless)
+    if (
+        is_nameless
+    ):  # all else is told: what nothing tells, such as the ground, would be all of the loss
+        return scene, describe(scene, rng, omit=0.0, is_nameless=True)
+    return scene, describe(scene, rng)
 
 
 def draw_sample(

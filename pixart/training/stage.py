@@ -117,8 +117,18 @@ class ControlSettings:
     """A control to go on from, in any format that --control takes. Empty: that of the previous stage
     where it trained one, else copies of the base's blocks that change nothing yet."""
 
+    hint_rate: float = 1.0
+    """The learning rate of what projects the picture, times that of the rest. Lines are little beside the
+    ground that they are on: more lets a short training see them sooner."""
+
     def __post_init__(self) -> None:
-        refuse(number_problems(self, {"blocks": Bounds(1, 255)}, "control."))
+        bounds = {"blocks": Bounds(1, 255), "hint_rate": Bounds(0, 1e3, above=True)}
+        refuse(number_problems(self, bounds, "control."))
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Of the learning rate, by a part of parameters' names."""
+        return {} if self.hint_rate == 1 else {".before_proj.": self.hint_rate}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint.config import Surroundings
+from pixart.checkpoint.control import empty_control
 from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
@@ -218,8 +219,7 @@ def check_null_caption(stage: Stage, stored: bool) -> None:
 def weightless_control(stage: Stage, base: PixArt) -> ControlNet:
     """The control that a stage will train, its adapters included, without memory for its weights; as many
     blocks as it has where it goes on from no other."""
-    with torch.device("meta"):
-        network = ControlNet(base.config, control_blocks(stage, base.config))
+    network = empty_control(base.config, control_blocks(stage, base.config))
     return add_control_adapters(stage, network)
 
 
