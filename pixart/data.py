@@ -67,29 +67,36 @@ def prepare(options: Prepare) -> str:
 def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
     """What lists the samples, from the start each time."""
     from pixart.dataset.annotations import annotated
+    from pixart.dataset.controls import with_controls
     from pixart.dataset.sources import open_source
 
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    return lambda: annotated(
-        open_source(options.source),
-        prompt=options.prompt,
-        captions=options.captions,
-        scores=options.scores,
-        min_score=options.min_score,
+    return lambda: with_controls(
+        annotated(
+            open_source(options.source),
+            prompt=options.prompt,
+            captions=options.captions,
+            scores=options.scores,
+            min_score=options.min_score,
+        ),
+        options.control,
     )
 
 
 def _preparation(options: Prepare) -> "Preparation":
     import torch
 
+    from pixart.dataset.controls import open_controls
     from pixart.dataset.prepare import Preparation, Settings, open_encoders
     from pixart.device import choose_device
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    device = choose_device(options.device)
+    controls = open_controls(options.control, options.preprocessor_weights, device)
     encoders = open_encoders(
         options.model,
-        device=choose_device(options.device),
+        device=device,
         vae_dtype=dtypes[options.vae_dtype],
         text_dtype=dtypes[options.text_dtype] if options.text_dtype else None,
         max_length=options.max_length,
@@ -97,7 +104,7 @@ def _preparation(options: Prepare) -> "Preparation":
     settings = Settings(
         options.resolution, options.square, options.max_ratio, options.half, options.min_side
     )
-    return Preparation(options.output, encoders, settings, options.workers)
+    return Preparation(options.output, encoders, settings, options.workers, controls)
 
 
 def _origin(options: Prepare) -> str:
@@ -105,7 +112,8 @@ def _origin(options: Prepare) -> str:
     is_url = "://" in options.source
     source = options.source if is_url else os.path.abspath(os.path.expanduser(options.source))
     files = [os.path.abspath(file) for file in (*options.captions, options.scores) if file]
-    return repr([source, options.prompt, options.min_score, files])
+    control = [os.path.abspath(options.control)] if options.control else []
+    return repr([source, options.prompt, options.min_score, files, *control])
 
 
 def caption(options: Caption) -> str:

@@ -67,13 +67,14 @@ logger = logging.getLogger("pixart")
 class ControlContents:
     """A control file as read. tensors: of the control, under their official names. base: its base's, as
     far as the file holds one. config: of the base, if the file says it. format: the one save_control would
-    write, None if none."""
+    write, None if none. files: which hold them."""
 
     tensors: dict[str, Tensor]
     base: dict[str, Tensor]
     config: PixArtConfig | None
     naming: str
     format: str | None
+    files: list[Path]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -92,9 +93,21 @@ class OpenedControl:
     config: PixArtConfig
     copies: int
     path: Path
+    files: list[Path]
     _dtype: torch.dtype | None
     _tensors: dict[str, Tensor] = field(repr=False)
     _network: ControlNet | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, network: ControlNet) -> "OpenedControl":
+        """A network of the caller's, in the place of a file."""
+        path = Path("a control")
+        return cls(network.config, network.copies, path, [], None, {}, network)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `load` has read the weights."""
+        return self._network is not None
 
     def load(self, device: str | torch.device = "cpu") -> ControlNet:
         """The network in eval mode: read into the device's memory the first time, the same later."""
@@ -139,7 +152,7 @@ def open_control(
         _check_names(contents, base.config)
     for note in contents.notes:
         logger.info("%s: %s", path, note)
-    return OpenedControl(base.config, copies, path, dtype, contents.tensors)
+    return OpenedControl(base.config, copies, path, contents.files, dtype, contents.tensors)
 
 
 def open_control_alone(
@@ -164,7 +177,8 @@ def open_control_alone(
         check_finite(contents.tensors | contents.base, str(path))
     for note in contents.notes:
         logger.info("%s: %s", path, note)
-    opened = OpenedControl(shape, contents.copies, path, dtype, dict(contents.tensors))
+    tensors = dict(contents.tensors)
+    opened = OpenedControl(shape, contents.copies, path, contents.files, dtype, tensors)
     return opened, contents
 
 
@@ -223,7 +237,7 @@ def _sort(
     if naming == "diffusers":
         base = from_diffusers(base)
     config = None if payload.config is None else PixArtConfig.from_dict(payload.config)
-    return ControlContents(tensors, base, config, naming, payload.format)
+    return ControlContents(tensors, base, config, naming, payload.format, payload.files)
 
 
 def _from_diffusers(tensors: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -73,6 +73,11 @@ class OpenedTransformer:
         """Where it was found, for messages."""
         return self._path
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the model; None for that of the file."""
+        return self._dtype
+
     def tensors(self) -> dict[str, Tensor]:
         """Its weights as they are now: of the file until they are read, before any of `changes`."""
         return self._tensors if self._model is None else self._model.state_dict()

@@ -77,6 +77,7 @@ class Payload:
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None
     format: str | None
+    files: list[Path]
 
 
 def read_payload(path: Path, variant: str | None = None) -> Payload:
@@ -84,8 +85,9 @@ def read_payload(path: Path, variant: str | None = None) -> Payload:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
     config: Any = None
+    files = [path]
     if path.is_dir():
-        tensors, _, _ = _read_weights(path, variant)
+        tensors, files, _ = _read_weights(path, variant)
         kind = read_json(path / CONFIG).get("_class_name", CONTROL_CLASS)
         if kind != CONTROL_CLASS:
             raise ValueError(f"config.json is of a {kind}, not of a {CONTROL_CLASS}")
@@ -97,7 +99,7 @@ def read_payload(path: Path, variant: str | None = None) -> Payload:
         tensors, config, format = _read_control_file(path)
     if not isinstance(config, dict | None):
         raise ValueError(f"its configuration must be a mapping, got a {type(config).__name__}")
-    return Payload(detached(tensors), config, format)
+    return Payload(detached(tensors), config, format, files)
 
 
 def _read_control_file(path: Path) -> tuple[dict[str, Tensor], Any, str | None]:

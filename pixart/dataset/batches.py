@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class FeatureBatch:
     that they were stored in, zero beyond a caption's tokens. mask: (B, L) bool, true where a token
     counts. size: (B, 2) fp32, height and width of the original picture in pixels. aspect_ratio:
     (B, 1) fp32, height / width of the bucket. control_mean, control_std: as mean and std, of the pictures
-    that steer a control; None where the data have none.
+    that steer a control; None where they were not asked for.
     """
 
     mean: Tensor
@@ -37,15 +38,16 @@ class FeatureBatch:
         return len(self.mean)
 
     def to(self, device: torch.device | str) -> "FeatureBatch":
-        values = (getattr(self, field.name) for field in fields(self))
-        return FeatureBatch(*(None if value is None else value.to(device) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: one.to(device) for k, one in values.items() if one is not None})
 
 
 class FeatureDataset:
     """The samples of a directory that `prepare` filled, or of the official layout.
 
     resolution: in pixels; may be left out where the directory holds one. `scaling_factor` is that
-    of the VAE, None where the files do not say. Raises ValueError if there is nothing to read.
+    of the VAE, None where the files do not say; `control` names what makes the pictures that steer, None
+    where there are none. Raises ValueError if there is nothing to read.
     """
 
     def __init__(self, directory: str | Path, resolution: int | None = None) -> None:
@@ -60,7 +62,9 @@ class FeatureDataset:
         self.entries: Sequence[Entry] = self._features.entries
         if not self.entries:
             raise ValueError(f"{directory} must hold at least one sample; its report says why not")
+        self.directory = directory
         self.scaling_factor = self._features.scaling_factor
+        self.control = self._features.control
         self.caption_names = sorted({name for entry in self.entries for name in entry.captions})
 
     def __len__(self) -> int:
@@ -76,12 +80,15 @@ class FeatureDataset:
         indices: Sequence[int],
         rng: random.Random,
         caption_weights: Mapping[str, float] | None = None,
+        *,
+        control: bool = False,
     ) -> FeatureBatch:
         """The samples of some indices, which must share a bucket, each with one of its captions.
 
         caption_weights: by name, relative; a name without its number (`synthetic` for synthetic.1,
         synthetic.2 ...) shares its weight among them. A caption that a sample lacks leaves its
-        weight to the others. Without weights all captions of a sample are as likely.
+        weight to the others. Without weights all captions of a sample are as likely. control: read the
+        pictures that steer as well, which every sample must have.
         """
         chosen = [self.entries[index] for index in indices]
         buckets = {entry.bucket for entry in chosen}
@@ -89,18 +96,51 @@ class FeatureDataset:
             raise ValueError(f"indices must be of one bucket, got {sorted(buckets)}")
         self._check_names(caption_weights)
         names = [_draw(entry, caption_weights, rng) for entry in chosen]
-        mean, std = zip(*(self._features.moments(entry) for entry in chosen), strict=True)
+        mean, std = self._moments([entry.image for entry in chosen])
+        steering = self._steering(chosen, mean.shape) if control else (None, None)
         captions = [self._features.caption(e, name) for e, name in zip(chosen, names, strict=True)]
         features, mask = pad(captions)
         (height, width) = buckets.pop()
         return FeatureBatch(
-            mean=torch.stack(mean).float(),
-            std=torch.stack(std).float(),
+            mean=mean,
+            std=std,
             features=features,
             mask=mask,
             size=torch.tensor([entry.size for entry in chosen], dtype=torch.float32),
             aspect_ratio=torch.full((len(chosen), 1), height / width),
+            control_mean=steering[0],
+            control_std=steering[1],
         )
+
+    def _moments(self, places: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) each, fp32."""
+        mean, std = zip(*map(self._features.moments, places), strict=True)
+        return torch.stack(mean).float(), torch.stack(std).float()
+
+    def _steering(self, chosen: Sequence[Entry], shape: torch.Size) -> tuple[Tensor, Tensor]:
+        for entry in chosen:
+            if entry.control is None:
+                raise ValueError(self._uncontrolled(entry))
+        mean, std = self._moments([entry.control for entry in chosen])
+        if mean.shape != shape:
+            raise ValueError(
+                f"control pictures must have latents of their pictures' shape, got {tuple(mean.shape)} for "
+                f"{tuple(shape)} of {chosen[0].path}"
+            )
+        return mean, std
+
+    def _uncontrolled(self, entry: Entry) -> str:
+        example = f", {entry.path} has none" if self.control else ""
+        return (
+            f"{self.directory} must have a control picture of every sample{example}; prepare it with "
+            "--control"
+        )
+
+    def check_controls(self) -> None:
+        """Raises ValueError unless every sample has a picture that steers: better known before training."""
+        for entry in self.entries:
+            if entry.control is None:
+                raise ValueError(self._uncontrolled(entry))
 
     def check_captions(self, caption_weights: Mapping[str, float]) -> None:
         """Raises ValueError if `batch` would for some sample: better known before training."""

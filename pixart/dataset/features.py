@@ -8,8 +8,10 @@
     work/                    who does what while it is done, and with which settings
 
 A picture's NAME is a digest of its bytes, the VAE, its bucket and how it was scaled; a caption's of
-its text and the text encoder. So nothing is computed or kept twice: not for another resolution, not
-for a caption that many pictures have, not after samples were added, moved or renamed.
+its text and the text encoder. A picture that steers another (`--control`) is a picture like any, or its
+NAME is a digest of the other's and of what makes it. So nothing is computed or kept twice: not for
+another resolution, not for a caption that many pictures have, not after samples were added, moved or
+renamed.
 
 A shard's name is a digest of the names in it, and its header has a checksum of each tensor, which is
 compared whenever one is read. Shards of earlier versions have none, and are read as they are.
@@ -39,7 +41,8 @@ CHECKSUMS = "checksums"  # in a shard's header: of each tensor by name
 class Entry:
     """A sample with features. size: of the picture, bucket: of its latents, (height, width) px.
 
-    image and captions (by name): where a reader finds the features.
+    image, captions (by name) and control, of the picture that steers, None for none: where a reader finds
+    the features.
     """
 
     path: str
@@ -47,6 +50,7 @@ class Entry:
     bucket: tuple[int, int]
     image: Any
     captions: Mapping[str, Any]
+    control: Any = None
 
 
 class ShardStore:
@@ -94,19 +98,23 @@ class PreparedFeatures:
         self.index_file = _find_index(directory, resolution)
         self.index = _read_index(self.index_file)
         self.entries = [
-            Entry(s["path"], tuple(s["size"]), tuple(s["bucket"]), s["image"], s["captions"])
+            Entry(
+                *(s["path"], tuple(s["size"]), tuple(s["bucket"]), s["image"], s["captions"]),
+                control=s.get("control"),
+            )
             for s in self.index["samples"]
         ]
         self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
+        self.control: str | None = self.index.get("control")
         self.folder = folder = directory / "features"
         # Data may have thousands of shards, and a process only so many open files.
         self._open: Callable[[str], Shard] = lru_cache(OPEN_SHARDS)(
             lambda shard: Shard(folder / shard)
         )
 
-    def moments(self, entry: Entry) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, (C, h, w) each."""
-        shard, name = entry.image
+    def moments(self, place: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of an entry's image or control, (C, h, w) each."""
+        shard, name = place
         mean, std = (self._tensor(shard, f"{name}.{moment}", 3) for moment in ("mean", "std"))
         if mean.shape != std.shape or (std < 0).any():
             raise _damaged(self.folder / shard, f"{name}.std is no deviation of {name}.mean")
@@ -190,9 +198,16 @@ def indices_of(directory: Path) -> dict[int, dict[str, Any]]:
 def places_of(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(shard, tensor) of everything that an index needs."""
     for sample in index["samples"]:
-        shard, name = sample["image"]
-        yield from ((shard, f"{name}.mean"), (shard, f"{name}.std"))
-        yield from ((shard, name) for shard, name in sample["captions"].values())
+        yield from features_of(sample)
+
+
+def features_of(sample: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(shard, tensor) of everything that an index's sample needs."""
+    for kind in ("image", "control"):
+        if kind in sample:
+            shard, name = sample[kind]
+            yield from ((shard, f"{name}.mean"), (shard, f"{name}.std"))
+    yield from ((shard, name) for shard, name in sample["captions"].values())
 
 
 def _find_index(directory: Path, resolution: int | None) -> Path:
@@ -234,12 +249,16 @@ def _check_index(index: Mapping[str, Any]) -> None:
     factor = index["vae"]["scaling_factor"]
     if factor is not None and not 0 < float(factor) < math.inf:
         raise ValueError(f"scaling_factor must be positive, got {factor}")
+    if not isinstance(index.get("control", ""), str):
+        raise ValueError(f"control must be text, got {index['control']!r}")
     for sample in index["samples"]:
         for height, width in (sample["size"], sample["bucket"]):
             if not (0 < int(height) < 2**20 and 0 < int(width) < 2**20):
                 raise ValueError(f"a size must be in pixels, got {height}, {width}")
         if not isinstance(sample["path"], str) or not sample["captions"]:
             raise ValueError("a sample must have a path and captions")
+        if "image" not in sample or ("control" in sample) != ("control" in index):
+            raise ValueError("a sample must have an image, and a control where all have")
     for shard, name in places_of(index):
         # An index may come from anywhere: it must not lead out of its folder.
         if not re.fullmatch(r"[\w.-]+\.safetensors", shard) or not _is_name(name):

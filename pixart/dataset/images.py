@@ -41,7 +41,6 @@ def cover(image: "Image", bucket: tuple[int, int], resolution: int) -> Tensor:
     Returns (3, height, width), float32 in [-1, 1]. Lanczos from a resolution of 2048 up, else
     bicubic; sides round as torchvision's Resize and CenterCrop round them.
     """
-    import numpy as np
     from PIL import Image
 
     height, width = bucket
@@ -53,10 +52,24 @@ def cover(image: "Image", bucket: tuple[int, int], resolution: int) -> Tensor:
     method = Image.Resampling.LANCZOS if resolution >= LANCZOS_FROM else Image.Resampling.BICUBIC
     image = image.resize((scaled_width, scaled_height), method)
     top, left = round((scaled_height - height) / 2), round((scaled_width - width) / 2)
-    image = image.crop((left, top, left + width, top + height))
+    return as_pixels(image.crop((left, top, left + width, top + height)))
+
+
+def as_pixels(image: "Image") -> Tensor:
+    """An RGB picture as (3, height, width), float32 in [-1, 1]."""
+    import numpy as np
+
     # np.array copies; a view of a Pillow image is read-only, which PyTorch warns about.
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return pixels.to(torch.float32).div(127.5).sub(1.0)
+
+
+def as_image(pixels: Tensor) -> "Image":
+    """The picture that as_pixels was given."""
+    from PIL import Image
+
+    levels = pixels.add(1.0).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
 @contextmanager

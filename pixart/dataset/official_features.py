@@ -1,18 +1,21 @@
 """The official feature files (.npy and .npz) beside the official data_info.json, read as they are.
 
 Latents are (2C, h, w): mean and standard deviation (not the log variance), unscaled. Captions are
-`caption_feature` (1, L, D) and `attention_mask` (1, L); only the tokens that the mask keeps count.
+`caption_feature` (1, L, D) and `attention_mask` (1, L); only the tokens that the mask keeps count. Edges
+that steer a control are latents too, in `hed_feature_R/x/a/b.npz`.
 
 The extractors and loaders name a file in four ways: x/a/b.c.png is x/a_b.c (multi-scale loader: the
 last slash turns into an underscore), b.c (caption extractor), b (VAE extractor), or x/a/b.c. They
 agree for the published data, whose paths are flat and whose names have one dot.
 """
 
+import re
 import tokenize
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,9 @@ CAPTION_FOLDERS = {
 _DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, SyntaxError,
             RuntimeError, OverflowError, MemoryError, tokenize.TokenError, zipfile.BadZipFile,
             zlib.error)  # fmt: skip
-MAX_CAPTION = 2**30  # bytes, unpacked
+MAX_UNPACKED = 2**30  # bytes of a .npz
+# Of the edges that the published controls were trained with: KEY.npz, their latents as one array.
+CONTROL_FOLDER, CONTROL = "hed_feature_{R}", "hed"
 
 
 def find_data_info(directory: Path) -> Path | None:
@@ -61,11 +66,17 @@ class OfficialFeatures:
     def __init__(self, data_info: Path, resolution: int | None) -> None:
         self.root = data_info.parent
         latents = _latent_folder(self.root, resolution)
+        controls = self.root / CONTROL_FOLDER.replace(
+            "{R}", _resolution_of(latents.relative_to(self.root))
+        )
+        self.control = CONTROL if controls.is_dir() else None
         self.entries: list[Entry] = []
         skipped: list[str] = []
         for place, values in index_objects(data_info):
             entry = _entry(self.root, latents, place, values)
             if isinstance(entry, Entry):
+                if self.control:
+                    entry = replace(entry, control=_find(controls, entry.path, ".npz"))
                 self.entries.append(entry)
             else:
                 skipped.append(entry)
@@ -76,18 +87,17 @@ class OfficialFeatures:
                 f"{len(skipped)} samples of {data_info} are left out: {first}", stacklevel=4
             )
 
-    def moments(self, entry: Entry) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, (C, h, w) each."""
+    def moments(self, file: Path) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of an entry's image or control, (C, h, w) each."""
         try:
-            # NumPy refuses pickled objects, which could run code, unless allow_pickle is given.
-            mean, std = torch.from_numpy(np.load(entry.image)).chunk(2)
+            mean, std = torch.from_numpy(_latents(file)).chunk(2)
             if mean.ndim != 3 or mean.shape != std.shape or not _is_finite(mean, std):
                 raise ValueError(f"no finite latents, {tuple(mean.shape)} and {tuple(std.shape)}")
         except _DAMAGED as error:
-            raise ValueError(f"{entry.image} cannot be read ({error}); extract it again") from error
+            raise ValueError(f"{file} cannot be read ({error}); extract it again") from error
         if (std < 0).any():
             raise ValueError(
-                f"{entry.image} must hold standard deviations after the means, got negative ones: "
+                f"{file} must hold standard deviations after the means, got negative ones: "
                 "log variances? Extract the features again"
             )
         return mean, std
@@ -96,9 +106,7 @@ class OfficialFeatures:
         """The features of a caption, (L, D)."""
         file = entry.captions[name]
         try:
-            with np.load(file) as stored:
-                if sum(member.file_size for member in stored.zip.infolist()) > MAX_CAPTION:
-                    raise ValueError(f"it unpacks to more than {MAX_CAPTION >> 20} MiB")
+            with _unpacked(file) as stored:
                 features = torch.from_numpy(stored["caption_feature"]).flatten(0, -2)
                 mask = torch.from_numpy(stored["attention_mask"]).flatten()
             features = features[mask.bool()]
@@ -107,6 +115,24 @@ class OfficialFeatures:
             return features
         except _DAMAGED as error:
             raise ValueError(f"{file} must be an official caption file ({error})") from error
+
+
+def _latents(file: Path) -> Any:
+    """The array of a .npy, or of a .npz with one."""
+    # NumPy refuses pickled objects, which could run code, unless allow_pickle is given.
+    if file.suffix == ".npy":
+        return np.load(file)
+    with _unpacked(file) as stored:
+        return stored["arr_0"]
+
+
+def _unpacked(file: Path) -> Any:
+    """A .npz, of which nothing is read yet."""
+    stored = np.load(file)
+    if sum(member.file_size for member in stored.zip.infolist()) > MAX_UNPACKED:
+        stored.close()
+        raise ValueError(f"it unpacks to more than {MAX_UNPACKED >> 20} MiB")
+    return stored
 
 
 def _is_finite(*tensors: Tensor) -> bool:
@@ -125,6 +151,12 @@ def _latent_folder(root: Path, resolution: int | None) -> Path:
     names = ", ".join(str(folder.relative_to(root)) for folder in found) or "none"
     wanted = "at this resolution" if resolution else "or name a resolution"
     raise ValueError(f"{root} must hold one folder of latents {wanted}, got {names}")
+
+
+def _resolution_of(latents: Path) -> str:
+    found = re.search(r"\d+", str(latents))
+    assert found is not None  # of LATENT_FOLDERS
+    return found[0]
 
 
 def _entry(root: Path, latents: Path, place: str, values: dict[str, Any] | Rejected) -> Entry | str:

@@ -33,6 +33,11 @@ class Prepare:
     """A file that `filter` wrote."""
     min_score: float | None = None
     """Leave out pictures with a score below this."""
+    control: str | None = None
+    """Pictures that steer, to train a control: a folder with one of the same name and size for each,
+    "members" for KEY.control.png of tar shards, or canny, hed, depth or pose, made of each picture."""
+    preprocessor_weights: tuple[str, ...] = ()
+    """NAME=PLACE of the networks of --control: hed=, depth=, pose=, person=; a path or hub id."""
     max_ratio: float = 4.5
     """Reject pictures whose long side is more than this times the short one."""
     min_side: int | None = None

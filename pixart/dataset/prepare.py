@@ -1,8 +1,7 @@
 """`prepare`: pictures and captions to VAE moments and T5 features, once, on disk.
 
-Every picture is scaled to cover the nearest bucket of a resolution and cropped to its middle. What
-cannot be used is quarantined: it is left out, listed in report.json with its resolution and reason,
-and the work goes on.
+What cannot be used is quarantined: it is left out, listed in report.json with its resolution and
+reason, and the work goes on.
 
 The source is cut into chunks of 64 samples. Any number of processes may run the same command: each
 takes the chunks that no other has taken, and all end when everything is done. A chunk that is done
@@ -25,52 +24,22 @@ from torch import Tensor
 
 from pixart.config import MAX_LENGTH, Family
 from pixart.dataset.annotations import in_order
-from pixart.dataset.features import FORMAT, ShardStore
-from pixart.dataset.images import LANCZOS_FROM, ImageError, cover, decode, head_of
+from pixart.dataset.controls import Controls
+from pixart.dataset.features import FORMAT, ShardStore, features_of
+from pixart.dataset.images import ImageError
+from pixart.dataset.loading import Loader, Picture, Settings
 from pixart.dataset.parts import Part, merged_reports, read_part, write_part, write_report
 from pixart.dataset.samples import Item, Rejected, Sample
-from pixart.files import CheckpointError, digest, fingerprint, write_json
+from pixart.files import digest, fingerprint, write_json
 from pixart.locks import claimed, occupied
-from pixart.pictures import Head
 from pixart.pipeline.captions import as_trained
 from pixart.pipeline.directory import family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
 from pixart.progress import counted
-from pixart.resolution import nearest_bucket
 from pixart.text.encoder import TextEncoder
 from pixart.vae.autoencoder import VAE
 
 CHUNK = 64
-MAX_RATIO = 4.5  # long side / short side; the buckets end at 4
-
-
-@dataclass(frozen=True)
-class Settings:
-    """resolution: pixels of the buckets' square; square: crop everything to that. max_ratio: long
-    side / short side beyond which a picture is rejected. half: store moments in fp16, not fp32.
-    min_side: pixels of the shorter side below which it is rejected; None is half of its bucket's."""
-
-    resolution: int
-    square: bool = False
-    max_ratio: float = MAX_RATIO
-    half: bool = False
-    min_side: int | None = None
-
-    def bucket(self, height: int, width: int, multiple: int) -> tuple[int, int]:
-        """The (height, width) that a picture is brought to; sides are multiples of `multiple`."""
-        if self.square:
-            return self.resolution, self.resolution
-        return nearest_bucket(height, width, self.resolution, multiple)
-
-    def fault(self, height: int, width: int, bucket: tuple[int, int]) -> str:
-        """Why a picture of that size is rejected, "" if it is not."""
-        ratio = max(height, width) / min(height, width)
-        if ratio > self.max_ratio:
-            return f"ratio {ratio:.4g}:1 of {width}x{height} is over {self.max_ratio:g}:1"
-        least = min(bucket) // 2 if self.min_side is None else self.min_side
-        if min(height, width) < least:
-            return f"{width}x{height} is too small, its shorter side must be at least {least} px"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -90,25 +59,17 @@ class Encoders:
         return self.vae.downsample * 2
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A picture that passed; pixels (3, H, W) only if its moments are not in the store. note: what
-    is to be told of it, "" for nothing."""
-
-    sample: Sample
-    size: tuple[int, int]
-    bucket: tuple[int, int]
-    name: str
-    pixels: Tensor | None
-    note: str
-
-
 class Preparation:
     """The features of a source in `directory`; see the module. workers: threads that read and
-    scale pictures while others are encoded."""
+    scale pictures while others are encoded. controls: where the pictures come from that steer."""
 
     def __init__(
-        self, directory: Path, encoders: Encoders, settings: Settings, workers: int = 4
+        self,
+        directory: Path,
+        encoders: Encoders,
+        settings: Settings,
+        workers: int = 4,
+        controls: Controls | None = None,
     ) -> None:
         if settings.resolution < 1 or settings.resolution % encoders.multiple:
             raise ValueError(
@@ -119,8 +80,15 @@ class Preparation:
         if settings.min_side is not None and settings.min_side < 1:
             raise ValueError(f"min_side must be at least 1, got {settings.min_side}")
         self.directory, self.encoders, self.settings = directory, encoders, settings
-        self.workers = workers
+        self.workers, self.controls = workers, controls
         self.store = ShardStore(directory / "features")
+        self.loader = Loader(
+            settings,
+            encoders.multiple,
+            encoders.vae_identity,
+            self._is_stored,
+            controls,
+        )
         self.work = directory / "work"
         self.report = directory / "report.json"
 
@@ -178,34 +146,34 @@ class Preparation:
         part = read_part(file)
         if part is None:
             return False
-        places = [place for s in part.samples for place in (s["image"], *s["captions"].values())]
-        return all((self.store.folder / shard).exists() for shard in {p[0] for p in places})
+        shards = {shard for sample in part.samples for shard, _ in features_of(sample)}
+        return all((self.store.folder / shard).exists() for shard in shards)
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether the moments of a picture are."""
+        return self.store.shard_of(f"{name}.mean") is not None
 
     def _made_by(self) -> list[Any]:
         """All that features depend on, short of the samples."""
         encoders = self.encoders
         identities = [encoders.vae_identity, encoders.text_identity]
-        return [FORMAT, asdict(self.settings), identities]
+        controls = [self.controls.identity] if self.controls else []
+        return [FORMAT, asdict(self.settings), identities, *controls]
 
     def _part_file(self, chunk: list[Item]) -> Path:
         """Named by all that the chunk's features depend on, short of the pictures' bytes."""
-        content = [
-            [asdict(item)]
-            if isinstance(item, Rejected)
-            else [item.path, item.version, dict(item.captions), item.uncaptioned]
-            for item in chunk
-        ]
+        content = [_told(item) for item in chunk]
         key = json.dumps([*self._made_by(), content], sort_keys=True)
         return self.work / f"{digest(key.encode())}.json"
 
     def _prepare(self, chunk: list[Item]) -> Part:
         part = Part()
         new: dict[str, Tensor] = {}
-        pictures: list[_Picture] = []
+        pictures: list[Picture] = []
         # Threads read ahead, this one encodes in order: a shard has the same content in every run.
-        for result in in_order(self._load, chunk, self.workers):
-            if isinstance(result, _Picture) and result.pixels is not None:
-                result = self._encode(result, result.pixels, new)
+        for result in in_order(self.loader.load, chunk, self.workers):
+            if isinstance(result, Picture):
+                result = self._encode(result, new)
             if isinstance(result, Rejected):
                 part.rejected.append(asdict(result))
             else:
@@ -218,52 +186,34 @@ class Preparation:
             part.samples.append(self._record(picture, names))
         return part
 
-    def _load(self, item: Item) -> _Picture | Rejected:
-        """In a thread: read, check, scale. Raises nothing over a picture."""
-        if isinstance(item, Rejected):
-            return item
-        if not item.captions:
-            return Rejected(item.path, item.uncaptioned)
-        try:
-            content = item.read()
-            head = head_of(content)
-            size = head.height, head.width
-            bucket = self.settings.bucket(*size, self.encoders.multiple)
-            if fault := self.settings.fault(*size, bucket):
-                return Rejected(item.path, fault)
-            name = self._image_name(content, head, bucket)
-            pixels = None
-            if self.store.shard_of(f"{name}.mean") is None:
-                image = decode(content)
-                if image.size != (head.width, head.height):
-                    says = f"{head.width}x{head.height}, it is {image.width}x{image.height}"
-                    raise ImageError(f"unreadable image: its head says {says}")
-                pixels = cover(image, bucket, self.settings.resolution)
-        except (ImageError, CheckpointError) as error:
-            return Rejected(item.path, str(error))
-        except OSError as error:
-            return Rejected(item.path, f"unreadable file: {error.strerror or error}")
-        return _Picture(item, size, bucket, name, pixels, head.profile_fault)
-
-    def _image_name(self, content: bytes, head: Head, bucket: tuple[int, int]) -> str:
-        method = "lanczos" if self.settings.resolution >= LANCZOS_FROM else "bicubic"
-        stored = "fp16" if self.settings.half else "fp32"
-        made_from = [digest(content), self.encoders.vae_identity, bucket, method, stored]
-        if head.has_profile and not head.profile_fault:
-            made_from.append("sRGB")  # not the features of its colours as they are stored
-        return digest(json.dumps(made_from).encode())
-
-    def _encode(
-        self, picture: _Picture, pixels: Tensor, new: dict[str, Tensor]
-    ) -> _Picture | Rejected:
+    def _encode(self, picture: Picture, new: dict[str, Tensor]) -> Picture | Rejected:
         """One picture at a time, so that its moments do not depend on its neighbours."""
         dtype = torch.float16 if self.settings.half else torch.float32
-        moments = self.encoders.vae.posterior(pixels[None])
-        mean, std = (moment[0].to("cpu", dtype) for moment in moments)
-        if not (mean.isfinite().all() and std.isfinite().all()):
-            return Rejected(picture.sample.path, "the VAE gives latents that are not finite")
-        new[f"{picture.name}.mean"], new[f"{picture.name}.std"] = mean, std
-        return replace(picture, pixels=None)
+        path = picture.sample.path
+        try:
+            for name, pixels in self._wanted(picture):
+                moments = self.encoders.vae.posterior(pixels[None])
+                mean, std = (moment[0].to("cpu", dtype) for moment in moments)
+                if not (mean.isfinite().all() and std.isfinite().all()):
+                    return Rejected(path, "the VAE gives latents that are not finite")
+                new[f"{name}.mean"], new[f"{name}.std"] = mean, std
+        except ImageError as error:  # nothing can be made of it that steers
+            return Rejected(path, str(error))
+        control = picture.control and replace(picture.control, pixels=None)
+        return replace(picture, pixels=None, control=control)
+
+    def _wanted(self, picture: Picture) -> Iterator[tuple[str, Tensor]]:
+        """Names and pixels of what is not in the store, of a picture and of what steers it."""
+        control = picture.control
+        if not self._is_stored(picture.name):
+            assert picture.pixels is not None
+            yield picture.name, picture.pixels
+        if control is not None and not self._is_stored(control.name):
+            pixels = control.pixels
+            if pixels is None:
+                assert self.controls is not None and picture.pixels is not None
+                pixels = self.controls.made_of(picture.pixels)
+            yield control.name, pixels
 
     def _captions(self, sample: Sample, new: dict[str, Tensor], part: Part) -> dict[str, str]:
         """The names of the captions' features; a caption that was cut is noted in the report."""
@@ -281,15 +231,21 @@ class Preparation:
             new[name] = encoded.features[0, encoded.mask[0]].cpu()
         return names
 
-    def _record(self, picture: _Picture, captions: dict[str, str]) -> dict[str, Any]:
+    def _record(self, picture: Picture, captions: dict[str, str]) -> dict[str, Any]:
         """An index's line: every feature with the shard that holds it."""
         shard_of = self.store.shard_of
+
+        def moments(name: str) -> list[str | None]:
+            return [shard_of(f"{name}.mean"), name]
+
+        control = {"control": moments(picture.control.name)} if picture.control else {}
         return {
             "path": picture.sample.path,
             "size": picture.size,
             "bucket": picture.bucket,
-            "image": [shard_of(f"{picture.name}.mean"), picture.name],
+            "image": moments(picture.name),
             "captions": {key: [shard_of(name), name] for key, name in captions.items()},
+            **control,
         }
 
     def _finish(self, parts: list[Path]) -> dict[str, Any]:
@@ -310,6 +266,7 @@ class Preparation:
             **asdict(self.settings),
             "vae": vae,
             "text": {"identity": self.encoders.text_identity},
+            **({"control": self.controls.identity} if self.controls else {}),
             "parts": [file.name for file in parts],
             "samples": merged.samples,
         }
@@ -362,6 +319,14 @@ def open_encoders(
         vae_identity=f"{fingerprint(directory / 'vae')} {vae.dtype}",
         text_identity=text_identity + (" lower case" if family == "alpha" else ""),
     )
+
+
+def _told(item: Item) -> list[Any]:
+    """What tells an item from others, short of the pictures' bytes."""
+    if isinstance(item, Rejected):
+        return [asdict(item)]
+    told = [item.path, item.version, dict(item.captions), item.uncaptioned]
+    return told if item.control is None else [*told, item.control.path, item.control.version]
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -14,11 +14,21 @@ MAX_REASON = 1000  # characters
 
 
 @dataclass(frozen=True)
+class PictureFile:
+    """path: where it lies, for messages. version: changes with the file."""
+
+    path: str
+    version: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Sample:
     """A picture and its captions by name, none of them empty.
 
     key: names it within its source. path: where it lies, for messages. version: changes with the
-    picture's file. uncaptioned: why `captions` is empty, if it is.
+    picture's file. uncaptioned: why `captions` is empty, if it is. relative: the picture's path within
+    its folder or shard. control: a picture that steers, where one lies beside it.
     """
 
     key: str
@@ -27,6 +37,8 @@ class Sample:
     read: Callable[[], bytes]
     captions: Mapping[str, str]
     uncaptioned: str = EMPTY
+    relative: str = ""
+    control: PictureFile | None = None
 
 
 @dataclass(frozen=True)

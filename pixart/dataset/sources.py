@@ -8,7 +8,8 @@ A source is read once, in an order that is always the same. What it lists but ca
                    a caption (`prompt`, `caption` or `text`), a long one (`sharegpt4v`), and
                    `captions` with others: {name: text or [texts]}
     data_info.json the same; in a folder InternData its paths are relative to InternImgs beside it
-    tar shards     WebDataset: KEY.png, KEY.txt, KEY.NAME.txt, KEY.json with the fields of an index
+    tar shards     WebDataset: KEY.png, KEY.txt, KEY.NAME.txt, KEY.json with the fields of an index; and
+                   KEY.control.png, a picture that steers
 
 The caption of x.txt, `prompt`, `caption` and `text` is called "prompt". A list of n texts called
 NAME becomes NAME.1 ... NAME.n.
@@ -30,6 +31,7 @@ from pixart.dataset.samples import (
     PROMPT,
     CaptionError,
     Item,
+    PictureFile,
     Rejected,
     Sample,
     captions_of,
@@ -196,10 +198,8 @@ def _split(name: str, stems: set[str]) -> tuple[str | None, str]:
     return stem, caption or PROMPT
 
 
-def _local_sample(
-    root: Path, path: str, captions: dict[str, str], uncaptioned: str = EMPTY
-) -> Item:
-    file = root / path
+def picture_file(file: Path) -> "PictureFile | Rejected":
+    """A file as a picture that can be read when it is wanted, or why not."""
     if reason := unread(file.suffix):
         return Rejected(str(file), reason)
     try:
@@ -216,8 +216,18 @@ def _local_sample(
         return Rejected(str(file), reason)
     # Not a digest: every process lists the whole source before it reads a part of it.
     version = f"{status.st_size}-{status.st_mtime_ns}"
-    read = partial(read_bounded, file, MAX_BYTES)
-    return checked(path, Sample(path, writable(str(file)), version, read, captions, uncaptioned))
+    return PictureFile(writable(str(file)), version, partial(read_bounded, file, MAX_BYTES))
+
+
+def _local_sample(
+    root: Path, path: str, captions: dict[str, str], uncaptioned: str = EMPTY
+) -> Item:
+    found = picture_file(root / path)
+    if isinstance(found, Rejected):
+        return found
+    version, read = found.version, found.read
+    sample = Sample(path, found.path, version, read, captions, uncaptioned, relative=path)
+    return checked(path, sample)
 
 
 def _index_of(folder: Path) -> Path | None:

@@ -24,6 +24,7 @@ from pixart.dataset.samples import (
     MISSING,
     CaptionError,
     Item,
+    PictureFile,
     Rejected,
     Sample,
     caption_name,
@@ -51,6 +52,7 @@ _OF_NEXT = (
     tarfile.SOLARIS_XHDTYPE,
 )
 MOST_SHARDS = 100_000  # that a source with braces may stand for
+CONTROL = "control."  # a picture that steers ends in .control.png, .control.jpg ...
 _CUT = "it is cut off before the end of its archive"
 _OF_MACOS = re.compile(r"(^|/)(PaxHeaders?(\.\d+)?|__MACOSX)(/|$)")
 
@@ -244,7 +246,7 @@ def _split(path: str) -> tuple[str, str]:
 
 def _counts(extension: str) -> bool:
     return (
-        f".{extension}" in readable_suffixes()
+        f".{extension.removeprefix(CONTROL)}" in readable_suffixes()
         or extension == "json"
         or bool(caption_name(extension))
     )
@@ -255,10 +257,8 @@ def _sample(url: str, members: _Members) -> Item:
     if members.fault:
         return Rejected(path, members.fault)
     contents = members.contents
-    image = next(
-        (data for name, data in contents.items() if f".{name}" in readable_suffixes()), None
-    )
-    if image is None:
+    pictures = {name: data for name, data in contents.items() if f".{name}" in readable_suffixes()}
+    if not pictures:
         reasons = filter(None, (unread(f".{name}") for name in members.names))
         no_picture = f"{MISSING}: no picture among {', '.join(members.names)}"
         return Rejected(path, next(reasons, no_picture))
@@ -266,8 +266,20 @@ def _sample(url: str, members: _Members) -> Item:
         captions, lacking = _captions(contents)
     except CaptionError as error:
         return Rejected(path, f"unreadable caption: {error}")
-    sample = Sample(key, writable(path), digest(image), lambda: image, captions, lacking)
+    extension, image = next(iter(pictures.items()))
+    sample = Sample(
+        *(key, writable(path), digest(image), lambda: image, captions, lacking),
+        relative=f"{members.key}.{extension}",
+        control=_control(writable(path), contents),
+    )
     return checked(members.key, sample)
+
+
+def _control(path: str, contents: dict[str, bytes]) -> PictureFile | None:
+    for name, data in contents.items():
+        if name.startswith(CONTROL) and f".{name.removeprefix(CONTROL)}" in readable_suffixes():
+            return PictureFile(f"{path}.{name}", digest(data), lambda data=data: data)  # type: ignore[misc]
+    return None
 
 
 def _captions(members: dict[str, bytes]) -> tuple[dict[str, str], str]:

@@ -193,6 +193,7 @@ def settings_of(directory: Path, resolution: int, device: str | None) -> Iterato
     if values["source"] is None:
         raise ValueError(f"its source has a password or a key, which is not kept: {_BY_HAND}")
     values["captions"] = tuple(map(Path, values.get("captions", ())))
+    values["preprocessor_weights"] = tuple(values.get("preprocessor_weights", ()))
     values["scores"] = values.get("scores") and Path(values["scores"])
     options = Prepare(**values, output=directory.absolute(), device=device)
     before = os.getcwd()

@@ -26,6 +26,7 @@ from pixart.pipeline.pictures import (
     write_picture,
 )
 from pixart.pipeline.request import Drawn, Request, passes
+from pixart.preprocess import parse_places
 
 if TYPE_CHECKING:
     from pixart.pipeline.text_to_image import Pipeline
@@ -151,13 +152,14 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
     from pixart.pipeline.text_to_image import OPENING, Pipeline
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    encoder = options.text_encoder_dtype
+    encoder, places = options.text_encoder_dtype, options.preprocessor_weights
     with report.timed("load"), console.bar("load", OPENING) as bar:
         return Pipeline.from_pretrained(
             options.model or EMBEDDED,
             transformer=options.transformer,
             lora=[parse_lora(text) for text in options.lora],
             **({"control": options.control} if options.control else {}),
+            **({"preprocessors": parse_places(places)} if places else {}),
             config=read_config(options.config) if options.config else None,
             device=options.device,
             dtype=dtypes[options.dtype] if options.dtype else None,

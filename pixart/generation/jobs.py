@@ -18,6 +18,7 @@ from pixart.pipeline.limits import BUCKET, EXACT_SIZE
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
 from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
+from pixart.preprocess import networks_of, parse_places
 from pixart.releases import RELEASES
 
 MAX_JOBS = 1_000_000
@@ -257,6 +258,13 @@ def _check_early(options: Options, jobs: Iterable[Job]) -> None:
         if name is not None and name not in SCHEDULERS:
             with naming(job.place):
                 raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
+    kinds = {kind for job in jobs for kind in job.request.control_preprocessor or ()}
+    read = {network for kind in kinds for network in networks_of(kind)}
+    if unread := parse_places(options.preprocessor_weights).keys() - read:
+        raise ValueError(
+            "preprocessor_weights must be of networks that --control-preprocessor has, got "
+            f"{', '.join(sorted(unread))} with {', '.join(sorted(kinds)) or 'none'}"
+        )
     if options.kv_compress:
         KVCompression.parse(options.kv_compress)
     check_cuda_graph(CUDA_GRAPH[options.cuda_graph], choose_device(options.device))
@@ -273,6 +281,8 @@ def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
         return [_lasting_lora(text) for text in value]
     if name == "control":
         return [_absolute(text) for text in value]
+    if name == "preprocessor_weights":
+        return [f"{network}={_absolute(place)}" for network, place in parse_places(value).items()]
     if value is None or name not in ("model", "transformer", "config"):
         return value
     return _absolute(value)

@@ -37,6 +37,9 @@ class _Control(_Conditions):
     control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A ControlNet: a file in the official layout, a diffusers folder or a hub id. Give it again for further
     ones: each goes by a --control-image of its own, and they add up."""
+    preprocessor_weights: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PLACE of a network of --control-preprocessor: hed=, depth=, pose= or person=, which finds whose
+    pose is taken; a path or a hub id. Default: from the hub or its cache."""
 
 
 @dataclass(frozen=True)

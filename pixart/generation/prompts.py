@@ -76,7 +76,7 @@ def located(settings: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any
     may be drawn again elsewhere. folder: in which relative ones lie."""
 
     def path_of(text: str) -> str:
-        return os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
+        return text and os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
 
     found = dict(settings)
     for name in PICTURES:

@@ -79,6 +79,11 @@ class ControlNet(nn.Module):
         """How many blocks it has."""
         return len(self.controlnet)
 
+    def set_attention(self, precision: str | None) -> None:
+        """As of the base: see PixArt.set_attention."""
+        for block in self.control_blocks:
+            block.copied_block.attn.precision = precision
+
     def keys_values(self, tokens: Tensor) -> tuple[KeysValues, ...]:
         """Of the cross-attention of each copy. tokens: (B, L, C), captions as the base embeds them."""
         return tuple(

@@ -15,6 +15,7 @@ from pixart.device import free_memory, return_cached
 from pixart.graphs.capture import GraphError
 from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import CaptionStore
+from pixart.pipeline.controls import Controls
 from pixart.pipeline.decoding import NotFinitePicture, decode
 from pixart.pipeline.editing import cover, make_canvas, only_enlarges, to_unit
 from pixart.pipeline.graphs import PictureGraphs
@@ -24,7 +25,7 @@ from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Drawn, Request
 from pixart.pipeline.stages import Stage, stages_of
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.denoiser import PictureDenoiser
+from pixart.sampler.denoiser import PictureControl, PictureDenoiser
 from pixart.sampler.guidance import Captions
 from pixart.sampler.loop import (
     Cancelled,
@@ -62,6 +63,8 @@ class Parts(Protocol):
     device: torch.device
     captions: CaptionStore
     graphs: PictureGraphs
+    controls: Controls
+    attention: str | None
 
     @property
     def transformer(self) -> PixArt: ...
@@ -87,7 +90,7 @@ class Pass:
         batched, tile = like.batched, like.tile
         if batched is None:
             batched = self._fits_batched(*self._seen)
-        if like.image or like.upscale:
+        if like.image or like.upscale or like.control_image:
             pipe.vae.to(pipe.device)
             tile = pipe.vae.choose_tile(self._stages[-1].height, self._stages[-1].width, tile)
         self._group = [replace(request, batched=batched, tile=tile) for request in group]
@@ -240,6 +243,7 @@ class Pass:
         denoiser = PictureDenoiser(
             pipe.transformer, prompts, *size, pipe.device, graphs,
             perturbed=parse_blocks(blocks) if blocks else (),
+            controls=self._controls(stage),
         )  # fmt: skip
         if stage.seen == size:
             return denoiser
@@ -247,6 +251,11 @@ class Pass:
         side, patch = pipe.vae.downsample, pipe.opened.config.patch_size
         cancel = self._hooks.cancel
         return Windows(denoiser, height // side, width // side, multiple=patch, cancel=cancel)
+
+    def _controls(self, stage: Stage) -> list[PictureControl]:
+        pipe, like = self._pipe, self._group[0]
+        solver = pipe.solver(like.scheduler)
+        return pipe.controls.of_stage(like, stage, self._inputs, pipe.vae, solver, pipe.attention)
 
     def _fits_batched(self, height: int, width: int) -> bool:
         """Whether both halves of guidance fit into free memory at once: a block holds about 16

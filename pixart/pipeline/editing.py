@@ -18,7 +18,7 @@ from pixart.pictures import over
 from pixart.pipeline import defaults
 from pixart.pipeline.inputs import ALPHA, Inputs
 from pixart.pipeline.limits import BUCKET, EXACT_SIZE, parse_border
-from pixart.pipeline.masks import faded, filled, open_mask, refuse_empty
+from pixart.pipeline.masks import faded, filled, matched, open_mask, refuse_empty
 from pixart.pipeline.request import Request
 from pixart.resolution import MAX_SIDE, MIN_TOKENS, Resolved, resolve_size
 
@@ -149,7 +149,8 @@ class Canvas:
         if self.mask is None:
             return drawn
         share = self.mask[..., None].astype(np.float32) / 255
-        mixed = self.pixels * (1 - share) + np.asarray(drawn) * share
+        toned = matched(np.asarray(drawn), self.pixels, self.mask == 0)
+        mixed = self.pixels * (1 - share) + toned * share
         return Image.fromarray(mixed.round().astype(np.uint8))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pixart.files import check_text
+from pixart.preprocess import PREPROCESSORS
 
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
@@ -19,7 +20,6 @@ MAX_BLUR = 1024  # pixels
 PICTURES = ("image", "mask", "control_image")  # settings that name files of pictures
 ALPHA = "alpha"  # as a mask, no file: where the picture itself is transparent
 FITS = ("crop", "exact")
-PREPROCESSORS = ("none", "canny", "hed", "depth", "pose")
 MAX_CONTROLS = 16
 
 # None of these is left to the model: without one, nothing of its kind is done.

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 
 from pixart.checkpoint.config import NO_PIPELINE
+from pixart.checkpoint.control import OpenedControl, find_control, open_control
 from pixart.checkpoint.load import (
     TRANSFORMER_FILES,
     OpenedTransformer,
@@ -30,7 +31,7 @@ from pixart.pipeline.directory import (
 from pixart.releases import release_named, release_of
 from pixart.text.encoder import Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE
-from pixart.weights import T5_WEIGHTS, find_weights, resolve
+from pixart.weights import T5_WEIGHTS, find_weights, resolve, variants_of
 
 Adapters = Sequence[tuple[str | Path, float]]
 
@@ -145,6 +146,22 @@ def _open_checkpoint(
     return opened
 
 
+def open_controls(
+    controls: Sequence[str | Path],
+    opened: OpenedTransformer,
+    dtype: torch.dtype,
+    variant: str | None,
+) -> list[OpenedControl]:
+    """ControlNets for a transformer, their names and shapes checked; their weights are read when they are
+    loaded. variant: of those that are folders and have it."""
+    found = []
+    for source in controls:
+        path = find_control(source)
+        wanted = variant if path.is_dir() and variant in variants_of(path) else None
+        found.append(open_control(path, opened, dtype=dtype, variant=wanted))
+    return found
+
+
 def open_text_encoder(
     source: Source,
     config: PixArtConfig,
@@ -174,8 +191,11 @@ def open_vae(source: Source, dtype: torch.dtype, device: torch.device) -> VAE:
     )
 
 
-def weight_files(source: Source, lora: Adapters) -> dict[str, list[Path]]:
-    """The files that decide a picture, by part: "transformer", "text_encoder", "vae" and "lora"."""
+def weight_files(
+    source: Source, lora: Adapters, controls: Sequence[OpenedControl] = ()
+) -> dict[str, list[Path]]:
+    """The files that decide a picture, by part: "transformer", "text_encoder", "vae", "lora" and
+    "control"."""
     variants, directory = source.variants, source.directory
     encoder, _ = find_weights(
         directory / "text_encoder", variants["text_encoder"], stems=T5_WEIGHTS
@@ -186,6 +206,8 @@ def weight_files(source: Source, lora: Adapters) -> dict[str, list[Path]]:
         files["transformer"] = _transformer_files(source)
     if lora:
         files["lora"] = [find_adapter(path) for path, _ in lora]
+    if controls:
+        files["control"] = [file for one in controls for file in one.files]
     return files
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+SAME, TONE = 24, 16  # levels that a tone may be off by, and pixels over which it is looked for
+
+
 def open_mask(request: Request, inputs: Inputs) -> "Image":
     """The mask of a request, of the size of its picture. ValueError for one of another size, or of a
     picture that has nothing transparent."""
@@ -83,6 +86,30 @@ def _distances(zeros: Tensor, most: int) -> Tensor:
         best[:, step:] = torch.minimum(best[:, step:], squared[:, :-step] + step**2)
         best[:, :-step] = torch.minimum(best[:, :-step], squared[:, step:] + step**2)
     return best.sqrt().clamp(max=most)
+
+
+def matched(drawn: np.ndarray, own: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """What was drawn, in the tone of what is kept beside it: (H, W, 3) float from 0 to 255.
+
+    drawn, own: (H, W, 3) of 8 bits; kept: (H, W) bool. Encoded and decoded, a plain ground is off by a level
+    or two, and a line shows where it meets the file's own. How far off it is around the border is known
+    from the kept pixels, which were decoded as well; it is taken back there and less and less further
+    away. Where both differ by more than SAME, there is something else than a tone.
+    """
+    gap = torch.from_numpy(own.astype(np.float32) - drawn).permute(2, 0, 1)[None]
+    told = torch.from_numpy(kept)[None, None] & (gap.abs().amax(1, keepdim=True) <= SAME)
+    # Beside a straight border half of the surroundings are kept.
+    around = _surroundings(told.float()).clamp_min(0.25)
+    tone = _surroundings(gap * told) / around
+    return (drawn + tone[0].permute(1, 2, 0).numpy()).clip(0, 255)
+
+
+def _surroundings(values: Tensor) -> Tensor:
+    """The weighted mean around each pixel (.., H, W) within twice TONE pixels."""
+    for _ in range(2):
+        for size, pad in (((2 * TONE + 1, 1), (TONE, 0)), ((1, 2 * TONE + 1), (0, TONE))):
+            values = F.avg_pool2d(values, size, 1, pad, count_include_pad=False)
+    return values
 
 
 def filled(image: "Image") -> "Image":

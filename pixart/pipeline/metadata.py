@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 # Options of the command line that decide a picture's bits beside the request itself.
 MODEL_OPTIONS = (
-    "model", "transformer", "lora", "control", "config", "variant", "ema", "kv_compress", "null_caption", "dtype",
-    "text_encoder_dtype", "device", "cuda_graph", "attention",
+    "model", "transformer", "lora", "control", "preprocessor_weights", "config", "variant", "ema",
+    "kv_compress", "null_caption", "dtype", "text_encoder_dtype", "device", "cuda_graph", "attention",
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list,
-    "control": list, "ema": bool, "cuda_graph": str,
+    "control": list, "preprocessor_weights": list, "ema": bool, "cuda_graph": str,
 }  # fmt: skip
 # As the command line says it, and as `Pipeline` takes it. A picture says "on" or "off", and which of the
 # three was asked for; pictures of before said true or false, and false where nothing was asked for too.
@@ -242,7 +242,7 @@ _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
     2: {"config": None, "variant": None, "ema": False, "cuda_graph": False},
     3: {"lora": []},
     6: {"attention": None},
-    7: {"control": []},
+    7: {"control": [], "preprocessor_weights": []},
 }
 
 
@@ -288,7 +288,7 @@ def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
     _check(model, _MODEL_TYPES)
     if model["cuda_graph"] not in CUDA_GRAPH:
         raise ValueError(f"cuda_graph must be auto, on or off, got {model['cuda_graph']!r}")
-    for name in ("lora", "control"):
+    for name in ("lora", "control", "preprocessor_weights"):
         if not all(isinstance(one, str) for one in model[name]):
             raise ValueError(f"{name} must be a list of texts")
     return model

@@ -21,6 +21,7 @@ from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
 from pixart.pipeline import defaults, editing, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
+from pixart.pipeline.controls import Controls
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
 from pixart.pipeline.drawing import Hooks, Pass, timed
@@ -38,6 +39,7 @@ from pixart.vae.preview import Preview
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_BESIDE = ("text_encoder", "vae", "control")  # parts that are not the transformer's
 OPENING = 3  # parts that from_pretrained opens: the checkpoint, the VAE, the scheduler
 
 
@@ -64,6 +66,7 @@ class Pipeline:
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     attention: str | None = None
+    controls: Controls = field(default_factory=Controls, repr=False)
     captions: CaptionStore = field(init=False, repr=False)
     graphs: PictureGraphs = field(init=False, repr=False)
 
@@ -91,6 +94,8 @@ class Pipeline:
         null_caption: NullCaption | None = None,
         cuda_graph: CudaGraphChoice = "auto",
         attention: str | None = None,
+        control: Sequence[str | Path] = (),
+        preprocessors: Mapping[str, str | Path] | None = None,
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
     ) -> "Pipeline":
@@ -109,8 +114,10 @@ class Pipeline:
         recorded steps, for the CPU launches those of small pictures too slowly: "auto" on CUDA and up to
         1024×1024 pixels; where a step cannot be recorded, True raises GraphError, "auto" warns and draws
         the picture without, from its first step. attention: "int8" or "fp8" multiplies 8-bit numbers in
-        self-attention, see PixArt.set_attention. cache_dir: of prompt embeddings. progress: called
-        OPENING times. CheckpointError for what cannot be opened, ValueError for other options.
+        self-attention, see PixArt.set_attention. control: ControlNets, each a path, a hub id, id/file or a
+        short name ("controlnet-512"), of which requests name the pictures. preprocessors: where the networks
+        of pixart.preprocess are. cache_dir: of prompt embeddings. progress: called OPENING times.
+        CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
         device, dtype = load.choose_numbers(device, dtype)
@@ -127,6 +134,7 @@ class Pipeline:
             ema=ema,
             lora=lora,
         )
+        controls = load.open_controls(control, opened, opened.dtype or dtype, variant)
         advance()
         numbers = text_encoder_dtype, dtype, device
         encoder = load.open_text_encoder(found, opened.config, *numbers, cache_dir=cache_dir)
@@ -138,8 +146,8 @@ class Pipeline:
         family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
         return cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
-            cuda_graph, found.scheduler, sampling, load.weight_files(found, lora),
-            attention,
+            cuda_graph, found.scheduler, sampling, load.weight_files(found, lora, controls),
+            attention, Controls(controls, device, preprocessors),
         )  # fmt: skip
 
     @property
@@ -154,7 +162,7 @@ class Pipeline:
         self.opened.replace(model)
         self.graphs.clear()
         kept = self.weight_files.items()
-        self.weight_files = {part: files for part, files in kept if part in ("text_encoder", "vae")}
+        self.weight_files = {part: files for part, files in kept if part in _BESIDE}
         self.__dict__.pop("weights", None)
 
     @property
@@ -246,6 +254,7 @@ class Pipeline:
         editing.check_inputs(request, size, inputs)
         request = defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
         request = defaults.with_guidance(request, self.opened.config.depth)
+        request = self.controls.resolve(request, inputs)
         request = with_stages(request, multiple)
         check_stages(request, multiple, solver)
         return request
@@ -363,9 +372,9 @@ class Pipeline:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """A sha256 of the weight files of each part ("transformer", "text_encoder", "vae", "lora"), as
-        `files.fingerprint` reads them: files over 2 MiB at 512 places. Names do not count. A model of
-        the caller's has none."""
+        """A sha256 of the weight files of each part ("transformer", "text_encoder", "vae", "lora",
+        "control"), as `files.fingerprint` reads them: files over 2 MiB at 512 places. Names do not count. A
+        model of the caller's has none."""
         return {
             part: fingerprint_files({str(number): file for number, file in enumerate(files)})
             for part, files in sorted(self.weight_files.items())
@@ -377,6 +386,7 @@ class Pipeline:
             return
         if self.opened.is_loaded:
             self.transformer.to("cpu")
+        self.controls.move("cpu")
         self.vae.to("cpu")
         self.graphs.clear()  # recordings hold memory, and read weights that have moved
         return_cached(self.device)

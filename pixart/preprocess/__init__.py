@@ -3,9 +3,17 @@
 from pixart.preprocess.preprocessors import (
     PREPROCESSORS,
     Preprocessor,
+    networks_of,
     open_preprocessor,
     parse_places,
     preprocess,
 )
 
-__all__ = ["PREPROCESSORS", "Preprocessor", "open_preprocessor", "parse_places", "preprocess"]
+__all__ = [
+    "PREPROCESSORS",
+    "Preprocessor",
+    "networks_of",
+    "open_preprocessor",
+    "parse_places",
+    "preprocess",
+]

@@ -96,6 +96,11 @@ def open_preprocessor(
     return make(places or {}, device)
 
 
+def networks_of(name: str) -> tuple[str, ...]:
+    """The networks that a preprocessor has, by their names in NETWORKS; none for what is none."""
+    return {"hed": ("hed",), "depth": ("depth",), "pose": ("pose", "person")}.get(name, ())
+
+
 def parse_places(texts: Iterable[str]) -> dict[str, str]:
     """NAME=PLACE of networks, as options give them. Raises ValueError."""
     places = {}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.reporting import editing, pages
 from bench.studies.editing import cases, experiments, judging
+from bench.studies.editing.__main__ import main as command
 from bench.studies.editing.record import Record, row
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check
@@ -210,3 +211,40 @@ def test_a_page_is_made_of_a_result() -> None:
     run |= {"source": json.loads('{"commit": "c0", "modified": false, "kernels_sha256": ""}')}
     page = pages.page({"kind": editing.KIND, "runs": [run]})
     assert "| 0.6 | 2 | 50.0 % (9.5 to 90.5) of 2 | 1.5 / 1.5 / 1.95 / 2 | 1 |" in page
+
+
+def study(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    """Verdicts by part and setting."""
+    assert command(["--out", str(folder), "--steps", "4", *arguments]) == 0
+    return {file.stem: json.loads(file.read_text())["verdicts"] for file in folder.glob("*.json")}
+
+
+def test_the_command_edits_pictures_and_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    found = study(tmp_path, "--count", "1", "--only", "inpaint,outpaint", "--batch", "2")
+    assert {name: set(one) for name, one in found.items()} == {
+        name: set(experiments.EXPERIMENTS[name].settings) for name in ("inpaint", "outpaint")
+    }
+    kept = experiments.OWN_KEPT
+    assert all(one[kept] == [True] for part in found.values() for one in part.values())
+    drawn = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.png")}
+    again = study(tmp_path, "--count", "2", "--only", "inpaint", "--settings", "0")
+    assert again["inpaint"]["0"][kept] == [True] * 2 and again["outpaint"] == found["outpaint"]
+    assert len(again["inpaint"]["8"][kept]) == 1
+    assert all(file.stat().st_mtime_ns == written for file, written in drawn.items())
+    with pytest.raises(ValueError, match="--settings of inpaint must be of 0, 8, got '9'"):
+        study(tmp_path, "--only", "inpaint", "--settings", "9")
+    with pytest.raises(ValueError, match="--only must be of move, inpaint, .*, got 'zoom'"):
+        study(tmp_path, "--only", "zoom")
+
+
+@pytest.mark.slow
+def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
+    found = study(tmp_path, "--count", "1", "--only", "move,recolour,upscale,guidance")
+    assert all(
+        len(column) == 1
+        for part in found.values()
+        for one in part.values()
+        for column in one.values()
+    )
+    assert found["upscale"]["tiles"]["difference from whole"][0] > 0
+    assert experiments.window_borders() == [128, 256, 384]

@@ -187,6 +187,6 @@ def test_captions_that_are_not_finite_or_unpack_without_end_are_named(
     save_caption(data / "caption_features_new" / "0.npz", value=value)
     with pytest.raises(ValueError, match="0.npz must be an official caption file .no finite"):
         FeatureDataset(tmp_path).batch([0], Random(0))
-    monkeypatch.setattr("pixart.dataset.official_features.MAX_CAPTION", 100)
+    monkeypatch.setattr("pixart.dataset.official_features.MAX_UNPACKED", 100)
     with pytest.raises(ValueError, match="0.npz must be .*unpacks to more than"):
         FeatureDataset(tmp_path).batch([0], Random(0))

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart import data
-from pixart.dataset import prepare
+from pixart.dataset import loading, prepare
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.images import cover, decode
 from pixart.dataset.prepare import Encoders, Preparation, Settings, open_encoders
@@ -450,7 +450,7 @@ def test_a_picture_of_another_size_than_its_head_says_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its features would carry the wrong size, of which the model learns."""
-    monkeypatch.setattr(prepare, "decode", lambda content: decode(content).rotate(90, expand=True))
+    monkeypatch.setattr(loading, "decode", lambda content: decode(content).rotate(90, expand=True))
     report = run(pictures.folder(tmp_path / "s", 1), tmp_path / "out")
     assert reasons(report) == {"0.png": "unreadable image: its head says 80x60, it is 60x80"}
 

@@ -239,7 +239,7 @@ def test_a_reader_names_the_shard_that_is_damaged(folder: Path, damage: str) -> 
     DAMAGES.get(damage, poisoned)(folder / "features" / shard)
     with pytest.raises(ValueError, match=r"features/\w+.safetensors .*`pixart data verify "):
         for index in range(len(read)):
-            read._features.moments(read.entries[index])
+            read._features.moments(read.entries[index].image)
             read._features.caption(read.entries[index], "prompt")
 
 

@@ -268,8 +268,9 @@ def _make_prepared(folder: Path) -> Path:
     store.add(tensors)
     shard = store.shard_of("c")
     sample = {"path": "a.png", "size": [32, 32], "bucket": [32, 32], "image": [shard, "p"],
-              "captions": {"prompt": [shard, "c"]}}  # fmt: skip
-    index = {"format": FORMAT, "vae": {"scaling_factor": 0.13}, "samples": [sample, sample]}
+              "control": [shard, "p"], "captions": {"prompt": [shard, "c"]}}  # fmt: skip
+    index = {"format": FORMAT, "vae": {"scaling_factor": 0.13}, "control": "canny",
+             "samples": [sample, sample]}  # fmt: skip
     (folder / "index-32.json").write_text(json.dumps(index))
     return folder
 
@@ -280,7 +281,10 @@ def _read_prepared(place: Path) -> object:
     ShardStore(place / "features").refresh()
     features = PreparedFeatures(place, 32)
     return [
-        (features.moments(entry), [features.caption(entry, name) for name in entry.captions])
+        (
+            [features.moments(place) for place in (entry.image, entry.control)],
+            [features.caption(entry, name) for name in entry.captions],
+        )
         for entry in features.entries
     ]
 

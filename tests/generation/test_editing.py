@@ -48,6 +48,7 @@ def at(name: str) -> str:
         (["--control-interval", "0", "1", "a cat"], {"control_interval": ((0.0, 1.0),)}),
         (["--control-preprocessor", "canny", "a cat"], {"control_preprocessor": ("canny",)}),
         (["--control", "A", "--control", "B", "a cat"], {"control": ("A", "B")}),
+        (["--preprocessor-weights", "hed=x", "a cat"], {"preprocessor_weights": ("hed=x",)}),
         (["--batched", "a cat"], {"batched": True}),
         (["--preview", "--apg", "a cat"], {"preview": 1, "apg": True}),
     ],
@@ -275,3 +276,38 @@ def test_one_bar_counts_both_rounds_of_an_upscale(
         assert any(stage in line for line in lines), lines
     done = [int(line.split()[1]) for line in lines]
     assert done == sorted(done) and done[-1] == 2
+
+
+def test_networks_of_preprocessors_are_opened_and_noted_with_their_paths(
+    stub: StubPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def opened(model: str, **options: Any) -> StubPipeline:
+        given.update(options)
+        return stub
+
+    monkeypatch.setattr("pixart.pipeline.text_to_image.Pipeline.from_pretrained", opened)
+    Path("hed.pth").touch()
+    words = ["a cat", "--control", "c", "--control-image", "edges.png", "--output", "a.png"]
+    options = ["--control-preprocessor", "hed", "--preprocessor-weights", "hed=hed.pth"]
+    assert main([*words, *options]) == 0
+    assert given["preprocessors"] == {"hed": "hed.pth"}
+    assert read_metadata(Path("a.png")).model["preprocessor_weights"] == [f"hed={at('hed.pth')}"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--preprocessor-weights", "hed.pth"], "must be hed=PLACE, depth=PLACE, pose=PLACE, person="),
+        (["--preprocessor-weights", "hed=x"], "networks that --control-preprocessor has, got hed with none"),
+        (["--control-preprocessor", "canny", "--control", "c", "--control-image", "edges.png",
+          "--preprocessor-weights", "hed=x"], "got hed with canny"),
+    ],
+)  # fmt: skip
+def test_networks_that_nothing_reads_are_refused(
+    stub: StubPipeline, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["a cat", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -230,7 +230,7 @@ def test_tiles_and_batches_that_memory_chose_are_chosen_again_when_it_is_drawn_a
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("pixart.vae.autoencoder.free_memory", lambda _: 0)
-        patch.setattr("pixart.pipeline.text_to_image.free_memory", lambda _: 0)
+        patch.setattr("pixart.pipeline.drawing.free_memory", lambda _: 0)
         assert draw(sigma, "a cat", "--size", "256", "--output", "x.png") == 0
     request = read_metadata(Path("x.png")).request
     assert (request.tile, request.batched) == (128, False)

@@ -24,7 +24,7 @@ from pixart.pipeline.request import SETTINGS, Request
 EDITING = SETTINGS[SETTINGS.index("image") : SETTINGS.index("batched")]
 OLD = Path(__file__).parent.parent / "golden" / "pictures"
 MODEL = dict.fromkeys(MODEL_OPTIONS) | {
-    "model": "shapes", "lora": [], "control": [], "ema": False, "cuda_graph": "auto",
+    "model": "shapes", "lora": [], "control": [], "preprocessor_weights": [], "ema": False, "cuda_graph": "auto",
 }  # fmt: skip
 OPENED = {
     "dtype": "fp32",
@@ -116,7 +116,7 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
 def test_a_picture_of_version_5_had_attention_in_full() -> None:
     one = drawn()
     values = json.loads(one.to_text()) | {"version": 5}
-    del values["inputs"], values["model"]["control"]
+    del values["inputs"], values["model"]["control"], values["model"]["preprocessor_weights"]
     with pytest.raises(ValueError, match="version 5 has no attention"):
         Metadata.from_text(json.dumps(values))
     del values["model"]["attention"]

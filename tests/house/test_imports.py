@@ -223,7 +223,15 @@ BENCH_FLOORS = [
     ["compiled", "reporting"],
     ["studies", "command"],
     ["compare", "cpu", "gpu", "growth", "host", "report", "resources", "saving", "tune"],
-    ["bench_host", "bench_kernels", "bench_model", "bench_pipeline", "bench_training", "conftest"],
+    [
+        "bench_guidance",
+        "bench_host",
+        "bench_kernels",
+        "bench_model",
+        "bench_pipeline",
+        "bench_training",
+        "conftest",
+    ],
 ]
 BENCH_FLOOR_OF = {part: floor for floor, parts in enumerate(BENCH_FLOORS) for part in parts}
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pixart.checkpoint.control import open_control
 from pixart.checkpoint.load import OpenedTransformer, load_transformer
 from pixart.data import main as data
-from pixart.dataset.batches import FeatureBatch, FeatureDataset
+from pixart.dataset.batches import FeatureDataset
 from pixart.model.control import Control
 from pixart.shapes.caption import parse
 from pixart.train import main as train
@@ -50,22 +50,19 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     place = tmp_path_factory.mktemp("data")
     folder(place / "raw", 4, height=64, width=64)
-    prepare = ["prepare", str(place / "raw"), str(place / "out"), "--model", str(pipeline)]
-    assert data([*prepare, "--resolution", "64", "--square", "--device", "cpu"]) == 0
+    folder(place / "lines", 4, height=64, width=64)
+    prepare(place / "raw", place / "out", pipeline, "--control", str(place / "lines"))
     return place / "out"
 
 
-@pytest.fixture
-def steered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data whose samples are steered by themselves, mirrored."""
-    plain = FeatureDataset.batch
-
-    def batch(*arguments: Any, **options: Any) -> FeatureBatch:
-        one = plain(*arguments, **options)
-        return replace(one, control_mean=one.mean.flip(-1), control_std=torch.ones_like(one.std))
-
-    monkeypatch.setattr(FeatureDataset, "batch", batch)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "measure_peak", lambda *_: 1e12)  # which takes seconds
+
+
+def prepare(source: Path, out: Path, pipeline: Path, *options: str) -> None:
+    command = ["prepare", str(source), str(out), "--model", str(pipeline), *options]
+    assert data([*command, "--resolution", "64", "--square", "--device", "cpu"]) == 0
 
 
 def task_of(pipeline: Path, features: Path, place: Path, **changes: Any) -> ControlTask:
@@ -99,7 +96,7 @@ def run(place: Path, *stages: dict[str, Any], options: tuple[str, ...] = ()) -> 
 
 
 def test_a_new_control_has_the_loss_of_its_base(
-    pipeline: Path, features: Path, tmp_path: Path, steered: None
+    pipeline: Path, features: Path, tmp_path: Path
 ) -> None:
     task = task_of(pipeline, features, tmp_path)
     (part,) = task.load(0, 1)
@@ -112,7 +109,7 @@ def test_a_new_control_has_the_loss_of_its_base(
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_copies_or_their_adapters_learn_and_the_base_stays(
-    pipeline: Path, features: Path, tmp_path: Path, steered: None, rank: int
+    pipeline: Path, features: Path, tmp_path: Path, rank: int
 ) -> None:
     task = task_of(pipeline, features, tmp_path, lora=LoRA(rank=rank))
     (part,) = task.load(0, 1)
@@ -129,7 +126,7 @@ def test_copies_or_their_adapters_learn_and_the_base_stays(
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_what_is_exported_steers_as_what_was_trained(
-    pipeline: Path, features: Path, tmp_path: Path, steered: None, rank: int
+    pipeline: Path, features: Path, tmp_path: Path, rank: int
 ) -> None:
     task = task_of(pipeline, features, tmp_path, lora=LoRA(rank=rank))
     with torch.no_grad():
@@ -149,7 +146,7 @@ def test_what_is_exported_steers_as_what_was_trained(
 
 
 def test_training_goes_on_to_the_bit_and_a_further_stage_from_there(
-    pipeline: Path, features: Path, tmp_path: Path, steered: None
+    pipeline: Path, features: Path, tmp_path: Path
 ) -> None:
     first = stage(pipeline, features)
     second = stage(pipeline, features, name="adapt", start="previous", lora={"rank": 2}, steps=1)
@@ -185,7 +182,6 @@ def test_what_cannot_be_is_said(
     pipeline: Path,
     features: Path,
     tmp_path: Path,
-    steered: None,
     capsys: pytest.CaptureFixture[str],
     fields: dict[str, Any],
     message: str,
@@ -195,10 +191,12 @@ def test_what_cannot_be_is_said(
 
 
 def test_data_without_pictures_that_steer_are_refused(
-    pipeline: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, stage(pipeline, features), options=("--dry-run",)) == 2
-    assert "must have a picture that steers for each sample" in capsys.readouterr().err
+    folder(tmp_path / "raw", 2, height=64, width=64)
+    prepare(tmp_path / "raw", tmp_path / "out", pipeline)
+    assert run(tmp_path, stage(pipeline, tmp_path / "out"), options=("--dry-run",)) == 2
+    assert "must have a control picture of every sample" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("depth", "copies"), [(28, 13), (6, 3), (2, 1)])

@@ -265,7 +265,13 @@ def _asked(model: Model) -> dict[str, Any]:
     for name in ("model", "transformer"):
         if (path := given[name]) is not None and os.path.exists(path):
             given[name] = os.path.abspath(path)
-    return {**given, "lora": list(model.lora), "cuda_graph": "off"}
+    return {
+        **given,
+        "lora": list(model.lora),
+        "control": [],
+        "preprocessor_weights": [],
+        "cuda_graph": "off",
+    }
 
 
 @contextmanager

@@ -4,7 +4,6 @@ The base lies outside of the module that trains. So it is in no state, no averag
 process holds all of it.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -83,16 +82,8 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     data_problems = list(source_problems(stage, run, config))
     yield from data_problems
     if stage.data.source and not data_problems:
-        yield from problems_of(lambda: _check_pictures(stage, run))
-
-
-def _check_pictures(stage: ResolvedStage, run: Run) -> None:
-    one = run.dataset(stage.data.source, stage.resolution).batch([0], random.Random(0))
-    if one.control_mean is None:
-        raise ValueError(
-            f"data.source must have a picture that steers for each sample, got none in "
-            f"{stage.data.source}; `python -m pixart.data prepare --control` adds them"
-        )
+        data = run.dataset(stage.data.source, stage.resolution)
+        yield from problems_of(data.check_controls)
 
 
 def before_problems(stage: ResolvedStage, run: Run) -> Iterator[str]:
@@ -206,6 +197,8 @@ class ControlTask(DenoisingTask):
     """A Task of pixart.training.trainer: the published loss of a PixArt on a FeatureDataset with pictures
     that steer, which a control learns to follow."""
 
+    is_steered = True
+
     def __init__(
         self,
         network: ControlNet,
@@ -219,7 +212,7 @@ class ControlTask(DenoisingTask):
         self.model = Controlled(network, base)
 
     def draw_control(self, one: FeatureBatch, generator: torch.Generator) -> Tensor:
-        assert one.control_mean is not None and one.control_std is not None  # a rule of check_files
+        assert one.control_mean is not None and one.control_std is not None
         noise = torch.randn(one.control_mean.shape, generator=generator)
         return (one.control_mean + one.control_std * noise) * self.scale
 

@@ -156,8 +156,11 @@ def open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> 
 class DenoisingTask:
     """A Task of pixart.training.trainer: the published loss of a PixArt on a FeatureDataset.
 
-    Raises ValueError for data that do not fit the model or the stage.
+    Raises ValueError for data that do not fit the model or the stage. is_steered: samples come with the
+    pictures that steer them.
     """
+
+    is_steered = False
 
     def __init__(
         self,
@@ -239,7 +242,7 @@ class DenoisingTask:
     def _draw(self, data: FeatureDataset, index: int, place: str, weight: float) -> TrainingSample:
         rng = random.Random(f"{self.stage.seed}/{self.stage.name}/{place}")
         captions = dict(self.stage.data.captions) if data is self.dataset else None
-        one = data.batch([index], rng, captions)
+        one = data.batch([index], rng, captions, control=self.is_steered)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         posterior = torch.randn(one.mean.shape, generator=generator)
         # Features of a T5 that reads further than this model was made for are cut.
