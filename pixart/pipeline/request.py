@@ -232,26 +232,24 @@ def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
 SETTINGS = tuple(one.name for one in fields(Request))
 
 
-def as_options(title: str, names: Iterable[str]) -> Any:
+def as_options(names: Iterable[str], title: str = "") -> Any:
     """A frozen dataclass of these settings as options of a command line, None until they are given. What
     is one for each --control-image is given again for each, and () until then. title: what help calls them.
     """
     import tyro
 
-    named = {one.name: one for one in fields(Request)}
+    helps = {one.name: one.metadata.get("help", "") for one in fields(Request)}
     options: list[tuple[str, Any, Any]] = []
     for name in names:
-        kinds, help = kinds_of(name), named[name].metadata["help"]
+        said: dict[str, Any] = {"help": helps[name]}
+        if is_flag(name):
+            said |= {"aliases": [f"--no-{name.replace('_', '-')}"], "metavar": ""}
+        kind = kinds_of(name)[0] if name in PER_CONTROL else _TYPES[name] | None
+        kind = Annotated[kind, tyro.conf.arg(**said)]
         if name in PER_CONTROL:
-            repeated = tyro.conf.UseAppendAction[Annotated[kinds[0], tyro.conf.arg(help=help)]]  # type: ignore[valid-type]
-            options.append((name, repeated, ()))
-            continue
-        said = (
-            {"aliases": [f"--no-{name.replace('_', '-')}"], "metavar": ""} if is_flag(name) else {}
-        )
-        options.append(
-            (name, Annotated[named[name].type | None, tyro.conf.arg(help=help, **said)], None)
-        )
+            options.append((name, tyro.conf.UseAppendAction[kind], ()))  # type: ignore[valid-type,misc]
+        else:
+            options.append((name, kind, None))
     made = make_dataclass("Settings", options, frozen=True)
     made.__doc__ = title
     return made

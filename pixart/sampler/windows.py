@@ -20,6 +20,8 @@ class Windows:
     spread evenly, overlap by `overlap` of their side at least, and begin and end at multiples of
     `multiple` latents. One after the other, so that memory is that of one: with "both" captions a window
     has both halves in it. A picture no larger than a window is denoised as it is, to the bit.
+    denoise: if it has a method crop(rows, columns, (height, width)), a window is denoised by what that
+    returns for its part of latents so large.
     cancel: asked between two windows as well; when it returns True, `Cancelled` is raised.
     """
 
@@ -41,33 +43,42 @@ class Windows:
             raise ValueError(f"overlap must be from 0 to 0.75 of a window, got {overlap}")
         self._denoise, self._size, self._overlap = denoise, (height, width), overlap
         self._multiple, self._cancel = multiple, cancel
+        self._known: dict[tuple[int, int, torch.device], list[tuple[slice, slice, Tensor]]] = {}
 
     def __call__(self, latents: Tensor, timesteps: Tensor, captions: Captions, /) -> Tensor:
         height, width = latents.shape[-2:]
-        rows, columns = (
-            _spread(whole, side, self._overlap, self._multiple)
-            for whole, side in zip((height, width), self._size, strict=True)
-        )
-        if len(rows) == len(columns) == 1:
+        windows = self._windows(height, width, latents.device)
+        if len(windows) == 1:
             return self._denoise(latents, timesteps, captions)
-        places = [(row, column) for row in rows for column in columns]
-        weights = [
-            torch.outer(row, column).to(latents.device)
-            for row in _weights(height, rows)
-            for column in _weights(width, columns)
-        ]
         total: Tensor | None = None
-        for number, ((row, column), weight) in enumerate(zip(places, weights, strict=True)):
+        for number, (rows, columns, weight) in enumerate(windows):
             if number and self._cancel is not None and self._cancel():
                 raise Cancelled(f"cancelled at timestep {float(timesteps[0]):g}")
-            window = latents[..., row, column].contiguous()
-            denoise = self._denoiser_of(row, column, (height, width))
+            denoise = self._denoiser_of(rows, columns, (height, width))
+            window = latents[..., rows, columns].contiguous()
             part = denoise(window, timesteps, captions).float()
             if total is None:
                 total = part.new_zeros(*part.shape[:2], height, width)
-            total[..., row, column] += weight * part
+            total[..., rows, columns] += weight * part
         assert total is not None
         return total
+
+    def _windows(
+        self, height: int, width: int, device: torch.device
+    ) -> list[tuple[slice, slice, Tensor]]:
+        """Rows, columns and weights (rows, columns) of each window; made once, not at every step."""
+        key = (height, width, device)
+        if key not in self._known:
+            rows, columns = (
+                _spread(whole, side, self._overlap, self._multiple)
+                for whole, side in zip((height, width), self._size, strict=True)
+            )
+            self._known[key] = [
+                (row, column, torch.outer(down, across).to(device))
+                for row, down in zip(rows, _weights(height, rows), strict=True)
+                for column, across in zip(columns, _weights(width, columns), strict=True)
+            ]
+        return self._known[key]
 
     def _denoiser_of(self, rows: slice, columns: slice, whole: tuple[int, int]) -> Denoiser:
         """Of a window: what has hints and sizes of the whole picture gives one with those of the part."""

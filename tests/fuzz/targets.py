@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -124,15 +125,75 @@ def _make_prompts(folder: Path) -> Path:
     lines = [
         {"prompt": "a red circle", "seed": 3, "size": "128", "name": "one"},
         {"prompt": "a blue star", "negative": "green", "guidance": 2.5, "steps": 8},
+        {"prompt": "a", "image": "x.png", "mask": "alpha", "strength": 0.5, "outpaint": "8,0,8,0"},
+        {"image": "~/x.png", "upscale": "2k", "upscale_strength": 0.3, "tiles": 64},
+        {
+            "prompt": "b",
+            "control_image": ["a.png", "b.png"],
+            "control_scale": [1, 0.5],
+            "apg": True,
+            "control_interval": [[0, 1], [0, 0.5]],
+            "pag": 3,
+            "pag_blocks": "1-2",
+            "apg_eta": 0.1,
+        },
     ]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "prompts.jsonl"
 
 
 def _read_prompts(place: Path) -> object:
-    from pixart.generation.prompts import read_prompts
+    """With what is known without a model and without the pictures."""
+    from pixart.generation.prompts import naming, read_prompts
+    from pixart.pipeline.request import Request
 
-    return read_prompts(place)
+    read = []
+    for line in read_prompts(place):
+        own = {name: value for name, value in line.values.items() if name != "name"}
+        with naming(line.place):
+            read.append(Request.from_dict(own))
+            assert Request.from_dict(read[-1].to_dict()) == read[-1], "another request"
+    return read
+
+
+def _source_of_pictures(setting: str, suffix: str) -> Target:
+    """A picture to draw from, and one that says what of another is drawn: as a command looks at them
+    before it opens a model."""
+
+    def make(folder: Path) -> Path:
+        path = folder / f"{setting}.{suffix}"
+        image = Image.linear_gradient("L").resize((40, 24)).convert("RGB")
+        image.save(path, exif=Image.Exif())
+        return path
+
+    def read(place: Path) -> object:
+        from pixart.generation.sources import Sources
+        from pixart.pipeline.request import Request
+
+        request = Request("a", image=str(place))
+        if setting == "mask":
+            with TemporaryDirectory() as folder:
+                image = Path(folder) / "image.png"
+                Image.new("RGB", (40, 24), "red").save(image)
+                request = Request("a", image=str(image), mask=str(place), mask_blur=2)
+                return _looked_at(request, Sources())
+        return _looked_at(request, Sources())
+
+    return Target(make, read)
+
+
+def _looked_at(request: Any, sources: Any) -> object:
+    """With the canvas that would be drawn on: of a picture that has passed, none fails."""
+    from pixart.pipeline.editing import make_canvas
+    from pixart.pipeline.inputs import Inputs
+
+    sources.check(request)
+    inputs = Inputs()
+    height, width = inputs.size(request.image)
+    assert height * width < 1 << 24, "more than the sample has by far"
+    canvas = make_canvas(replace(request, fit="exact", height=height, width=width), inputs)
+    assert canvas.pixels.shape == (height, width, 3), "other sizes"
+    return sources.digests(request)
 
 
 def _make_recipe(folder: Path) -> Path:
@@ -344,6 +405,11 @@ TARGETS: dict[str, Target] = {
     "request-png": _picture_of_ours("v3-plain.png"),
     "request-jpg": _picture_of_ours("v3-jpg.jpg"),
     "prompts": Target(_make_prompts, _read_prompts),
+    "request-v6": _picture_of_ours("v6-settings.png"),
+    **{
+        f"image-{suffix}": _source_of_pictures("image", suffix) for suffix in ("png", "jpg", "webp")
+    },
+    "mask": _source_of_pictures("mask", "png"),
     "recipe": Target(_make_recipe, _read_recipe),
     "tar": Target(_make_tar, _read_samples),
     "index": Target(_make_index, _read_samples),

@@ -19,11 +19,79 @@ FULL = Request(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("request_", [Request("a cat"), FULL, Request("猫\0\n", size="64x32")])
+EDITED = Request(
+    "a cat", image="x.png", strength=0.5, fit="exact", mask="alpha", invert_mask=True, mask_blur=4,
+    outpaint="0,8,16,0", tiles=64, guidance_rescale=0.7, apg=True, apg_eta=0.5, apg_momentum=-0.3,
+    apg_norm=2, pag=3, pag_blocks="12-14,20", control_image=("a", "b"), control_scale=(1, 0.5),
+    control_preprocessor=("canny",), control_interval=((0, 0.5), (0.2, 1)),
+)  # fmt: skip
+ENLARGED = Request("", image="x.png", upscale="2k", upscale_strength=0.3)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request("a cat"), FULL, EDITED, ENLARGED, Request("猫\0\n", size="64x32")],
+    ids=["plain", "full", "edited", "enlarged", "hostile"],
+)
 def test_a_request_survives_json(request_: Request) -> None:
     text = json.dumps(request_.to_dict())
     assert Request.from_dict(json.loads(text)) == request_
     assert request_.to_dict()["version"] == VERSION
+
+
+def test_a_request_may_be_a_key_whatever_is_in_it() -> None:
+    assert len({FULL, EDITED, ENLARGED, replace(EDITED), Request.from_dict(EDITED.to_dict())}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"outpaint": [0, 8, 16, 0], "image": "x"}, {"outpaint": "0,8,16,0"}),
+        ({"pag_blocks": 14, "pag": 3}, {"pag_blocks": "14"}),
+        ({"pag_blocks": [12, 14], "pag": 3}, {"pag_blocks": "12,14"}),
+        ({"control_image": "a", "control_scale": 1}, {"control_image": ("a",), "control_scale": (1,)}),
+        ({"control_image": ["a", "b"]}, {"control_image": ("a", "b")}),
+        ({"control_image": "a", "control_interval": [0, 0.5]}, {"control_interval": ((0, 0.5),)}),
+        ({"apg": False, "apg_eta": 0.5}, {"apg": False, "apg_eta": 0.5}),
+    ],
+)  # fmt: skip
+def test_what_may_be_written_in_two_ways_is_kept_in_one(
+    given: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    one = Request.from_dict({"prompt": "a", **given})
+    assert {name: getattr(one, name) for name in kept} == kept
+
+
+def test_the_final_size_is_that_of_the_finished_picture() -> None:
+    drawn = Request("a", height=64, width=96)
+    assert drawn.final_size == (64, 96)
+    assert replace(drawn, upscale="384x256").final_size == (256, 384)
+    for one in (Request("a"), replace(drawn, upscale="2k"), Request("a", height=64)):
+        with pytest.raises(ValueError, match="size must be known; Pipeline.resolve says"):
+            one.final_size  # noqa: B018
+
+
+def test_a_picture_alone_is_made_larger_and_anything_else_is_drawn() -> None:
+    assert ENLARGED.only_enlarges
+    assert not any(r.only_enlarges for r in (EDITED, replace(ENLARGED, strength=0.5), Request("a")))
+    assert not Request("a", upscale="2k").only_enlarges
+
+
+@pytest.mark.parametrize(
+    ("request_", "off"),
+    [
+        (Request("a"), {"image", "strength", "apg", "apg_eta", "pag_blocks", "control_scale", "tiles"}),
+        (EDITED, {"upscale", "upscale_strength"}),
+        (Request("a", apg=False, pag=0), {"apg_eta", "pag_blocks"}),
+    ],
+)  # fmt: skip
+def test_what_is_none_because_nothing_of_its_kind_is_done_is_off(
+    request_: Request, off: set[str]
+) -> None:
+    assert off <= {name for name in SETTINGS if limits.is_off(request_, name)}
+    for name in ("steps", "guidance", "scheduler", "size", "batched", "tile", "prompt"):
+        assert not limits.is_off(request_, name)
+    assert not limits.is_off(Request("a", image="x"), "strength")
 
 
 def test_what_is_left_out_has_its_default() -> None:
