@@ -1,15 +1,11 @@
 """From the latents of one picture to its pixels; numbers that are not finite become no picture."""
 
 import textwrap
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pixart.pipeline.request import Request
-from pixart.vae.autoencoder import VAE, Tiled, to_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pixart.vae.autoencoder import VAE, Tiled
 
 
 class NotFinitePicture(RuntimeError):
@@ -18,14 +14,15 @@ class NotFinitePicture(RuntimeError):
 
 def decode(
     vae: VAE, latent: Tensor, request: Request, progress: Tiled | None
-) -> "tuple[Image, int | bool]":
-    """Latents (1, C, h, w) to a picture, and the tile that the VAE took. Raises NotFinitePicture."""
+) -> tuple[Tensor, int | bool]:
+    """Latents (1, C, h, w) to the pixels of `VAE.decode`, and the tile that the VAE took. Raises
+    NotFinitePicture."""
     _check_finite(latent, request, "latents", "a lower guidance, or a checkpoint that is whole")
     height, width = (count * vae.downsample for count in latent.shape[2:])
     tile = vae.choose_tile(height, width, request.tile)
     image = vae.decode(latent, tile=tile, progress=progress)
     _check_finite(image, request, "pixels", "a VAE that does not overflow")
-    return to_images(image)[0], tile
+    return image, tile
 
 
 def _check_finite(numbers: Tensor, request: Request, what: str, way_out: str) -> None:

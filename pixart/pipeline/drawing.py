@@ -39,7 +39,7 @@ from pixart.sampler.loop import (
 from pixart.sampler.schedulers import Scheduler
 from pixart.sampler.windows import Windows
 from pixart.text.encoder import PromptEmbeddings
-from pixart.vae.autoencoder import VAE, Tiled
+from pixart.vae.autoencoder import VAE, Tiled, to_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,9 +115,9 @@ class Pass:
         for request, latent in zip(self._group, latents.split(1), strict=True):
             seconds = dict(shared)
             with timed(seconds, "decode"):
-                image, tile = self._decode(latent, request, self._hooks.decoding)
-                if self._canvas is not None and request.upscale is None:
-                    image = self._canvas.compose(image)
+                pixels, tile = self._decode(latent, request, self._hooks.decoding)
+                is_edited = self._canvas is not None and request.upscale is None
+                image = self._finish(pixels) if is_edited else to_images(pixels)[0]
             digests = self._inputs.digests(request)
             request = replace(request, tile=tile)
             yield Drawn(image, request, seconds, self._count, graphs is not None, digests)
@@ -208,18 +208,22 @@ class Pass:
         pictures = []
         for request, latent in zip(self._group, latents.split(1), strict=True):
             try:
-                image, _ = self._decode(latent, request, None)
+                pixels, _ = self._decode(latent, request, None)
             except NotFinitePicture as fault:
                 if not pictures:
                     raise
                 self._fault, self._group = fault, self._group[: len(pictures)]
                 break
-            pictures.append(image if self._canvas is None else self._canvas.compose(image))
+            pictures.append(self._finish(pixels))
         return pictures
+
+    def _finish(self, pixels: torch.Tensor) -> "Image":
+        """The picture of the first stage."""
+        return to_images(pixels)[0] if self._canvas is None else self._canvas.compose(pixels)
 
     def _decode(
         self, latent: torch.Tensor, request: Request, progress: Tiled | None
-    ) -> "tuple[Image, int | bool]":
+    ) -> tuple[torch.Tensor, int | bool]:
         self._pipe.vae.to(self._pipe.device)
         return decode(self._pipe.vae, latent, request, progress)
 

@@ -21,6 +21,7 @@ from pixart.pipeline.limits import BUCKET, EXACT_SIZE, parse_border
 from pixart.pipeline.masks import faded, filled, matched, open_mask, refuse_empty
 from pixart.pipeline.request import Request
 from pixart.resolution import MAX_SIDE, MIN_TOKENS, Resolved, resolve_size
+from pixart.vae.autoencoder import to_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,18 +141,16 @@ class Canvas:
         touched = torch.from_numpy(_rounded_up(self.mask, multiple) > 0).float()
         return F.max_pool2d(touched[None, None], downsample)
 
-    def compose(self, drawn: "Image") -> "Image":
-        """The finished picture from the drawn canvas: cut back, with what is kept put into it."""
-        from PIL import Image
-
+    def compose(self, drawn: Tensor) -> "Image":
+        """The finished picture from the decoded canvas, (1, 3, H, W) about [-1, 1]: cut back, with what
+        is kept put into it."""
         height, width = self.pixels.shape[:2]
-        drawn = drawn.crop((0, 0, width, height))
+        drawn = drawn[..., :height, :width].cpu()
         if self.mask is None:
-            return drawn
-        share = self.mask[..., None].astype(np.float32) / 255
-        toned = matched(np.asarray(drawn), self.pixels, self.mask == 0)
-        mixed = self.pixels * (1 - share) + toned * share
-        return Image.fromarray(mixed.round().astype(np.uint8))
+            return to_images(drawn)[0]
+        kept, mask = to_unit(self.pixels), torch.from_numpy(self.mask)[None, None]
+        drawn = matched(drawn.clamp(-1, 1), kept, mask == 0)
+        return to_images(torch.lerp(kept, drawn, mask / 255))[0]
 
 
 def make_canvas(request: Request, inputs: Inputs) -> Canvas:

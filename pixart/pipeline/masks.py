@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-SAME, TONE = 24, 16  # levels that a tone may be off by, and pixels over which it is looked for
+SAME = 24  # levels that a tone may be off by
 
 
 def open_mask(request: Request, inputs: Inputs) -> "Image":
@@ -88,58 +88,57 @@ def _distances(zeros: Tensor, most: int) -> Tensor:
     return best.sqrt().clamp(max=most)
 
 
-def matched(drawn: np.ndarray, own: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """What was drawn, in the tone of what is kept beside it: (H, W, 3) float from 0 to 255.
+def matched(drawn: Tensor, own: Tensor, kept: Tensor) -> Tensor:
+    """What was drawn, in the tone of what is kept beside it: (1, 3, H, W).
 
-    drawn, own: (H, W, 3) of 8 bits; kept: (H, W) bool. Encoded and decoded, a plain ground is off by a level
-    or two, and a line shows where it meets the file's own. How far off it is around the border is known
-    from the kept pixels, which were decoded as well; it is taken back there and less and less further
-    away. Where both differ by more than SAME, there is something else than a tone.
+    drawn, own: (1, 3, H, W) in [-1, 1]; kept: (1, 1, H, W) bool. Encoded and decoded, a plain ground is off
+    by a level or two, and a line shows where it meets the file's own. How far off it is is known of the kept
+    pixels, which were decoded as well, and goes on from there into what is drawn. Where both differ by more
+    than SAME, there is something else than a tone.
     """
-    gap = torch.from_numpy(own.astype(np.float32) - drawn).permute(2, 0, 1)[None]
-    told = torch.from_numpy(kept)[None, None] & (gap.abs().amax(1, keepdim=True) <= SAME)
-    # Beside a straight border half of the surroundings are kept.
-    around = _surroundings(told.float()).clamp_min(0.25)
-    tone = _surroundings(gap * told) / around
-    return (drawn + tone[0].permute(1, 2, 0).numpy()).clip(0, 255)
-
-
-def _surroundings(values: Tensor) -> Tensor:
-    """The weighted mean around each pixel (.., H, W) within twice TONE pixels."""
-    for _ in range(2):
-        for size, pad in (((2 * TONE + 1, 1), (TONE, 0)), ((1, 2 * TONE + 1), (0, TONE))):
-            values = F.avg_pool2d(values, size, 1, pad, count_include_pad=False)
-    return values
+    gap = own - drawn
+    told = kept & (gap.abs().amax(1, keepdim=True) <= SAME / 127.5)
+    return drawn + spread(gap, told.float()) if bool(told.any()) else drawn
 
 
 def filled(image: "Image") -> "Image":
     """A picture of `to_srgb` as RGB: what is wholly transparent gets the colours around it.
 
-    What a file has under there is nobody's to see, often black or a picture that was cut out. Averages
-    of opaque pixels at halved sizes, as far down as there are none, spread what surrounds a hole
-    smoothly into it; a picture without any opaque pixel becomes white.
+    What a file has under there is nobody's to see, often black or a picture that was cut out. A picture
+    without any opaque pixel becomes white.
     """
     from PIL import Image
 
     if image.mode != "RGBA":
         return image
-    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    colours, weight = levels[:, :3], levels[:, 3:] / 255
-    surroundings = _spread(colours, weight)
-    shown = torch.where(weight > 0, colours, surroundings).round().to(torch.uint8)
-    return Image.fromarray(shown[0].permute(1, 2, 0).numpy())
+    levels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
+    colours, opaque = levels[:, :3], levels[:, 3:] / 255
+    if not opaque.any():
+        return Image.new("RGB", image.size, "white")
+    shown = torch.where(opaque > 0, colours, spread(colours, opaque))
+    return Image.fromarray(shown[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _spread(colours: Tensor, weight: Tensor) -> Tensor:
-    """Colours (1, 3, H, W) where the weight (1, 1, H, W) is 0, taken from where it is not."""
-    height, width = weight.shape[2:]
-    if not (weight == 0).any():
-        return colours
-    if height == width == 1:
-        return torch.full_like(colours, 255.0)
-    coarse = {"kernel_size": 2, "ceil_mode": True}
-    total = F.avg_pool2d(weight, **coarse)
-    mean = F.avg_pool2d(colours * weight, **coarse) / total.clamp_min(1e-12)
-    below = _spread(mean, total)
-    spread = F.interpolate(below, scale_factor=2, mode="bilinear")[..., :height, :width]
-    return torch.where(weight > 0, colours, spread)
+def spread(values: Tensor, known: Tensor) -> Tensor:
+    """Values (1, C, H, W) that go on from where they are known, (1, 1, H, W) from 0 to 1, to all places.
+
+    Push-pull (Gortler et al., "The Lumigraph", 1996): means of what is known at halved sizes, each filled
+    in from the next. So a place takes its value from as wide a part of the known as it is far from it: at
+    the border the very next pixels, far off the mean of all.
+    """
+    height, width = known.shape[2:]
+    if bool((known == 1).all()) or height == width == 1:
+        return values
+    total = _halved(known)
+    mean = _halved(values * known) / total.clamp_min(1e-12)
+    wide = F.interpolate(spread(mean, total), scale_factor=2, mode="bilinear")[..., :height, :width]
+    # Known for a quarter is enough, so that at a straight border the next pixels decide.
+    return torch.lerp(wide, values, (4 * known).clamp(max=1))
+
+
+def _halved(values: Tensor) -> Tensor:
+    """Half as high and wide, rounded up, each the mean of 4 x 4 with more weight on the inner 2 x 2."""
+    channels = values.shape[1]
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = torch.outer(kernel, kernel).expand(channels, 1, 4, 4)
+    return F.conv2d(F.pad(values, (1, 2, 1, 2)), kernel, stride=2, groups=channels)

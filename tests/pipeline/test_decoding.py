@@ -7,7 +7,7 @@ import torch
 
 from pixart.pipeline.decoding import NotFinitePicture, decode
 from pixart.pipeline.request import Request
-from pixart.vae.autoencoder import VAE
+from pixart.vae.autoencoder import VAE, to_images
 
 
 class FlatVae(VAE):
@@ -27,8 +27,8 @@ class FlatVae(VAE):
 def test_latents_and_pixels_that_are_not_finite_become_no_picture(number: float) -> None:
     request = Request("a cat", height=8, width=8, steps=5, guidance=2.0)
     latent = torch.ones(1, 4, 8, 8)
-    image, _ = decode(FlatVae(1.0), latent, request, None)
-    assert image.getpixel((0, 0)) == (255, 255, 255)
+    pixels, _ = decode(FlatVae(1.0), latent, request, None)
+    assert to_images(pixels)[0].getpixel((0, 0)) == (255, 255, 255)
     with pytest.raises(NotFinitePicture, match="pixels must be finite.* 'a cat' .seed 0, 5 steps"):
         decode(FlatVae(number), latent, request, None)
     latent[0, 3, 7, 7] = number
