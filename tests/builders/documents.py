@@ -21,7 +21,6 @@ OTHERS = (
     "BENCHMARKS.md",
     "pixart/assets/shapes/README.md",
     "pixart/assets/shapes-clip/README.md",
-    "pixart/assets/shapes-control/README.md",
 )
 
 _FENCE = re.compile(r" *```(\S*) *$")
