@@ -126,6 +126,7 @@ setup(
         ],
         "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },
-    exclude_package_data={"pixart": ["assets/*/log/*"]},  # of the embedded model's training
+    # Of the embedded model's training, and of the guide.
+    exclude_package_data={"pixart": ["assets/*/log/*", "assets/pictures/*"]},
     entry_points={"console_scripts": ["pixart = pixart.command:start"]},
 )

@@ -13,12 +13,15 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from pixart import process
 from pixart.command import DONE, parse, run_command
+
+if TYPE_CHECKING:
+    import torch
 
 NAME = "convert"
 
@@ -47,6 +50,11 @@ class Options:
     """PATH[:WEIGHT] of a LoRA to merge into the weights; may be given several times."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a source that does not tell its own."""
+    control: bool = False
+    """Convert the ControlNet that SRC is, or holds beside its transformer, in the place of that."""
+    base: str | None = None
+    """Of --control --to official: the transformer whose weights the file holds too, as the official code
+    wants it. Default: that of SRC, if it has one."""
     max_shard_size: str | None = None
     """Split a diffusers directory's weights into files of this size, such as 5GB."""
     overwrite: bool = False
@@ -86,11 +94,16 @@ def convert(options: Options) -> str:
     source = resolve(options.src, allow_patterns=TRANSFORMER_FILES)
     _check_not_source(options, source)
     check_writable(options.dst)
+    dtype = dtypes[options.dtype] if options.dtype else None
+    if options.control:
+        return _convert_control(options, source, dtype)
+    if options.base is not None:
+        raise ValueError(f"--base must be given with --control, got {options.base}")
     model = load_transformer(
         source,
         config=read_config(options.config) if options.config else None,
         kv_compression=KVCompression.parse(options.kv_compress) if options.kv_compress else None,
-        dtype=dtypes[options.dtype] if options.dtype else None,
+        dtype=dtype,
         ema=options.ema,
         variant=options.variant,
     )
@@ -103,9 +116,42 @@ def convert(options: Options) -> str:
         max_shard_size=options.max_shard_size,
         overwrite=options.overwrite,
     )
-    count = sum(parameter.numel() for parameter in model.parameters())
-    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-    return f"{options.dst}: {count:,} parameters, {', '.join(kinds)}"
+    return _described(options.dst, list(model.parameters()))
+
+
+def _convert_control(options: Options, source: Path, dtype: "torch.dtype | None") -> str:
+    from pixart.checkpoint.control import open_control_alone
+    from pixart.checkpoint.load import TRANSFORMER_FILES, load_transformer, read_config
+    from pixart.checkpoint.save import choose_format
+    from pixart.checkpoint.save_control import save_control
+    from pixart.weights import resolve
+
+    if idle := [name for name in ("ema", "kv_compress", "lora") if getattr(options, name)]:
+        raise ValueError(f"--{idle[0].replace('_', '-')} must be left out with --control")
+    format = choose_format(options.dst, options.to, options.max_shard_size)
+    config = read_config(options.config) if options.config else None
+    opened, contents = open_control_alone(
+        source, config=config, dtype=dtype, variant=options.variant
+    )
+    base = None
+    if format == "official" and (options.base or contents.base):
+        place = resolve(options.base, allow_patterns=TRANSFORMER_FILES) if options.base else source
+        base = load_transformer(place, config=config, dtype=dtype)
+    elif options.base is not None:
+        raise ValueError(f"--base must be given with --to official, got {format}")
+    network = opened.load()
+    process.at_work()
+    save_control(
+        network, options.dst, base=base, config=contents.config, format=format,
+        max_shard_size=options.max_shard_size, overwrite=options.overwrite,
+    )  # fmt: skip
+    return _described(options.dst, list(network.parameters()))
+
+
+def _described(path: Path, parameters: "list[torch.nn.Parameter]") -> str:
+    count = sum(parameter.numel() for parameter in parameters)
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    return f"{path}: {count:,} parameters, {', '.join(kinds)}"
 
 
 def _check_not_source(options: Options, source: Path) -> None:

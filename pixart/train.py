@@ -39,9 +39,9 @@ class Options:
     """Train a recipe."""
 
     recipe: tyro.conf.Positional[str]
-    """A shipped recipe (alpha, kv-convert, lora, shapes, shapes-clip, shapes-kv, sigma) or a YAML file.
-    Every field of a stage is an option too, and holds for all stages that are trained. In its place,
-    `plot RUN...` draws the curves of runs."""
+    """A shipped recipe (alpha, controlnet, kv-convert, lora, shapes, shapes-clip, shapes-control, shapes-kv,
+    sigma) or a YAML file. Every field of a stage is an option too, and holds for all stages that are trained.
+    In its place, `plot RUN...` draws the curves of runs."""
     output: Path | None = None
     """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None
@@ -218,9 +218,10 @@ def _train(options: Options, stages: "Sequence[Stage]") -> int:
 def _device(wanted: str | None, stages: "Sequence[Stage]") -> "torch.device":
     """Where to train. ValueError if it is not there, or cannot run the kernels that a stage needs."""
     from pixart.device import check_kernels, choose_device
+    from pixart.training.stage import CONTROLNET
 
     device = choose_device(wanted)
-    if any(stage.trains_transformer for stage in stages):
+    if any(stage.trains_transformer or stage.trains == CONTROLNET for stage in stages):
         check_kernels(device)
     return device
 

@@ -10,7 +10,8 @@ from pixart.evaluation.statistics.intervals import wilson
 
 KIND = "studies.editing"
 HOLDS, KEPT = "caption holds", "all else unchanged to the bit"
-LINE = "line within the picture's own"
+LINE = "no line"
+SMALL, TILES = "512 px, 0.2, unguided", "512 px, tiles, 0.2, no caption"
 KEPT_THING = "statements of the kept thing"
 
 
@@ -34,9 +35,12 @@ TARGETS = (
     Target("outpaint, one side: the picture is the file's to the bit", "outpaint", "one side", KEPT, 1.0),
     Target("outpaint, one side: no line", "outpaint", "one side", LINE, 0.95),
     Target("outpaint, two sides: no line", "outpaint", "two sides", LINE, 0.95),
-    Target("128 → 512 px: all statements kept", "upscale", "whole", HOLDS, 0.85),
-    Target("128 → 512 px in windows: all statements kept", "upscale", "tiles", HOLDS, 0.85),
-    Target("128 → 512 px in windows: no seam", "upscale", "tiles", LINE, 0.95),
+    Target("128 → 256 px: all statements kept", "upscale", "256 px", HOLDS, 0.85),
+    Target("128 → 512 px: all statements kept", "upscale", "512 px", HOLDS, 0.85),
+    Target("the same at strength 0.2, without guidance", "upscale", SMALL, HOLDS, 0.85),
+    Target("128 → 512 px in windows of 256 px: all statements kept", "upscale", "512 px, tiles", HOLDS, 0.85),
+    Target("the same at strength 0.2, without caption", "upscale", TILES, HOLDS, 0.85),
+    Target("the same: no seam", "upscale", TILES, LINE, 0.95),
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from pixart.model.control import ControlNet
 from pixart.releases import CONTROL_REPOSITORY, CONTROLS
 from pixart.weights import check_finite, resolve
 
+CONTROL = "control"  # the folder of a control within a training run's state
 _WRAPPER = r"((?:(?:module|model)\.)*)"
 _OFFICIAL = re.compile(
     _WRAPPER + r"controlnet\.(\d{1,3})\.(copied_block|before_proj|after_proj)\.(.+)"
@@ -118,10 +119,14 @@ class OpenedControl:
 
 
 def find_control(source: str | Path) -> Path:
-    """The file or folder of a control: a path, a short name ("controlnet-512"), a hub id or id/file."""
+    """The file or folder of a control: a path, a short name ("controlnet-512"), a hub id or id/file, or the
+    folder of a state that trained one."""
     if str(source) == CONTROL_REPOSITORY:
         raise CheckpointError(f"{source}: holds several; name one, {' or '.join(CONTROLS)}")
-    return resolve(source, allow_patterns=TRANSFORMER_FILES)
+    place = resolve(source, allow_patterns=TRANSFORMER_FILES)
+    # Of a training run's state, which holds other folders too.
+    inside = place / CONTROL
+    return inside if inside.is_dir() else place
 
 
 def open_control(

@@ -23,11 +23,11 @@ _GUIDANCE = (
 _REST = tuple(
     name for name in SAMPLING if name not in (*_PICTURE, *_UPSCALING, *_GUIDANCE, *PER_CONTROL)
 )
-_Rest: Any = as_options("", _REST)
-_Picture: Any = as_options("To begin with a picture.", _PICTURE)
-_Upscaling: Any = as_options("To draw larger than a model does at once.", _UPSCALING)
-_Guidance: Any = as_options("How closely the prompt is followed.", _GUIDANCE)
-_Conditions: Any = as_options("", PER_CONTROL)
+_Rest: Any = as_options(_REST)
+_Picture: Any = as_options(_PICTURE, "To begin with a picture.")
+_Upscaling: Any = as_options(_UPSCALING, "To draw larger than a model does at once.")
+_Guidance: Any = as_options(_GUIDANCE, "How closely the prompt is followed.")
+_Conditions: Any = as_options(PER_CONTROL)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ _GROUPS = {
 _CommandLine: Any = make_dataclass(
     "_CommandLine",
     [
-        (name, tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind))  # type: ignore[valid-type]
+        (name, tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind))  # type: ignore[valid-type,misc]
         for name, kind in _GROUPS.items()
     ],
     bases=(_General,),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ TARGETS = (
 )
 
 
+Adaptable = TypeVar("Adaptable", bound=nn.Module)  # a PixArt, or a control of one
+
+
 def parse_lora(text: str) -> tuple[str, float]:
     """PATH or PATH:WEIGHT as (path, weight); the weight is 1 unless given."""
     path, colon, weight = text.rpartition(":")
@@ -49,8 +52,8 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def add_lora(
-    model: PixArt, rank: int, alpha: float | None = None, targets: Sequence[str] = TARGETS
-) -> PixArt:
+    model: Adaptable, rank: int, alpha: float | None = None, targets: Sequence[str] = TARGETS
+) -> Adaptable:
     """Put a new adapter on every layer whose name is, or ends in, one of `targets`. In place.
 
     rank: of A and B. alpha: their product is scaled by alpha / rank; None takes the rank. B starts
@@ -66,7 +69,7 @@ def add_lora(
         raise ValueError(f"model must have no adapter yet, got {len(names)}; merge_lora them first")
     _check_targets(model, targets)
     config = _peft().LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
-    _inject(model, config, "default", empty=model.x_embedder.proj.weight.is_meta)
+    _inject(model, config, "default", empty=next(model.parameters()).is_meta)
     return model
 
 
@@ -96,7 +99,7 @@ def load_lora(model: PixArt, adapters: Sequence[tuple[str | Path, float]]) -> Pi
 
 
 @torch.no_grad()
-def merge_lora(model: PixArt) -> PixArt:
+def merge_lora(model: Adaptable) -> Adaptable:
     """Add all adapters to the weights beside which they lie, and take them off. In place.
 
     Summed in fp32 and rounded once to the weights' dtype. What is left is a plain model, all of
@@ -160,19 +163,19 @@ def _peft() -> ModuleType:
     return peft
 
 
-def _adapters(model: PixArt) -> list[str]:
+def _adapters(model: nn.Module) -> list[str]:
     """The names that peft knows them by."""
     return list(getattr(model, "peft_config", {}))
 
 
-def _adapted(model: PixArt) -> Iterator[tuple[str, Any]]:
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """peft's layers around ours, by name."""
     if _adapters(model):
         kind = _peft().tuners.lora.LoraLayer
         yield from [pair for pair in model.named_modules() if isinstance(pair[1], kind)]
 
 
-def _layers(model: PixArt) -> dict[str, nn.Linear | nn.Conv2d]:
+def _layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """What can be adapted, by name: linear layers, and the patch embedding's convolution."""
     return {
         name.removesuffix(".base_layer"): module
@@ -182,12 +185,14 @@ def _layers(model: PixArt) -> dict[str, nn.Linear | nn.Conv2d]:
     }
 
 
-def _check_targets(model: PixArt, targets: Sequence[str]) -> None:
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
     names = list(_layers(model))
     # With the dot, as peft matches: "attn.proj" is no end of "cross_attn.proj".
     unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
     if unknown or not targets:
-        there = dict.fromkeys(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
+        there = dict.fromkeys(
+            re.sub(r"^(blocks|controlnet)\.\d+\.(copied_block\.)?", "", name) for name in names
+        )
         raise ValueError(
             f"targets must be among {', '.join(there)}, got {', '.join(unknown) or 'none'}"
         )
@@ -204,7 +209,7 @@ def _check_folder(directory: Path) -> None:
         )
 
 
-def _inject(model: PixArt, config: Any, name: str, empty: bool) -> None:
+def _inject(model: nn.Module, config: Any, name: str, empty: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # as is meant
         _peft().inject_adapter_in_model(config, model, name, low_cpu_mem_usage=empty)

@@ -232,7 +232,7 @@ def passes(requests: list[Request], batch: int) -> Iterator[list[Request]]:
 SETTINGS = tuple(one.name for one in fields(Request))
 
 
-def as_options(title: str, names: Iterable[str]) -> Any:
+def as_options(names: Iterable[str], title: str = "") -> Any:
     """A frozen dataclass of these settings as options of a command line, None until they are given. What
     is one for each --control-image is given again for each, and () until then. title: what help calls them.
     """
@@ -247,7 +247,7 @@ def as_options(title: str, names: Iterable[str]) -> Any:
         kind = kinds_of(name)[0] if name in PER_CONTROL else _TYPES[name] | None
         kind = Annotated[kind, tyro.conf.arg(**said)]
         if name in PER_CONTROL:
-            options.append((name, tyro.conf.UseAppendAction[kind], ()))
+            options.append((name, tyro.conf.UseAppendAction[kind], ()))  # type: ignore[valid-type,misc]
         else:
             options.append((name, kind, None))
     made = make_dataclass("Settings", options, frozen=True)

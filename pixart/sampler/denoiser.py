@@ -75,10 +75,19 @@ class PictureDenoiser:
         perturbed = self.perturbed if captions == "perturbed" else ()
         seen = "conditional" if captions == "perturbed" else captions
         caption = self._encode(seen)
-        steers = {"perturbed": perturbed, "controls": self._active(timesteps, seen)}
+        controls = self._active(timesteps, seen)
         if self.graphs is None:
-            return self.transformer(latents, timesteps, caption, None, *self._sizes, **steers)
-        return self.graphs(self.transformer, latents, timesteps, caption, self._sizes, **steers)
+            return self.transformer(
+                latents,
+                timesteps,
+                caption,
+                None,
+                *self._sizes,
+                perturbed=perturbed,
+                controls=controls,
+            )
+        given = (self.transformer, latents, timesteps, caption, self._sizes)
+        return self.graphs(*given, perturbed=perturbed, controls=controls)
 
     def crop(self, rows: slice, columns: slice, whole: tuple[int, int]) -> "PictureDenoiser":
         """The denoiser of a part of the picture, whose latents are `whole` high and wide: with that part of

@@ -7,7 +7,7 @@ shows and what the checker demands are therefore the same thing: the statements 
 import random
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pixart.shapes.scene import (
     BACKGROUNDS,
@@ -44,6 +44,7 @@ _WORD_SIZES = {word: size for size, words in _SIZE_WORDS.items() for word in wor
 _WORD_COUNTS = {"a": 1, "an": 1, **{word: n for n, word in _COUNT_WORDS.items()}}
 _PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
 _WORD_SHAPES = {word: s for s in SHAPES for word in (s, _PLURALS[s])}
+PRONOUN = "one"  # stands for a shape behind what else is said of a thing: "a red one"
 _WORD_BACKGROUNDS = {**{b: b for b in BACKGROUNDS}, "grey": "gray"}
 _FILLERS = frozenset(
     [
@@ -96,12 +97,21 @@ class Statement:
         return f"{self.kind} {self.subject}: {self.value}"
 
 
-def describe(scene: Scene, rng: random.Random, omit: float = 0.1, apart: float = 0.3) -> str:
+def describe(
+    scene: Scene,
+    rng: random.Random,
+    omit: float = 0.1,
+    apart: float = 0.3,
+    is_nameless: bool = False,
+) -> str:
     """A caption of the scene. Each clause that may be left out is, with probability `omit`.
 
     apart: share of pairs of which the relation is stated by the side of each thing ("a red star on
     the left and a blue circle on the right"); this teaches which word goes with which thing.
+    is_nameless: tell neither shapes nor places: "a small red one and a large blue one on white".
     """
+    if is_nameless:
+        return _with_background(_nameless(scene, rng, omit), scene.background, rng, omit)
     if scene.kind == "one":
         body = _noun(scene.things[0], rng, omit)
         if rng.random() >= omit:
@@ -118,6 +128,14 @@ def describe(scene: Scene, rng: random.Random, omit: float = 0.1, apart: float =
         count = _COUNT_WORDS[len(scene.things)]
         body = _noun(scene.things[0], rng, omit, article=count, plural=True)
     return _with_background(body, scene.background, rng, omit)
+
+
+def _nameless(scene: Scene, rng: random.Random, omit: float) -> str:
+    """Things by colour and size alone, in words that the embedded model knows: it never saw "thing"."""
+    if scene.kind == "group":
+        count, first = _COUNT_WORDS[len(scene.things)], scene.things[0]
+        return f"{count} {first.colour}"
+    return " and ".join(_noun(replace(thing, shape=PRONOUN), rng, omit) for thing in scene.things)
 
 
 def _noun(
@@ -191,12 +209,12 @@ def _kind_of(letter: str) -> str:
 
 def parse(text: str) -> list[Statement]:
     """What a sentence of the grammar states. Words outside the grammar state nothing; a sentence
-    that names no shape yields at most its background."""
+    that has no shape, nor "one" in the place of one, yields at most its background."""
     words = words_of(text)
     statements = [
         Statement("background", _WORD_BACKGROUNDS[w]) for w in words if w in _WORD_BACKGROUNDS
     ][:1]
-    nouns = [i for i, word in enumerate(words) if word in _WORD_SHAPES][:2]
+    nouns = [i for i in range(len(words)) if _is_noun(words, i)][:2]
     if not nouns:
         return statements
     starts = [0, *(i + 1 for i in nouns[:-1])]
@@ -214,8 +232,18 @@ def parse(text: str) -> list[Statement]:
     )
 
 
+def _is_noun(words: list[str], place: int) -> bool:
+    """Whether a word names a shape, or stands for one: behind a colour or a size "one" counts nothing."""
+    if words[place] in _WORD_SHAPES:
+        return True
+    before = words[place - 1] if place else ""
+    return words[place] == PRONOUN and (before in COLOURS or before in _WORD_SIZES)
+
+
 def _thing_statements(span: list[str], subject: int) -> list[Statement]:
-    statements = [Statement("shape", _WORD_SHAPES[span[-1]], subject)]
+    statements = [
+        Statement("shape", _WORD_SHAPES[w], subject) for w in span[-1:] if w in _WORD_SHAPES
+    ]
     statements += [Statement("colour", w, subject) for w in span if w in COLOURS][-1:]
     return (
         statements

@@ -41,6 +41,7 @@ JITTER = 0.015  # along the direction that a caption states
 DRIFT = 0.03  # across it
 OFFSET = 0.235  # of each of two related things from the middle
 SUPERSAMPLE = 4
+LINE = 0.02  # width of a drawn outline
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,29 @@ def draw(
     canvas = Image.new("RGB", (side, side), colours[scene.background])
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
-        scale = thing.radius * side
-        corners = [
-            (thing.x * side + scale * u, thing.y * side + scale * v)
-            for u, v in outline(thing.shape)
-        ]
-        pen.polygon(corners, fill=colours[thing.colour])
+        pen.polygon(_corners(thing, side), fill=colours[thing.colour])
     return np.asarray(canvas.reduce(supersample) if supersample > 1 else canvas)
+
+
+def draw_outlines(
+    scene: Scene, size: int, line: float = LINE, supersample: int = SUPERSAMPLE
+) -> np.ndarray:
+    """The outlines of a scene's things as (size, size, 3) uint8: white on black, anti-aliased, without what
+    is said of colours. line: width of a line, as a fraction of the side."""
+    side = size * supersample
+    canvas = Image.new("RGB", (side, side))
+    pen = ImageDraw.Draw(canvas)
+    for thing in scene.things:
+        corners = _corners(thing, side)
+        width = max(1, round(line * side))
+        # Beyond where it began, for a joint there too.
+        pen.line([*corners, *corners[:2]], fill=(255, 255, 255), width=width, joint="curve")
+    return np.asarray(canvas.reduce(supersample) if supersample > 1 else canvas)
+
+
+def _corners(thing: Thing, side: int) -> list[tuple[float, float]]:
+    """Of a thing in a square picture of so many pixels."""
+    scale = thing.radius * side
+    return [
+        (thing.x * side + scale * u, thing.y * side + scale * v) for u, v in outline(thing.shape)
+    ]

@@ -1,6 +1,6 @@
 """What the tasks share: the samples of a batch, their loss, and rules about where they come from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +10,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from pixart.dataset.batches import pad
 from pixart.diffusion import NUM_TIMESTEPS, LossTerms, training_loss
-from pixart.training.stage import DRAWN, Data, ResolvedStage, Stage
+from pixart.training.stage import (
+    CONTROLNET,
+    DRAWN,
+    ControlSettings,
+    Data,
+    ResolvedStage,
+    Stage,
+)
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -20,7 +27,8 @@ class TrainingSample:
     """What one place of a batch trains on, or B of them stacked.
 
     latents, noise: (B, C, h, w) fp32. timesteps: (B,). features: (B, L, D), mask: (B, L). size:
-    (B, 2) and aspect_ratio: (B, 1) for micro-conditioned models. weight: (B,) of the loss.
+    (B, 2) and aspect_ratio: (B, 1) for micro-conditioned models. weight: (B,) of the loss. control:
+    (B, C, h, w) fp32, scaled latents of pictures that steer; None where none do.
     """
 
     latents: Tensor
@@ -31,13 +39,15 @@ class TrainingSample:
     size: Tensor
     aspect_ratio: Tensor
     weight: Tensor
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrainingSample":
-        moved = (getattr(self, one.name).to(device, non_blocking=True) for one in fields(self))
-        return TrainingSample(*moved)
+        values: list[Any] = [getattr(self, one.name) for one in fields(self)]
+        moved = (None if one is None else one.to(device, non_blocking=True) for one in values)
+        return TrainingSample(*moved)  # type: ignore[arg-type]
 
 
 def whole_state(model: nn.Module) -> Any:
@@ -51,9 +61,11 @@ def stack(samples: Sequence[TrainingSample]) -> TrainingSample:
     joined = {
         one.name: torch.cat([getattr(sample, one.name) for sample in samples])
         for one in fields(TrainingSample)
-        if one.name not in ("features", "mask")
+        if one.name not in ("features", "mask", "control")
     }
-    return TrainingSample(features=features, mask=mask, **joined)
+    hints = [sample.control for sample in samples if sample.control is not None]
+    control = torch.cat(hints) if hints else None
+    return TrainingSample(features=features, mask=mask, control=control, **joined)
 
 
 def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
@@ -65,7 +77,7 @@ def draw_timestep(mean: float | None, generator: torch.Generator) -> Tensor:
 
 
 def diffusion_losses(
-    model: nn.Module, part: TrainingSample, stage: ResolvedStage, *conditions: Tensor
+    model: Callable[..., Tensor], part: TrainingSample, stage: ResolvedStage, *conditions: Tensor
 ) -> LossTerms:
     """The terms of each sample's loss, (B,), in the stage's precision. conditions: what the model takes
     beside noised latents and timesteps; all on the device of the part."""
@@ -96,13 +108,20 @@ def _read_by(name: str, stage: Stage) -> str:
         return f'for the source "{DRAWN}"'
     if name in ("captions", "prior", "prior_weight"):
         return "for prepared data"
-    readers = {"crop": "autoencoder or decoder", "sizes": "transformer, autoencoder or decoder"}
-    return f"read where trains is {readers.get(name, 'transformer, text_encoder or clip')}"
+    readers = {
+        "crop": "autoencoder or decoder",
+        "sizes": "transformer, controlnet, autoencoder or decoder",
+        "nameless": "controlnet",
+    }
+    others = "transformer, controlnet, text_encoder or clip"
+    return f"read where trains is {readers.get(name, others)}"
 
 
 def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
     """Yield what is wrong with fields about drawn data. reads: the fields of `data` that the task reads."""
-    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop"} - set(reads)
+    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop", "nameless"} - set(
+        reads
+    )
     yield from unread_data(stage, *sorted(unread))
     if stage.aspect:
         yield f'aspect must be false for the source "{DRAWN}", got true'
@@ -112,10 +131,16 @@ def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
         yield f"batch.tokens is for prepared data only, got {stage.batch.tokens}"
 
 
+def control_problems(stage: Stage) -> Iterator[str]:
+    """Yield a complaint about settings of a control where none is trained."""
+    if stage.control != ControlSettings():
+        yield f"control is read where trains is {CONTROLNET} only, got trains {stage.trains}"
+
+
 def part_problems(stage: Stage) -> Iterator[str]:
     """Yield what is wrong with a stage that trains a part of the embedded model by itself."""
     if stage.lora.rank:
-        yield f"trains must be transformer with lora.rank {stage.lora.rank}, got {stage.trains}"
+        yield f"trains must be transformer or controlnet with lora.rank {stage.lora.rank}, got {stage.trains}"
     if stage.validation.prompts:
         yield (
             f"validation.prompts must be empty where trains is {stage.trains}, which draws "

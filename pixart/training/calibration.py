@@ -54,8 +54,9 @@ def measure(
     found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in compression.layers}
 
     def watch(layer: int) -> Any:
-        def hook(attention: SelfAttention, arguments: tuple[Tensor, tuple[int, int]]) -> None:
-            found[layer].append(_merged(attention, *arguments, compression.ratio))
+        def hook(attention: SelfAttention, arguments: tuple[Any, ...]) -> None:
+            x, grid = arguments[:2]  # behind which stands whether it is perturbed
+            found[layer].append(_merged(attention, x, grid, compression.ratio))
 
         return cast(Any, model.blocks[layer]).attn.register_forward_pre_hook(hook)
 

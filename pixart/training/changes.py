@@ -34,6 +34,7 @@ NEVER = (
     "kv_norm",
     "kv_start",
     "prediction",
+    "control.blocks",
     "optimizer.name",
 )
 FREE = (

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from pixart.checkpoint.control import CONTROL
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.files import read_json
 from pixart.pipeline.directory import INDEX, PARTS, choose_variants, open_directory
@@ -80,6 +81,10 @@ def last_words(state: Path, stage: Stage) -> list[str]:
         lines.append(
             f"transformer: {state / 'model.safetensors'}, for pixart generate --transformer"
         )
+    if (state / CONTROL).is_dir():
+        base = () if stage.start in (EMBEDDED, PREVIOUS) else ("--model", stage.start)
+        words = _command(stage, *base, "--control", str(state), "--control-image", "PICTURE")
+        lines.append(f"draw with it: {words}")
     if (state / "lora").is_dir():
         lines.append(f"adapters: {state / 'lora'}, for pixart generate --lora")
     best = best_said(read_progress(state)) if stage.validation.best else None
@@ -97,16 +102,20 @@ def _pipeline_in(state: Path) -> Path | None:
 
 
 def _command(stage: Stage, *arguments: str) -> str:
+    """arguments: options, each before its value."""
     if stage.validation.prompts:
         prompt = stage.validation.prompts[0]
     elif DRAWN in (stage.data.source, stage.pipeline) or stage.start == EMBEDDED:
         prompt = "a large red circle on a white background"
     else:
         prompt = "a cactus with a happy face"
-    # A word that begins with a dash would be taken for an option.
-    given = [f"./{word}" if word.startswith("-") else word for word in arguments[1:]]
+    # A value that begins with a dash would be taken for an option.
+    given = [
+        f"./{word}" if place % 2 and word.startswith("-") else word
+        for place, word in enumerate(arguments)
+    ]
     asked = [] if prompt.startswith("-") else [prompt]
-    words = [*asked, arguments[0], *given]
+    words = [*asked, *given]
     return " ".join([*_program("generate"), *map(shlex.quote, words)])
 
 

@@ -15,13 +15,14 @@ from pixart.device import measure_peak
 from pixart.distributed import rank, said_by_first, world_size
 from pixart.evaluation.needs import MissingError
 from pixart.locks import Occupied, occupied
+from pixart.training.batch import control_problems
 from pixart.training.changes import check_accepted, check_changes, other_settings, record
 from pixart.training.measuring import check_metrics, metric_problems
 from pixart.training.optimizers import check_installed
 from pixart.training.problems import Problems, attempt, problems_of, refuse
 from pixart.training.progress import Progress
 from pixart.training.run import Run
-from pixart.training.stage import Stage
+from pixart.training.stage import CONTROLNET, Stage
 from pixart.training.starts import pipeline_is_here, start_is_here
 from pixart.training.state import read_progress
 from pixart.training.tasks import task_of
@@ -178,6 +179,8 @@ def check_fields(run: Run, stage: Stage) -> Iterator[str]:
     yield from check_accepted(run.accepted)
     unknown = list(problems_of(lambda: task_of(stage)))
     yield from unknown or task_of(stage).check(stage)
+    if stage.trains != CONTROLNET:
+        yield from control_problems(stage)
     yield from metric_problems(stage, run.device)
 
 

@@ -25,7 +25,7 @@ from pixart.pictures import open_rgb, picture_suffixes
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import Scene, draw, sample_scene
 from pixart.training.problems import problems_of
-from pixart.training.stage import DRAWN, ResolvedStage, Stage
+from pixart.training.stage import CONTROLNET, DRAWN, ResolvedStage, Stage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,10 +54,13 @@ def metric_problems(stage: Stage, device: torch.device) -> Iterator[str]:
     if not validation.metrics:
         return
     named = f"validation.metrics ({', '.join(validation.metrics)})"
-    if not stage.trains_transformer:
-        yield f"validation.metrics must be empty where trains is {stage.trains}, which draws nothing"
-        return
     is_drawn = stage.data.source == DRAWN
+    if not stage.trains_transformer and not (stage.trains == CONTROLNET and is_drawn):
+        where = f"trains is {stage.trains}"
+        if stage.trains == CONTROLNET:
+            where += " and data are prepared"
+        yield f"validation.metrics must be empty where {where}, which draws nothing"
+        return
     if not is_drawn and not validation.prompts:
         yield f"validation.prompts must be given for {named} to score, got none"
     metrics: list[Metric] = []
@@ -92,9 +95,14 @@ class Measuring:
     @property
     def captions(self) -> list[str]:
         """What is drawn for metrics where data are drawn: whole captions, the same every time."""
+        return [text for _, text in self.scenes]
+
+    @property
+    def scenes(self) -> list[tuple[Scene, str]]:
+        """The same with the scenes that they are captions of."""
         if not self._metrics:
             return []
-        return [text for _, text in self._scenes("caption", self.stage.validation.metric_count)]
+        return list(self._scenes("caption", self.stage.validation.metric_count))
 
     def _scenes(self, what: str, count: int) -> Iterator[tuple[Scene, str]]:
         kinds = dict(self.stage.data.scenes)

@@ -1,8 +1,9 @@
 """The optimizers of a stage by name, and the learning rate of each step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from pixart.training.bounds import Bounds, number_problems
 from pixart.training.came import CAME, keep_fp32, widened
 from pixart.training.problems import refuse
 
+FACTOR = "factor"  # of the learning rate, among the settings of a group of parameters
 MUON_MIN_SIDE = 64  # orthogonalising a thin matrix says little; those are left to AdamW
 _BETAS = {"came": (0.9, 0.999, 0.9999), "adamw": (0.9, 0.999)}
 _BOUNDS = {
@@ -89,9 +91,32 @@ class OptimizerSettings:
         )
 
 
-def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    """The optimizers that share the parameters of a model among them, those that want a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def build_optimizers(
+    model: nn.Module,
+    settings: OptimizerSettings,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that share the parameters of a model among them, those that want a gradient.
+
+    factors: of the learning rate, for parameters with these parts in their names; each has optimizers of
+    its own.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    found = []
+    for part, factor in {**factors, "": 1.0}.items():
+        own = [p for name, p in named if part in name]
+        named = [pair for pair in named if part not in pair[0]]
+        optimizers = _optimizers_of(own, model, settings) if own else []
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group[FACTOR] = factor
+        found += optimizers
+    return found
+
+
+def _optimizers_of(
+    parameters: Sequence[nn.Parameter], model: nn.Module, settings: OptimizerSettings
+) -> list[torch.optim.Optimizer]:
     if settings.name == "came":
         options: dict[str, Any] = {"betas": settings.betas or _BETAS["came"]}
         return [CAME(parameters, **options, **_shared(settings))]
@@ -100,7 +125,8 @@ def build_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torc
     matrices: list[Tensor] = []
     if settings.name == "muon":
         linears = (module for module in model.modules() if isinstance(module, nn.Linear))
-        candidates = [linear.weight for linear in linears if linear.weight.requires_grad]
+        own = {id(p) for p in parameters}
+        candidates = [linear.weight for linear in linears if id(linear.weight) in own]
         matrices = [weight for weight in candidates if min(weight.shape) >= MUON_MIN_SIDE]
     optimizers: list[torch.optim.Optimizer] = []
     chosen = {id(weight) for weight in matrices}
@@ -219,12 +245,13 @@ def _adamw_8bit(parameters: Sequence[Tensor], settings: OptimizerSettings) -> to
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next steps have this learning rate."""
+    """Let the next steps have this learning rate, times the factor of each parameter."""
     for group in optimizer.param_groups:
+        scaled = rate * group.get(FACTOR, 1.0)
         if isinstance(group["lr"], Tensor):  # torchao's, which is compiled in
-            group["lr"].fill_(rate)
+            group["lr"].fill_(scaled)
         else:
-            group["lr"] = rate
+            group["lr"] = scaled
 
 
 @torch.no_grad()

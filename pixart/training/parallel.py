@@ -6,7 +6,7 @@ its step in operations that one thread does.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pixart.distributed import world_size
+from pixart.model.control import ControlNet
 from pixart.model.transformer import PixArt
 
 
@@ -35,12 +36,20 @@ def parallelise(model: nn.Module, how: Literal["ddp", "fsdp"]) -> nn.Module:
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (world_size(),))
     for child in model.modules():
-        if isinstance(child, PixArt):
-            for block in child.blocks:
-                # Not the block itself: its table is read with all others, before any block runs.
-                fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh)  # type: ignore[list-item]
+        for block in _blocks_of(child):
+            # Not the block itself: its table is read with all others, before any block runs.
+            fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def _blocks_of(module: nn.Module) -> list[Any]:
+    """Those of a transformer, or of a control's copies."""
+    if isinstance(module, PixArt):
+        return list(module.blocks)
+    if isinstance(module, ControlNet):
+        return [block.copied_block for block in module.control_blocks]
+    return []
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from pixart.device import measure_peak
 from pixart.distributed import world_size
 from pixart.resolution import aspect_ratios
 from pixart.training.run import Run
-from pixart.training.stage import DRAWN, ResolvedStage
-from pixart.training.starts import add_adapters
+from pixart.training.stage import CONTROLNET, DRAWN, ResolvedStage
+from pixart.training.starts import add_adapters, control_blocks, weightless_control
 
 EFFICIENCY = 0.4  # of the device's matrix products, that a training step reaches as a whole
 _STATES = {"came": 4, "adamw": 8, "muon": 6, "adamw-8bit": 2}  # bytes per weight
@@ -39,11 +39,29 @@ def transformer_plan(stage: ResolvedStage, run: Run) -> str:
     weights = sum(p.numel() for p in model.parameters())
     add_adapters(stage, model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    costs = list(bucket_costs(stage, model.config, weights, trained, run.device, world_size()))
     adapters = f" and {trained / 1e6:.1f} M of adapters" if stage.lora.rank else ""
+    return _plan(stage, run, model.config, weights, trained, adapters)
+
+
+def control_plan(stage: ResolvedStage, run: Run) -> str:
+    """What training a control will cost, in words and a table of its buckets."""
+    base = run.planned(stage)
+    network = weightless_control(stage, base)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    parts = [sum(p.numel() for p in one.parameters()) for one in (base, network)]
+    how = f", {trained / 1e6:.1f} M of which train" if stage.lora.rank else ""
+    control = f" of the base and {parts[1] / 1e6:.1f} M of the control{how}"
+    return _plan(stage, run, base.config, sum(parts), trained, control)
+
+
+def _plan(
+    stage: ResolvedStage, run: Run, config: PixArtConfig, weights: int, trained: int, beside: str
+) -> str:
+    """weights: all that are there, trained: those that are learned; beside: said of them."""
+    costs = list(bucket_costs(stage, config, weights, trained, run.device, world_size()))
     hours = stage.steps * max(cost.seconds for cost in costs) / 3600
     return (
-        f"{stage.name}: {weights / 1e6:.1f} M parameters{adapters}, {stage.steps} steps, "
+        f"{stage.name}: {weights / 1e6:.1f} M parameters{beside}, {stage.steps} steps, "
         f"about {hours:.1f} h on {world_size()} × {run.device.type} (estimate: "
         f"{EFFICIENCY:.0%} of this machine's matrix products)\n{table(costs)}"
     )
@@ -79,12 +97,20 @@ def bucket_costs(
         images = stage.drawn_images(height, shares) if drawn else stage.batch.of(tokens, world)
         seen = images * (2 if stage.data.prior else 1)  # as many of the class as of the subject
         local = seen // world // stage.batch.accumulate
-        passes = 4 if stage.checkpoint_blocks else 3
-        passes -= bool(stage.lora.rank)  # frozen weights have no gradient
         grid = (height // side, width // side)
-        flops = passes * forward_flops(config, grid) * seen / world
+        flops = _passes(stage, config) * forward_flops(config, grid) * seen / world
         memory = memory_of(stage, config, weights, trained, tokens * local, world)
         yield Cost(height, width, tokens, images, memory, flops / (EFFICIENCY * peak))
+
+
+def _passes(stage: ResolvedStage, config: PixArtConfig) -> float:
+    """The work of a step, in forward passes of the base: one forward, one for gradients of inputs, one for
+    those of weights that are learned, one of what is computed again."""
+    again = bool(stage.checkpoint_blocks)
+    learned = not stage.lora.rank  # frozen weights have no gradient
+    if stage.trains != CONTROLNET:
+        return 2 + learned + again
+    return 2 + again + (2 + learned + again) * control_blocks(stage, config) / config.depth
 
 
 def memory_of(
@@ -99,8 +125,9 @@ def memory_of(
         fixed += 2 * weights  # the lowered copies that autocast keeps for the backward pass
     per_block = tokens * config.hidden_size * bytes_each
     every = stage.checkpoint_blocks
-    recomputed = -(-config.depth // every) if every else 0
-    kept = config.depth - recomputed
+    copies = control_blocks(stage, config) if stage.trains == CONTROLNET else 0
+    recomputed = sum(-(-blocks // every) for blocks in (config.depth, copies)) if every else 0
+    kept = config.depth + copies - recomputed
     return int(fixed + per_block * (2 * recomputed + _BLOCK * (kept + bool(recomputed))))
 
 

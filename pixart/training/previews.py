@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
@@ -17,12 +18,19 @@ logger = logging.getLogger("pixart")
 
 
 def draw_pictures(
-    pipe: Pipeline, stage: Stage, folder: Path, prompts: Sequence[str] | None = None
+    pipe: Pipeline,
+    stage: Stage,
+    folder: Path,
+    prompts: Sequence[str] | None = None,
+    controls: Sequence[Image] = (),
 ) -> list[Image]:
     """The stage's validation prompts, or others, each from noise of its own that is the same every time.
-    Where one comes to NaN there is a warning, and no picture of it and of those after it."""
+    controls: a picture for each, that the pipeline's control follows; or none. Where one comes to NaN
+    there is a warning, and no picture of it and of those after it."""
     validation, side = stage.validation, stage.resolution
     images: list[Image] = []
+    named = {f"control-{number}": picture for number, picture in enumerate(controls)}
+    given: Any = {"pictures": named} if named else {}
     requests = [
         Request(
             prompt,
@@ -32,11 +40,12 @@ def draw_pictures(
             steps=validation.sampling_steps,
             guidance=validation.guidance,
             batched=False,  # not as each process's free memory allows: a cut model runs in all
+            control_image=(f"control-{number}",) if controls else None,
         )
         for number, prompt in enumerate(validation.prompts if prompts is None else prompts)
     ]
     try:
-        for number, drawn in enumerate(pipe.draw_many(requests)):
+        for number, drawn in enumerate(pipe.draw_many(requests, **given)):
             images.append(drawn.image)
             if rank() == 0:
                 with written_aside(folder / f"{number:02d}.png", durable=False) as aside:

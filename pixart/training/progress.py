@@ -40,13 +40,14 @@ class Progress:
         self._is_first = rank() == 0
         self._trackers = [Tracker(name, directory, stage) for name in trackers if self._is_first]
         self._since = _Sums()
+        self._cpu_before = 0.0  # of the runs that this one goes on from
 
     def start(self, step: int, total: int) -> None:
         """Take up the log at a step: what a killed run wrote beyond it will be written again."""
         self._total, self._step = total, step
         if self._is_first:
             self.directory.mkdir(parents=True, exist_ok=True)
-            _cut_log(self.directory / LOG, step)
+            self._cpu_before = _cut_log(self.directory / LOG, step)
 
     def __enter__(self) -> "Progress":
         silent = self.quiet or not self._is_first
@@ -74,7 +75,11 @@ class Progress:
         if not self._is_first or step % self.every and step not in (1, self._total):
             self._bar.reach(step)
             return
-        report = self._since.report(self.peak) | {"memory_bytes": float(peak_memory())}
+        report = self._since.report(self.peak) | {
+            "memory_bytes": float(peak_memory()),
+            "cpu_seconds": self._cpu_before
+            + time.process_time(),  # of the stage, this process's alone
+        }
         self._since = _Sums()
         self._bar.reach(step, _shown(report))
         self._write({"step": step, **report})
@@ -164,8 +169,11 @@ def read_log(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, values
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Leave the lines up to `step`."""
-    if path.exists():
-        kept = (line + "\n" for line, values in read_log(path) if values["step"] <= step)
-        write_bytes(path, "".join(kept).encode())
+def _cut_log(path: Path, step: int) -> float:
+    """Leave the lines up to `step`. Returns the CPU seconds that they count."""
+    if not path.exists():
+        return 0.0
+    kept = [(line, values) for line, values in read_log(path) if values["step"] <= step]
+    write_bytes(path, "".join(line + "\n" for line, _ in kept).encode())
+    counted = (values.get("cpu_seconds", 0.0) for _, values in kept)
+    return max((value for value in counted if isinstance(value, int | float)), default=0.0)

@@ -22,7 +22,16 @@ from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.releases import release_named
 from pixart.training.problems import attempt
-from pixart.training.stage import DIT, DRAWN, OPEN, PREVIOUS, RANDOM, ResolvedStage, Stage
+from pixart.training.stage import (
+    CONTROLNET,
+    DIT,
+    DRAWN,
+    OPEN,
+    PREVIOUS,
+    RANDOM,
+    ResolvedStage,
+    Stage,
+)
 from pixart.training.starts import LATENT, Start, open_start, start_is_here, weightless_model
 from pixart.training.state import latest_state, read_progress
 from pixart.training.trackers import TrackerName
@@ -104,6 +113,15 @@ class Run:
             )
         return self.stages[position - 1]
 
+    def origin(self, stage: Stage) -> Stage:
+        """The stage that says what a stage starts from: itself, but for a control that goes on from the
+        previous one's, whose base is that one's."""
+        is_further = stage.trains == CONTROLNET and stage.start == PREVIOUS
+        if is_further and stage.name != self.stages[0].name:
+            before = self.before(stage)
+            return self.origin(before) if before.trains == CONTROLNET else stage
+        return stage
+
     def newest(self, name: str) -> Path:
         """The newest state of a stage. Raises ValueError where it has none."""
         state = latest_state(self.folder(name))
@@ -134,6 +152,7 @@ class Run:
     def start(self, stage: Stage) -> Start | None:
         """What a transformer starts from; None for random weights, and for what is not here yet: a
         stage to come, or on the hub. Raises ValueError for what cannot be opened."""
+        stage = self.origin(stage)
         if stage.start == RANDOM or not start_is_here(stage):
             return None
         previous = None
@@ -150,6 +169,7 @@ class Run:
     def knows_start(self, stage: Stage) -> bool:
         """Whether it is known what a stage starts from: not, where that would have to be downloaded first
         and must not be. XL/2 is planned with instead, and nothing said about it."""
+        stage = self.origin(stage)
         if stage.start != PREVIOUS:
             return stage.start == RANDOM or start_is_here(stage)
         before = self.before(stage)
@@ -188,6 +208,7 @@ class Run:
         start = self.start(stage)
         if start is not None:
             return start.config
+        stage = self.origin(stage)
         before = self.before(stage) if stage.start == PREVIOUS else None
         if before is None or not before.trains_transformer:
             return None
@@ -239,7 +260,7 @@ class Run:
             folder, _ = attempt(partial(_find_settings, source))
             if folder is not None:
                 yield from _folder_says(folder, source)
-        if stage.trains_transformer:
+        if stage.trains_transformer or stage.trains == CONTROLNET:
             config, _ = attempt(lambda: self._start_config(stage))
             if config is not None:
                 yield "resolution", config.input_size * LATENT, "the start"

@@ -34,7 +34,8 @@ PREVIOUS, RANDOM = "previous", "random"
 DIT = "dit:"  # before the path of a class-conditional DiT
 DECODER = "decoder"  # of an autoencoder
 CLIP = "clip"
-OTHER_PARTS = ("autoencoder", DECODER, "text_encoder", CLIP)
+CONTROLNET = "controlnet"
+OTHER_PARTS = ("autoencoder", DECODER, "text_encoder", CLIP, CONTROLNET)
 DRAWN = "shapes"  # data that is drawn as it is needed
 
 OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that may be left open
@@ -104,6 +105,33 @@ class LoRA:
 
 
 @dataclass(frozen=True)
+class ControlSettings:
+    """A control network (ControlNet-Transformer), which steers a base that stays as it is."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    blocks: int | None = None
+    """Blocks of the base that are copied, from its first on. None: as many as the control has that this one
+    goes on from, else 13 of 28, as published, or that share."""
+    start: str = ""
+    """A control to go on from, in any format that --control takes. Empty: that of the previous stage
+    where it trained one, else copies of the base's blocks that change nothing yet."""
+
+    hint_rate: float = 1.0
+    """The learning rate of what projects the picture, times that of the rest. Lines are little beside the
+    ground that they are on: more lets a short training see them sooner."""
+
+    def __post_init__(self) -> None:
+        bounds = {"blocks": Bounds(1, 255), "hint_rate": Bounds(0, 1e3, above=True)}
+        refuse(number_problems(self, bounds, "control."))
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Of the learning rate, by a part of parameters' names."""
+        return {} if self.hint_rate == 1 else {".before_proj.": self.hint_rate}
+
+
+@dataclass(frozen=True)
 class Data:
     """What is learned from."""
 
@@ -124,6 +152,9 @@ class Data:
     """Side in pixels of the parts of drawn "shapes" that an autoencoder trains on; of each of the sizes."""
     caption_dropout: float = 0.1
     """Share of captions that are replaced by the null caption, under their own mask."""
+    nameless: float = 0.0
+    """Share of the captions of drawn "shapes" that tell neither shapes nor places ("a red one on white"):
+    a control has to."""
 
     def __post_init__(self) -> None:
         refuse(self._problems())
@@ -133,6 +164,8 @@ class Data:
             yield f"data.caption_dropout must be from 0 to 1, got {self.caption_dropout}"
         if not self.prior and self.prior_weight != Data.prior_weight:
             yield f"data.prior_weight is for data.prior only, got {self.prior_weight}"
+        if not 0 <= self.nameless <= 1:
+            yield f"data.nameless must be from 0 to 1, got {self.nameless}"
         weight, side = Bounds(0, 1e6), Bounds(1, MAX_SIDE)
         yield from number_problems(
             self,
@@ -197,8 +230,9 @@ class Stage:
 
     name: tyro.conf.Fixed[str]
     trains: str = "transformer"
-    """transformer, or autoencoder, decoder (of the autoencoder, by itself) or text_encoder, which are
-    parts of the embedded model, or clip, which judges its pictures. A transformer whose previous stage
+    """transformer, or controlnet, which steers one by a picture, or autoencoder, decoder (of the
+    autoencoder, by itself) or text_encoder, which are parts of the embedded model, or clip, which judges
+    its pictures. A transformer whose previous stage
     trained the text encoder starts with that and random weights of its own."""
     start: str = PREVIOUS
     """previous (stage), random, a checkpoint in any format or a hub id, or dit:PATH: a
@@ -230,6 +264,7 @@ class Stage:
     kv_start: Literal["mean", "calibrated", "random"] = "mean"
     """mean: the published start. calibrated: the shared norm is fitted to K and V first."""
     lora: LoRA = field(default_factory=LoRA)
+    control: ControlSettings = field(default_factory=ControlSettings)
     data: Data = field(default_factory=Data)
     batch: Batch = field(default_factory=Batch)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint.config import Surroundings
+from pixart.checkpoint.control import empty_control
 from pixart.checkpoint.dit import open_dit
 from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
+from pixart.model.control import COPIES, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import (
     check_fit,
@@ -34,6 +36,7 @@ from pixart.training.transitions import (
 from pixart.weights import find_weights, is_on_hub, may_download, resolve
 
 CALIBRATION_BATCHES = 4
+DEPTH = 28  # of the published models, 13 of whose blocks the published controls copy
 LATENT = 8  # pixels a latent is wide, for every VAE of the family
 
 
@@ -130,6 +133,16 @@ def transformer_config(stage: ResolvedStage) -> PixArtConfig:
     )
 
 
+def control_blocks(stage: Stage, base: PixArtConfig) -> int:
+    """How many blocks a control copies, where it goes on from no other. Raises ValueError where the base has
+    not as many beside."""
+    published = max(1, round(base.depth * COPIES / DEPTH))
+    blocks = published if stage.control.blocks is None else stage.control.blocks
+    if blocks >= base.depth:
+        raise ValueError(f"control.blocks must be below the base's {base.depth}, got {blocks}")
+    return blocks
+
+
 def weightless_model(stage: ResolvedStage, start: PixArtConfig | None) -> PixArt:
     """The model that a stage will train, its adapters aside, without memory for its weights: all that
     changes a start is tried on it. start: None for random weights. Raises ValueError for what cannot
@@ -201,6 +214,24 @@ def check_null_caption(stage: Stage, stored: bool) -> None:
             "data.caption_dropout must be 0 for a checkpoint without its null caption; give "
             "--pipeline, whose T5 makes it, or --data.caption-dropout 0"
         )
+
+
+def weightless_control(stage: Stage, base: PixArt) -> ControlNet:
+    """The control that a stage will train, its adapters included, without memory for its weights; as many
+    blocks as it has where it goes on from no other."""
+    network = empty_control(base.config, control_blocks(stage, base.config))
+    return add_control_adapters(stage, network)
+
+
+def add_control_adapters(stage: Stage, network: ControlNet) -> ControlNet:
+    """What stage.lora asks for: adapters, and the projections, which start at zero, train from then on."""
+    if stage.lora.rank:
+        add_lora(network, stage.lora.rank, stage.lora.alpha, stage.lora.targets)
+        for block in network.control_blocks:
+            for projection in (block.before_proj, block.after_proj):
+                if projection is not None:
+                    projection.requires_grad_(True)
+    return network
 
 
 def add_adapters(stage: Stage, model: PixArt) -> None:

@@ -111,7 +111,8 @@ class Trainer:
         self.best = Best(self.stage, self.directory)
         self.called = parallelise(self.model, self.stage.parallel)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizers = build_optimizers(self.model, self.stage.optimizer)
+        factors = self.stage.control.factors
+        self.optimizers = build_optimizers(self.model, self.stage.optimizer, factors)
         self.ema = None if self.stage.ema is None else EMA(self.parameters, self.stage.ema)
         scaled = self.stage.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)

@@ -89,9 +89,11 @@ def test_a_line_at_the_border_of_an_outpainted_picture_is_seen(side: str) -> Non
     assert np.array_equal(judging.turned(judging.turned(own, side), side), own) or side == "top"
     for levels, is_within in ((0, True), (6, False), (-6, False), (90, False)):
         line = judging.border_of(extended(turned, levels), 128)
-        assert line is not None and line.is_within is is_within, levels
+        assert line is not None and (not line.is_seen) is is_within, levels
+    faint = judging.border_of(extended(turned, 0.4), 128)
+    assert faint is not None and not faint.is_seen
     soft = judging.border_of(extended(turned, 12, fade=4), 128)
-    assert soft is not None and not soft.is_within, "an edge over four columns"
+    assert soft is not None and soft.is_seen, "an edge over four columns"
 
 
 def test_a_thing_that_is_cut_off_at_the_border_is_a_line_and_one_that_goes_on_is_none() -> None:
@@ -99,11 +101,19 @@ def test_a_thing_that_is_cut_off_at_the_border_is_a_line_and_one_that_goes_on_is
     own = noisy(across)
     grown = np.hstack([own, own[:, :63:-1]])
     line = judging.border_of(grown, 128)
-    assert line is not None and line.is_within, "rows with a thing at the border do not count"
+    assert line is not None and not line.is_seen, "rows with a thing at the border do not count"
     empty = noisy()
     cut = judging.border_of(np.hstack([empty, own[:, :63:-1]]), 128)
-    assert cut is not None and not cut.is_within
+    assert cut is not None and cut.is_seen
     assert judging.border_of(np.full((128, 192, 3), 9, np.uint8), 128) is not None
+
+
+def test_a_line_below_one_level_is_not_seen_where_the_ground_is_flatter_than_that() -> None:
+    own = picture(STAR, ground="gray")
+    new = np.full((128, 64, 3), own[0, 0], np.uint8)
+    new[::2] += 1
+    line = judging.border_of(np.hstack([own, new]), 128)
+    assert line is not None and line.step == 0.5 and not line.is_within and not line.is_seen
 
 
 def test_a_seam_between_windows_is_seen() -> None:
@@ -114,11 +124,11 @@ def test_a_seam_between_windows_is_seen() -> None:
     stepped = whole.copy()
     stepped[:, 256:] += 5
     seam = judging.seams_of(stepped, borders)
-    assert seam is not None and not seam.is_within
+    assert seam is not None and seam.is_seen
     elsewhere = whole.copy()
     elsewhere[:, 300:] += 5
     line = judging.seams_of(elsewhere, borders)
-    assert line is not None and line.is_within, "a step that the picture has elsewhere"
+    assert line is not None and not line.is_seen, "a step that the picture has elsewhere"
 
 
 def test_cases_are_the_same_for_the_same_number_and_say_what_they_are() -> None:
@@ -246,5 +256,5 @@ def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
         for one in part.values()
         for column in one.values()
     )
-    assert found["upscale"]["tiles"]["difference from whole"][0] > 0
+    assert found["upscale"]["512 px, tiles"]["difference from whole"][0] > 0
     assert experiments.window_borders() == [128, 256, 384]

@@ -22,6 +22,7 @@ from pixart.checkpoint.control import (
 from pixart.checkpoint.load import OpenedTransformer, load_transformer
 from pixart.checkpoint.save_control import save_control
 from pixart.config import KVCompression, PixArtConfig
+from pixart.convert import main
 from pixart.files import CheckpointError
 from pixart.model.control import ControlNet
 from pixart.model.transformer import PixArt
@@ -304,3 +305,31 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "m.pth").read_text() == "mine"
     with pytest.raises(ValueError, match="base is for official files"):
         save_control(network, tmp_path / "m.safetensors", base=build())
+
+
+def test_the_converter_writes_every_layout_of_a_control(tmp_path: Path, capsys: Any) -> None:
+    base = build()
+    network = control(base)
+    save_control(network, tmp_path / "both.pth", base=base)
+    places = [tmp_path / name for name in ("a", "b.safetensors", "c.pth", "d.pth")]
+    steps = [
+        (tmp_path / "both.pth", places[0]), (places[0], places[1]), (places[1], places[2]),
+        (places[0], places[3], "--base", tmp_path / "both.pth"),
+    ]  # fmt: skip
+    for step in steps:
+        assert main([*map(str, step), "--control"]) == 0
+    for place in places:
+        assert_same(open_control(place, opened(base)).load(), network)
+    stored = torch.load(places[3], weights_only=True)["state_dict"]
+    assert set(stored) == set(torch.load(tmp_path / "both.pth", weights_only=True)["state_dict"])
+    capsys.readouterr()
+    for arguments, reason in (
+        (["b.safetensors", "x.pth"], "holds a ControlNet"),
+        (["b.safetensors", "x.pth", "--control", "--ema"], "--ema must be left out with --control"),
+        (["b.safetensors", "x.pth", "--base", "both.pth"], "--base must be given with --control"),
+        (["b.safetensors", "x", "--control", "--base", "both.pth"], "with --to official"),
+    ):
+        given = [str(tmp_path / one) if one[0] != "-" else one for one in arguments]
+        assert main(given) == 2
+        out, err = capsys.readouterr()
+        assert reason in err and out == "" and err.count("\n") == 1

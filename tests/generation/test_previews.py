@@ -16,6 +16,7 @@ from published import build_sigma
 from stub_pipeline import StubPipeline
 
 from pixart.generate import main
+from pixart.generation.console import Console
 from pixart.generation.options import with_values
 from pixart.generation.previews import MARK
 from pixart.generation.terminal import TerminalPicture, _Window, protocol_of
@@ -178,6 +179,20 @@ def test_previews_change_no_bit(tmp_path: Path, batch: str) -> None:
     assert sorted(os.listdir("with")) == sorted(os.listdir("without"))
     for name in os.listdir("with"):
         assert Path("with", name).read_bytes() == Path("without", name).read_bytes()
+
+
+def test_a_picture_that_is_drawn_larger_is_previewed_at_both_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two in a pass, side by side in the terminal."""
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(Console, "show", lambda _, image: seen.append(image.size))
+    folder = build_sigma(tmp_path / "sigma", sample_size=16, vae_channels=(8, 8, 8, 8))
+    fixed = ["--model", str(folder), "--device", "cpu", "--steps", "2", "--no-cache", "--quiet"]
+    words = ["a cat", "a dog", "--batch", "2", "--upscale", "2x", "--upscale-strength", "0.5"]
+    assert main([*fixed, *words, "--preview"]) == 0
+    assert seen == [(256, 128)] * 2 + [(512, 256)]
+    assert len(os.listdir("outputs")) == 2
 
 
 TERMINALS: list[tuple[dict[str, str], str | None]] = [

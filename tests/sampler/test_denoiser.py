@@ -231,13 +231,13 @@ def test_a_part_of_a_picture_has_its_part_of_the_hint_and_its_own_size() -> None
 def test_controls_and_perturbed_blocks_are_replayed_each_from_its_own_recording(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cuda, graphs, base = fake_cuda(monkeypatch), CudaGraphs(), build(depth=4)
+    cuda, graphs, base = fake_cuda(monkeypatch), CudaGraphs(), build(depth=3)
     latents, timesteps, _ = inputs(batch=1)
     plain, strong = controlled(base, 0.5), controlled(base, 2.0)
     other = [replace(plain[0], hint=plain[0].hint * 2)]  # another picture's, of one recording
-    for kept in ([0, 1, 2], [5]):
-        prompt = prompts(kept)
-        for controls in ([], plain, strong, other):
+    for controls in ([], plain, strong, other):
+        for kept in ([0, 1, 2], [5]):
+            prompt = prompts(kept)
             denoise = PictureDenoiser(
                 base,
                 {"conditional": prompt},
@@ -248,12 +248,10 @@ def test_controls_and_perturbed_blocks_are_replayed_each_from_its_own_recording(
                 controls=controls,
                 perturbed=[1],
             )
-            for _ in range(2):
-                got = denoise(latents, timesteps, "conditional")
-                expected = steered(base, controls, prompt)
-                assert relative_error(got, expected[: len(got)]) < 1e-6
-                denoise(latents, timesteps, "perturbed")
-    assert cuda.recorded == 6
+            got = denoise(latents, timesteps, "conditional")
+            assert relative_error(got, steered(base, controls, prompt)) < 1e-6
+            denoise(latents, timesteps, "perturbed")
+    assert cuda.recorded == 6, "another hint, of the same strength, is no other recording"
     steering = {"conditional": prompt}, 80, 112, CPU
     replayed = PictureDenoiser(base, *steering, graphs, controls=plain, perturbed=[1])
     launched = PictureDenoiser(base, *steering, controls=plain, perturbed=[1])

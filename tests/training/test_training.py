@@ -26,11 +26,11 @@ from pixart.training.batch import TrainingSample, stack
 from pixart.training.outlines import outline_blocks, outline_errors
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
+from pixart.training.scenes import anchor_latents, draw_sample
 from pixart.training.stage import Batch, Data, Stage
 from pixart.training.state import latest_state
 from pixart.training.tasks import autoencoder
-from pixart.training.tasks.autoencoder import anchor_latents
-from pixart.training.tasks.shapes import ShapesTask, draw_sample, train_tokenizer
+from pixart.training.tasks.shapes import ShapesTask, train_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 ASSETS = ROOT / "pixart" / "assets" / EMBEDDED

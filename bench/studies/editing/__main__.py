@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="folder for verdicts and pictures")
     add("--count", type=int, default=300, help="cases of each setting (300)")
     add("--only", help=f"some of {','.join(EXPERIMENTS)}")
-    add("--settings", help="some of their settings, between commas")
+    add("--settings", help="some of its settings, between semicolons")
     add("--steps", type=int, default=STEPS, help=f"of every picture ({STEPS})")
     add("--batch", type=int, default=8, help="pictures denoised in one pass (8)")
     add("--threads", type=int, default=1, help="of PyTorch (1)")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     typed = list(sys.argv[1:] if arguments is None else arguments)
     for name in names:
-        chosen = options.settings.split(",") if options.settings else EXPERIMENTS[name].settings
+        chosen = options.settings.split(";") if options.settings else EXPERIMENTS[name].settings
         run = results.started(KIND, typed, torch.device("cpu"))
         _measure(studio, name, chosen, options.count, run)
     return 0

@@ -126,7 +126,7 @@ def _outpaint_verdict(one: cases.Extension, base: np.ndarray, picture: np.ndarra
     return {
         OWN_KEPT: np.array_equal(own, base),
         HOLDS: judging.is_right(picture, one.extended),
-        **_line_verdict(max(seen, key=lambda line: line.step - line.most) if seen else None),
+        **_line_verdict(max(seen, key=lambda line: line.step - line.most, default=None)),
     }
 
 
@@ -141,12 +141,27 @@ def _border(
     return judging.border_of(whole[:, other:], own - other)
 
 
+UPSCALED: dict[str, Mapping[str, Any]] = {
+    "256 px": {"upscale": "256x256"},
+    "512 px": {"upscale": "512x512"},
+    "512 px, 0.2, unguided": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0},
+    "512 px, 0.2, no caption": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": ""},
+    "512 px, tiles": {"upscale": "512x512", "tiles": WINDOW},
+    "512 px, tiles, 0.2, no caption": {
+        "upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": "", "tiles": WINDOW
+    },
+}  # fmt: skip
+WHOLE = {name: name.replace(", tiles", "") for name in UPSCALED if "tiles" in name}
+
+
 def upscale(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdict]:
-    """A picture is to be drawn at four times its side: "whole", or in windows, "tiles"; "resized" only."""
+    """A picture is to be drawn larger. setting: one of UPSCALED, or "resized", to 512 px and no more."""
     texts = [cases.caption(("one", "pair")[number % 2], number) for number in numbers]
     bases = _bases(studio, "upscale", numbers, texts)
     large = _upscaled(studio, setting, numbers, texts, bases)
-    whole = _upscaled(studio, "whole", numbers, texts, bases) if setting == "tiles" else {}
+    whole = {}
+    if setting in WHOLE:
+        whole = _upscaled(studio, WHOLE[setting], numbers, texts, bases)
     return [
         _upscale_verdict(text, pixels(bases[number]), pixels(large[number]), whole.get(number))
         for number, text in zip(numbers, texts, strict=True)
@@ -161,13 +176,11 @@ def _upscaled(
     bases: Mapping[int, Image.Image],
 ) -> dict[int, Image.Image]:
     if setting == "resized":
-        return {number: bases[number].resize((LARGE, LARGE), Image.Resampling.LANCZOS)
-                for number in numbers}  # fmt: skip
-    asked = _edits(numbers, texts, bases, upscale=f"{LARGE}x{LARGE}")
-    if setting == "tiles":
-        asked = [replace(one, tiles=WINDOW) for one in asked]
-    requests = dict(zip(numbers, asked, strict=True))
-    return studio.keep(f"upscale-{setting}", requests, _named(bases))
+        size = (LARGE, LARGE)
+        return {n: one.resize(size, Image.Resampling.LANCZOS) for n, one in bases.items()}
+    asked = [replace(one, **UPSCALED[setting]) for one in _edits(numbers, texts, bases)]
+    folder = "upscale-" + setting.replace(",", "").replace(" ", "-")
+    return studio.keep(folder, dict(zip(numbers, asked, strict=True)), _named(bases))
 
 
 def _upscale_verdict(
@@ -182,9 +195,10 @@ def _upscale_verdict(
         "overlap": float(np.mean(edges[1].overlaps or [0])),
         "clean": edges[1].are_clean,
     }
-    if whole is not None:
-        apart = np.abs(large.astype(np.float32) - pixels(whole)).mean(axis=-1)
-        verdict |= {"difference from whole": float(apart.mean())}
+    if whole is None:
+        return verdict
+    apart = np.abs(large.astype(np.float32) - pixels(whole)).mean(axis=-1)
+    verdict |= {"difference from whole": float(apart.mean())}
     borders = window_borders()
     across = [
         judging.seams_of(judging.turned(large, side), borders) for side in ("right", "bottom")
@@ -283,11 +297,25 @@ def is_kept(base: Image.Image, picture: np.ndarray, mask: Image.Image) -> bool:
 
 
 def _line_verdict(line: judging.Line | None) -> Verdict:
-    names = ("line within the picture's own", "step there", "elsewhere", "elsewhere at most")
+    names = (
+        "no line",
+        "line within the picture's own",
+        "step there",
+        "elsewhere",
+        "elsewhere at most",
+    )
     names += ("drift there", "drift elsewhere at most")
     if line is None:
         return dict.fromkeys(names)
-    values = (line.is_within, line.step, line.usual, line.most, line.drift, line.most_drift)
+    values = (
+        not line.is_seen,
+        line.is_within,
+        line.step,
+        line.usual,
+        line.most,
+        line.drift,
+        line.most_drift,
+    )
     return dict(zip(names, values, strict=True))
 
 
@@ -296,6 +324,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "inpaint": Experiment(("0", "8"), inpaint),
     "recolour": Experiment(("1", "0.6"), recolour),
     "outpaint": Experiment(("one side", "two sides"), outpaint),
-    "upscale": Experiment(("whole", "tiles", "resized"), upscale, LARGE, 8),
+    "upscale": Experiment((*UPSCALED, "resized"), upscale, LARGE, 8),
     "guidance": Experiment(tuple(GUIDED), guidance),
 }

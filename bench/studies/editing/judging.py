@@ -18,6 +18,7 @@ LOOKS = ("shape", "colour", "size")  # what is stated of one thing by itself
 CLEARANCE = 3  # pixels around a thing in which its edge may still fade
 CLEAR = 0.25  # share of rows without a thing, from which on columns are compared
 NEAR = 8  # columns before a border in which a thing counts as lying across it
+LEVEL = 1.0  # the least difference that 8 bits can show
 REACH = 4  # columns on each side whose means are compared
 
 
@@ -72,6 +73,12 @@ class Line:
     def is_within(self) -> bool:
         """Whether the picture itself has as large a step, and as large a drift, elsewhere."""
         return self.step <= self.most and self.drift <= self.most_drift
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it is neither within the picture's own nor below LEVEL: a ground that was decoded is
+        flat to a hundredth of a level, and anything would stand out of that."""
+        return self.step > max(self.most, LEVEL) or self.drift > max(self.most_drift, LEVEL)
 
 
 def border_of(picture: np.ndarray, own: int) -> Line | None:

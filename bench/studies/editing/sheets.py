@@ -138,16 +138,17 @@ def outpaint(studio: Studio) -> list[Strip]:
 
 
 def upscale(studio: Studio) -> list[Strip]:
-    """The corner of a picture at 512 px: resized, drawn anew, and drawn anew in windows."""
+    """The middle of a picture at twice its side: resized, and drawn anew."""
     caption = "a large orange star above a small blue circle on white"
     base = _draw(studio, caption)
-    asked = {"prompt": caption, "image": "image", "upscale": "512x512"}
-    whole, tiles = _edit(studio, {"image": base}, [asked, {**asked, "tiles": 256}])
-    resized = base.resize((512, 512), Image.Resampling.LANCZOS)
-    box = (128, 24, 384, 232)
-    cells = [("--image, 128 px", base)]
-    parts = (("resized to 512 px", resized), ("--upscale 512x512", whole), ("--tiles 256", tiles))
-    return [(caption, [*cells, *((name, one.crop(box)) for name, one in parts)])]
+    [large] = _edit(
+        studio, {"image": base}, [{"prompt": caption, "image": "image", "upscale": "2x"}]
+    )
+    resized = base.resize(large.size, Image.Resampling.LANCZOS)
+    box = (64, 0, 192, 128)
+    parts = ((f"resized to {large.width} px", resized), ("--upscale 2x", large))
+    cut = ((name, one.crop(box).resize((256, 256))) for name, one in parts)
+    return [(caption, [("--image, 128 px", base), *cut])]
 
 
 def preview(studio: Studio) -> list[Strip]:

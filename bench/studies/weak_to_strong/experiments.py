@@ -26,9 +26,10 @@ from pixart.pipeline.text_to_image import Pipeline
 from pixart.training.batch import TrainingSample, diffusion_losses, stack
 from pixart.training.ema import EMA
 from pixart.training.recipe import load_recipe
+from pixart.training.scenes import draw_sample, token_conditions
 from pixart.training.stage import ResolvedStage
 from pixart.training.tasks.autoencoder import load_vae
-from pixart.training.tasks.shapes import Pair, ShapesTask, draw_sample, open_pair, token_conditions
+from pixart.training.tasks.shapes import Pair, ShapesTask, open_pair
 from pixart.training.trainer import Trainer
 from pixart.training.transitions import add_kv_compression, interpolate_positions
 

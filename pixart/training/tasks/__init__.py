@@ -12,8 +12,16 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from pixart.training.run import Run
-from pixart.training.stage import CLIP, DECODER, DRAWN, ResolvedStage, Stage
-from pixart.training.tasks import autoencoder, shapes, shapes_clip, text_encoder, transformer
+from pixart.training.stage import CLIP, CONTROLNET, DECODER, DRAWN, ResolvedStage, Stage
+from pixart.training.tasks import (
+    autoencoder,
+    controlnet,
+    shapes,
+    shapes_clip,
+    shapes_control,
+    text_encoder,
+    transformer,
+)
 from pixart.training.trainer import Task
 
 PREPARED = "prepared"
@@ -38,6 +46,8 @@ TASKS: dict[tuple[str, str], TaskModule] = {
     (DECODER, DRAWN): autoencoder,
     ("text_encoder", DRAWN): text_encoder,
     (CLIP, DRAWN): shapes_clip,
+    (CONTROLNET, PREPARED): controlnet,
+    (CONTROLNET, DRAWN): shapes_control,
 }
 
 

@@ -27,14 +27,13 @@ from pixart.training.batch import drawn_data_problems, part_problems, whole_stat
 from pixart.training.plan import weights_plan
 from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
+from pixart.training.scenes import DOWNSAMPLE, anchor_latents
 from pixart.training.stage import DECODER, PREVIOUS, RANDOM, ResolvedStage, Stage
 from pixart.training.starts import start_is_here
 from pixart.weights import check_loaded
 
 LATENT_NOISE = 0.05  # on the latents that the decoder trains on, against small errors of sampling
 DECODER_NOISE = 0.12  # the most, when it trains alone: what sampling leaves on outlines at 128 px
-DOWNSAMPLE = 8
-COLOUR_SCALE, DETAIL_SCALE = 1.5, 8.0  # bring the latents near unit scale
 
 
 def check(stage: Stage) -> Iterator[str]:
@@ -99,16 +98,6 @@ def _open_start(folder: Path) -> Any:
     if shapes != expected:
         raise ValueError(f"start must have a VAE of the embedded model's layout, got {folder}")
     return vae
-
-
-def anchor_latents(pictures: Tensor) -> Tensor:
-    """The latents (B, 4, H/8, W/8) of pictures (B, 3, H, W) in [-1, 1]: the mean colour of each
-    8×8 block, and the first moment of its brightness along the diagonal."""
-    means = F.avg_pool2d(pictures, DOWNSAMPLE)
-    ramp = (torch.arange(DOWNSAMPLE, device=pictures.device) + 0.5) / DOWNSAMPLE - 0.5
-    weight = (ramp[:, None] + ramp[None, :])[None, None] / DOWNSAMPLE**2
-    detail = F.conv2d(pictures.mean(dim=1, keepdim=True), weight, stride=DOWNSAMPLE)
-    return torch.cat([COLOUR_SCALE * means, DETAIL_SCALE * detail], dim=1)
 
 
 def build_vae() -> Any:

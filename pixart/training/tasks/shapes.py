@@ -6,7 +6,7 @@ squared error, many small steps, and positions spanning the published 0…32 ove
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +27,15 @@ from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.export import export_pipeline
 from pixart.pipeline.text_to_image import Pipeline
-from pixart.shapes.caption import describe
-from pixart.shapes.scene import COLOURS, RADII, SCENES, SHAPES, Scene, draw, sample_scene
+from pixart.shapes.scene import (
+    COLOURS,
+    RADII,
+    SHAPES,
+)
 from pixart.text.encoder import check_complete
 from pixart.training.batch import (
     TrainingSample,
     diffusion_losses,
-    draw_timestep,
     drawn_data_problems,
     stack,
     whole_state,
@@ -44,6 +46,13 @@ from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import problems_of
 from pixart.training.run import Run
+from pixart.training.scenes import (
+    draw_sample,
+    draw_scene,
+    drawing_problems,
+    picture_of,
+    token_conditions,
+)
 from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
 from pixart.training.starts import (
     adapt,
@@ -54,7 +63,7 @@ from pixart.training.starts import (
     transformer_config,
 )
 from pixart.training.state import load_average
-from pixart.training.tasks.autoencoder import anchor_latents, load_vae
+from pixart.training.tasks.autoencoder import load_vae
 
 VOCABULARY = 320
 # Twice guided, the outlines of so small a model fray: 4.5, right for XL/2, triples the error of x0 on
@@ -70,19 +79,9 @@ def check(stage: Stage) -> Iterator[str]:
         yield f"data.source must be prepared data with lora.rank {stage.lora.rank}"
         return  # what else there is to say would be about that data
     yield from drawn_data_problems(stage, "scenes", "sizes")
-    yield from scene_problems(stage)
-    if wrong := [side for side in stage.data.sizes if side < 16 or side % 16]:
-        yield f"data.sizes must be positive multiples of 16, got {wrong[0]}"
+    yield from drawing_problems(stage)
     if not stage.pipeline:
         yield "pipeline must be the stage that trains the VAE, or a pipeline that has one, got none"
-
-
-def scene_problems(stage: Stage) -> Iterator[str]:
-    """Yield what is wrong with the weights of the kinds of scenes."""
-    weights = dict(stage.data.scenes)
-    is_odd = set(weights) - set(SCENES) or min(weights.values(), default=0) < 0
-    if is_odd or not sum(weights.values()) > 0:
-        yield f"data.scenes must be weights of {', '.join(SCENES)}, got {stage.data.scenes}"
 
 
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
@@ -90,7 +89,7 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     if stage.start == PREVIOUS:
         yield from problems_of(lambda: run.expect_previous(stage))
     elif stage.start != RANDOM and start_is_here(stage):
-        yield from problems_of(lambda: _start_folder(stage))
+        yield from problems_of(lambda: start_folder(stage))
     yield from problems_of(lambda: run.known_model(stage))
     yield from problems_of(lambda: _vae_folder(stage, run))
 
@@ -102,7 +101,7 @@ def plan(stage: ResolvedStage, run: Run) -> str:
 
 def build(stage: ResolvedStage, run: Run) -> "ShapesTask":
     """Make the task as the stage begins."""
-    pair, spiece = _begin(stage, run)
+    pair, spiece = begin_pair(stage, run)
     folder = _vae_folder(stage, run)
     assert folder is not None  # training comes after what it needs
     task = ShapesTask(pair, stage, spiece, load_vae(folder))
@@ -110,17 +109,18 @@ def build(stage: ResolvedStage, run: Run) -> "ShapesTask":
     return task
 
 
-def _begin(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
+def begin_pair(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
     """Transformer and text encoder as a stage begins, and the tokenizer that goes with them."""
-    if stage.start not in (PREVIOUS, RANDOM):
-        return open_pair(stage)
-    after_text = stage.start == PREVIOUS and run.before(stage).trains == "text_encoder"
-    if after_text or stage.start == RANDOM:
+    origin = run.origin(stage)
+    if origin.start not in (PREVIOUS, RANDOM):
+        return open_pair(replace(stage, start=origin.start))
+    after_text = origin.start == PREVIOUS and run.before(origin).trains == "text_encoder"
+    if after_text or origin.start == RANDOM:
         pair = build_pair(transformer_config(stage))
         if after_text:
-            load_average(run.previous(stage), TextEncoderWithReadout(pair.text_encoder))
+            load_average(run.previous(origin), TextEncoderWithReadout(pair.text_encoder))
         return pair, run_tokenizer(run)
-    previous = run.previous(stage)
+    previous = run.previous(origin)
     folder = previous / "pipeline"
     pair = build_pair(open_transformer(folder / "transformer").config)
     load_average(previous, pair)
@@ -208,7 +208,7 @@ def build_pair(config: PixArtConfig) -> "Pair":
     return Pair(model, build_text_encoder(config.caption_channels))
 
 
-def _start_folder(stage: ResolvedStage) -> Path:
+def start_folder(stage: ResolvedStage) -> Path:
     """The pipeline that stage.start names. Raises ValueError for one that is trained otherwise."""
     folder = open_directory(stage.start, True)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -222,7 +222,7 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     with importing():
         from transformers import T5EncoderModel
 
-    folder = _start_folder(stage)
+    folder = start_folder(stage)
     transformer = load_transformer(folder / "transformer", dtype=torch.float32)
     opened: Any = T5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=torch.float32, output_loading_info=True
@@ -231,39 +231,6 @@ def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     check_complete(folder / "text_encoder", info, None)
     pair = Pair(adapt(transformer, stage), text_encoder)
     return pair, folder / "tokenizer" / "spiece.model"
-
-
-def draw_scene(rng: random.Random, kinds: Mapping[str, float]) -> tuple[Scene, str]:
-    """A scene of one of these kinds, by weight, and a caption of it."""
-    kind = rng.choices(list(kinds), list(kinds.values()))[0]
-    scene = sample_scene(rng, kind)
-    return scene, describe(scene, rng)
-
-
-def draw_sample(
-    rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage
-) -> TrainingSample:
-    """A scene of `size` pixels as latents, its caption as token ids in place of features."""
-    scene, text = draw_scene(rng, dict(stage.data.scenes))
-    latents = anchor_latents(_picture(scene, size))
-    ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    return TrainingSample(
-        latents=latents,
-        noise=torch.randn(latents.shape, generator=generator),
-        timesteps=draw_timestep(stage.timestep_mean, generator),
-        features=torch.tensor(ids)[None, :, None],
-        mask=torch.ones(1, len(ids), dtype=torch.bool),
-        size=torch.tensor([[size, size]]),
-        aspect_ratio=torch.ones(1, 1),
-        weight=torch.ones(1),
-    )
-
-
-def _picture(scene: Scene, size: int) -> Tensor:
-    """(1, 3, size, size) in [-1, 1]."""
-    picture = torch.tensor(draw(scene, size, supersample=3)).permute(2, 0, 1)
-    return picture[None].float() / 127.5 - 1
 
 
 class TextEncoderWithReadout(nn.Module):
@@ -295,19 +262,17 @@ class Pair(nn.Module):
         return self.transformer(x_t, timesteps, features, mask)
 
 
-def token_conditions(part: TrainingSample) -> tuple[Tensor, Tensor]:
-    """The token ids (B, L) and their mask: a Pair takes them beside latents and timesteps."""
-    return part.features[..., 0].long(), part.mask
-
-
 class ShapesTask:
     """A Task of pixart.training.trainer: transformer and text encoder on drawn scenes.
 
     Batches have as many pixels as stage.batch.images squares of stage.resolution; where
-    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline.
+    stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline; None where
+    none is exported.
     """
 
-    def __init__(self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module) -> None:
+    def __init__(
+        self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module | None
+    ) -> None:
         from pixart.text.tokenizer import load_tokenizer
 
         self.model: nn.Module = model
@@ -339,8 +304,13 @@ class ShapesTask:
 
     def losses(self, model: nn.Module, part: TrainingSample) -> dict[str, Tensor]:
         part = part.to(next(model.parameters()).device)
-        terms = diffusion_losses(model, part, self.stage, *token_conditions(part))
+        terms = diffusion_losses(self.bind(model, part), part, self.stage)
         return {"loss": terms.loss.mean()}
+
+    def bind(self, model: nn.Module, part: TrainingSample) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model with all that it takes beside noised latents and timesteps; the part is on its device."""
+        conditions = token_conditions(part)
+        return lambda x_t, timesteps: model(x_t, timesteps, *conditions)
 
     def images(self, part: TrainingSample) -> int:
         return len(part)
@@ -359,6 +329,7 @@ class ShapesTask:
             return
         pair = build_pair(self.transformer.config)
         pair.load_state_dict(state)
+        assert self.vae is not None
         export_pipeline(
             folder / "pipeline",
             transformer=pair.transformer,
@@ -387,14 +358,15 @@ class ShapesTask:
         samples, pictures = [], []
         for seed in [f"validation/{k}" for k in range(stage.validation.images)]:
             samples.append(draw_sample(random.Random(seed), self.tokenizer, size, stage))
-            scene, _ = draw_scene(random.Random(seed), dict(stage.data.scenes))
-            pictures.append(_picture(scene, size))
+            kinds = dict(stage.data.scenes)
+            scene, _ = draw_scene(random.Random(seed), kinds, stage.data.nameless)
+            pictures.append(picture_of(scene, size))
         part = stack(samples).to(next(self.model.parameters()).device)
-        conditions = token_conditions(part)
+        called = self.bind(self.model, part)
 
         def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
             with stage.autocast(x_t.device):
-                return self.model(x_t, timesteps, *conditions)
+                return called(x_t, timesteps)
 
         return outline_errors(denoise, part, pictures, stage.prediction)
 

@@ -31,8 +31,8 @@ from pixart.shapes.scene import Scene, draw
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
 from pixart.training.plan import weights_plan
 from pixart.training.run import Run
+from pixart.training.scenes import draw_scene, scene_problems
 from pixart.training.stage import CLIP, RANDOM, ResolvedStage, Size, Stage
-from pixart.training.tasks.shapes import draw_scene, scene_problems
 
 SIDE, PATCH = 64, 8  # pixels
 DRAWN_SIDE = 128  # of the embedded model's pictures: made smaller as what is judged will be

@@ -23,14 +23,13 @@ from pixart.shapes.scene import SHAPES
 from pixart.training.batch import drawn_data_problems, part_problems, whole_state
 from pixart.training.plan import weights_plan
 from pixart.training.run import Run
+from pixart.training.scenes import draw_scene, scene_problems
 from pixart.training.stage import RANDOM, ResolvedStage, Stage
 from pixart.training.tasks.shapes import (
     CLASSES,
     TextEncoderWithReadout,
     build_text_encoder,
-    draw_scene,
     run_tokenizer,
-    scene_problems,
 )
 
 PLACE_SCALE = 4.0  # brings places, in sides from the centre, to the order of 1

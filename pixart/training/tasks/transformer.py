@@ -6,7 +6,7 @@ from a generator of (seed, stage, step, place in the batch), whichever process c
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pixart.checkpoint.load import empty_model
 from pixart.checkpoint.save import save_transformer
 from pixart.config import PixArtConfig
 from pixart.cost import forward_flops
-from pixart.dataset.batches import FeatureDataset
+from pixart.dataset.batches import FeatureBatch, FeatureDataset
 from pixart.dataset.buckets import epoch_plan
 from pixart.diffusion import add_noise
 from pixart.distributed import mean_over_processes, own, rank, share, world_size
@@ -58,7 +58,19 @@ logger = logging.getLogger("pixart")
 
 def check(stage: Stage) -> Iterator[str]:
     """Yield what is wrong with the fields of a stage that trains a transformer on prepared features."""
-    yield from unread_data(stage, "scenes", "sizes", "crop")
+    yield from prepared_problems(stage)
+    if stage.validation.prompts and not stage.pipeline:
+        yield "pipeline must be named to draw validation.prompts, got none; give --pipeline"
+    if stage.lora.rank and stage.start == RANDOM:
+        yield f"start must be a trained model with lora.rank {stage.lora.rank}"
+    if stage.lora.rank and stage.kv_compress:  # what it adds would be frozen as it begins
+        rule = "kv_compress must be empty, in a stage of its own,"
+        yield f"{rule} with lora.rank {stage.lora.rank}"
+
+
+def prepared_problems(stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the fields about prepared features, whatever trains on them."""
+    yield from unread_data(stage, "scenes", "sizes", "crop", "nameless")
     weights = [weight for _, weight in stage.data.captions]
     if min(weights, default=0) < 0 or not sum(weights) > 0:
         yield f"data.captions must be names and weights, got {stage.data.captions}"
@@ -67,13 +79,6 @@ def check(stage: Stage) -> Iterator[str]:
             f"stage {stage.name} must have data, got none; give --data.source FOLDER, made by "
             "`python -m pixart.data prepare`"
         )
-    if stage.validation.prompts and not stage.pipeline:
-        yield "pipeline must be named to draw validation.prompts, got none; give --pipeline"
-    if stage.lora.rank and stage.start == RANDOM:
-        yield f"start must be a trained model with lora.rank {stage.lora.rank}"
-    if stage.lora.rank and stage.kv_compress:  # what it adds would be frozen as it begins
-        rule = "kv_compress must be empty, in a stage of its own,"
-        yield f"{rule} with lora.rank {stage.lora.rank}"
 
 
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
@@ -92,10 +97,11 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
         yield from problems_of(lambda: check_null_caption(stage, start.null_caption_stored))
     if stage.pipeline and pipeline_is_here(stage):
         yield from pipeline_problems(stage, None if model is None else model.config)
-    yield from _data_problems(stage, run, None if model is None else model.config)
+    yield from source_problems(stage, run, None if model is None else model.config)
 
 
-def _data_problems(stage: ResolvedStage, run: Run, config: PixArtConfig | None) -> Iterator[str]:
+def source_problems(stage: ResolvedStage, run: Run, config: PixArtConfig | None) -> Iterator[str]:
+    """Yield why a stage cannot train on the folders that it names. config: of its model, where known."""
     if not stage.data.source:
         return  # a complaint of `check`
     found: list[FeatureDataset | None] = []
@@ -126,7 +132,7 @@ def build(stage: ResolvedStage, run: Run) -> "DenoisingTask":
     start = run.start(stage)
     check_null_caption(stage, start is not None and start.null_caption_stored)
     model = PixArt(transformer_config(stage)) if start is None else adapt(start.load(), stage)
-    pipe = _open_pipeline(stage, model, run.device) if stage.pipeline else None
+    pipe = open_pipeline(stage, model, run.device) if stage.pipeline else None
     model = model.to(run.device)
     parts = other_parts(stage, run, model.config)
     task = DenoisingTask(model, stage, data, run.device, prior=prior, pipeline=pipe, parts=parts)
@@ -135,7 +141,7 @@ def build(stage: ResolvedStage, run: Run) -> "DenoisingTask":
     return task
 
 
-def _open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> Pipeline:
+def open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> Pipeline:
     """Open the pipeline that reads and draws for a stage, around the model that it trains."""
     # No graphs: previews are few, and training needs the memory.
     pipe = Pipeline.from_pretrained(
@@ -150,8 +156,11 @@ def _open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) ->
 class DenoisingTask:
     """A Task of pixart.training.trainer: the published loss of a PixArt on a FeatureDataset.
 
-    Raises ValueError for data that do not fit the model or the stage.
+    Raises ValueError for data that do not fit the model or the stage. is_steered: samples come with the
+    pictures that steer them.
     """
+
+    is_steered = False
 
     def __init__(
         self,
@@ -233,7 +242,7 @@ class DenoisingTask:
     def _draw(self, data: FeatureDataset, index: int, place: str, weight: float) -> TrainingSample:
         rng = random.Random(f"{self.stage.seed}/{self.stage.name}/{place}")
         captions = dict(self.stage.data.captions) if data is self.dataset else None
-        one = data.batch([index], rng, captions)
+        one = data.batch([index], rng, captions, control=self.is_steered)
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         posterior = torch.randn(one.mean.shape, generator=generator)
         # Features of a T5 that reads further than this model was made for are cut.
@@ -250,7 +259,12 @@ class DenoisingTask:
             size=one.size,
             aspect_ratio=one.aspect_ratio,
             weight=torch.tensor([weight]),
+            control=self.draw_control(one, generator),
         )
+
+    def draw_control(self, one: FeatureBatch, generator: torch.Generator) -> Tensor | None:
+        """The latents of what steers a sample: nothing does."""
+        return None
 
     @cached_property
     def _null_table(self) -> Tensor:
@@ -278,9 +292,14 @@ class DenoisingTask:
     def losses(self, model: nn.Module, part: TrainingSample) -> dict[str, Tensor]:
         part = part.to(self.device)
         sizes = (part.size, part.aspect_ratio) if self.config.micro_condition else ()
-        terms = diffusion_losses(model, part, self.stage, part.features, part.mask, *sizes)
+        called = self.bind(model, part)
+        terms = diffusion_losses(called, part, self.stage, part.features, part.mask, *sizes)
         loss = (terms.loss * part.weight).mean()
         return {"loss": loss, "mse": terms.mse.mean(), "vb": terms.vb.mean()}
+
+    def bind(self, model: nn.Module, part: TrainingSample) -> Callable[..., Tensor]:
+        """What is called in place of a model, on noised latents, timesteps, features, mask and sizes."""
+        return model
 
     def flops(self, part: TrainingSample) -> float:
         # Reports take a step as three forward passes. Frozen weights have no gradient: it is two.
