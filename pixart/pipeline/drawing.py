@@ -17,7 +17,7 @@ from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import CaptionStore
 from pixart.pipeline.controls import Controls
 from pixart.pipeline.decoding import NotFinitePicture, decode
-from pixart.pipeline.editing import cover, make_canvas, only_enlarges, to_unit
+from pixart.pipeline.editing import cover, make_canvas, to_unit
 from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.guidance import guidance_of
 from pixart.pipeline.inputs import Inputs
@@ -138,7 +138,7 @@ class Pass:
                 with timed(seconds, "decode"):
                     smaller = self._decode_small(latents)
                 generators = generators[: len(smaller)]
-            elif self._canvas is not None and only_enlarges(like):
+            elif self._canvas is not None and like.only_enlarges:
                 smaller = [self._canvas.image]
             start = None
             if smaller is not None or self._canvas is not None:
@@ -205,7 +205,7 @@ class Pass:
 
     def _decode_small(self, latents: torch.Tensor) -> "list[Image]":
         """The pictures before they are made larger, up to the first that is not finite."""
-        pictures = []
+        pictures: list[Image] = []
         for request, latent in zip(self._group, latents.split(1), strict=True):
             try:
                 pixels, _ = self._decode(latent, request, None)

@@ -146,8 +146,11 @@ def name_pictures(
         if given is not None:
             fields[field] = name(given, field)
     if control_image is not None:
-        is_one = isinstance(control_image, str | Path) or not isinstance(control_image, Sequence)
-        several = [control_image] if is_one else control_image
+        several: Sequence[Image | str | Path]
+        if isinstance(control_image, str) or not isinstance(control_image, Sequence):
+            several = [control_image]
+        else:
+            several = control_image
         fields["control_image"] = tuple(
             name(given, f"control-{number}") for number, given in enumerate(several, 1)
         )
