@@ -213,8 +213,8 @@ def cover(image: "Image", height: int, width: int, resample: int | None = None) 
     own_width, own_height = image.size
     scale = max(width / own_width, height / own_height)
     if scale == 1:  # cut alone, at whole pixels, so that they stay as they are
-        left, top = (own_width - width) // 2, (own_height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        column, row = (own_width - width) // 2, (own_height - height) // 2
+        return image.crop((column, row, column + width, row + height))
     cut_width, cut_height = min(width / scale, own_width), min(height / scale, own_height)
     left, top = (own_width - cut_width) / 2, (own_height - cut_height) / 2
     box = (left, top, left + cut_width, top + cut_height)

@@ -55,10 +55,10 @@ def stages_of(request: Request, multiple: int) -> list[Stage]:
 def with_stages(request: Request, multiple: int) -> Request:
     """A request of a known size with the numbers of what its picture is drawn from and made larger to.
     ValueError for an --upscale or --tiles that cannot be."""
-    assert request.height and request.width
     if request.image is not None:
         request = replace(request, fit=fit_of(request), strength=strength_of(request))
     if request.upscale is not None:
+        assert request.height and request.width
         height, width = upscaled_size(request.upscale, request.height, request.width, multiple)
         strength = request.upscale_strength or UPSCALE_STRENGTH
         request = replace(request, upscale=f"{width}x{height}", upscale_strength=strength)
