@@ -195,8 +195,8 @@ class Pass:
         return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength)
 
     def _encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) to latents. The mean of the posterior, which is no more than a rounding wide: so a
-        picture begins with the same latents whatever its seed."""
+        """(1, 3, H, W) to latents. The mean of the posterior, no sample of it: a picture begins with the
+        same latents whatever its seed, and with no noise but the sampler's."""
         if self._hooks.cancel is not None and self._hooks.cancel():
             raise Cancelled("cancelled before a picture was encoded")
         self._pipe.vae.to(self._pipe.device)

@@ -146,11 +146,9 @@ def name_pictures(
         if given is not None:
             fields[field] = name(given, field)
     if control_image is not None:
-        several: Sequence[Image | str | Path]
-        if isinstance(control_image, str) or not isinstance(control_image, Sequence):
-            several = [control_image]
-        else:
-            several = control_image
+        several = control_image
+        if isinstance(several, str | Path) or not isinstance(several, Sequence):
+            several = [several]
         fields["control_image"] = tuple(
             name(given, f"control-{number}") for number, given in enumerate(several, 1)
         )
