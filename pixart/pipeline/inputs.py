@@ -45,7 +45,15 @@ class Inputs:
     """
 
     def __init__(self, pictures: "Mapping[str, Image] | None" = None) -> None:
+        from PIL import Image as Pillow
+
         self._pictures = dict(pictures or {})
+        for name, given in self._pictures.items():
+            if not isinstance(given, Pillow.Image):
+                raise ValueError(
+                    f"{name} must be a PIL image or the path of a file, got {type(given).__name__}; "
+                    "PIL.Image.fromarray makes one of an array"
+                )
         self._digests: dict[str, str] = {}
         self.open = lru_cache(maxsize=_HELD)(self._open)
         self.open_mask = lru_cache(maxsize=_HELD)(self._open_mask)

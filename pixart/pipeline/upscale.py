@@ -20,8 +20,9 @@ def upscaled_size(text: str, height: int, width: int, multiple: int) -> tuple[in
     if max(rows, columns) > MAX_SIDE:
         raise ValueError(f"upscale must have up to {MAX_SIDE} px a side, got {shown}")
     if rows < height or columns < width:
+        way_out = f"; {text}x is a factor" if text.isdigit() and 1 < int(text) <= 16 else ""
         raise ValueError(
-            f"upscale must make the picture larger, which has {width}x{height}, got {shown}"
+            f"upscale must make the picture larger, which has {width}x{height}, got {shown}{way_out}"
         )
     return rows, columns
 
