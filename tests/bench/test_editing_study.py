@@ -14,6 +14,8 @@ from bench.reporting import editing, pages
 from bench.studies.editing import cases, experiments, judging
 from bench.studies.editing.__main__ import main as command
 from bench.studies.editing.record import Record, row
+from pixart.checkpoint.save_control import save_control
+from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import POSITIONS, Scene, Thing, draw
@@ -267,3 +269,15 @@ def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
     )
     assert found["upscale"]["512 px, tiles"]["difference from whole"][0] > 0
     assert experiments.window_borders() == [128, 256, 384]
+
+
+def test_the_command_takes_a_control_and_refuses_to_go_without(tmp_path: Path) -> None:
+    model = Pipeline.from_pretrained("shapes", device="cpu", cache_dir=None).transformer
+    save_control(model.new_control(2), tmp_path / "new.safetensors")
+    chosen = ("--count", "1", "--only", "control", "--settings", "outline;none;scale 0")
+    found = study(tmp_path / "out", *chosen, "--control", str(tmp_path / "new.safetensors"))
+    verdicts = found["control"]
+    assert verdicts["scale 0"] == {"the base's to the bit": [True]}
+    assert verdicts["outline"] == verdicts["none"], "a control that was not trained does nothing"
+    with pytest.raises(ValueError, match="--control must be given for control, got none"):
+        study(tmp_path, *chosen)
