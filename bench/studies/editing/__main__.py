@@ -30,7 +30,7 @@ from pixart.files import write_json
 from pixart.pipeline.text_to_image import Pipeline
 
 KIND = "studies.editing"
-RESULTS = ROOT / "bench" / "results" / "editing-xeon-2-cores.json"
+RESULTS = ROOT / "bench" / "results" / "editing-epyc-2-cores.json"
 STEPS, COUNT = 20, 300
 
 
