@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 EMBEDDED = "shapes"  # the name of the model that ships, where a path or hub id may stand
+EMBEDDED_CONTROL = "shapes-control"  # the same of the control that ships
 SAMPLINGS = ("conv", "average", "uniform", "uniform_every")
 MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family
 

@@ -31,7 +31,7 @@ from pixart.checkpoint.names import (
     to_diffusers,
 )
 from pixart.checkpoint.read import Payload, read_payload, widened
-from pixart.config import PixArtConfig
+from pixart.config import EMBEDDED_CONTROL, PixArtConfig
 from pixart.files import CheckpointError, listed
 from pixart.model.control import ControlNet
 from pixart.releases import CONTROL_REPOSITORY, CONTROLS
@@ -119,8 +119,10 @@ class OpenedControl:
 
 
 def find_control(source: str | Path) -> Path:
-    """The file or folder of a control: a path, a short name ("controlnet-512"), a hub id or id/file, or the
-    folder of a state that trained one."""
+    """The file or folder of a control: a path, a short name ("controlnet-512"), a hub id or id/file, the
+    folder of a state that trained one, or "shapes-control", the embedded model's."""
+    if str(source) == EMBEDDED_CONTROL:
+        return Path(__file__).parent.parent / "assets" / EMBEDDED_CONTROL / f"{CONTROL}.safetensors"
     if str(source) == CONTROL_REPOSITORY:
         raise CheckpointError(f"{source}: holds several; name one, {' or '.join(CONTROLS)}")
     place = resolve(source, allow_patterns=TRANSFORMER_FILES)

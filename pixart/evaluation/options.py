@@ -11,7 +11,7 @@ from pixart.pipeline.request import Request, as_options
 
 # Of a Request; what is not given is left to the model.
 SAMPLING = ("steps", "guidance", "guidance_interval")
-_Sampling: Any = as_options("", SAMPLING)
+_Sampling: Any = as_options(SAMPLING)
 
 Metrics = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METRICS")]
 ProtocolName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROTOCOL")]

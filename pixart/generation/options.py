@@ -142,7 +142,7 @@ _GROUPS = {
 _CommandLine: Any = make_dataclass(
     "_CommandLine",
     [
-        (name, tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind))  # type: ignore[valid-type]
+        (name, tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind))  # type: ignore[valid-type,misc]
         for name, kind in _GROUPS.items()
     ],
     bases=(_General,),

@@ -17,7 +17,7 @@ from pixart.model.transformer import PixArt
 from pixart.pipeline.captions import CaptionStore
 from pixart.pipeline.controls import Controls
 from pixart.pipeline.decoding import NotFinitePicture, decode
-from pixart.pipeline.editing import cover, make_canvas, only_enlarges, to_unit
+from pixart.pipeline.editing import cover, make_canvas, to_unit
 from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.guidance import guidance_of
 from pixart.pipeline.inputs import Inputs
@@ -138,7 +138,7 @@ class Pass:
                 with timed(seconds, "decode"):
                     smaller = self._decode_small(latents)
                 generators = generators[: len(smaller)]
-            elif self._canvas is not None and only_enlarges(like):
+            elif self._canvas is not None and like.only_enlarges:
                 smaller = [self._canvas.image]
             start = None
             if smaller is not None or self._canvas is not None:
@@ -195,8 +195,8 @@ class Pass:
         return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength)
 
     def _encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) to latents. The mean of the posterior, which is no more than a rounding wide: so a
-        picture begins with the same latents whatever its seed."""
+        """(1, 3, H, W) to latents. The mean of the posterior, no sample of it: a picture begins with the
+        same latents whatever its seed, and with no noise but the sampler's."""
         if self._hooks.cancel is not None and self._hooks.cancel():
             raise Cancelled("cancelled before a picture was encoded")
         self._pipe.vae.to(self._pipe.device)
@@ -205,7 +205,7 @@ class Pass:
 
     def _decode_small(self, latents: torch.Tensor) -> "list[Image]":
         """The pictures before they are made larger, up to the first that is not finite."""
-        pictures = []
+        pictures: list[Image] = []
         for request, latent in zip(self._group, latents.split(1), strict=True):
             try:
                 pixels, _ = self._decode(latent, request, None)

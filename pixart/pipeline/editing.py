@@ -30,20 +30,15 @@ STRENGTH, MASKED_STRENGTH = 0.6, 1.0
 _WIDEST = 4  # of a bucket, to its height
 
 
-def only_enlarges(request: Request) -> bool:
-    """Whether the picture itself is what --upscale begins with: nothing is drawn before."""
-    return request.image is not None and request.upscale is not None and request.strength is None
-
-
 def fit_of(request: Request) -> str:
     """How the picture of a request meets the size where it does not say so."""
-    keeps = request.mask is not None or request.outpaint is not None or only_enlarges(request)
+    keeps = request.mask is not None or request.outpaint is not None or request.only_enlarges
     return request.fit or ("exact" if keeps else "crop")
 
 
 def strength_of(request: Request) -> float | None:
     """How much of the picture is drawn anew; None if nothing is drawn from it."""
-    if request.image is None or only_enlarges(request):
+    if request.image is None or request.only_enlarges:
         return None
     if request.strength is not None:
         return request.strength
@@ -91,7 +86,7 @@ def _exact_size(request: Request, own: tuple[int, int], *, native: int, multiple
             f"{getattr(request, asked[0])}; fit crop cuts the picture to another size"
         )
     sides = canvas_size(height, width, multiple)
-    low = 1 if only_enlarges(request) else min(MIN_TOKENS * multiple, native)
+    low = 1 if request.only_enlarges else min(MIN_TOKENS * multiple, native)
     if min(sides) < low or max(sides) > MAX_SIDE:
         raise ValueError(
             f"{printable(str(request.image))}: must be {low} to {MAX_SIDE} px a side to be drawn as it "
@@ -213,8 +208,8 @@ def cover(image: "Image", height: int, width: int, resample: int | None = None) 
     own_width, own_height = image.size
     scale = max(width / own_width, height / own_height)
     if scale == 1:  # cut alone, at whole pixels, so that they stay as they are
-        left, top = (own_width - width) // 2, (own_height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        column, row = (own_width - width) // 2, (own_height - height) // 2
+        return image.crop((column, row, column + width, row + height))
     cut_width, cut_height = min(width / scale, own_width), min(height / scale, own_height)
     left, top = (own_width - cut_width) / 2, (own_height - cut_height) / 2
     box = (left, top, left + cut_width, top + cut_height)

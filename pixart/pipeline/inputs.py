@@ -146,8 +146,9 @@ def name_pictures(
         if given is not None:
             fields[field] = name(given, field)
     if control_image is not None:
-        is_one = isinstance(control_image, str | Path) or not isinstance(control_image, Sequence)
-        several = [control_image] if is_one else control_image
+        several = control_image
+        if isinstance(several, str | Path) or not isinstance(several, Sequence):
+            several = [several]
         fields["control_image"] = tuple(
             name(given, f"control-{number}") for number, given in enumerate(several, 1)
         )

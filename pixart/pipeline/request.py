@@ -77,8 +77,8 @@ class Request:
     fit: str | None = _setting(
         None,
         "How --image meets the size: crop, scaled and cut about its middle to the size asked for or to the "
-        "nearest bucket; exact, its own size to the pixel. Default exact with --mask or --outpaint, else "
-        "crop.",
+        "nearest bucket; exact, its own size to the pixel. Default exact with --mask, with --outpaint and "
+        "where --upscale makes the picture itself larger, else crop.",
     )
     mask: str | None = _setting(
         None,

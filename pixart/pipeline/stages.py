@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from pixart.pipeline.editing import canvas_size, fit_of, only_enlarges, strength_of
+from pixart.pipeline.editing import canvas_size, fit_of, strength_of
 from pixart.pipeline.guidance import guidance_of
 from pixart.pipeline.request import Request
 from pixart.pipeline.upscale import UPSCALE_STRENGTH, upscaled_size
@@ -41,13 +41,12 @@ def stages_of(request: Request, multiple: int) -> list[Stage]:
     """Of a resolved request. Where --upscale makes the picture itself larger, nothing comes before."""
     assert request.height and request.width
     stages = []
-    if not only_enlarges(request):
+    if not request.only_enlarges:
         tiles = request.tiles if request.upscale is None else None
         size = canvas_size(request.height, request.width, multiple)
         is_masked = request.mask is not None or request.outpaint is not None
         stages.append(Stage(*size, tiles, request.strength, is_masked))
     if request.upscale is not None:
-        assert request.final_size
         stages.append(Stage(*request.final_size, request.tiles, request.upscale_strength))
     return stages
 
@@ -55,10 +54,10 @@ def stages_of(request: Request, multiple: int) -> list[Stage]:
 def with_stages(request: Request, multiple: int) -> Request:
     """A request of a known size with the numbers of what its picture is drawn from and made larger to.
     ValueError for an --upscale or --tiles that cannot be."""
-    assert request.height and request.width
     if request.image is not None:
         request = replace(request, fit=fit_of(request), strength=strength_of(request))
     if request.upscale is not None:
+        assert request.height and request.width
         height, width = upscaled_size(request.upscale, request.height, request.width, multiple)
         strength = request.upscale_strength or UPSCALE_STRENGTH
         request = replace(request, upscale=f"{width}x{height}", upscale_strength=strength)

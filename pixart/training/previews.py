@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 
@@ -30,7 +29,6 @@ def draw_pictures(
     validation, side = stage.validation, stage.resolution
     images: list[Image] = []
     named = {f"control-{number}": picture for number, picture in enumerate(controls)}
-    given: Any = {"pictures": named} if named else {}
     requests = [
         Request(
             prompt,
@@ -45,7 +43,7 @@ def draw_pictures(
         for number, prompt in enumerate(validation.prompts if prompts is None else prompts)
     ]
     try:
-        for number, drawn in enumerate(pipe.draw_many(requests, **given)):
+        for number, drawn in enumerate(pipe.draw_many(requests, pictures=named)):
             images.append(drawn.image)
             if rank() == 0:
                 with written_aside(folder / f"{number:02d}.png", durable=False) as aside:

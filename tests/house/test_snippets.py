@@ -106,7 +106,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_max_length=300, pe_interpolation=4.0,
     )  # fmt: skip
     save_official(folder / OFFICIAL, official(config))
-    for name in ("pictures", "my-dog"):
+    for name in ("pictures", "my-dog", "lines"):
         pictures.folder(folder / name, height=300, width=400)
     return folder
 

@@ -1,7 +1,11 @@
 """Controls: what trains and what stays, what is left behind, and what a further stage begins with."""
 
 import json
+import os
 import random
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from pictures import folder
+from PIL import Image
 from published import build_sigma
 from safetensors.torch import load_file
 
@@ -16,10 +21,12 @@ from pixart.checkpoint.control import open_control
 from pixart.checkpoint.load import OpenedTransformer, load_transformer
 from pixart.data import main as data
 from pixart.dataset.batches import FeatureDataset
+from pixart.generate import main as generate
 from pixart.model.control import Control
 from pixart.shapes.caption import parse
 from pixart.train import main as train
 from pixart.training import execute
+from pixart.training.checkpoints import last_words
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
 from pixart.training.scenes import draw_sample
@@ -28,6 +35,7 @@ from pixart.training.starts import control_blocks
 from pixart.training.tasks.controlnet import ControlTask, begin_control
 from pixart.training.tasks.transformer import DenoisingTask
 
+ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 STAGE = Stage(
     "steer",
@@ -229,3 +237,57 @@ def test_drawn_outlines_come_with_captions_that_leave_them_to_tell() -> None:
         )
     kinds = {statement.kind for text in texts for statement in parse(text)}
     assert kinds == {"background", "count", "colour", "size"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_does(
+    pipeline: Path, features: Path, tmp_path: Path, how: str
+) -> None:
+    one = stage(pipeline, features, parallel=how, optimizer={"name": "adamw", "warmup_steps": 1})
+    assert run(tmp_path, one) == 0
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = [str(tmp_path / "r.yaml"), "--device", "cpu", "--output", str(tmp_path / "two")]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "--", "pixart.train", *arguments]
+    subprocess.run([*command, "--quiet"], env=env, check=True, timeout=300)
+    found, expected = (
+        load_file(tmp_path / name / "steer" / "step-00000002" / "control.safetensors")
+        for name in ("two", "run")
+    )
+    assert all(torch.allclose(found[key], value, atol=1e-5) for key, value in expected.items())
+
+
+def test_a_compressed_base_is_steered_and_what_is_said_last_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    small = ["--steps", "1", "--batch.images", "2", "--validation.images", "2"]
+    assert train(["shapes-control", *arguments, *small]) == 0
+    state = tmp_path / "run" / "outline" / "step-00000001"
+    assert {"control", "control.safetensors"} <= {path.name for path in state.iterdir()}
+    lines = tmp_path / "lines.png"
+    Image.new("RGB", (128, 128)).save(lines)
+    said = last_words(state, load_recipe("shapes-control")[0])
+    command = next(line for line in said if line.startswith("draw with it: "))
+    words = shlex.split(command.split(" generate ")[-1].split("pixart.generate ")[-1])
+    words[words.index("PICTURE")] = str(lines)
+    assert (
+        generate([*words, "--output", str(tmp_path / "drawn"), "--device", "cpu", "--steps", "2"])
+        == 0
+    )
+    capsys.readouterr()
+
+
+def test_metrics_score_what_outlines_alone_can_have_told(tmp_path: Path) -> None:
+    validation = [
+        "--validation.every", "1", "--validation.images", "2", "--validation.metrics", "shapes",
+        "--validation.metric-count", "2", "--validation.best", "shapes",
+        "--validation.sampling-steps", "2",
+    ]  # fmt: skip
+    arguments = ["--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    small = ["--steps", "1", "--batch.images", "2"]
+    assert train(["shapes-control", *arguments, *small, *validation]) == 0
+    log = (tmp_path / "run" / "outline" / "log.jsonl").read_text()
+    assert '"validation/shapes"' in log and (tmp_path / "run" / "outline" / "best").exists()
+    assert len(list((tmp_path / "run/outline/pictures/step-00000001/metrics").iterdir())) == 2

@@ -246,7 +246,7 @@ def guidance(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdi
     """Pairs, drawn from the same noise under each kind of guidance."""
     texts = [cases.caption("pair", number) for number in numbers]
     requests = _edits(numbers, texts, {}, **GUIDED[setting])
-    found = []
+    found: list[Verdict] = []
     for text, drawn in zip(texts, studio.draw(requests), strict=True):
         edges = edges_of(pixels(drawn))
         right = judging.is_right(pixels(drawn), text)
@@ -335,26 +335,22 @@ def is_kept(base: Image.Image, picture: np.ndarray, mask: Image.Image) -> bool:
 
 
 def _line_verdict(line: judging.Line | None) -> Verdict:
-    names = (
-        "no line",
-        "line within the picture's own",
-        "step there",
-        "elsewhere",
-        "elsewhere at most",
-    )
-    names += ("drift there", "drift elsewhere at most")
     if line is None:
-        return dict.fromkeys(names)
-    values = (
-        not line.is_seen,
-        line.is_within,
-        line.step,
-        line.usual,
-        line.most,
-        line.drift,
-        line.most_drift,
-    )
-    return dict(zip(names, values, strict=True))
+        return dict.fromkeys(
+            (
+                "no line", "line within the picture's own", "step there", "elsewhere",
+                "elsewhere at most", "drift there", "drift elsewhere at most",
+            )
+        )  # fmt: skip
+    return {
+        "no line": not line.is_seen,
+        "line within the picture's own": line.is_within,
+        "step there": line.step,
+        "elsewhere": line.usual,
+        "elsewhere at most": line.most,
+        "drift there": line.drift,
+        "drift elsewhere at most": line.most_drift,
+    }
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -88,7 +88,7 @@ def border_of(picture: np.ndarray, own: int) -> Line | None:
     A thing of the new part does not count as a thing here: a line from top to bottom could be one.
     """
     free = _free(picture[:, :own])
-    beside = free[:, max(0, own - NEAR) :].all(axis=1)
+    beside = np.all(free[:, max(0, own - NEAR) :], axis=1)
     steps, drifts = _changes(picture[:, :own], free)
     here, drift = _change_at(picture, own, beside)
     if np.isnan(here) or not np.isfinite(steps).any() or not np.isfinite(drifts).any():
@@ -151,7 +151,7 @@ def _changes(picture: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Step and drift between columns k and k + 1 for each k, NaN where too few rows are free."""
     found = []
     for column in range(1, picture.shape[1]):
-        rows = free[:, max(0, column - REACH) : column + REACH].all(axis=1)
+        rows = np.all(free[:, max(0, column - REACH) : column + REACH], axis=1)
         found.append(_change_at(picture, column, rows))
     steps, drifts = np.array(found).T
     return steps, drifts

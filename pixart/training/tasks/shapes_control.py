@@ -4,7 +4,6 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -119,7 +118,8 @@ class ShapesControlTask(ShapesTask):
             if rank() != 0:
                 return {}
             device = next(self.model.parameters()).device
-            control: Any = {"control": [Path(place)]}
-            pipe = Pipeline.from_pretrained(self.folder, device=device, cache_dir=None, **control)
+            pipe = Pipeline.from_pretrained(
+                self.folder, device=device, cache_dir=None, control=[Path(place)]
+            )
             drawn = draw_pictures(pipe, self.stage, folder / "metrics", prompts, outlines)
         return self._measuring([text for _, text in scenes], drawn)
