@@ -234,9 +234,9 @@ def test_a_page_is_made_of_a_result() -> None:
     assert "| 0.6 | 2 | 50.0 % (9.5 to 90.5) of 2 | 1.5 / 1.5 / 1.95 / 2 | 1 |" in page
 
 
-def study(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+def study(folder: Path, *arguments: str, steps: int = 2) -> dict[str, dict[str, Any]]:
     """Verdicts by part and setting."""
-    assert command(["--out", str(folder), "--steps", "4", *arguments]) == 0
+    assert command(["--out", str(folder), "--steps", str(steps), *arguments]) == 0
     return {file.stem: json.loads(file.read_text())["verdicts"] for file in folder.glob("*.json")}
 
 
@@ -260,7 +260,7 @@ def test_the_command_edits_pictures_and_goes_on_with_what_is_there(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
-    found = study(tmp_path, "--count", "1", "--only", "move,recolour,upscale,guidance")
+    found = study(tmp_path, "--count", "1", "--only", "move,recolour,upscale,guidance", steps=4)
     assert all(
         len(column) == 1
         for part in found.values()
