@@ -28,9 +28,18 @@ _TAKEN_FOR = (
     ((*EXACT_SIZE, *BUCKET), ("upscale", *CHOICES)),
     (
         ("image", "strength", "fit", "mask", "outpaint"),
-        ("strength", "fit", *EXACT_SIZE, *BUCKET, "upscale", *CHOICES),
+        (
+            "strength",
+            "fit",
+            *EXACT_SIZE,
+            *BUCKET,
+            "guidance",
+            "upscale",
+            "upscale_guidance",
+            *CHOICES,
+        ),
     ),
-    (("upscale",), ("fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
+    (("upscale",), ("guidance", "upscale_guidance", "fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
     (("control_image",), PER_CONTROL),
 )
 

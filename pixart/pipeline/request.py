@@ -101,6 +101,11 @@ class Request:
     upscale_strength: float | None = _setting(
         None, "How much of the enlarged picture is drawn anew, above 0 and up to 1. Default 0.35."
     )
+    upscale_guidance: float | None = _setting(
+        None,
+        "Guidance of the enlarged picture, with --apg, --pag and the like above 1. Default 1, none: little "
+        "noise is left to guide, and it would cost twice the time.",
+    )
     tiles: int | None = _setting(
         None,
         "With --image or --upscale: denoise in overlapping windows of this side in pixels, for sizes that "
