@@ -59,14 +59,16 @@ def refuse_empty(request: Request) -> None:
 
 
 def faded(mask: np.ndarray, width: int) -> np.ndarray:
-    """A mask (H, W) that rises over so many pixels from what is kept.
+    """A mask (H, W) that rises over so many pixels from what is kept, fewer where all of it is narrower.
 
     Its levels are scaled by the distance to the nearest 0, so that it fades into what is drawn and no 0
-    becomes another: what is kept stays to the bit.
+    becomes another: what is kept stays to the bit. The place that is farthest from what is kept has its
+    own level, however wide the fade: a mask of which nothing would be seen is no mask.
     """
     if width == 0 or mask.all():
         return mask
-    ramp = _distances(torch.from_numpy(mask == 0), width + 1) / (width + 1)
+    distance = _distances(torch.from_numpy(mask == 0), width + 1)
+    ramp = distance / distance.max().clamp(min=1)
     # Rounded up: a pixel that is drawn in part stays one.
     return np.ceil(mask * ramp.numpy()).astype(np.uint8)
 

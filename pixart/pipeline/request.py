@@ -302,9 +302,7 @@ PER_CONTROL = ("control_image", "control_preprocessor", "control_scale", "contro
 
 def _in_one_form(name: str, value: Any) -> Any:
     """What may be written in more than one way, in the one in which it is kept."""
-    if name == "size" and type(value) is int:
-        return str(value)
-    if name == "pag_blocks" and type(value) is int:
+    if name in ("size", "upscale", "pag_blocks") and type(value) is int:
         return str(value)
     value = _as_tuples(value)
     if name in ("outpaint", "pag_blocks") and isinstance(value, tuple):

@@ -59,7 +59,7 @@ def _sides(text: str, asked: str, height: int, width: int, multiple: int) -> tup
                 f"upscale must be a multiple of {multiple} on both sides, got {asked}; try {right}x{below}"
             )
         return rows, columns
-    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*[x×]", text):
+    if match := re.fullmatch(r"(\d{1,5}(?:\.\d{1,6})?)\s*[x×]", text):
         factor = float(match[1])
     elif text in RESOLUTIONS or re.fullmatch(r"\d{1,5}", text):
         factor = RESOLUTIONS.get(text, int(text) if text.isdigit() else 0) / (height * width) ** 0.5

@@ -274,6 +274,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("given", [np.zeros((64, 64, 3), np.uint8), b"bytes", 3, [photo(64, 64)]])
+def test_what_is_no_picture_is_named_wherever_it_is_given(pipe: Pipeline, given: Any) -> None:
+    refused = (
+        r"^{} must be a file or a PIL.Image.Image, got .+; Image.fromarray makes one of an array$"
+    )
+    own = photo(64, 64)
+    for named, settings in (("image", {"image": given}), ("mask", {"image": own, "mask": given})):
+        with pytest.raises(ValueError, match=refused.format(named)):
+            pipe("a red circle", **settings)
+    with pytest.raises(ValueError, match=refused.format("q")):
+        pipe.resolve(Request("a red circle", image="q"), pictures={"q": given})
+    with pytest.raises(ValueError, match="^pictures must be names with pictures, got a list$"):
+        pipe.resolve(Request("a red circle", image="q"), pictures=[own])  # type: ignore[arg-type]
+
+
+def test_a_picture_that_is_changed_after_it_was_given_is_drawn_as_it_was(pipe: Pipeline) -> None:
+    request = Request("a red circle", image="image", mask="mask", **SHORT)
+    own, mask = photo(64, 64), right_half(photo(64, 64))
+    expected = pipe.draw(request, pictures={"image": own, "mask": mask})
+    drawing = pipe.draw_many([request], pictures={"image": own, "mask": mask})
+    for image in (own, mask):
+        image.paste(0, (0, 0, 64, 32))
+    drawn = next(iter(drawing))
+    np.testing.assert_array_equal(np.asarray(drawn.image), np.asarray(expected.image))
+    assert drawn.inputs == expected.inputs
+
+
 @pytest.mark.parametrize("settings, reason", REFUSED, ids=[reason for _, reason in REFUSED])
 def test_what_cannot_be_drawn_is_refused_in_one_line_before_anything_runs(
     pipe: Pipeline, settings: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ def test_a_request_may_be_a_key_whatever_is_in_it() -> None:
     [
         ({"outpaint": [0, 8, 16, 0], "image": "x"}, {"outpaint": "0,8,16,0"}),
         ({"pag_blocks": 14, "pag": 3}, {"pag_blocks": "14"}),
+        ({"upscale": 2048}, {"upscale": "2048"}),
         ({"pag_blocks": [12, 14], "pag": 3}, {"pag_blocks": "12,14"}),
         ({"control_image": "a", "control_scale": 1}, {"control_image": ("a",), "control_scale": (1,)}),
         ({"control_image": ["a", "b"]}, {"control_image": ("a", "b")}),
