@@ -43,19 +43,22 @@ def open_mask(request: Request, inputs: Inputs) -> "Image":
     return ImageChops.invert(mask) if request.invert_mask else mask
 
 
-def refuse_empty(request: Request) -> None:
-    """The ValueError of a mask in which nothing is drawn."""
+def refuse_empty(request: Request, inputs: Inputs) -> None:
+    """The ValueError of a mask in which nothing is drawn, or nothing of what is cut from its picture."""
     assert request.image and request.mask
     by_alpha = request.mask == ALPHA
+    name = printable(request.image if by_alpha else request.mask)
+    if open_mask(request, inputs).getbbox() is not None:
+        raise ValueError(
+            f"{name}: must say what to draw within what fit crop leaves of the picture, there is nothing "
+            "of it; fit exact keeps all"
+        )
     level = (
         ("transparent" if by_alpha else "white")
         if request.invert_mask
         else ("opaque" if by_alpha else "black")
     )
-    raise ValueError(
-        f"{printable(request.image if by_alpha else request.mask)}: must not be {level} all over as a "
-        "mask, nothing would be drawn"
-    )
+    raise ValueError(f"{name}: must not be {level} all over as a mask, nothing would be drawn")
 
 
 def faded(mask: np.ndarray, width: int) -> np.ndarray:

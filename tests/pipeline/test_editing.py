@@ -249,6 +249,8 @@ def test_pictures_are_given_by_call_in_memory_or_as_files(pipe: Pipeline, tmp_pa
 
 
 SQUARE = photo(96, 96)
+TOP_LINE = Image.new("L", (128, 192))
+TOP_LINE.paste(255, (0, 0, 128, 1))
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": photo(3, 3)}, "image: must be at least 16 px a side to draw from, got 3x3"),
     ({"image": photo(40, 40), "fit": "exact"}, "image: must be 64 to 8192 px a side .* fit crop"),
@@ -257,6 +259,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": SQUARE, "mask": Image.new("L", (96, 96))}, "mask: must not be black all over"),
     ({"image": SQUARE, "mask": Image.new("L", (96, 96), 255), "invert_mask": True},
      "mask: must not be white all over"),
+    ({"image": photo(192, 128), "mask": TOP_LINE, "fit": "crop", "size": "128"},
+     "mask: must say what to draw within what fit crop leaves of the picture"),
     ({"image": SQUARE, "mask": "alpha"}, "image: must be transparent somewhere for mask alpha"),
     ({"image": SQUARE, "fit": "exact", "size": "128"}, "size must be left out with fit exact"),
     ({"image": SQUARE, "outpaint": "8,0,0,0", "height": 64}, "height must be left out"),
