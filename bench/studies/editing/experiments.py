@@ -267,7 +267,7 @@ def control(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdic
         # One at a time, as those with a control are: a batch's bits may differ by rounding.
         apart = replace(studio, batch=1)
         pairs = zip(apart.draw(plain), apart.draw(steered, named), strict=True)
-        return [{"the base's to the bit": np.array_equal(a, b)} for a, b in pairs]
+        return [{"the base's to the bit": np.array_equal(pixels(a), pixels(b))} for a, b in pairs]
     drawn = studio.draw(plain if setting == "none" else steered, named)
     return [
         _control_verdict(one, pixels(picture)) for one, picture in zip(asked, drawn, strict=True)
