@@ -147,13 +147,9 @@ def _border(
 UPSCALED: dict[str, Mapping[str, Any]] = {
     "256 px": {"upscale": "256x256"},
     "512 px": {"upscale": "512x512"},
-    "512 px, 0.2, unguided": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0},
-    "512 px, 0.2, no caption": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": ""},
+    "512 px, guided": {"upscale": "512x512", "guidance": 2.0},
     "512 px, tiles": {"upscale": "512x512", "tiles": WINDOW},
-    "512 px, tiles, 0.2, no caption": {
-        "upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": "", "tiles": WINDOW
-    },
-}  # fmt: skip
+}
 WHOLE = {name: name.replace(", tiles", "") for name in UPSCALED if "tiles" in name}
 
 
