@@ -230,8 +230,8 @@ class _Keep:
         if self._coarse == 1 or slope == 0:
             return output
         missing = self._clean - predict_clean(scheduler, inputs, output, timestep)
-        cells = [max(side // self._coarse, 1) for side in missing.shape[2:]]
-        small = F.adaptive_avg_pool2d(missing, cells)
+        height, width = (max(side // self._coarse, 1) for side in missing.shape[2:])
+        small = F.adaptive_avg_pool2d(missing, (height, width))
         return output + F.interpolate(small, missing.shape[2:], mode="bilinear") / slope
 
 

@@ -147,13 +147,9 @@ def _border(
 UPSCALED: dict[str, Mapping[str, Any]] = {
     "256 px": {"upscale": "256x256"},
     "512 px": {"upscale": "512x512"},
-    "512 px, 0.2, unguided": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0},
-    "512 px, 0.2, no caption": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": ""},
+    "512 px, guided": {"upscale": "512x512", "guidance": 2.0},
     "512 px, tiles": {"upscale": "512x512", "tiles": WINDOW},
-    "512 px, tiles, 0.2, no caption": {
-        "upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": "", "tiles": WINDOW
-    },
-}  # fmt: skip
+}
 WHOLE = {name: name.replace(", tiles", "") for name in UPSCALED if "tiles" in name}
 
 
@@ -271,7 +267,7 @@ def control(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdic
         # One at a time, as those with a control are: a batch's bits may differ by rounding.
         apart = replace(studio, batch=1)
         pairs = zip(apart.draw(plain), apart.draw(steered, named), strict=True)
-        return [{"the base's to the bit": np.array_equal(a, b)} for a, b in pairs]
+        return [{"the base's to the bit": np.array_equal(pixels(a), pixels(b))} for a, b in pairs]
     drawn = studio.draw(plain if setting == "none" else steered, named)
     return [
         _control_verdict(one, pixels(picture)) for one, picture in zip(asked, drawn, strict=True)
