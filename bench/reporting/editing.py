@@ -11,7 +11,7 @@ from pixart.evaluation.statistics.intervals import wilson
 KIND = "studies.editing"
 HOLDS, KEPT = "caption holds", "all else unchanged to the bit"
 LINE = "no line"
-SMALL, TILES = "512 px, 0.2, unguided", "512 px, tiles, 0.2, no caption"
+TILES = "512 px, tiles"
 FOLLOWS, SAME = "follows the outline", "the base's to the bit"
 KEPT_THING = "statements of the kept thing"
 
@@ -38,9 +38,7 @@ TARGETS = (
     Target("outpaint, two sides: no line", "outpaint", "two sides", LINE, 0.95),
     Target("128 → 256 px: all statements kept", "upscale", "256 px", HOLDS, 0.85),
     Target("128 → 512 px: all statements kept", "upscale", "512 px", HOLDS, 0.85),
-    Target("the same at strength 0.2, without guidance", "upscale", SMALL, HOLDS, 0.85),
-    Target("128 → 512 px in windows of 256 px: all statements kept", "upscale", "512 px, tiles", HOLDS, 0.85),
-    Target("the same at strength 0.2, without caption", "upscale", TILES, HOLDS, 0.85),
+    Target("128 → 512 px in windows of 256 px: all statements kept", "upscale", TILES, HOLDS, 0.85),
     Target("the same: no seam", "upscale", TILES, LINE, 0.95),
     Target("outline control: shapes and places, of which no caption tells", "control", "outline", FOLLOWS, 0.9),
     Target("outline control of scale 0: the base's to the bit", "control", "scale 0", SAME, 1.0),
