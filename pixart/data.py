@@ -109,10 +109,16 @@ def _preparation(options: Prepare) -> "Preparation":
 
 def _origin(options: Prepare) -> str:
     """What a prepare reads and how, for telling it from others."""
-    is_url = "://" in options.source
-    source = options.source if is_url else os.path.abspath(os.path.expanduser(options.source))
+    from pixart.dataset.controls import MADE, MEMBERS
+
+    def lasting(place: str) -> str:
+        return os.path.abspath(os.path.expanduser(place))
+
+    source = options.source if "://" in options.source else lasting(options.source)
     files = [os.path.abspath(file) for file in (*options.captions, options.scores) if file]
-    control = [os.path.abspath(options.control)] if options.control else []
+    control = [options.control] if options.control else []
+    if options.control not in (None, MEMBERS, *MADE):
+        control = [lasting(folder) for folder in control]
     return repr([source, options.prompt, options.min_score, files, *control])
 
 

@@ -59,6 +59,7 @@ class Report:
             "note": note,
             "settings": settings,
             "model": dict(metadata.model),
+            "inputs": dict(metadata.inputs),
             "seconds": None if seconds is None else _rounded(seconds),
         }
 

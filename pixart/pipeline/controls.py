@@ -76,6 +76,7 @@ class Controls:
             )
         kinds = _each(request.control_preprocessor, "none", len(names))
         for name, kind in zip(names, kinds, strict=True):
+            inputs.size(name)
             inputs.open(name)
             self._preprocessor(kind)
         return replace(

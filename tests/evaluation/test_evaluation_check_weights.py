@@ -2,6 +2,7 @@
 that the published numbers are set to those of small networks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,12 @@ def test_image_rewards_numbers_are_compared_with_the_published_ones(
     monkeypatch.setattr(checking, "REWARD_PROMPT", golden["texts"][0])
     monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0]})
     assert rows(folder)[what].verdict == PASS
-    monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0] + 0.011})
+    # Half a digit beside a rounding: kernels and threads move the sixth digit of a reward.
+    monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0] + 0.01105})
     failed = rows(folder)[what]
-    assert failed.verdict == FAIL and "at most 0.0110 apart, 0.01 are allowed" in failed.said
+    assert failed.verdict == FAIL
+    found = re.search(r"at most (\S+) apart, 0\.01 are allowed", failed.said)
+    assert found and float(found[1]) == pytest.approx(0.01105, abs=1e-4)
 
 
 def test_clips_probabilities_are_compared_with_the_published_ones(

@@ -207,6 +207,7 @@ def test_json_goes_to_standard_output_alone_and_progress_beside_it(
         "width": 128,
         "height": 128,
         "note": "128x128, the model's own size",
+        "inputs": {},
     }
     assert set(result["seconds"]) == {"load", "text", "denoise", "decode", "write"}
     assert all(spent > 0 for spent in result["seconds"].values())

@@ -308,6 +308,12 @@ def test_pictures_are_opened_in_one_place(path: Path) -> None:
     assert opens == (_name(path) == "pixart/pictures.py")
 
 
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """pytest imports them by their names alone, and collects none of a run that meets one twice."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_there_is_no_drawer_for_leftovers() -> None:
     assert not {path.stem for path in SOURCES} & {
         "utils",

@@ -18,6 +18,7 @@ from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 
 SMALL: dict[str, Any] = {"height": 64, "width": 96, "steps": 2, "guidance": 3.0}
+OWN_SIZE: dict[str, Any] = {"height": None, "width": None}
 
 
 def outline(width: int = 96, height: int = 64) -> Image.Image:
@@ -45,12 +46,23 @@ def trained(pipe: Pipeline, seed: int = 1) -> ControlNet:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder, pipe = tmp_path_factory.mktemp("controls"), opened()
-    save_control(pipe.transformer.new_control(2), folder / "new.safetensors")
-    save_control(trained(pipe), folder / "one.pth", base=pipe.transformer)
-    save_control(trained(pipe, 2), folder / "two")
+def plain() -> Pipeline:
+    return opened()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, plain: Pipeline) -> list[Path]:
+    folder = tmp_path_factory.mktemp("controls")
+    save_control(plain.transformer.new_control(2), folder / "new.safetensors")
+    save_control(trained(plain), folder / "one.pth", base=plain.transformer)
+    save_control(trained(plain, 2), folder / "two")
     return [folder / "new.safetensors", folder / "one.pth", folder / "two"]
+
+
+@pytest.fixture(scope="module")
+def pipe(files: list[Path]) -> Pipeline:
+    """With a control that steers."""
+    return opened(files[1])
 
 
 def draw(pipe: Pipeline, *pictures: Image.Image, **settings: Any) -> np.ndarray:
@@ -59,32 +71,31 @@ def draw(pipe: Pipeline, *pictures: Image.Image, **settings: Any) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_a_new_control_draws_what_is_drawn_without_it(files: list[Path]) -> None:
-    assert (draw(opened(files[0]), outline()) == draw(opened())).all()
+def test_a_new_control_draws_what_is_drawn_without_it(files: list[Path], plain: Pipeline) -> None:
+    assert (draw(opened(files[0]), outline()) == draw(plain)).all()
 
 
-def test_a_control_follows_its_picture_scale_and_interval(files: list[Path]) -> None:
-    pipe = opened(files[1])
-    plain, steered = draw(pipe), draw(pipe, outline())
-    assert (steered != plain).any()
+def test_a_control_follows_its_picture_scale_and_interval(pipe: Pipeline) -> None:
+    without, steered = draw(pipe), draw(pipe, outline())
+    assert (steered != without).any()
     assert (draw(pipe, outline()) == steered).all(), "nothing is drawn by chance"
     assert (draw(pipe, Image.new("RGB", (96, 64), "white")) != steered).any()
-    assert (draw(pipe, outline(), control_scale=0.0) == plain).all()
-    assert (draw(pipe, outline(), control_interval=(0.0, 0.0)) == plain).all()
+    assert (draw(pipe, outline(), control_scale=0.0) == without).all()
+    assert (draw(pipe, outline(), control_interval=(0.0, 0.0)) == without).all()
     half = draw(pipe, outline(), control_interval=(0.0, 0.5))
-    assert (half != plain).any() and (half != steered).any()
+    assert (half != without).any() and (half != steered).any()
     unbatched = draw(pipe, outline(), batched=False)
     assert abs(unbatched - draw(pipe, outline(), batched=True)).max() <= 2
 
 
-def test_what_a_picture_is_steered_by_is_the_mean_of_its_posterior(files: list[Path]) -> None:
-    pipe = opened(files[1])
+def test_what_a_picture_is_steered_by_is_the_mean_of_its_posterior(pipe: Pipeline) -> None:
     seen: list[Any] = []
     model = pipe.transformer
-    model.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, given, named: seen.append(named["controls"]), with_kwargs=True
     )
-    draw(pipe, outline())
+    draw(pipe, outline(), steps=1)
+    hook.remove()
     [control] = seen[0]
     assert isinstance(control, Control)
     image = torch.tensor(np.asarray(outline())).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -92,13 +103,13 @@ def test_what_a_picture_is_steered_by_is_the_mean_of_its_posterior(files: list[P
     assert torch.equal(control.hint, model.encode_hint(control.network, hint))
 
 
-def test_several_controls_take_a_picture_each(files: list[Path]) -> None:
-    pipe = opened(*files[1:])
-    both = draw(pipe, outline(), outline())
-    first = draw(pipe, outline(), outline(), control_scale=(1.0, 0.0))
-    assert (first == draw(opened(files[1]), outline())).all()
-    assert (draw(pipe, outline(), outline(), control_scale=(1.0, 0.5)) != both).any()
-    resolved = pipe.resolve(
+def test_several_controls_take_a_picture_each(files: list[Path], pipe: Pipeline) -> None:
+    two = opened(*files[1:])
+    both = draw(two, outline(), outline())
+    first = draw(two, outline(), outline(), control_scale=(1.0, 0.0))
+    assert (first == draw(pipe, outline())).all()
+    assert (draw(two, outline(), outline(), control_scale=(1.0, 0.5)) != both).any()
+    resolved = two.resolve(
         Request("x", control_image=("a", "b"), control_scale=(0.5,)),
         pictures={"a": outline(), "b": outline()},
     )
@@ -111,16 +122,13 @@ def test_several_controls_take_a_picture_each(files: list[Path]) -> None:
     "settings",
     [
         {"image": outline(200, 100), "strength": 0.6},
-        {"image": outline(90, 61), "fit": "exact", "height": None, "width": None},
-        {"image": outline(), "outpaint": "16,0,16,0", "height": None, "width": None},
-        {"upscale": "2x"},
-        {"upscale": "2x", "tiles": 64},
+        {"image": outline(90, 65), "fit": "exact", **OWN_SIZE},
+        {"image": outline(64, 64), "outpaint": "16,0,16,0", **OWN_SIZE},
+        {"upscale": "1.5x", "width": 64},
+        {"upscale": "1.5x", "width": 64, "tiles": 64},
     ],
 )
-def test_a_control_steers_every_kind_of_picture(
-    files: list[Path], settings: dict[str, Any]
-) -> None:
-    pipe = opened(files[1])
+def test_a_control_steers_every_kind_of_picture(pipe: Pipeline, settings: dict[str, Any]) -> None:
     steered = draw(pipe, outline(), **settings)
     assert (steered != draw(pipe, outline(), control_scale=0.0, **settings)).any()
 
@@ -132,30 +140,29 @@ def test_a_picture_is_cut_to_what_is_drawn_about_its_middle() -> None:
     assert np.asarray(Controls().picture(clear, "none", 64, 64)).max() == 0
 
 
-def test_the_base_is_taken_from_an_official_file(files: list[Path]) -> None:
+def test_the_base_is_taken_from_an_official_file(files: list[Path], pipe: Pipeline) -> None:
     """Which holds both: named twice, it is the transformer and the control."""
-    pipe = opened(files[1], transformer=files[1])
-    assert (draw(pipe, outline()) == draw(opened(files[1]), outline())).all()
+    other = opened(files[1], transformer=files[1])
+    assert (draw(other, outline()) == draw(pipe, outline())).all()
 
 
-def test_a_control_counts_among_the_weights(files: list[Path]) -> None:
-    weights = [opened(file).weights for file in files[1:]]
-    assert weights[0]["control"] != weights[1]["control"]
-    assert weights[0]["transformer"] == opened().weights["transformer"]
-    assert "control" not in opened().weights
+def test_a_control_counts_among_the_weights(
+    files: list[Path], plain: Pipeline, pipe: Pipeline
+) -> None:
+    assert pipe.weights["control"] != opened(files[2]).weights["control"]
+    assert pipe.weights["transformer"] == plain.weights["transformer"]
+    assert "control" not in plain.weights
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_drawn(
-    files: list[Path], tmp_path: Path
+    files: list[Path], pipe: Pipeline, plain: Pipeline, tmp_path: Path
 ) -> None:
-    pipe = opened(files[1])
-    for pictures, words in (
-        ((outline(), outline()), "one picture for each ControlNet, got 2 for 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            draw(pipe, *pictures)
+    with pytest.raises(ValueError, match="one picture for each ControlNet, got 2 for 1"):
+        draw(pipe, outline(), outline())
     with pytest.raises(ValueError, match="got 1 for none: give control files"):
-        draw(opened(), outline())
+        draw(plain, outline())
+    with pytest.raises(ValueError, match="control-1: must be at least 16 px a side .* got 3x3"):
+        draw(pipe, outline(3, 3))
     with pytest.raises(ValueError, match="preprocessor"):
         draw(pipe, outline(), control_preprocessor="sketch")
     with pytest.raises(ValueError, match="missing.png"):

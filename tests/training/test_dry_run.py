@@ -179,7 +179,8 @@ WRONG = (
     "epsilon, got v_prediction",
     "second: vae_scale must be that of the VAE that made the data, 0.13025, got 0.5",
     "second: caption_weights must name captions of the data (prompt), got poem",
-    "third: trains must be one of autoencoder, clip, decoder, text_encoder, transformer, got 'nothing'",
+    "third: trains must be one of autoencoder, clip, controlnet, decoder, text_encoder, transformer, "
+    "got 'nothing'",
     "--keep must be at least 1, got 0",
     "--save-every must be at least 1, got 0",
     "track must name installed libraries, got wandb; pip install wandb",

@@ -23,6 +23,7 @@ from pixart.model.control import Control, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.training.batch import TrainingSample, unread_data, whole_state
 from pixart.training.plan import control_plan
+from pixart.training.prepared import prepared_problems, source_problems
 from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
 from pixart.training.stage import CONTROLNET, DIT, PREVIOUS, RANDOM, ResolvedStage, Stage
@@ -35,12 +36,7 @@ from pixart.training.starts import (
     pipeline_problems,
     weightless_control,
 )
-from pixart.training.tasks.transformer import (
-    DenoisingTask,
-    open_pipeline,
-    prepared_problems,
-    source_problems,
-)
+from pixart.training.tasks.transformer import DenoisingTask, open_pipeline
 
 
 def check(stage: Stage) -> Iterator[str]:

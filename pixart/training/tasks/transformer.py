@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from pixart.training.batch import (
     diffusion_losses,
     draw_timestep,
     stack,
-    unread_data,
     whole_state,
 )
 from pixart.training.checkpoints import complete, other_parts
 from pixart.training.measuring import Measuring
 from pixart.training.plan import transformer_plan
+from pixart.training.prepared import data_problems, prepared_problems, source_problems
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import attempt, problems_of, refuse
 from pixart.training.run import Run
@@ -68,19 +68,6 @@ def check(stage: Stage) -> Iterator[str]:
         yield f"{rule} with lora.rank {stage.lora.rank}"
 
 
-def prepared_problems(stage: Stage) -> Iterator[str]:
-    """Yield what is wrong with the fields about prepared features, whatever trains on them."""
-    yield from unread_data(stage, "scenes", "sizes", "crop", "nameless")
-    weights = [weight for _, weight in stage.data.captions]
-    if min(weights, default=0) < 0 or not sum(weights) > 0:
-        yield f"data.captions must be names and weights, got {stage.data.captions}"
-    if not stage.data.source:
-        yield (
-            f"stage {stage.name} must have data, got none; give --data.source FOLDER, made by "
-            "`python -m pixart.data prepare`"
-        )
-
-
 def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     """Yield what is wrong with the start, the pipeline and the data that a stage names."""
     if stage.start == PREVIOUS:
@@ -98,26 +85,6 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     if stage.pipeline and pipeline_is_here(stage):
         yield from pipeline_problems(stage, None if model is None else model.config)
     yield from source_problems(stage, run, None if model is None else model.config)
-
-
-def source_problems(stage: ResolvedStage, run: Run, config: PixArtConfig | None) -> Iterator[str]:
-    """Yield why a stage cannot train on the folders that it names. config: of its model, where known."""
-    if not stage.data.source:
-        return  # a complaint of `check`
-    found: list[FeatureDataset | None] = []
-    for name in ("source", "prior"):
-        folder = getattr(stage.data, name)
-        if folder and not Path(folder).is_dir():
-            way_out = "`python -m pixart.data prepare` makes one"
-            yield f"data.{name} must be a folder of prepared data, {folder} is none; {way_out}"
-        data, lines = (
-            attempt(partial(run.dataset, folder, stage.resolution)) if folder else (None, [])
-        )
-        yield from lines if Path(folder).is_dir() else ()
-        found.append(data)
-    data, prior = found
-    if data is not None:
-        yield from data_problems(stage, data, prior, config)
 
 
 def plan(stage: ResolvedStage, run: Run) -> str:
@@ -365,55 +332,3 @@ class DenoisingTask:
             if place < count:
                 total += mse
         return float(mean_over_processes(total) * world / count)
-
-
-def data_problems(
-    stage: ResolvedStage,
-    data: FeatureDataset,
-    prior: FeatureDataset | None,
-    config: PixArtConfig | None,
-) -> Iterator[str]:
-    """Why a stage cannot train on such data. config: of the model that is to, where it is known."""
-    yield from _scale_problems(data, stage)
-    sizes = sorted(set(data.buckets) - {(stage.resolution, stage.resolution)})
-    if sizes and not stage.aspect:
-        yield (
-            f"aspect must be true for data in buckets, got {sizes[0][0]}×{sizes[0][1]}; give "
-            "--aspect, or prepare the data with --square"
-        )
-    yield from problems_of(lambda: data.check_captions(dict(stage.data.captions)))
-    yield from _fit_problems(data, config)
-    if prior is None:
-        return
-    yield from _scale_problems(prior, stage)
-    yield from _fit_problems(prior, config)
-    if lacking := sorted(set(data.buckets) - set(prior.buckets)):
-        height, width = lacking[0]
-        yield (
-            f"data.prior must have a picture in every bucket of the data, got none of "
-            f"{height}×{width}; prepare both with --square"
-        )
-
-
-def _scale_problems(data: FeatureDataset, stage: ResolvedStage) -> Iterator[str]:
-    stored = data.scaling_factor
-    if stored is not None and abs(stored - stage.vae_scale) > 1e-6:
-        yield (
-            f"vae_scale must be that of the VAE that made the data, {stored}, got {stage.vae_scale}"
-        )
-
-
-def _fit_problems(data: FeatureDataset, config: PixArtConfig | None) -> Iterator[str]:
-    if config is None:
-        return
-    one, lines = attempt(lambda: data.batch([0], random.Random(0)))
-    yield from lines
-    if one is None:
-        return
-    pairs = (
-        ("latent channels", one.mean.shape[1], config.in_channels),
-        ("caption channels", one.features.shape[2], config.caption_channels),
-    )
-    for name, given, expected in pairs:
-        if given != expected:
-            yield f"data must have {expected} {name} for this model, got {given}"

@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 from stub_pipeline import StubPipeline
 
+from pixart.files import sha256_of
 from pixart.generate import main
 from pixart.generation import sheet
 from pixart.generation.jobs import plan
 from pixart.generation.options import Options, parse_options
 from pixart.generation.sheet import Cell
-from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.limits import BUCKET, EXACT_SIZE
+from pixart.pipeline.metadata import CHOICES, Metadata
 from pixart.pipeline.pictures import read_metadata
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import SETTINGS, Request
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +99,7 @@ def test_a_picture_is_made_larger_without_a_prompt(stub: StubPipeline, capsys: A
     [image] = json.loads(capsys.readouterr().out)["images"]
     assert image["file"] == "outputs/photo-0.png" and (image["width"], image["height"]) == (96, 64)
     assert image["settings"]["strength"] is None and image["settings"]["image"] == at("photo.png")
+    assert image["inputs"] == {at("photo.png"): sha256_of(Path("photo.png"))}
     assert main(["--upscale", "2x", "--sweep", "image=photo.png,other.png", "--output", "two"]) == 0
     assert sorted(os.listdir("two")) == ["other-0.png", "photo-0.png"]
 
@@ -228,6 +231,11 @@ def test_labels_of_a_sheet_say_what_pictures_are_drawn_from() -> None:
         "seed 0, strength 0.6, apg yes, control image a and b, control scale 1 and 0.5, "
         "control interval 0 to 0.5, 128x96"
     )
+
+
+def test_labels_know_every_setting() -> None:
+    elsewhere = {"prompt", *EXACT_SIZE, *BUCKET, "upscale"}  # in the title, and as pixels
+    assert {*SETTINGS} - {*sheet._NAMED} == elsewhere | {*CHOICES}
 
 
 def drawn_from(stub: StubPipeline, *words: str) -> Metadata:

@@ -22,6 +22,7 @@ from pixart import data
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.controls import Controls, open_controls, with_controls
 from pixart.dataset.images import as_image, as_pixels, cover, decode
+from pixart.dataset.options import Prepare
 from pixart.dataset.prepare import Encoders, Preparation
 from pixart.dataset.sources import open_source
 from pixart.dataset.verify import settings_of
@@ -303,3 +304,18 @@ def test_the_official_edges_are_read_as_they_are(tmp_path: Path) -> None:
     (edges / "001.npz").unlink()
     with pytest.raises(ValueError, match=r"of every sample, 001.png has none; prepare it with"):
         FeatureDataset(tmp_path).check_controls()
+
+
+def test_what_a_preprocessor_makes_is_gone_on_with_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def origins(control: str) -> set[str]:
+        found = set()
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / folder)
+            found.add(data._origin(Prepare(str(tmp_path), tmp_path / "out", 64, control=control)))
+        return found
+
+    assert len(origins("canny") | origins("hed") | origins("members")) == 3
+    assert len(origins("edges")) == 2, "a folder, in each of them"
