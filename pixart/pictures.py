@@ -330,7 +330,10 @@ def _reason(error: Exception) -> str:
 
 
 def _of_8_bits(image: "Image") -> "Image":
-    """16 and 32 bit grey to 8 bits; Pillow's own conversion clips everything above 255 to white."""
+    """16 and 32 bit grey to 8 bits; Pillow's own conversion clips everything above 255 to white. Grey with
+    alpha multiplied in becomes plain: from there Pillow has a way to other modes."""
+    if image.mode == "La":
+        return image.convert("LA")
     if not image.mode.startswith(("I", "F")):
         return image
     import numpy as np

@@ -1,6 +1,6 @@
 """Pictures made from pictures: the page of bench.studies.editing, and its part of BENCHMARKS.md."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.measure.results import Row
@@ -12,6 +12,7 @@ KIND = "studies.editing"
 HOLDS, KEPT = "caption holds", "all else unchanged to the bit"
 LINE = "no line"
 SMALL, TILES = "512 px, 0.2, unguided", "512 px, tiles, 0.2, no caption"
+FOLLOWS, SAME = "follows the outline", "the base's to the bit"
 KEPT_THING = "statements of the kept thing"
 
 
@@ -41,6 +42,8 @@ TARGETS = (
     Target("128 → 512 px in windows of 256 px: all statements kept", "upscale", "512 px, tiles", HOLDS, 0.85),
     Target("the same at strength 0.2, without caption", "upscale", TILES, HOLDS, 0.85),
     Target("the same: no seam", "upscale", TILES, LINE, 0.95),
+    Target("outline control: shapes and places, of which no caption tells", "control", "outline", FOLLOWS, 0.9),
+    Target("outline control of scale 0: the base's to the bit", "control", "scale 0", SAME, 1.0),
 )  # fmt: skip
 
 
@@ -84,7 +87,16 @@ def targets(rows: Sequence[Row]) -> str:
         figure = found.get((one.part, one.variant), {}).get(one.column)
         goal = "all" if one.least == 1 else f"≥ {percent(one.least, 0)}"
         lines.append([one.words, goal, _share(figure), _verdict(figure, one.least)])
+    lines.append(_compared(found))
     return table(("what", "target", "found (95 % interval)", ""), lines)
+
+
+def _compared(found: Mapping[tuple[str, str], Row]) -> list[str]:
+    """Whether strong projected guidance is as right as moderate guidance without."""
+    high, low = (found.get(("guidance", name), {}).get(HOLDS) for name in ("APG 8", "CFG 4.5"))
+    words = "guidance 8 with APG: as right as 4.5 without"
+    goal = f"≥ {percent(_mean(low))}" if low else "≥ the other"
+    return [words, goal, _share(high if low else None), _verdict(high, _mean(low)) if low else ""]
 
 
 def _verdict(figure: Row | None, least: float) -> str:

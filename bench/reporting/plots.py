@@ -26,7 +26,17 @@ HASH = "Curves"  # of the PNG's texts: the SHA-256 of what is drawn and how
 NAMES = {"ours": "ours, dense", "ours compressed": "ours, R = 2", "diffusers": "diffusers"}
 ROOFLINE, COMPOSED = "roofline of ", ", composed of single blocks"  # in the names of curves
 # Of commands that measured the same: bench.gpu times ours and the peers in turn.
-PREFERRED = ("gpu", "saving", "cpu", "growth", "suite", "resources", "host", "tune")
+PREFERRED = (
+    "gpu",
+    "saving",
+    "cpu",
+    "growth",
+    "suite",
+    "resources",
+    "host",
+    "tune",
+    "studies.editing",
+)
 
 
 class Plot(NamedTuple):

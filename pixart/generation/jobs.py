@@ -28,9 +28,18 @@ _TAKEN_FOR = (
     ((*EXACT_SIZE, *BUCKET), ("upscale", *CHOICES)),
     (
         ("image", "strength", "fit", "mask", "outpaint"),
-        ("strength", "fit", *EXACT_SIZE, *BUCKET, "upscale", *CHOICES),
+        (
+            "strength",
+            "fit",
+            *EXACT_SIZE,
+            *BUCKET,
+            "guidance",
+            "upscale",
+            "upscale_guidance",
+            *CHOICES,
+        ),
     ),
-    (("upscale",), ("fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
+    (("upscale",), ("guidance", "upscale_guidance", "fit", *EXACT_SIZE, *BUCKET, *CHOICES)),
     (("control_image",), PER_CONTROL),
 )
 
@@ -123,7 +132,10 @@ def _source(options: Options, sweeps: Sweeps) -> str:
     count = sum(bool(source) for source in sources)
     if count != 1 and not (count == 0 and _only_enlarges(options, sweeps)):
         given = "none of them" if count == 0 else "several"
-        raise ValueError(f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}")
+        hint = '; "" is an empty prompt' if count == 0 and options.image is not None else ""
+        raise ValueError(
+            f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}{hint}"
+        )
     return "" if options.from_image is None else str(options.from_image)
 
 

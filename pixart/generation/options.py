@@ -15,7 +15,7 @@ from pixart.pipeline.request import PER_CONTROL, SETTINGS, as_options, is_flag
 # A size is one option; prompts have three ways in.
 SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "width"))
 _PICTURE = ("image", "strength", "fit", "mask", "invert_mask", "mask_blur", "outpaint")
-_UPSCALING = ("upscale", "upscale_strength", "tiles")
+_UPSCALING = ("upscale", "upscale_strength", "upscale_guidance", "tiles")
 _GUIDANCE = (
     "guidance", "guidance_interval", "guidance_rescale", "apg", "apg_eta", "apg_momentum", "apg_norm",
     "pag", "pag_blocks",

@@ -99,10 +99,14 @@ class Previews:
         try:
             with written_aside(path, durable=False) as aside:
                 image.save(aside, "PNG", pnginfo=info, compress_level=1)
-        except OSError as error:  # a look at a picture is no reason to lose it
-            self._writes = False
-            reason = error.strerror or str(error)
-            self._console.remark(f"{path}: cannot be written ({reason}); previews end here")
+        except OSError as error:
+            self._give_up(path, "written", error)
+
+    def _give_up(self, path: Path, done: str, error: OSError) -> None:
+        """A look at a picture is no reason to lose it."""
+        self._writes = False
+        reason = error.strerror or str(error)
+        self._console.remark(f"{path}: cannot be {done} ({reason}); previews end here")
 
     def _place(self, path: Path) -> Path:
         """NAME-preview.png, or with -2, -3 ... where that is a picture of this run or not a preview."""
@@ -115,8 +119,12 @@ class Previews:
 
     def _remove(self, number: int) -> None:
         path = self._files.pop(number, None)
-        if path is not None and _is_preview(path):
+        if path is None or not _is_preview(path):
+            return
+        try:
             path.unlink(missing_ok=True)
+        except OSError as error:
+            self._give_up(path, "removed", error)
 
     def __enter__(self) -> "Previews":
         return self

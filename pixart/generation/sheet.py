@@ -35,9 +35,9 @@ _WIDEST_ROW = 8  # pictures, where rows mean nothing
 # Settings that a label says, where they have a value.
 _NAMED = (
     "seed", "steps", "guidance", "guidance_interval", "scheduler", "negative", "image", "strength", "fit",
-    "mask", "invert_mask", "mask_blur", "outpaint", "upscale_strength", "tiles", "guidance_rescale", "apg",
-    "apg_eta", "apg_momentum", "apg_norm", "pag", "pag_blocks", "control_image", "control_preprocessor",
-    "control_scale", "control_interval",
+    "mask", "invert_mask", "mask_blur", "outpaint", "upscale_strength", "upscale_guidance", "tiles",
+    "guidance_rescale", "apg", "apg_eta", "apg_momentum", "apg_norm", "pag", "pag_blocks",
+    "control_image", "control_preprocessor", "control_scale", "control_interval",
 )  # fmt: skip
 # For letters that Pillow's own font has not: what systems have, in the order of how much they know.
 _FONTS = (

@@ -19,11 +19,11 @@ from pixart.pipeline.controls import Controls
 from pixart.pipeline.decoding import NotFinitePicture, decode
 from pixart.pipeline.editing import cover, make_canvas, to_unit
 from pixart.pipeline.graphs import PictureGraphs
-from pixart.pipeline.guidance import guidance_of
 from pixart.pipeline.inputs import Inputs
 from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Drawn, Request
 from pixart.pipeline.stages import Stage, stages_of
+from pixart.pipeline.upscale import COARSE
 from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.denoiser import PictureControl, PictureDenoiser
 from pixart.sampler.guidance import Captions
@@ -136,7 +136,7 @@ class Pass:
             smaller = None
             if latents is not None:
                 with timed(seconds, "decode"):
-                    smaller = self._decode_small(latents)
+                    smaller = self._decode_small(latents, self._stages[number - 1])
                 generators = generators[: len(smaller)]
             elif self._canvas is not None and like.only_enlarges:
                 smaller = [self._canvas.image]
@@ -166,7 +166,7 @@ class Pass:
             initial_noise(shape, generators, pipe.device),
             pipe.solver(like.scheduler),
             like.steps,
-            guidance=guidance_of(like),
+            guidance=stage.guidance,
             start=start,
             batched=bool(like.batched),
             generators=generators,
@@ -192,7 +192,8 @@ class Pass:
             return None
         enlarged = [cover(picture, stage.height, stage.width) for picture in pictures]
         latents = torch.cat([self._encode(to_unit(np.asarray(one))) for one in enlarged])
-        return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength)
+        coarse = min(COARSE, *latents.shape[2:])
+        return Start(latents.expand(len(self._group), -1, -1, -1), stage.strength, coarse=coarse)
 
     def _encode(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) to latents. The mean of the posterior, no sample of it: a picture begins with the
@@ -203,8 +204,8 @@ class Pass:
         latents = self._pipe.vae.encode(image, sample=False, tile=self._group[0].tile)
         return latents.to(self._pipe.device)
 
-    def _decode_small(self, latents: torch.Tensor) -> "list[Image]":
-        """The pictures before they are made larger, up to the first that is not finite."""
+    def _decode_small(self, latents: torch.Tensor, stage: Stage) -> "list[Image]":
+        """The pictures of a stage before they are made larger, up to the first that is not finite."""
         pictures: list[Image] = []
         for request, latent in zip(self._group, latents.split(1), strict=True):
             try:
@@ -214,7 +215,7 @@ class Pass:
                     raise
                 self._fault, self._group = fault, self._group[: len(pictures)]
                 break
-            pictures.append(self._finish(pixels))
+            pictures.append(to_images(pixels)[0] if stage.is_larger else self._finish(pixels))
         return pictures
 
     def _finish(self, pixels: torch.Tensor) -> "Image":

@@ -108,7 +108,7 @@ def check_inputs(request: Request, size: Resolved, inputs: Inputs) -> None:
     if request.mask is not None:
         mask = _inner_mask(request, *_inner_size(request, size.height, size.width), inputs)
         if not mask.any() and request.outpaint is None:
-            refuse_empty(request)
+            refuse_empty(request, inputs)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Inputs:
     """
 
     def __init__(self, pictures: "Mapping[str, Image] | None" = None) -> None:
-        self._pictures = dict(pictures or {})
+        self._pictures = _checked(pictures or {})
         self._digests: dict[str, str] = {}
         self.open = lru_cache(maxsize=_HELD)(self._open)
         self.open_mask = lru_cache(maxsize=_HELD)(self._open_mask)
@@ -102,12 +102,13 @@ class Inputs:
         Its levels are numbers and no colours: an ICC profile changes nothing.
         """
         image, digest = self._read(name)
+        if digest is None:  # taken now, of what is drawn by: the caller may change it later
+            digest = self.digest(name)
         image = image.copy()
         image.info.pop("icc_profile", None)
         with decoding(files.printable(name)):
             mask = over(to_srgb(upright(image)), "black").convert("L")
-        if digest is not None:
-            self._note(name, digest)
+        self._note(name, digest)
         return mask
 
     def _read(self, name: str) -> "tuple[Image, str | None]":
@@ -117,6 +118,23 @@ class Inputs:
         shown = files.printable(name)
         content = read_content(Path(name), shown)
         return open_picture(content, shown), hashlib.sha256(content).hexdigest()
+
+
+def _checked(pictures: "Mapping[str, Image]") -> "dict[str, Image]":
+    """ValueError for what is no picture: an array does not say what its numbers mean."""
+    if not isinstance(pictures, Mapping):
+        raise ValueError(f"pictures must be names with pictures, got a {type(pictures).__name__}")
+    if not pictures:
+        return {}
+    from PIL import Image
+
+    for name, picture in pictures.items():
+        if not isinstance(picture, Image.Image):
+            raise ValueError(
+                f"{files.printable(str(name))} must be a file or a PIL.Image.Image, got "
+                f"{files.short(picture)}; Image.fromarray makes one of an array"
+            )
+    return dict(pictures)
 
 
 def named_in(request: Request) -> list[str]:

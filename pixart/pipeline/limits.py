@@ -35,6 +35,7 @@ _NEEDS = {
     "invert_mask": ("mask",),
     "mask_blur": ("mask", "outpaint"),
     "upscale_strength": ("upscale",),
+    "upscale_guidance": ("upscale",),
     "tiles": ("image", "upscale"),
     "apg_eta": ("apg",),
     "apg_momentum": ("apg",),
@@ -193,9 +194,9 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "guidance": _check_scale, "guidance_interval": _check_interval, "height": _check_side,
     "width": _check_side, "image": _check_picture, "strength": _check_strength, "fit": _check_fit,
     "mask": _check_picture, "mask_blur": _check_blur, "outpaint": lambda _, text: parse_border(text),
-    "upscale_strength": _check_strength, "tiles": _check_tile, "guidance_rescale": _check_share,
-    "apg_eta": _check_signed_share, "apg_momentum": _check_signed_share, "apg_norm": _check_scale,
-    "pag": _check_scale, "pag_blocks": lambda _, text: parse_blocks(text),
+    "upscale_strength": _check_strength, "upscale_guidance": _check_scale, "tiles": _check_tile,
+    "guidance_rescale": _check_share, "apg_eta": _check_signed_share, "apg_momentum": _check_signed_share,
+    "apg_norm": _check_scale, "pag": _check_scale, "pag_blocks": lambda _, text: parse_blocks(text),
     "control_image": _check_pictures, "control_preprocessor": _check_preprocessor,
     "control_scale": _check_scales, "control_interval": _check_intervals, "tile": _check_tile,
 }  # fmt: skip
@@ -230,6 +231,12 @@ def _check_needs(request: Any) -> None:
                 f"upscale must be given without {name}, which keeps pixels as they are; upscale the "
                 "picture that is made"
             )
+
+    if request.only_enlarges and request.upscale_guidance is not None:
+        raise ValueError(
+            "upscale_guidance must be left out where upscale begins with the picture itself; guidance is "
+            f"that of all that is drawn, got {request.upscale_guidance:g}"
+        )
 
 
 def _check_control(request: Any) -> None:

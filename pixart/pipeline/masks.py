@@ -43,30 +43,35 @@ def open_mask(request: Request, inputs: Inputs) -> "Image":
     return ImageChops.invert(mask) if request.invert_mask else mask
 
 
-def refuse_empty(request: Request) -> None:
-    """The ValueError of a mask in which nothing is drawn."""
+def refuse_empty(request: Request, inputs: Inputs) -> None:
+    """The ValueError of a mask in which nothing is drawn, or nothing of what is cut from its picture."""
     assert request.image and request.mask
     by_alpha = request.mask == ALPHA
+    name = printable(request.image if by_alpha else request.mask)
+    if open_mask(request, inputs).getbbox() is not None:
+        raise ValueError(
+            f"{name}: must say what to draw within what fit crop leaves of the picture, there is nothing "
+            "of it; fit exact keeps all"
+        )
     level = (
         ("transparent" if by_alpha else "white")
         if request.invert_mask
         else ("opaque" if by_alpha else "black")
     )
-    raise ValueError(
-        f"{printable(request.image if by_alpha else request.mask)}: must not be {level} all over as a "
-        "mask, nothing would be drawn"
-    )
+    raise ValueError(f"{name}: must not be {level} all over as a mask, nothing would be drawn")
 
 
 def faded(mask: np.ndarray, width: int) -> np.ndarray:
-    """A mask (H, W) that rises over so many pixels from what is kept.
+    """A mask (H, W) that rises over so many pixels from what is kept, fewer where all of it is narrower.
 
     Its levels are scaled by the distance to the nearest 0, so that it fades into what is drawn and no 0
-    becomes another: what is kept stays to the bit.
+    becomes another: what is kept stays to the bit. The place that is farthest from what is kept has its
+    own level, however wide the fade: a mask of which nothing would be seen is no mask.
     """
     if width == 0 or mask.all():
         return mask
-    ramp = _distances(torch.from_numpy(mask == 0), width + 1) / (width + 1)
+    distance = _distances(torch.from_numpy(mask == 0), width + 1)
+    ramp = distance / distance.max().clamp(min=1)
     # Rounded up: a pixel that is drawn in part stays one.
     return np.ceil(mask * ramp.numpy()).astype(np.uint8)
 

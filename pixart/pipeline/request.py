@@ -101,6 +101,11 @@ class Request:
     upscale_strength: float | None = _setting(
         None, "How much of the enlarged picture is drawn anew, above 0 and up to 1. Default 0.35."
     )
+    upscale_guidance: float | None = _setting(
+        None,
+        "Guidance of the enlarged picture, with --apg, --pag and the like above 1. Default 1, none: little "
+        "noise is left to guide, and it would cost twice the time.",
+    )
     tiles: int | None = _setting(
         None,
         "With --image or --upscale: denoise in overlapping windows of this side in pixels, for sizes that "
@@ -265,7 +270,10 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
     known = tuple(known)
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
+            elsewhere = _OF_DIFFUSERS.get(str(key))
+            near = (
+                [elsewhere] if elsewhere in known else difflib.get_close_matches(str(key), known, 1)
+            )
             way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ValueError(f"unknown setting {key!r}; {way_out}")
 
@@ -292,14 +300,18 @@ _KINDS: dict[Any, str] = {
     tuple[float, float]: "two numbers", tuple[str, ...]: "texts", tuple[float, ...]: "numbers",
     tuple[tuple[float, float], ...]: "pairs of numbers", type(None): "none",
 }  # fmt: skip
+# What diffusers' pipelines call them: often far from ours, or nearer to another.
+_OF_DIFFUSERS = {
+    "num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
+    "mask_image": "mask", "generator": "seed", "pag_scale": "pag",
+    "controlnet_conditioning_scale": "control_scale",
+}  # fmt: skip
 PER_CONTROL = ("control_image", "control_preprocessor", "control_scale", "control_interval")
 
 
 def _in_one_form(name: str, value: Any) -> Any:
     """What may be written in more than one way, in the one in which it is kept."""
-    if name == "size" and type(value) is int:
-        return str(value)
-    if name == "pag_blocks" and type(value) is int:
+    if name in ("size", "upscale", "pag_blocks") and type(value) is int:
         return str(value)
     value = _as_tuples(value)
     if name in ("outpaint", "pag_blocks") and isinstance(value, tuple):

@@ -1,12 +1,18 @@
-"""In which denoisings a request is drawn: one from noise or from a picture, and one to make it larger."""
+"""In which denoisings a request is drawn: from noise or from a picture, and then larger and larger."""
 
 from dataclasses import dataclass, replace
 
 from pixart.pipeline.editing import canvas_size, fit_of, strength_of
-from pixart.pipeline.guidance import guidance_of
+from pixart.pipeline.guidance import guidance_of, upscale_guidance_of
 from pixart.pipeline.request import Request
-from pixart.pipeline.upscale import UPSCALE_STRENGTH, upscaled_size
+from pixart.pipeline.upscale import (
+    UPSCALE_GUIDANCE,
+    UPSCALE_STRENGTH,
+    sizes_between,
+    upscaled_size,
+)
 from pixart.resolution import MIN_TOKENS
+from pixart.sampler.guidance import Guidance
 from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import Scheduler
 from pixart.sampler.walk import Walk
@@ -16,13 +22,16 @@ from pixart.sampler.walk import Walk
 class Stage:
     """One denoising. height, width: pixels of the canvas. tiles: side of windows in it, None for the
     whole at once. strength: how much of what it begins with is drawn anew, None if that is noise.
-    is_masked: whether a part of that is kept."""
+    is_masked: whether a part of that is kept. is_larger: whether it makes a picture larger, whose coarse
+    part it keeps."""
 
     height: int
     width: int
     tiles: int | None
+    guidance: Guidance
     strength: float | None
     is_masked: bool = False
+    is_larger: bool = False
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -45,9 +54,15 @@ def stages_of(request: Request, multiple: int) -> list[Stage]:
         tiles = request.tiles if request.upscale is None else None
         size = canvas_size(request.height, request.width, multiple)
         is_masked = request.mask is not None or request.outpaint is not None
-        stages.append(Stage(*size, tiles, request.strength, is_masked))
+        guidance = guidance_of(request)
+        stages.append(Stage(*size, tiles, guidance, request.strength, is_masked))
     if request.upscale is not None:
-        stages.append(Stage(*request.final_size, request.tiles, request.upscale_strength))
+        guidance, strength = upscale_guidance_of(request), request.upscale_strength
+        smaller = request.height, request.width
+        stages += [
+            Stage(*size, request.tiles, guidance, strength, is_larger=True)
+            for size in sizes_between(smaller, request.final_size, multiple)
+        ]
     return stages
 
 
@@ -61,6 +76,8 @@ def with_stages(request: Request, multiple: int) -> Request:
         height, width = upscaled_size(request.upscale, request.height, request.width, multiple)
         strength = request.upscale_strength or UPSCALE_STRENGTH
         request = replace(request, upscale=f"{width}x{height}", upscale_strength=strength)
+        if request.upscale_guidance is None and not request.only_enlarges:
+            request = replace(request, upscale_guidance=UPSCALE_GUIDANCE)
     if request.tiles is None:
         return request
     least = MIN_TOKENS * multiple
@@ -71,13 +88,13 @@ def with_stages(request: Request, multiple: int) -> Request:
 
 def check_stages(request: Request, multiple: int, solver: Scheduler) -> None:
     """ValueError for what the scheduler cannot sample."""
-    guidance = guidance_of(request)
     for stage in stages_of(request, multiple):
+        strength, is_masked = stage.strength, stage.is_masked
         try:
             check_sampling(
-                solver, request.steps, guidance, strength=stage.strength, is_masked=stage.is_masked
+                solver, request.steps, stage.guidance, strength=strength, is_masked=is_masked
             )
         except ValueError as error:
-            if stage.strength == request.upscale_strength and str(error).startswith("strength "):
+            if stage.is_larger and str(error).startswith("strength "):
                 raise ValueError(f"upscale_{error}") from error
             raise

@@ -29,6 +29,7 @@ from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
 from pixart.pipeline.inputs import Inputs, name_pictures
 from pixart.pipeline.request import SETTINGS, Drawn, Request, check_keys, passes
 from pixart.pipeline.stages import check_stages, with_stages
+from pixart.pipeline.upscale import UPSCALE_GUIDANCE
 from pixart.resolution import Resolved
 from pixart.sampler.loop import Cancelled, Progress
 from pixart.sampler.schedulers import Scheduler, make_scheduler
@@ -252,6 +253,8 @@ class Pipeline:
         is_guest = bool(request.scheduler or self.scheduler)
         size = editing.size_of(request, inputs, native=self.native, multiple=multiple)
         editing.check_inputs(request, size, inputs)
+        if request.only_enlarges and request.guidance is None:
+            request = replace(request, guidance=UPSCALE_GUIDANCE)
         request = defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
         request = defaults.with_guidance(request, self.opened.config.depth)
         request = self.controls.resolve(request, inputs)

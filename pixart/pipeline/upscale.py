@@ -1,11 +1,17 @@
 """The size that --upscale asks for."""
 
+import math
 import re
 
 from pixart.pipeline.editing import canvas_size
 from pixart.resolution import MAX_SIDE, RESOLUTIONS
 
 UPSCALE_STRENGTH = 0.35
+# None: guiding helps at middling noise (arXiv:2404.07724), where this does not come by.
+UPSCALE_GUIDANCE = 1.0
+MOST_AT_ONCE = 2  # times the sides
+# Latents a side of the cells whose means a larger picture keeps: all that the smaller one shows.
+COARSE = 2
 
 
 def upscaled_size(text: str, height: int, width: int, multiple: int) -> tuple[int, int]:
@@ -20,10 +26,29 @@ def upscaled_size(text: str, height: int, width: int, multiple: int) -> tuple[in
     if max(rows, columns) > MAX_SIDE:
         raise ValueError(f"upscale must have up to {MAX_SIDE} px a side, got {shown}")
     if rows < height or columns < width:
+        way_out = f"; {text}x is a factor" if text.isdigit() and 1 < int(text) <= 16 else ""
         raise ValueError(
-            f"upscale must make the picture larger, which has {width}x{height}, got {shown}"
+            f"upscale must make the picture larger, which has {width}x{height}, got {shown}{way_out}"
         )
     return rows, columns
+
+
+def sizes_between(
+    smaller: tuple[int, int], larger: tuple[int, int], multiple: int
+) -> list[tuple[int, int]]:
+    """The sizes, high and wide, that lead to the larger one, which is the last, by at most MOST_AT_ONCE
+    times the sides each: what is drawn at one is what the next has to keep."""
+    factor = max(large / small for small, large in zip(smaller, larger, strict=True))
+    count = max(math.ceil(math.log(factor, MOST_AT_ONCE) - 1e-9), 1)
+    sizes = []
+    for number in range(1, count):
+        sides = [
+            small * (large / small) ** (number / count)
+            for small, large in zip(smaller, larger, strict=True)
+        ]
+        rows, columns = (round(side / multiple) * multiple for side in sides)
+        sizes.append((rows, columns))
+    return [*sizes, larger]
 
 
 def _sides(text: str, asked: str, height: int, width: int, multiple: int) -> tuple[int, int]:
@@ -35,7 +60,7 @@ def _sides(text: str, asked: str, height: int, width: int, multiple: int) -> tup
                 f"upscale must be a multiple of {multiple} on both sides, got {asked}; try {right}x{below}"
             )
         return rows, columns
-    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*[x×]", text):
+    if match := re.fullmatch(r"(\d{1,5}(?:\.\d{1,6})?)\s*[x×]", text):
         factor = float(match[1])
     elif text in RESOLUTIONS or re.fullmatch(r"\d{1,5}", text):
         factor = RESOLUTIONS.get(text, int(text) if text.isdigit() else 0) / (height * width) ** 0.5

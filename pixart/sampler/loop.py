@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pixart.sampler.guidance import Captions, Guidance, Guide
-from pixart.sampler.prediction import predict_clean
+from pixart.sampler.prediction import clean_per_output, predict_clean
 from pixart.sampler.schedulers import Scheduler, default_guidance
 from pixart.sampler.walk import Evaluation, Walk, check_walk
 
@@ -61,11 +62,14 @@ class Start:
     mixed after every step, and the more steps, the more is kept. What is drawn follows what is kept less
     than the data would have it: of two values correlated by a small r, the mean of one moves with the
     other by r / 3, with a stochastic scheduler by r / 2.
+    coarse: above 1, the predicted clean latents have these latents' coarse part at every step, means over
+    cells of so many a side (ILVR, arXiv:2108.02938, with a bilinear filter): only what is finer is drawn.
     """
 
     latents: Tensor
     strength: float = 1.0
     redraw: Tensor | None = None
+    coarse: int = 1
 
     def check(self, noise: Tensor) -> None:
         """ValueError for what does not go with this noise."""
@@ -74,6 +78,10 @@ class Start:
             raise ValueError(
                 f"start.latents must have the shape of the noise, {tuple(noise.shape)}, "
                 f"got {tuple(self.latents.shape)}"
+            )
+        if not 1 <= self.coarse <= min(height, width):
+            raise ValueError(
+                f"start.coarse must be from 1 to {min(height, width)}, got {self.coarse}"
             )
         if self.redraw is None:
             return
@@ -165,7 +173,7 @@ def sample(
     wanted.check(scheduler)
     if start is not None:
         start.check(noise)
-        if start.strength == 1 and start.redraw is None:
+        if start.strength == 1 and start.redraw is None and start.coarse == 1:
             start = None
     walk = Walk(scheduler, steps, None if start is None else start.strength)
     options = walk.step_options(len(noise), generators)
@@ -181,6 +189,8 @@ def sample(
         inputs = walk.scaled(latents, number)
         evaluate = _bind(denoise, inputs, at.timestep, cancel)
         output = guide(evaluate, inputs, float(at.timestep), at.share)
+        if keep is not None:
+            output = keep.coarse_part(output, inputs, walk.scheduler, float(at.timestep))
         latents = walk.step(output, latents, number, options)
         if keep is not None:
             latents = keep(latents, walk.evaluations[number + 1] if number + 1 < total else None)
@@ -199,6 +209,7 @@ class _Keep:
     def __init__(self, start: Start, noise: Tensor) -> None:
         self._strength, self._noise, self._clean = start.strength, noise, start.latents.to(noise)
         self._redraw = None if start.redraw is None else start.redraw.to(noise)
+        self._coarse = start.coarse
 
     def first(self, pure: Tensor, at: Evaluation) -> Tensor:
         """The state before the first evaluation, from the one that is pure noise."""
@@ -210,6 +221,18 @@ class _Keep:
             return latents
         kept = self._clean if at is None else at.noised(self._clean, self._noise)
         return self._redraw * latents + (1 - self._redraw) * kept
+
+    def coarse_part(
+        self, output: Tensor, inputs: Tensor, scheduler: Scheduler, timestep: float
+    ) -> Tensor:
+        """A prediction whose clean latents have the coarse part that is kept."""
+        slope = clean_per_output(scheduler, timestep)
+        if self._coarse == 1 or slope == 0:
+            return output
+        missing = self._clean - predict_clean(scheduler, inputs, output, timestep)
+        height, width = (max(side // self._coarse, 1) for side in missing.shape[2:])
+        small = F.adaptive_avg_pool2d(missing, (height, width))
+        return output + F.interpolate(small, missing.shape[2:], mode="bilinear") / slope
 
 
 def _bind(

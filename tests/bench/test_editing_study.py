@@ -14,6 +14,8 @@ from bench.reporting import editing, pages
 from bench.studies.editing import cases, experiments, judging
 from bench.studies.editing.__main__ import main as command
 from bench.studies.editing.record import Record, row
+from pixart.checkpoint.save_control import save_control
+from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import parse
 from pixart.shapes.checker import check
 from pixart.shapes.scene import POSITIONS, Scene, Thing, draw
@@ -204,9 +206,18 @@ def test_a_target_that_is_missed_is_called_missed() -> None:
     text = editing.targets([told(270)])
     assert "| ≥ 90 % | 90.0 % (86.1 to 92.9) of 300 | reached |" in text
     assert "| 89.7 % (85.7 to 92.6) of 300 | **missed** |" in editing.targets([told(269)])
-    assert text.count("not measured") == len(editing.TARGETS) - 1
+    assert text.count("not measured") == len(editing.TARGETS)
     known = {(one.part, setting) for one in editing.TARGETS for setting in [one.variant]}
     assert known <= {(n, s) for n, e in experiments.EXPERIMENTS.items() for s in e.settings}
+
+
+def test_guidance_that_is_projected_is_held_to_guidance_that_is_not() -> None:
+    def told(name: str, right: int) -> dict[str, Any]:
+        return row("guidance", name, {editing.HOLDS: [True] * right + [False] * (10 - right)}, 128)
+
+    for right, verdict in ((8, "**missed**"), (9, "reached")):
+        text = editing.targets([told("APG 8", right), told("CFG 4.5", 9)])
+        assert f"| ≥ 90.0 % | {10 * right}.0 % (" in text and f"of 10 | {verdict} |" in text
 
 
 def test_a_page_is_made_of_a_result() -> None:
@@ -223,9 +234,9 @@ def test_a_page_is_made_of_a_result() -> None:
     assert "| 0.6 | 2 | 50.0 % (9.5 to 90.5) of 2 | 1.5 / 1.5 / 1.95 / 2 | 1 |" in page
 
 
-def study(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+def study(folder: Path, *arguments: str, steps: int = 2) -> dict[str, dict[str, Any]]:
     """Verdicts by part and setting."""
-    assert command(["--out", str(folder), "--steps", "4", *arguments]) == 0
+    assert command(["--out", str(folder), "--steps", str(steps), *arguments]) == 0
     return {file.stem: json.loads(file.read_text())["verdicts"] for file in folder.glob("*.json")}
 
 
@@ -249,7 +260,7 @@ def test_the_command_edits_pictures_and_goes_on_with_what_is_there(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
-    found = study(tmp_path, "--count", "1", "--only", "move,recolour,upscale,guidance")
+    found = study(tmp_path, "--count", "1", "--only", "move,recolour,upscale,guidance", steps=4)
     assert all(
         len(column) == 1
         for part in found.values()
@@ -258,3 +269,15 @@ def test_the_command_upscales_and_guides(tmp_path: Path) -> None:
     )
     assert found["upscale"]["512 px, tiles"]["difference from whole"][0] > 0
     assert experiments.window_borders() == [128, 256, 384]
+
+
+def test_the_command_takes_a_control_and_refuses_to_go_without(tmp_path: Path) -> None:
+    model = Pipeline.from_pretrained("shapes", device="cpu", cache_dir=None).transformer
+    save_control(model.new_control(2), tmp_path / "new.safetensors")
+    chosen = ("--count", "1", "--only", "control", "--settings", "outline;none;scale 0")
+    found = study(tmp_path / "out", *chosen, "--control", str(tmp_path / "new.safetensors"))
+    verdicts = found["control"]
+    assert verdicts["scale 0"] == {"the base's to the bit": [True]}
+    assert verdicts["outline"] == verdicts["none"], "a control that was not trained does nothing"
+    with pytest.raises(ValueError, match="--control must be given for control, got none"):
+        study(tmp_path, *chosen)

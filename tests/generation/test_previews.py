@@ -137,6 +137,24 @@ def test_a_preview_that_cannot_be_written_is_said_and_stops_nothing(
     assert os.listdir("outputs") == [Path(NAME).name]
 
 
+def test_a_preview_that_cannot_be_removed_is_said_and_stops_nothing(
+    shown: list[dict[str, bool]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    unlink = Path.unlink
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith("-preview.png"):
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pixart.generation.previews.Path.unlink", refused)
+        assert main([KNOWN, "--preview", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "cannot be removed (Permission denied); previews end here" in said.err
+    assert NAME in said.out, "the picture is in the report"
+
+
 def test_quiet_silences_the_terminal_and_not_the_file(
     shown: list[dict[str, bool]], capfd: Any
 ) -> None:

@@ -41,6 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("apg_eta", "apg_momentum", "apg_norm"), {"apg": True}),
     **dict.fromkeys(("control_preprocessor", "control_scale", "control_interval"), CONTROL),
     "upscale_strength": {"upscale": "2k"},
+    "upscale_guidance": {"upscale": "2k"},
     "pag_blocks": {"pag": 3.0},
     "control_image": {"control": ("c",)},
 }
@@ -71,6 +72,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         ('outpaint=["0,0,64,0", [8, 8, 8, 8]]', ["0,0,64,0", "8,8,8,8"]),
         ("upscale=2k,2x,512x256", ["2k", "2x", "512x256"]),
         ("upscale-strength=0.2,none", [0.2, None]),
+        ("upscale-guidance=1,2.5", [1.0, 2.5]),
         ("tiles=64,512", [64, 512]),
         ("guidance_rescale=0,0.7", [0.0, 0.7]),
         ("apg=true,false", [True, False]),

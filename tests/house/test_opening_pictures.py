@@ -219,3 +219,11 @@ def test_heic_is_read_where_pillow_heif_is_installed() -> None:
     for damaged in (content.getvalue()[:-100], content.getvalue()[:24] + bytes(200)):
         with pytest.raises(PictureError, match="^x: "):
             open_picture(damaged, "x")
+
+
+@pytest.mark.parametrize("mode", ["La", "LA", "RGBa", "RGBA", "PA"])
+def test_alpha_is_read_whichever_way_it_is_stored(mode: str) -> None:
+    grey = Image.merge("LA", [Image.new("L", (4, 3), 200), Image.new("L", (4, 3), 128)])
+    found = to_srgb((grey if mode == "La" else grey.convert("RGBA")).convert(mode))
+    assert found.mode == "RGBA"
+    np.testing.assert_allclose(np.asarray(found)[0, 0], (200, 200, 200, 128), atol=1)

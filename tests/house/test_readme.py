@@ -25,7 +25,7 @@ COMMAND_LINES = tuple(
     for name in COMMANDS
     for words in [(name, one) for one in PARTS.get(name, ())] or [(name,)]
 )
-OF_OTHERS = {"--nproc-per-node"}  # torchrun's
+OF_OTHERS = {"--nproc-per-node", "--out", "--pictures"}  # of torchrun, and of bench.studies
 
 
 @needs_git

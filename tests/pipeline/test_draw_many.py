@@ -39,9 +39,9 @@ def rows_of(pipe: Pipeline, monkeypatch: Any) -> list[int]:
     rows: list[int] = []
     forward = pipe.transformer.forward
 
-    def counted(latents: torch.Tensor, *others: Any) -> torch.Tensor:
+    def counted(latents: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
         rows.append(len(latents))
-        return forward(latents, *others)
+        return forward(latents, *others, **options)
 
     monkeypatch.setattr(pipe.transformer, "forward", counted)
     return rows
@@ -149,9 +149,14 @@ def test_recorded_steps_serve_passes_of_several(sigma: Pipeline, monkeypatch: An
     """What a CUDA graph replays is keyed by sizes; here it is called instead."""
 
     def replayed(
-        model: Callable[..., Any], latents: Any, timesteps: Any, caption: Any, sizes: Any
+        model: Callable[..., Any],
+        latents: Any,
+        timesteps: Any,
+        caption: Any,
+        sizes: Any,
+        **options: Any,
     ) -> Any:
-        return model(latents, timesteps, caption, None, *sizes)
+        return model(latents, timesteps, caption, None, *sizes, **options)
 
     plain = list(sigma.draw_many(requests(), batch=4))
     monkeypatch.setattr(sigma.graphs, "of_size", lambda height, width: replayed)

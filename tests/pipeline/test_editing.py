@@ -12,7 +12,10 @@ from pipelines import levels_apart
 
 from pixart.pictures import open_rgb
 from pixart.pipeline.request import Request
+from pixart.pipeline.stages import stages_of
 from pixart.pipeline.text_to_image import Pipeline
+from pixart.pipeline.upscale import sizes_between
+from pixart.sampler.guidance import Guidance
 from pixart.sampler.loop import Cancelled, Progress
 
 SHORT: dict[str, Any] = {"steps": 2, "batched": True, "tile": False}
@@ -246,6 +249,8 @@ def test_pictures_are_given_by_call_in_memory_or_as_files(pipe: Pipeline, tmp_pa
 
 
 SQUARE = photo(96, 96)
+TOP_LINE = Image.new("L", (128, 192))
+TOP_LINE.paste(255, (0, 0, 128, 1))
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": photo(3, 3)}, "image: must be at least 16 px a side to draw from, got 3x3"),
     ({"image": photo(40, 40), "fit": "exact"}, "image: must be 64 to 8192 px a side .* fit crop"),
@@ -254,6 +259,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": SQUARE, "mask": Image.new("L", (96, 96))}, "mask: must not be black all over"),
     ({"image": SQUARE, "mask": Image.new("L", (96, 96), 255), "invert_mask": True},
      "mask: must not be white all over"),
+    ({"image": photo(192, 128), "mask": TOP_LINE, "fit": "crop", "size": "128"},
+     "mask: must say what to draw within what fit crop leaves of the picture"),
     ({"image": SQUARE, "mask": "alpha"}, "image: must be transparent somewhere for mask alpha"),
     ({"image": SQUARE, "fit": "exact", "size": "128"}, "size must be left out with fit exact"),
     ({"image": SQUARE, "outpaint": "8,0,0,0", "height": 64}, "height must be left out"),
@@ -262,6 +269,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": SQUARE, "strength": 0.1}, "strength must be above 0.25 to leave one of 2 steps"),
     ({"upscale": "2x", "upscale_strength": 0.1}, "upscale_strength must be above 0.25"),
     ({"upscale": "64"}, "upscale must make the picture larger, which has 128x128, got 64x64"),
+    ({"upscale": 2}, "upscale must make the picture larger, .* got 0x0 for 2; 2x is a factor"),
     ({"upscale": "300x256"}, "upscale must be a multiple of 16 on both sides, .* try 304x256"),
     ({"upscale": "100x"}, "upscale must have up to 8192 px a side, got 12800x12800 for 100x"),
     ({"upscale": "large"}, "upscale must be 256, .* got 'large'"),
@@ -269,6 +277,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": "nothing.png"}, "nothing.png: cannot be read .No such file"),
     ({"pag": 2.0, "pag_blocks": "6"}, "pag_blocks must be from 0 to 5 for this model, got 6"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [np.zeros((64, 64, 3), np.uint8), b"bytes", 3, [photo(64, 64)]])
+def test_what_is_no_picture_is_named_wherever_it_is_given(pipe: Pipeline, given: Any) -> None:
+    refused = (
+        r"^{} must be a file or a PIL.Image.Image, got .+; Image.fromarray makes one of an array$"
+    )
+    own = photo(64, 64)
+    for named, settings in (("image", {"image": given}), ("mask", {"image": own, "mask": given})):
+        with pytest.raises(ValueError, match=refused.format(named)):
+            pipe("a red circle", **settings)
+    with pytest.raises(ValueError, match=refused.format("q")):
+        pipe.resolve(Request("a red circle", image="q"), pictures={"q": given})
+    with pytest.raises(ValueError, match="^pictures must be names with pictures, got a list$"):
+        pipe.resolve(Request("a red circle", image="q"), pictures=[own])  # type: ignore[arg-type]
+
+
+def test_a_picture_that_is_changed_after_it_was_given_is_drawn_as_it_was(pipe: Pipeline) -> None:
+    request = Request("a red circle", image="image", mask="mask", **SHORT)
+    own, mask = photo(64, 64), right_half(photo(64, 64))
+    expected = pipe.draw(request, pictures={"image": own, "mask": mask})
+    drawing = pipe.draw_many([request], pictures={"image": own, "mask": mask})
+    for image in (own, mask):
+        image.paste(0, (0, 0, 64, 32))
+    drawn = next(iter(drawing))
+    np.testing.assert_array_equal(np.asarray(drawn.image), np.asarray(expected.image))
+    assert drawn.inputs == expected.inputs
 
 
 @pytest.mark.parametrize("settings, reason", REFUSED, ids=[reason for _, reason in REFUSED])
@@ -290,3 +325,41 @@ def test_a_damaged_file_is_named_before_anything_runs(
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="half.png: cannot be read"):
         draw(pipe, image=str(path))
+
+
+def test_a_picture_is_made_larger_by_at_most_twice_at_once() -> None:
+    assert sizes_between((128, 128), (512, 512), 16) == [(256, 256), (512, 512)]
+    assert sizes_between((128, 128), (256, 256), 16) == [(256, 256)]
+    assert sizes_between((128, 128), (128, 128), 16) == [(128, 128)]
+    assert sizes_between((128, 192), (1024, 1536), 16) == [(256, 384), (512, 768), (1024, 1536)]
+    assert sizes_between((130, 97), (400, 304), 16) == [(224, 176), (400, 304)]
+
+
+def test_a_larger_picture_keeps_what_the_smaller_one_shows(pipe: Pipeline) -> None:
+    """Whatever its prompt says: all but the finest is held."""
+    [small] = pipe("a large red circle on white", seed=1, steps=8)
+    asked = Request("a large blue star on black", steps=10, seed=2)
+    of_it = replace(asked, image="small", upscale="2x", upscale_strength=0.6)
+    larger = pipe.draw(of_it, pictures={"small": small})
+    free = pipe.draw(
+        replace(asked, image="small", size="256x256", strength=0.6), pictures={"small": small}
+    )
+
+    def far(picture: Image.Image) -> float:
+        shrunk = np.asarray(picture.resize((128, 128), Image.Resampling.BOX), np.float64)
+        return float(np.abs(shrunk - np.asarray(small, np.float64)).mean())
+
+    assert far(larger.image) < 6 < 40 < far(free.image)
+    assert larger.request.guidance == 1 and larger.request.upscale_guidance is None
+
+
+def test_guidance_of_a_larger_picture_is_its_own(pipe: Pipeline) -> None:
+    asked = Request("a star", steps=4, guidance=3.0, apg=True, upscale="2x", upscale_strength=0.5)
+    resolved = pipe.resolve(asked)
+    assert (resolved.guidance, resolved.upscale_guidance) == (3.0, 1.0)
+    first, second = stages_of(resolved, 16)
+    assert first.guidance.apg and second.guidance == Guidance(1.0)
+    guided = pipe.resolve(replace(asked, upscale_guidance=2.0))
+    assert stages_of(guided, 16)[1].guidance == replace(first.guidance, scale=2.0)
+    with pytest.raises(ValueError, match="upscale_guidance must be left out where upscale begins"):
+        replace(asked, image="in.png", apg=None, upscale_guidance=2.0)

@@ -142,7 +142,9 @@ def test_guidance_1_evaluates_the_prompt_alone(sigma: Pipeline, monkeypatch: Any
     rows = []
     forward = sigma.transformer.forward
     monkeypatch.setattr(
-        sigma.transformer, "forward", lambda x, *args: rows.append(len(x)) or forward(x, *args)
+        sigma.transformer,
+        "forward",
+        lambda x, *args, **options: rows.append(len(x)) or forward(x, *args, **options),
     )
     plain = drawn(sigma, "a cat", guidance=1.0)
     assert rows == [1, 1, 1]
@@ -165,7 +167,9 @@ def test_alpha_is_conditioned_on_the_size_in_pixels(alpha: Pipeline, monkeypatch
     given = []
     forward = alpha.transformer.forward
     monkeypatch.setattr(
-        alpha.transformer, "forward", lambda *args: given.append(args[4:]) or forward(*args)
+        alpha.transformer,
+        "forward",
+        lambda *args, **options: given.append(args[4:]) or forward(*args, **options),
     )
     drawn(alpha, "a cat", height=128, width=256)
     size, ratio = given[0]

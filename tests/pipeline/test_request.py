@@ -48,6 +48,7 @@ def test_a_request_may_be_a_key_whatever_is_in_it() -> None:
     [
         ({"outpaint": [0, 8, 16, 0], "image": "x"}, {"outpaint": "0,8,16,0"}),
         ({"pag_blocks": 14, "pag": 3}, {"pag_blocks": "14"}),
+        ({"upscale": 2048}, {"upscale": "2048"}),
         ({"pag_blocks": [12, 14], "pag": 3}, {"pag_blocks": "12,14"}),
         ({"control_image": "a", "control_scale": 1}, {"control_image": ("a",), "control_scale": (1,)}),
         ({"control_image": ["a", "b"]}, {"control_image": ("a", "b")}),
@@ -99,14 +100,18 @@ def test_what_is_left_out_has_its_default() -> None:
 
 
 def test_a_size_may_be_a_number_and_an_interval_a_list() -> None:
-    one = Request.from_dict({"prompt": "a", "size": 64, "guidance_interval": [0, 1]})
-    assert (one.size, one.guidance_interval) == ("64", (0, 1))
+    one = Request.from_dict(
+        {"prompt": "a", "size": 64, "guidance_interval": [0, 1], "upscale": 256}
+    )
+    assert (one.size, one.guidance_interval, one.upscale) == ("64", (0, 1), "256")
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"sede": 1}, "unknown setting 'sede'; did you mean 'seed'?"),
+        ({"guidance_scale": 1}, "unknown setting 'guidance_scale'; did you mean 'guidance'?"),
+        ({"mask_image": "a.png"}, "unknown setting 'mask_image'; did you mean 'mask'?"),
         ({"xyzzy": 1}, "unknown setting 'xyzzy'; known are prompt, negative, seed"),
         ({"version": VERSION + 1}, f"version must be {VERSION}, got {VERSION + 1}"),
         ({"seed": True}, "seed must be an integer, got True"),

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pixart.pipeline.editing import Canvas, to_unit
-from pixart.pipeline.masks import SAME, matched, spread
+from pixart.pipeline.masks import SAME, faded, matched, spread
 
 
 def plain(*levels: int, side: int = 160) -> np.ndarray:
@@ -70,3 +70,17 @@ def test_what_is_spread_goes_on_from_what_is_known() -> None:
     known[..., :10] = 1
     found = spread(values.nan_to_num(1e6), known)
     torch.testing.assert_close(found, torch.full_like(found, 5.0))
+
+
+def test_a_fade_is_as_wide_as_asked_and_never_leaves_a_mask_of_which_nothing_is_seen() -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[:, 20:] = 255
+    ramp = faded(mask, 8)[0]
+    np.testing.assert_array_equal(ramp[:20], 0)
+    np.testing.assert_array_equal(ramp[20:29], np.ceil(np.arange(1, 10) / 9 * 255))
+    np.testing.assert_array_equal(ramp[28:], 255)
+    np.testing.assert_array_equal(faded(mask, 1024)[0, 20:], np.ceil(np.arange(1, 41) / 40 * 255))
+    one = np.zeros((40, 60), np.uint8)
+    one[7, 9] = 200  # of which a fade of 1024 pixels would leave a level of 1
+    np.testing.assert_array_equal(faded(one, 1024), one)
+    assert (faded(255 - mask, 1024) > 0).sum() == (mask == 0).sum()

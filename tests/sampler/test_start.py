@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gaussian import DEVIATION, FACTS, MEAN, GaussianDenoiser, alpha_sigma, spread
 
 from pixart.sampler.guidance import APG, Guidance
@@ -357,3 +358,25 @@ def test_a_start_stays_on_its_device_and_is_never_read_back():
     guidance = Guidance(3.0, rescale=0.5, apg=APG(), pag=1.0)
     latents = sample(lambda x, t, c: x, noise, make("heun"), 5, guidance=guidance, start=start)
     assert latents.device.type == "meta"
+
+
+def test_only_what_is_finer_than_the_coarse_part_is_drawn_anew() -> None:
+    """A denoiser of white pictures, held by the coarse part of a chequered one with a gradient."""
+    noise = initial_noise((4, 16, 16), seed_generators([3]))
+    slope = torch.linspace(-2, 2, 16).expand(1, 4, 16, 16)
+    fine = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
+    known = slope + fine
+
+    def white(latents, timesteps, captions):  # of the predictions, which are of clean latents
+        return torch.ones_like(latents)
+
+    scheduler = make_scheduler("dpm-solver++", {"prediction_type": "sample"})
+    free = sample(white, noise, scheduler, 20, guidance=1.0, start=Start(known, 0.5))
+    held = sample(white, noise, scheduler, 20, guidance=1.0, start=Start(known, 0.5, coarse=2))
+    assert (free - 1).abs().max() < 1e-5
+    means, wanted = F.avg_pool2d(held, 2), F.avg_pool2d(known, 2)
+    assert (means - wanted).abs().max() < 0.1 < (F.avg_pool2d(free, 2) - wanted).abs().max()
+    # The chequers are finer than the cells: the denoiser has none, and none are drawn.
+    assert (held * fine).mean().abs() < 0.05 < (known * fine).mean()
+    with pytest.raises(ValueError, match="start.coarse must be from 1 to 16, got 17"):
+        sample(white, noise, scheduler, 4, guidance=1.0, start=Start(known, 0.5, coarse=17))

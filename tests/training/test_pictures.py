@@ -43,7 +43,7 @@ def test_a_preview_takes_the_place_of_an_older_one_when_it_is_whole(
 ) -> None:
     stage = Stage("a", validation=Validation(every=1, prompts=("a cat",))).resolved(resolution=16)
     pipe: Any = SimpleNamespace(
-        draw_many=lambda requests: [SimpleNamespace(image=Image.new("RGB", (16, 16)))]
+        draw_many=lambda requests, pictures: [SimpleNamespace(image=Image.new("RGB", (16, 16)))]
     )
     draw_pictures(pipe, stage, tmp_path)
     before = (tmp_path / "00.png").read_bytes()
@@ -60,7 +60,7 @@ def test_a_preview_takes_the_place_of_an_older_one_when_it_is_whole(
 
 
 def test_a_preview_of_nan_is_a_warning_and_no_end_of_training(tmp_path: Path, caplog: Any) -> None:
-    def draw(requests: Any) -> Iterator[Any]:
+    def draw(requests: Any, pictures: Any) -> Iterator[Any]:
         yield SimpleNamespace(image=Image.new("RGB", (16, 16)))
         raise NotFinitePicture("latents must be finite")
 

@@ -30,32 +30,40 @@ from pixart.files import write_json
 from pixart.pipeline.text_to_image import Pipeline
 
 KIND = "studies.editing"
-RESULTS = ROOT / "bench" / "results" / "editing-xeon-2-cores.json"
-STEPS = 20
+RESULTS = ROOT / "bench" / "results" / "editing-epyc-2-cores.json"
+STEPS, COUNT = 20, 300
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m bench.{KIND}", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for verdicts and pictures")
-    add("--count", type=int, default=300, help="cases of each setting (300)")
+    add("--count", type=int, default=COUNT, help=f"cases of each setting ({COUNT})")
     add("--only", help=f"some of {','.join(EXPERIMENTS)}")
     add("--settings", help="some of its settings, between semicolons")
     add("--steps", type=int, default=STEPS, help=f"of every picture ({STEPS})")
     add("--batch", type=int, default=8, help="pictures denoised in one pass (8)")
     add("--threads", type=int, default=1, help="of PyTorch (1)")
+    add("--control", help="a ControlNet of outlines, as the recipe shapes-control trains it")
     add("--write", action="store_true", help=f"what DIR holds into {RESULTS.relative_to(ROOT)}")
     add("--pictures", action="store_true", help="those of the guide, instead of measuring")
     options = parser.parse_args(arguments)
     known = SHEETS if options.pictures else EXPERIMENTS
     names = options.only.split(",") if options.only else list(known)
+    if not options.only and options.control is None:
+        names.remove("control")
+    if "control" in names and options.control is None and not options.write:
+        raise ValueError(
+            "--control must be given for control, got none; train one with shapes-control"
+        )
     for name in names:
         if name not in known:
             raise ValueError(f"--only must be of {', '.join(known)}, got {name!r}")
     torch.set_num_threads(options.threads)
     if options.write:
         return _write(options.out, names)
-    pipe = Pipeline.from_pretrained(EMBEDDED, device="cpu", cache_dir=None)
+    control = [options.control] if options.control else []
+    pipe = Pipeline.from_pretrained(EMBEDDED, control=control, device="cpu", cache_dir=None)
     studio = Studio(pipe, options.out, options.steps, options.batch)
     if options.pictures:
         draw_sheets(studio, options.out, names)
@@ -98,7 +106,8 @@ def _write(folder: Path, names: Sequence[str]) -> int:
     for name, record in records.items():
         side = EXPERIMENTS[name].side
         rows = [row(name, setting, found, side) for setting, found in record.verdicts.items()]
-        run = {**record.run, "rows": rows, "complete": True}
+        is_whole = all(one["cases"] >= COUNT for one in rows)
+        run = {**record.run, "rows": rows, "complete": is_whole}
         content = results.merged(content, KIND, results.plain(run))
     write_json(RESULTS, content, indent=1)
     print(f"{RESULTS}\nrun python -m bench.report")

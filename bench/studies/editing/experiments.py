@@ -17,7 +17,10 @@ from bench.studies.editing import cases, judging
 from bench.studies.editing.studio import Studio, pixels
 from pixart.pipeline.request import Request
 from pixart.sampler.windows import Windows
+from pixart.shapes.caption import parse
+from pixart.shapes.checker import check
 from pixart.shapes.edges import measure as edges_of
+from pixart.shapes.following import Outlined, follow, sample_outlined
 
 Verdict = dict[str, bool | float | None]
 AGAIN = 10_000  # added to a case's number: the seed of what is drawn from its picture
@@ -144,13 +147,9 @@ def _border(
 UPSCALED: dict[str, Mapping[str, Any]] = {
     "256 px": {"upscale": "256x256"},
     "512 px": {"upscale": "512x512"},
-    "512 px, 0.2, unguided": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0},
-    "512 px, 0.2, no caption": {"upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": ""},
+    "512 px, guided": {"upscale": "512x512", "guidance": 2.0},
     "512 px, tiles": {"upscale": "512x512", "tiles": WINDOW},
-    "512 px, tiles, 0.2, no caption": {
-        "upscale": "512x512", "upscale_strength": 0.2, "guidance": 1.0, "prompt": "", "tiles": WINDOW
-    },
-}  # fmt: skip
+}
 WHOLE = {name: name.replace(", tiles", "") for name in UPSCALED if "tiles" in name}
 
 
@@ -252,6 +251,41 @@ def guidance(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdi
     return found
 
 
+def control(studio: Studio, setting: str, numbers: Sequence[int]) -> list[Verdict]:
+    """Captions that tell neither shapes nor places, with outlines that do: "outline", "none" without them,
+    and "scale 0" with a control that is to do nothing."""
+    asked = list(sample_outlined(numbers[-1] + 1, 0, cases.SIDE))[numbers[0] :]
+    named = {
+        f"outline-{n}": Image.fromarray(o.outline) for n, o in zip(numbers, asked, strict=True)
+    }
+    plain = [Request(one.caption, seed=n) for n, one in zip(numbers, asked, strict=True)]
+    steered = [
+        replace(one, control_image=(name,), control_scale=(float(setting != "scale 0"),))
+        for one, name in zip(plain, named, strict=True)
+    ]
+    if setting == "scale 0":
+        # One at a time, as those with a control are: a batch's bits may differ by rounding.
+        apart = replace(studio, batch=1)
+        pairs = zip(apart.draw(plain), apart.draw(steered, named), strict=True)
+        return [{"the base's to the bit": np.array_equal(pixels(a), pixels(b))} for a, b in pairs]
+    drawn = studio.draw(plain if setting == "none" else steered, named)
+    return [
+        _control_verdict(one, pixels(picture)) for one, picture in zip(asked, drawn, strict=True)
+    ]
+
+
+def _control_verdict(one: Outlined, picture: np.ndarray) -> Verdict:
+    followed = follow(picture, one.scene)
+    return {
+        "follows the outline": followed.is_followed,
+        "shapes": followed.shapes,
+        "places": followed.places,
+        "sizes": followed.sizes,
+        HOLDS: all(check(picture, parse(one.caption))),
+        "clean": edges_of(picture).are_clean,
+    }
+
+
 def _bases(
     studio: Studio, name: str, numbers: Sequence[int], texts: Sequence[str]
 ) -> dict[int, Image.Image]:
@@ -322,4 +356,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "outpaint": Experiment(("one side", "two sides"), outpaint),
     "upscale": Experiment((*UPSCALED, "resized"), upscale, LARGE, 8),
     "guidance": Experiment(tuple(GUIDED), guidance),
+    "control": Experiment(("outline", "none", "scale 0"), control),
 }

@@ -11,6 +11,7 @@ from bench.studies.editing.studio import Studio
 from pixart.files import written_aside
 from pixart.pipeline.request import Request
 from pixart.sampler.loop import Progress
+from pixart.shapes.scene import Scene, Thing, draw_outlines
 
 Cell = tuple[str, Image.Image]
 Strip = tuple[str, Sequence[Cell]]  # a title, and pictures over their labels
@@ -96,13 +97,13 @@ def inpaint(studio: Studio) -> list[Strip]:
     for before, after, box in (
         (
             "a large red star on the left on gray",
-            "a large red star on the left and a large yellow circle on the right on gray",
+            "a large red star on the left and a small yellow circle on the right on gray",
             (64, 0, 127, 127),
         ),
         (
-            "a small purple cross left of a large cyan circle on black",
-            "a small purple cross left of a large orange circle on black",
-            (64, 34, 125, 94),
+            "a large purple cross left of a small cyan circle on black",
+            "a large purple cross left of a small orange circle on black",
+            (66, 35, 124, 93),
         ),
     ):
         base, mask = _draw(studio, before), Image.new("L", (SIDE, SIDE))
@@ -121,20 +122,20 @@ def inpaint(studio: Studio) -> list[Strip]:
 
 
 def outpaint(studio: Studio) -> list[Strip]:
-    """A picture that goes on to one side, and to two."""
+    """A picture that goes on to one side and to two, and half a picture that goes on with a thing."""
     base = _draw(studio, "a large green square in the center on white", seed=3)
+    places = {"0,0,64,0": "on the left", "32,0,32,0": "in the center"}
     asked = [
-        {"prompt": "a large green square on the left on white", "outpaint": "0,0,128,0"},
-        {"prompt": "a large green square in the center on white", "outpaint": "64,0,64,0"},
-        {
-            "prompt": "a large green square on the left and a small red star on the right on white",
-            "outpaint": "0,0,128,0",
-        },
+        {"prompt": f"a large green square {place} on white", "image": "image", "outpaint": border}
+        for border, place in places.items()
     ]
-    drawn = _edit(studio, {"image": base}, [{**one, "image": "image"} for one in asked])
-    first = [("--image", base), ("--outpaint 0,0,128,0", drawn[0])]
-    second = [("--outpaint 64,0,64,0", drawn[1]), ("with a star asked for", drawn[2])]
-    return [("", first), ("", second)]
+    one, two = _edit(studio, {"image": base}, asked)
+    half = _draw(studio, "a large blue star on the left on gray").crop((0, 0, SIDE // 2, SIDE))
+    after = "a large blue star on the left and a small red circle on the right on gray"
+    more = {"prompt": after, "image": "half", "outpaint": "0,0,64,0"}
+    [whole] = _edit(studio, {"half": half}, [more])
+    first = [("--image", base), ("--outpaint 0,0,64,0", one), ("--outpaint 32,0,32,0", two)]
+    return [("", first), (after, [("--image", half), ("--outpaint 0,0,64,0", whole)])]
 
 
 def upscale(studio: Studio) -> list[Strip]:
@@ -186,6 +187,27 @@ def guidance(studio: Studio) -> list[Strip]:
     return strips
 
 
+def control(studio: Studio) -> list[Strip]:
+    """Outlines, and what captions that tell neither shape nor place are drawn as by them."""
+    scenes = (
+        ("a large red one on white", (Thing("star", "red", "large", 0.3, 0.35),)),
+        (
+            "a small blue one and a large yellow one on gray",
+            (Thing("cross", "blue", "small", 0.28, 0.3), Thing("triangle", "yellow", "large", 0.68, 0.62)),
+        ),
+    )  # fmt: skip
+    strips: list[Strip] = []
+    for caption, things in scenes:
+        outline = Image.fromarray(draw_outlines(Scene("", "black", things), SIDE))
+        asked = [{"prompt": caption, "control_image": ("outline",), "control_scale": (scale,)}
+                 for scale in (1.0, 0.5)]  # fmt: skip
+        drawn = _edit(studio, {"outline": outline}, [{"prompt": caption}, *asked])
+        labels = ("without", "--control-scale 1", "--control-scale 0.5")
+        named = zip(labels, drawn, strict=True)
+        strips.append((caption, [("--control-image", outline), *named]))
+    return strips
+
+
 SHEETS: dict[str, Callable[[Studio], list[Strip]]] = {
     "img2img": img2img,
     "inpaint": inpaint,
@@ -193,4 +215,5 @@ SHEETS: dict[str, Callable[[Studio], list[Strip]]] = {
     "upscale": upscale,
     "preview": preview,
     "guidance": guidance,
+    "control": control,
 }
