@@ -18,7 +18,7 @@ from pixart.distributed import world_size
 from pixart.files import parse_json
 from pixart.training.recipe import stage_fields
 from pixart.training.run import Run
-from pixart.training.stage import DRAWN, ResolvedStage
+from pixart.training.stage import CONTROLNET, DRAWN, ResolvedStage
 from pixart.training.state import read_progress
 
 # Names of fields, or of what holds them.
@@ -71,7 +71,7 @@ def record(run: Run, stage: ResolvedStage) -> dict[str, Any]:
     fields["track"] = list(run.trackers)
     sources = {"data.source": stage.data.source, "data.prior": stage.data.prior}
     digests = {
-        name: _data_digest(run.dataset(source, stage.resolution))
+        name: _data_digest(run.dataset(source, stage.resolution), stage.trains == CONTROLNET)
         for name, source in sources.items()
         if source and source != DRAWN
     }
@@ -86,12 +86,14 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _data_digest(data: FeatureDataset) -> str:
-    """Of what is learned from, in its order: not of where it lies."""
+def _data_digest(data: FeatureDataset, is_steered: bool) -> str:
+    """Of what is learned from, in its order: not of where it lies. is_steered: with the pictures that steer."""
     found = hashlib.sha256()
     for entry in data.entries:
         captions = {name: _name(place) for name, place in sorted(entry.captions.items())}
         values = [entry.bucket, entry.size, _name(entry.image), captions]
+        if is_steered:
+            values.append(_name(entry.control))
         found.update(json.dumps(values).encode())
     return found.hexdigest()
 
