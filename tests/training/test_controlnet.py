@@ -218,7 +218,7 @@ def test_about_half_of_the_blocks_are_copied_as_published(
 
 
 def test_drawn_outlines_come_with_captions_that_leave_them_to_tell() -> None:
-    (recipe,) = load_recipe("shapes-control")
+    recipe, _ = load_recipe("shapes-control")
     drawn = replace(recipe, data=replace(recipe.data, nameless=1.0, caption_dropout=0.0)).resolved()
     texts: list[str] = []
 
@@ -263,7 +263,7 @@ def test_a_compressed_base_is_steered_and_what_is_said_last_draws(
 ) -> None:
     arguments = ["--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
     small = ["--steps", "1", "--batch.images", "2", "--validation.images", "2"]
-    assert train(["shapes-control", *arguments, *small]) == 0
+    assert train(["shapes-control", "--stage", "outline", *arguments, *small]) == 0
     state = tmp_path / "run" / "outline" / "step-00000001"
     assert {"control", "control.safetensors"} <= {path.name for path in state.iterdir()}
     lines = tmp_path / "lines.png"
@@ -287,7 +287,7 @@ def test_metrics_score_what_outlines_alone_can_have_told(tmp_path: Path) -> None
     ]  # fmt: skip
     arguments = ["--output", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
     small = ["--steps", "1", "--batch.images", "2"]
-    assert train(["shapes-control", *arguments, *small, *validation]) == 0
+    assert train(["shapes-control", "--stage", "outline", *arguments, *small, *validation]) == 0
     log = (tmp_path / "run" / "outline" / "log.jsonl").read_text()
     assert '"validation/shapes"' in log and (tmp_path / "run" / "outline" / "best").exists()
     assert len(list((tmp_path / "run/outline/pictures/step-00000001/metrics").iterdir())) == 2
