@@ -92,7 +92,8 @@ def _draw(stages: Stages, source: str | Path, path: Path) -> tuple[Any, Any]:
 
     drawn = pipe.draw(Request(PROMPT), callback=step)
     stages.end("VAE")
-    opened = dict.fromkeys(MODEL_OPTIONS) | {"model": pipe.source}
+    opened: dict[str, Any] = dict.fromkeys(MODEL_OPTIONS) | {"model": pipe.source}
+    opened |= {"lora": [], "control": [], "preprocessor_weights": []}
     write_picture(drawn.image, path, Metadata.of(drawn, pipe, Request(PROMPT), opened))
     stages.end("write")
     stages.seconds["whole"] = sum(stages.seconds.values())

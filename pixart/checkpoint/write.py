@@ -66,7 +66,8 @@ def _check_directory(path: Path, overwrite: bool, format_of: Callable[[Path], st
     if others:
         raise CheckpointError(f"{path}: holds other files ({listed(others)}); give another path")
     if names and not overwrite and format_of(path) != "diffusers":
-        raise CheckpointError(f"{path}: holds none of this kind; give another path, or overwrite")
+        kind = "PixArt transformer" if format_of is transformer_format else "ControlNet"
+        raise CheckpointError(f"{path}: holds no {kind}; give another path, or overwrite")
 
 
 @contextmanager

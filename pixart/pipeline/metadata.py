@@ -125,7 +125,7 @@ class Metadata:
             "Size": _size(request),
             "Denoising strength": _denoising(request),
             "Mask blur": request.mask_blur if request.mask is not None else None,
-            **_controls(request, self.model.get("control", ())),
+            **_controls(request, self.model.get("control") or ()),
             "Model hash": self.weights.get("transformer", "")[:10],
             "Model": _model_name(str(self.model["transformer"] or self.model["model"])),
             "Version": self.library,

@@ -180,7 +180,11 @@ def test_as_many_pictures_of_the_class_join_a_step_with_their_own_weight(
     for k in range(4):
         row = replace(
             part,
-            **{n: getattr(part, n)[k : k + 1] for n in part.__dataclass_fields__ if n != "weight"},
+            **{
+                name: value[k : k + 1]
+                for name in part.__dataclass_fields__
+                if name != "weight" and (value := getattr(part, name)) is not None
+            },
         )
         each.append(task.losses(task.model, replace(row, weight=torch.ones(1)))["loss"])
     whole = task.losses(task.model, part)["loss"]
