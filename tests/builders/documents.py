@@ -21,6 +21,7 @@ OTHERS = (
     "BENCHMARKS.md",
     "pixart/assets/shapes/README.md",
     "pixart/assets/shapes-clip/README.md",
+    "pixart/assets/shapes-control/README.md",
 )
 
 _FENCE = re.compile(r" *```(\S*) *$")

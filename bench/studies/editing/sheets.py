@@ -11,7 +11,7 @@ from bench.studies.editing.studio import Studio
 from pixart.files import written_aside
 from pixart.pipeline.request import Request
 from pixart.sampler.loop import Progress
-from pixart.shapes.scene import Scene, Thing, draw_outlines
+from pixart.shapes.following import sample_outlined
 
 Cell = tuple[str, Image.Image]
 Strip = tuple[str, Sequence[Cell]]  # a title, and pictures over their labels
@@ -188,23 +188,17 @@ def guidance(studio: Studio) -> list[Strip]:
 
 
 def control(studio: Studio) -> list[Strip]:
-    """Outlines, and what captions that tell neither shape nor place are drawn as by them."""
-    scenes = (
-        ("a large red one on white", (Thing("star", "red", "large", 0.3, 0.35),)),
-        (
-            "a small blue one and a large yellow one on gray",
-            (Thing("cross", "blue", "small", 0.28, 0.3), Thing("triangle", "yellow", "large", 0.68, 0.62)),
-        ),
-    )  # fmt: skip
+    """Outlines, and what captions that tell neither shape nor place are drawn as by them: the first of the
+    study's, where things are at places that the model knows."""
     strips: list[Strip] = []
-    for caption, things in scenes:
-        outline = Image.fromarray(draw_outlines(Scene("", "black", things), SIDE))
-        asked = [{"prompt": caption, "control_image": ("outline",), "control_scale": (scale,)}
+    for one in list(sample_outlined(4, 0, SIDE)):
+        outline = Image.fromarray(one.outline)
+        asked = [{"prompt": one.caption, "control_image": ("outline",), "control_scale": (scale,)}
                  for scale in (1.0, 0.5)]  # fmt: skip
-        drawn = _edit(studio, {"outline": outline}, [{"prompt": caption}, *asked])
+        drawn = _edit(studio, {"outline": outline}, [{"prompt": one.caption}, *asked])
         labels = ("without", "--control-scale 1", "--control-scale 0.5")
         named = zip(labels, drawn, strict=True)
-        strips.append((caption, [("--control-image", outline), *named]))
+        strips.append((one.caption, [("--control-image", outline), *named]))
     return strips
 
 
