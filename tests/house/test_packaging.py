@@ -81,8 +81,9 @@ def test_the_wheel_holds_the_packages_the_model_and_nothing_else(
         assert file in names
     assets = ROOT / "pixart" / "assets"
     files = {p.relative_to(ROOT).as_posix() for p in assets.rglob("*") if p.is_file()}
-    logs = {name for name in files if "/log/" in name}  # of training: they stay in the repository
-    assert logs and {name for name in names if name.startswith("pixart/assets/")} == files - logs
+    # Logs of training and pictures of the guide stay in the repository.
+    kept = {name for name in files if "/log/" in name or name.startswith("pixart/assets/pictures/")}
+    assert kept and {name for name in names if name.startswith("pixart/assets/")} == files - kept
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pixart").rglob("*.py")}
     assert modules <= set(names)
 
