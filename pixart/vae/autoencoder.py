@@ -280,8 +280,16 @@ def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) 
     with importing():
         from diffusers import AutoencoderKL
 
+    return open_model(AutoencoderKL, folder, dtype, variant, is_safe)
+
+
+def open_model(
+    kind: Any, folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool = True
+) -> Any:
+    """A model of diffusers from its folder. kind: its class. CheckpointError for weights that do not fit,
+    are missing, or are not finite."""
     with silenced():  # its warnings become our error
-        model, info = AutoencoderKL.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             torch_dtype=dtype,
             variant=variant,

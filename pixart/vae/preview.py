@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixart.files import CheckpointError, read_json
-from pixart.libraries import importing, silenced
+from pixart.libraries import importing
 from pixart.tensors import check_size
-from pixart.vae.autoencoder import VAE, to_images
-from pixart.weights import check_finite, check_loaded, errors_naming, find_weights, resolve
+from pixart.vae.autoencoder import VAE, open_model, to_images
+from pixart.weights import errors_naming, find_weights, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,18 +148,7 @@ def _load_taesd(folder: Path, vae: VAE) -> Any:
     if files[0].suffix != ".safetensors":
         raise CheckpointError(f"{folder}: must hold safetensors, got {files[0].name}")
     _check_taesd(config, files, vae, folder)
-    with silenced():  # its warnings become our error
-        model, info = AutoencoderTiny.from_pretrained(
-            folder,
-            torch_dtype=vae.dtype,
-            variant=variant,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    check_loaded(folder, info)
-    check_finite(dict(model.named_parameters()), str(folder))
+    model = open_model(AutoencoderTiny, folder, vae.dtype, variant)
     return model.eval().requires_grad_(False)
 
 
