@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train the stages of a recipe, and plot what they did",
     "evaluate": "measure how good a model is",
     "preference": "find out which of two pictures people prefer",
+    "scaling": "count denoisers, fit scaling laws, and study them in a small world",
 }
 
 

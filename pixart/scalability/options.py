@@ -1,0 +1,72 @@
+"""The options of `python -m pixart.scaling table|fit|study|contrast`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Table:
+    """Parameters and GMACs of UNets and diffusion transformers, beside what the paper printed."""
+
+    only: tuple[str, ...] = ()
+    """Names of rows, or the beginnings of names, such as SDXL or pixart-h1536. Default all."""
+    size: int = 256
+    """Side of the picture in pixels that is counted for, a multiple of 64. The paper's figures are of 256."""
+    measure: bool = False
+    """Also the time of a forward pass and the memory it takes, on this machine, from random weights."""
+    batch: tuple[int, ...] = (1, 8)
+    """Pictures of a measured pass, once for each."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of a measured pass."""
+    device: str | None = None
+    """Where it is measured. Default CUDA when there is one. On a CPU rows above one billion parameters are
+    left out, and named."""
+    json: bool = False
+    """Print the rows as JSON."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit a scaling law to runs, with intervals; what the runs do not tell is called not identified."""
+
+    file: tyro.conf.Positional[Path]
+    """results.json of a study, .jsonl, or .csv: a line for each measurement, with the run it is of."""
+    form: tuple[str, ...] = ("a*x^-b+c",)
+    """a*x^b, a*x^-b+c, or chinchilla (E + A/N^alpha + B/D^beta); several to compare."""
+    json: bool = False
+    """Print what was found as JSON."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train small transformers and a small UNet on the shapes world, and say which claims hold there."""
+
+    output: Path = Path("runs/scaling")
+    """Where results.json, README.md and pictures go. What is there of the same study is not trained again."""
+    minutes: float = 60.0
+    """Of wall time; what did not fit in is named in the report."""
+    processes: int = 2
+    """Runs at the same time, each on one thread."""
+    tiny: bool = False
+    """A few runs of a few steps, to try the command out."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """MobileDiffusion beside PixArt-Σ: what was published, what is counted here, what is measured here."""
+
+    measure: bool = False
+    """Also seconds and memory on this machine."""
+    json: bool = False
+    """Print the table as JSON."""
+
+
+Command = (
+    Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Contrast, tyro.conf.subcommand("contrast")]
+)
