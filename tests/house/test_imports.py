@@ -31,6 +31,7 @@ DOORS = {
         "pixart/evaluation/networks/image_reward.py",
         "pixart/training/tasks/shapes.py",
         "pixart/training/tasks/shapes_clip.py",
+        "pixart/scalability/published.py",
     },
     "diffusers": {
         "pixart/libraries.py",
@@ -41,6 +42,8 @@ DOORS = {
         "pixart/patch.py",
         "pixart/training/tasks/autoencoder.py",
         "pixart/pipeline/export.py",
+        "pixart/scalability/unets.py",
+        "pixart/scalability/published.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }
@@ -189,7 +192,18 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["generate", "convert", "data", "train", "evaluate", "preference", "patch", "__main__"],
+    ["scalability"],
+    [
+        "generate",
+        "convert",
+        "data",
+        "train",
+        "evaluate",
+        "preference",
+        "scaling",
+        "patch",
+        "__main__",
+    ],
 ]
 FLOOR_MATES = {
     ("training", "dataset"),
