@@ -123,6 +123,7 @@ def transformer_config(stage: ResolvedStage) -> PixArtConfig:
         depth=size.depth,
         num_heads=size.num_heads,
         caption_channels=size.caption_channels,
+        caption_embedding=size.caption_embedding,
         model_max_length=stage.max_length,
         pe_interpolation=stage.position_scale,
         pred_sigma=size.pred_sigma,
