@@ -44,13 +44,13 @@ class Prepare:
     """Reject pictures whose shorter side has fewer pixels. Default half the shorter side of the bucket
     that they would be scaled up to."""
     max_length: int | None = None
-    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
+    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ, 77 for a CLIP."""
     half: bool = False
     """Store latents in fp16 rather than fp32."""
     vae_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The VAE's precision."""
     text_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """The precision of T5 and of the stored features. Default bf16 if T5 is large, else fp32."""
+    """The precision of the text encoder and of the stored features. Default bf16 if it is large, else fp32."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     workers: int = 4
