@@ -183,6 +183,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [
