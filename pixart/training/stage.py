@@ -69,6 +69,9 @@ class Size:
     num_heads: int = 16
     caption_channels: int = 4096
     """Width of the text features."""
+    caption_embedding: bool = True
+    """An MLP brings the text features to hidden_size; without it they must be of that width, and the blocks
+    attend to them as they are."""
     pred_sigma: bool = True
     """Learn the variance beside the noise."""
     qk_norm: bool = False
