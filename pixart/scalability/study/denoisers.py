@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixart.config import EMBEDDED
+from pixart.config import EMBEDDED, PixArtConfig
 from pixart.cost import forward_flops
 from pixart.libraries import importing
 from pixart.sampler.guidance import Captions
 from pixart.scalability.study.plan import Run
 from pixart.text.encoder import PromptEmbeddings
 from pixart.training.recipe import load_recipe
+from pixart.training.stage import ResolvedStage
 from pixart.training.starts import transformer_config
 from pixart.training.tasks.shapes import build_pair, open_pair
 
@@ -63,15 +64,17 @@ def build(run: Run) -> nn.Module:
     return build_pair(config).transformer
 
 
-def _stage() -> Any:
+def _stage() -> ResolvedStage:
     """The first stage of the embedded model's transformer."""
     return next(stage for stage in load_recipe("shapes") if stage.name == "base").resolved()
 
 
-def _config(run: Run) -> Any:
-    size = {"hidden_size": run.width, "depth": run.depth, "num_heads": max(1, run.width // HEAD)}
+def _config(run: Run) -> PixArtConfig:
     shipped = transformer_config(_stage())
-    return shipped if run.denoiser == "unet" else replace(shipped, **size)
+    if run.denoiser == "unet":
+        return shipped
+    heads = max(1, run.width // HEAD)
+    return replace(shipped, hidden_size=run.width, depth=run.depth, num_heads=heads)
 
 
 def cost(run: Run) -> tuple[int, int]:

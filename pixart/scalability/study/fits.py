@@ -17,9 +17,8 @@ def measurements(runs: dict[str, dict[str, Any]], pool: int) -> list[dict[str, A
     """What `pixart scaling fit` reads of results.json: the runs that differ in size and seed alone."""
     found = []
     for one in (*SIZES, *AGAIN):
-        run = runs.get(one.name)
-        for mark in run["marks"] if run else ():
-            found.append(asdict(_measurement(run, mark, pool)))
+        if run := runs.get(one.name):
+            found += [asdict(_measurement(run, mark, pool)) for mark in run["marks"]]
     return found
 
 

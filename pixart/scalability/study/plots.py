@@ -1,6 +1,7 @@
 """The plots of the study's report."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ def draw_all(results: Results, folder: Path) -> None:
     """FOLDER/loss.png, accuracy.png, sizes.png and data.png; the same results give the same pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in _PLOTS.items():
-        _draw(folder / f"{name}.png", lambda axes, draw=draw: draw(axes, results))
+        _draw(folder / f"{name}.png", partial(draw, results=results))
 
 
 def _draw(path: Path, draw: Callable[[Any], None]) -> None:
@@ -43,8 +44,8 @@ def _loss(axes: Any, results: Results) -> None:
         if run.name in results:
             marks = results.runs[run.name]["marks"]
             line = "--" if run.denoiser == "unet" else "-"
-            compute, loss = zip(*((one["tflop"], one["loss"]) for one in marks), strict=True)
-            axes.plot(compute, loss, line, marker=".", linewidth=1, label=run.name)
+            curve = [one["tflop"] for one in marks], [one["loss"] for one in marks]
+            axes.plot(*curve, line, marker=".", linewidth=1, label=run.name)
     axes.set(xscale="log", yscale="log", xlabel="compute, TFLOP", ylabel="loss on held-out scenes")
     law = fits.loss_law(results)
     if law is not None and law.identified:
@@ -97,7 +98,7 @@ def _data(axes: Any, results: Results) -> None:
     axes.set(xscale="log", yscale="log", xlabel="scenes", ylabel="loss at the end")
 
 
-_PLOTS: dict[str, Callable[[Any, Results], None]] = {
+_PLOTS: dict[str, Callable[..., None]] = {
     "loss": _loss,
     "accuracy": _accuracy,
     "sizes": _sizes,

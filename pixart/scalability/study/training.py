@@ -247,7 +247,7 @@ def train(run: Run, bench: Bench, folder: Path, until: float) -> dict[str, Any]:
 def measure(training: Training, with_scenes: bool) -> dict[str, Any]:
     """The losses at a step: of held-out scenes and of the run's own. with_scenes: each of the former too."""
     held, own = training.held_losses(), training.own_losses() if with_scenes else []
-    mark = {"step": training.step, "loss": rounded(float(np.mean(held)))}
+    mark: dict[str, Any] = {"step": training.step, "loss": rounded(float(np.mean(held)))}
     if with_scenes:
         mark |= {"own_loss": rounded(float(np.mean(own))), "losses": listed(held)}
     return mark
