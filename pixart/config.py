@@ -9,7 +9,8 @@ from typing import Any, Literal
 EMBEDDED = "shapes"  # the name of the model that ships, where a path or hub id may stand
 EMBEDDED_CONTROL = "shapes-control"  # the same of the control that ships
 SAMPLINGS = ("conv", "average", "uniform", "uniform_every")
-MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family
+MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family, which read T5
+CLIP_LENGTH = 77  # of the text half of every published CLIP
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class PixArtConfig:
 
     input_size: side of the native latent. With patch_size and pe_interpolation it fixes the range
         of the position coordinates; it limits no image to that size.
+    caption_embedding: whether an MLP brings text features to hidden_size. Without it the blocks attend to
+        the features as they are, which must be of that width ("On the Scalability of Diffusion-based
+        Text-to-Image Generation", table 2).
     """
 
     input_size: int = 128
@@ -88,6 +92,7 @@ class PixArtConfig:
     micro_condition: bool = False
     qk_norm: bool = False
     kv_compression: KVCompression | None = None
+    caption_embedding: bool = True
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -177,8 +182,13 @@ class PixArtConfig:
 
     def to_official(self) -> dict[str, Any]:
         """The official constructor's arguments, if it can express this model; ValueError if not."""
+        if not self.caption_embedding:
+            raise ValueError(
+                "caption_embedding must be true for the official model, which always embeds captions, "
+                "got false; write the pixart or the diffusers format"
+            )
         arguments = {field.name: getattr(self, field.name) for field in fields(self)}
-        del arguments["kv_compression"]
+        del arguments["kv_compression"], arguments["caption_embedding"]
         return arguments | {"kv_compress_config": _compression_to_official(self.kv_compression)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +268,7 @@ def _check_sizes(config: PixArtConfig) -> None:
     dropped = config.class_dropout_prob
     if not _is_number(dropped) or not 0 <= dropped <= 1:
         raise ValueError(f"class_dropout_prob must be in [0, 1], got {dropped!r}")
-    for name in ("pred_sigma", "micro_condition", "qk_norm"):
+    for name in ("pred_sigma", "micro_condition", "qk_norm", "caption_embedding"):
         value = getattr(config, name)
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}")
@@ -276,6 +286,11 @@ def _check_width(config: PixArtConfig) -> None:
         raise ValueError(f"hidden_size must be divisible by 4, got {width}")
     if config.micro_condition and width % 3:  # height, width and aspect ratio take a third each
         raise ValueError(f"hidden_size must be divisible by 3 to micro-condition, got {width}")
+    if not config.caption_embedding and config.caption_channels != width:
+        raise ValueError(
+            f"caption_channels must be hidden_size {width} without caption_embedding, "
+            f"got {config.caption_channels}"
+        )
     if config.head_dim > 128:  # what the attention kernels are made for
         raise ValueError(f"head_dim must be at most 128, got {config.head_dim}")
 

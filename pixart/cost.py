@@ -57,10 +57,11 @@ def block_flops(
 
 
 def caption_flops(config: PixArtConfig, caption_tokens: int | None = None) -> int:
-    """One caption: its embedder's two layers, its keys and values in every block."""
+    """One caption: its embedder's two layers, if it has any, its keys and values in every block."""
     width = config.hidden_size
     text = config.model_max_length if caption_tokens is None else caption_tokens
-    return 2 * text * width * (config.caption_channels + width + config.depth * 2 * width)
+    embedder = config.caption_channels + width if config.caption_embedding else 0
+    return 2 * text * width * (embedder + config.depth * 2 * width)
 
 
 def ends_flops(config: PixArtConfig, tokens: Tokens) -> int:

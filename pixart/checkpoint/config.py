@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixart.checkpoint.names import NULL_CAPTION, POSITIONS
+from pixart.checkpoint.names import CAPTION_WEIGHT, NULL_CAPTION, POSITIONS
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
 from pixart.files import listed
 from pixart.model.compression import initial_values
@@ -68,12 +68,15 @@ NO_PIPELINE = Surroundings()  # of a checkpoint that is opened by itself
 
 
 def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
-    """The config.json of a diffusers directory; diffusers ignores keys that it does not know."""
+    """The config.json of a diffusers directory; diffusers ignores keys that it does not know.
+
+    caption_channels is null without a caption embedding: there diffusers builds no caption_projection.
+    """
     values: dict[str, Any] = {
         "_class_name": _DIFFUSERS_CLASSES[0],
         **_PIXART_IN_DIFFUSERS,
         "attention_head_dim": config.head_dim,
-        "caption_channels": config.caption_channels,
+        "caption_channels": config.caption_channels if config.caption_embedding else None,
         "cross_attention_dim": config.hidden_size,
         "dropout": 0.0,
         "in_channels": config.in_channels,
@@ -120,6 +123,7 @@ def config_from_diffusers(
     micro = values.get("use_additional_conditions")
     stored = values.get("kv_compression")
     scale = values.get("interpolation_scale")
+    embeds = values.get("caption_channels", 0) is not None  # absent is an error, null is a choice
     fields = {
         "input_size": size,
         "patch_size": values.get("patch_size", 2),
@@ -128,7 +132,8 @@ def config_from_diffusers(
         "depth": _count(values, "num_layers"),
         "num_heads": heads,
         "mlp_ratio": values.get("mlp_ratio", 4.0),
-        "caption_channels": _count(values, "caption_channels"),
+        "caption_channels": _count(values, "caption_channels") if embeds else head_dim * heads,
+        "caption_embedding": embeds,
         "model_max_length": model_max_length,
         # Where it is null diffusers takes this.
         "pe_interpolation": max(size // 64, 1) if scale is None else scale,
@@ -168,12 +173,13 @@ def infer_config(
     """
     hidden, channels, patch, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
     mlp_hidden, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)
-    _, caption_channels = shape_of(tensors, "y_embedder.y_proj.fc1.weight", 2)
     outputs, _ = shape_of(tensors, "final_layer.linear.weight", 2)
     # Three digits: a stray name must not ask for a million blocks.
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,3})\.", name) for name in tensors) if m]
     depth, micro = max(blocks) + 1, _has(tensors, "csize_embedder.")
     known = around.config_if_like(hidden, depth)
+    embeds = not _takes_captions_as_they_are(tensors, hidden, known)
+    caption_channels = shape_of(tensors, CAPTION_WEIGHT, 2)[1] if embeds else hidden
     notes: list[str] = []
     model_max_length = _infer_max_length(tensors, micro, around, notes)
     if POSITIONS not in tensors and known is not None:
@@ -195,6 +201,7 @@ def infer_config(
         num_heads=_infer_heads(hidden, notes) if known is None else known.num_heads,
         mlp_ratio=_mlp_ratio(mlp_hidden, hidden),
         caption_channels=caption_channels,
+        caption_embedding=embeds,
         model_max_length=model_max_length,
         pe_interpolation=pe_interpolation,
         pred_sigma=_predicts_variance(channels, outputs // patch**2),
@@ -203,6 +210,18 @@ def infer_config(
         kv_compression=infer_compression(tensors, kv_compression),
     )
     return config, notes
+
+
+def _takes_captions_as_they_are(
+    tensors: Mapping[str, Tensor], hidden: int, known: PixArtConfig | None
+) -> bool:
+    """Whether a transformer has no caption embedding, rather than lost it: its null caption, or the
+    pipeline's transformer, must say so too."""
+    if _has(tensors, r"y_embedder\.y_proj\."):
+        return False
+    if NULL_CAPTION in tensors:
+        return shape_of(tensors, NULL_CAPTION, 2)[1] == hidden
+    return known is not None and not known.caption_embedding
 
 
 def _has(tensors: Mapping[str, Tensor], pattern: str) -> bool:

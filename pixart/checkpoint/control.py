@@ -51,7 +51,7 @@ _SAME, _RELATED = 0.01, 0.5  # differences of weights: beyond rounding to bf16, 
 # how it was regularised is the base's own affair.
 _ARCHITECTURE = (
     "hidden_size", "num_heads", "depth", "mlp_ratio", "qk_norm", "in_channels", "patch_size",
-    "caption_channels",
+    "caption_channels", "caption_embedding",
 )  # fmt: skip
 _FAMILY = ("micro_condition", "model_max_length")
 _WAY_OUT = (

@@ -257,7 +257,7 @@ def _build(opened: OpenedTransformer, device: torch.device) -> PixArt:
         shape = (config.model_max_length, config.caption_channels)
         table = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         table *= config.caption_channels**-0.5
-        tensors[NULL_CAPTION] = table.to(tensors["y_embedder.y_proj.fc1.weight"].dtype)
+        tensors[NULL_CAPTION] = table.to(tensors["x_embedder.proj.weight"].dtype)
     moved = {name: t.detach().to(device=device, dtype=opened._dtype) for name, t in tensors.items()}
     check_range(tensors, moved)
     # assign: on the meta device there is no memory to copy into.

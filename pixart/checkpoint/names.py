@@ -20,6 +20,7 @@ NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sid
 
 POSITIONS = "pos_embed"  # rebuilt for each image size, so a stored table only tells the native one
 NULL_CAPTION = "y_embedder.y_embedding"
+CAPTION_WEIGHT = "y_embedder.y_proj.fc1.weight"  # absent from a model without a caption embedding
 BUFFERS = (POSITIONS, NULL_CAPTION)  # the two tensors that a checkpoint may lack
 
 _OUTSIDE = {

@@ -57,6 +57,8 @@ def save_transformer(
         )
     check_destination(path, format, overwrite)
     config = model.config
+    if format == "official":
+        check_official(config)
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if not getattr(model, "null_caption_stored", True):
         # Random numbers: see load_transformer.
@@ -90,6 +92,13 @@ def choose_format(path: Path, format: str | None, max_shard_size: int | str | No
     if max_shard_size is not None and format != "diffusers":
         raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
     return format
+
+
+def check_official(config: PixArtConfig) -> None:
+    """Refuse what the official code would open as another network: it loads what a file has, and embeds
+    captions with random weights where the file has none."""
+    if not config.caption_embedding:
+        config.to_official()
 
 
 def positions_of(config: PixArtConfig, tensors: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pixart.checkpoint.control import control_to_diffusers, read_control
 from pixart.checkpoint.names import CONTROL_CLASS, CONTROL_FORMAT, NULL_CAPTION, POSITIONS
-from pixart.checkpoint.save import choose_format, positions_of
+from pixart.checkpoint.save import check_official, choose_format, positions_of
 from pixart.checkpoint.write import (
     check_destination,
     whole_or_not_at_all,
@@ -49,6 +49,8 @@ def save_control(
         raise ValueError(f"base is for official files, which hold it too, got format {format!r}")
     check_destination(path, format, overwrite, format_of=_format_of)
     config = config if base is None else base.config
+    if format == "official" and config is not None:
+        check_official(config)
     tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     check_finite(tensors, f"the control to be saved as {path}")
     stored = {} if config is None else config.to_dict()

@@ -59,14 +59,21 @@ class SinusoidEmbedder(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Text features to the transformer's width; some become the null caption in training."""
+    """Text features to the transformer's width, or as they are without config.caption_embedding; some
+    become the null caption in training, whose table is of the features' width either way."""
 
     y_embedding: Tensor
 
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__()
         self.dropout_prob = config.class_dropout_prob
-        self.y_proj = MLP(config.caption_channels, config.hidden_size, config.hidden_size)
+        width = config.hidden_size
+        # The identity has no weights: a state dict without y_proj is one of such a model.
+        self.y_proj: nn.Module = (
+            MLP(config.caption_channels, width, width)
+            if config.caption_embedding
+            else nn.Identity()
+        )
         # A buffer, as published: saved with the model, never trained.
         null_caption = torch.empty(config.model_max_length, config.caption_channels)
         self.register_buffer("y_embedding", null_caption)

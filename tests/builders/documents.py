@@ -12,6 +12,7 @@ GUIDES = (
     "pixart/training/README.md",
     "pixart/evaluation/README.md",
     "pixart/evaluation/preference/README.md",
+    "pixart/scalability/README.md",
     "bench/README.md",
     "kernels/README.md",
     ".github/CONTRIBUTING.md",

@@ -18,7 +18,7 @@ LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "t
 DOORS = {
     "transformers": {
         "pixart/libraries.py",
-        "pixart/text/encoder.py",
+        "pixart/text/networks.py",
         "pixart/dataset/captioning.py",
         "pixart/preprocess/depth.py",
         "pixart/preprocess/pose.py",
@@ -31,6 +31,7 @@ DOORS = {
         "pixart/evaluation/networks/image_reward.py",
         "pixart/training/tasks/shapes.py",
         "pixart/training/tasks/shapes_clip.py",
+        "pixart/scalability/published.py",
     },
     "diffusers": {
         "pixart/libraries.py",
@@ -41,6 +42,8 @@ DOORS = {
         "pixart/patch.py",
         "pixart/training/tasks/autoencoder.py",
         "pixart/pipeline/export.py",
+        "pixart/scalability/unets.py",
+        "pixart/scalability/published.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }
@@ -180,6 +183,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [
@@ -189,7 +193,18 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["generate", "convert", "data", "train", "evaluate", "preference", "patch", "__main__"],
+    ["scalability"],
+    [
+        "generate",
+        "convert",
+        "data",
+        "train",
+        "evaluate",
+        "preference",
+        "scaling",
+        "patch",
+        "__main__",
+    ],
 ]
 FLOOR_MATES = {
     ("training", "dataset"),

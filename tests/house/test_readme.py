@@ -19,6 +19,7 @@ PARTS = {
         "trust", "check-weights", "accuracy",
     ),
     "preference": ("build", "serve", "page", "add", "judge", "fit"),
+    "scaling": ("table", "fit", "study", "contrast"),
 }  # fmt: skip
 COMMAND_LINES = tuple(
     words

@@ -148,10 +148,17 @@ def test_what_the_official_model_cannot_do_has_no_official_form() -> None:
     for compression in (KVCompression((0,), 2, "average"), KVCompression((0,), norm="none")):
         with pytest.raises(ValueError, match="kv_compression must be one that the official model"):
             PixArtConfig(kv_compression=compression).to_official()
+    with pytest.raises(ValueError, match="caption_embedding must be true for the official model"):
+        PixArtConfig(caption_channels=1152, caption_embedding=False).to_official()
 
 
 @pytest.mark.parametrize(
-    "config", [*CONFIGS, PixArtConfig(kv_compression=KVCompression((3,), 4, "average", "layer"))]
+    "config",
+    [
+        *CONFIGS,
+        PixArtConfig(kv_compression=KVCompression((3,), 4, "average", "layer")),
+        PixArtConfig(caption_channels=1152, caption_embedding=False),
+    ],
 )
 def test_a_configuration_survives_json(config: PixArtConfig) -> None:
     assert PixArtConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

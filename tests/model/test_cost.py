@@ -26,6 +26,9 @@ CONFIGS = {
     "no variance, wider MLP": PixArtConfig(**SMALL, pred_sigma=False, mlp_ratio=5.0),
     "micro_condition": PixArtConfig(**SMALL, micro_condition=True),
     "qk_norm": PixArtConfig(**SMALL, qk_norm=True),
+    "no caption embedding": PixArtConfig(
+        **SMALL | {"caption_channels": 48}, caption_embedding=False
+    ),
     "ratio 1": PixArtConfig(**SMALL, kv_compression=KVCompression(MERGED, 1)),
 } | {
     f"{sampling} {ratio}": PixArtConfig(

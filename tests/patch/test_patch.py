@@ -45,6 +45,13 @@ def test_an_accelerated_model_computes_what_it_did_before(
     assert len(attention) == (2 if mask == "bias" else 4)  # self-attention, and captions
 
 
+def test_a_model_without_a_caption_projection_is_taken_as_it_is() -> None:
+    model = diffusers_model(caption_channels=None)
+    values = {"encoder_hidden_states": torch.randn(2, 12, 144)}
+    before = run(model, masks()["prefix"], **values)
+    assert relative_error(run(accelerate(model), masks()["prefix"], **values), before) < TOLERANCE
+
+
 @pytest.mark.parametrize("mask", ["prefix", "scattered", "bias"])
 def test_gradients_are_those_of_before(mask: str) -> None:
     model = diffusers_model()
