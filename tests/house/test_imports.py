@@ -184,6 +184,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [

@@ -149,7 +149,10 @@ def test_only_runs_of_these_settings_are_taken_up(
     tmp_path: Path, damage: Callable[[dict[str, Any]], Any], kept: bool | None
 ) -> None:
     run = next(run for run in TINY_RUNS if run.scenes)  # has no pictures
-    whole = dict.fromkeys(KEYS, 1) | {"name": run.name, "identity": identity(run, TINY)}
+    whole: dict[str, Any] = dict.fromkeys(KEYS, 1) | {
+        "name": run.name,
+        "identity": identity(run, TINY),
+    }
     whole |= {"marks": [], "accuracy": []}
     Store(tmp_path, TINY, TINY_RUNS).write()
     told = json.loads((tmp_path / "results.json").read_text())

@@ -38,7 +38,7 @@ def made(run: Run, loss: float, share: float, flops: int = 10**8) -> dict[str, A
     levels = level_steps(run, FULL, step_flops)
     for step in mark_steps(run, FULL, step_flops):
         own = loss * (1 + 30 / step)
-        mark = {"step": step, "loss": own, "tflop": step * step_flops / 1e12}
+        mark: dict[str, Any] = {"step": step, "loss": own, "tflop": step * step_flops / 1e12}
         if step in levels.values() or step == FULL.shared:
             mark |= {"losses": listed([0.9 * own, own, 1.1 * own]), "own_loss": own - 0.01}
         if step in levels.values():
