@@ -83,15 +83,21 @@ CAPTIONS = (
     Run("top caption", captions="top"),
 )
 QUALITY = (Run("wrong captions", quality="wrong"), Run("filtered", quality="filtered"))
-AGAIN = (Run(f"{BASE}, seed 1", seed=1), Run(f"{BASE}, seed 2", seed=2))
+AGAIN = (
+    *(Run(f"{BASE}, seed {seed}", seed=seed) for seed in (1, 2, 3)),
+    Run("72x2, seed 1", width=72, depth=2, compute=4.0, seed=1),
+)
 UNETS = (
     Run("UNet", denoiser="unet", width=32, depth=2),
     Run("UNet, seed 1", denoiser="unet", width=32, depth=2, seed=1),
 )
 RUNS = (*SIZES, *SHAPES, *DATA, *CAPTIONS, *QUALITY, *AGAIN, *UNETS)
 SHOWN = {run.name for run in (*SIZES, UNETS[0])}  # whose pictures stand in the grid
-# Runs that differ in nothing but the seed.
-REPEATS = ((BASE, *(run.name for run in AGAIN)), tuple(run.name for run in UNETS))
+# Runs that differ in nothing but the seed, which their names tell.
+REPEATS = tuple(
+    tuple(run.name for run in RUNS if run.name.split(",")[0] == name)
+    for name in (BASE, "72x2", "UNet")
+)
 
 FULL = Scale()
 TINY = Scale(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from pixart.scalability.study.plan import BASE, CAPTIONS, DATA, QUALITY, SHAPES, SIZES, UNETS, Run
+from pixart.scalability.study.plan import BASE, CAPTIONS, DATA, QUALITY, REPEATS, SHAPES, SIZES, Run
 from pixart.scalability.study.verdicts import Results, shares_of
 from pixart.shapes.caption import KINDS
 
@@ -162,8 +162,8 @@ def denoisers(results: Results) -> str:
 def seeds(results: Results) -> str:
     """Runs that were repeated."""
     rows = []
-    for name in (BASE, UNETS[0].name):
-        for run in results.seeds(name):
+    for names in REPEATS:
+        for run in results.seeds(names[0]):
             rows.append([run["name"], *final(run), _right(run), _held(run)])
     return table(["", *_ENDS], rows)
 
