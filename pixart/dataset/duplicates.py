@@ -32,8 +32,9 @@ _ROUNDS = 4
 _STIFFNESS = (2.0 / 0.01) ** 2
 # What one crop of a picture may differ from it by, in levels of 256: at any place DEVIATION times the change
 # around it and NOISE, on the whole QUIET and SHARE of the variance where there is detail; COLOUR.
-NOISE, DEVIATION, QUIET, SHARE, COLOUR = 16.0, 1.0, 2.1, 0.12, 20
-_MEANS = (24.0, 12.0, 12.0)  # of brightness and colours: 2 % off each side move them no further
+NOISE, DEVIATION, QUIET, SHARE, COLOUR, PLAIN = 16.0, 1.0, 2.1, 0.12, 20, 4
+# Of the means of two: what 2 % off each side move, at most, of the range from darkest to lightest.
+_MEAN, _MOVED = 3.0, 0.1
 
 
 def thumbnail(image: "Image") -> "np.ndarray":
@@ -97,7 +98,8 @@ def fitted(whole: "np.ndarray", part: "np.ndarray") -> "tuple[np.ndarray, np.nda
         step = np.linalg.solve(system, turned @ lacking - _STIFFNESS * cuts[..., None])
         cuts = (cuts + step[..., 0]).clip(0, _MOST_CUT)
     seen = _cut(whole, cuts)
-    return np.abs(part - seen), _range(seen)
+    low, high = _neighbours(seen)
+    return np.abs(part - seen), high - low
 
 
 def _cut(light: "np.ndarray", cuts: "np.ndarray") -> "np.ndarray":
@@ -113,11 +115,16 @@ def _rows(light: "np.ndarray", cuts: "np.ndarray") -> "np.ndarray":
     return (weights.astype(np.float32)) @ light
 
 
-def _range(light: "np.ndarray") -> "np.ndarray":
-    """The most that brightness changes between a place and its eight neighbours."""
+def _neighbours(light: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+    """The least and the most brightness of each place and its eight neighbours."""
     wide = np.pad(light, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    views = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), axis=(1, 2))
-    return views.max((-1, -2)) - views.min((-1, -2))
+    rows = [wide[:, k : k + SIDE] for k in range(3)]
+    low, high = np.minimum.reduce(rows), np.maximum.reduce(rows)
+    columns = [slice(k, k + SIDE) for k in range(3)]
+    return (
+        np.minimum.reduce([low[:, :, k] for k in columns]),
+        np.maximum.reduce([high[:, :, k] for k in columns]),
+    )
 
 
 def same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
@@ -131,8 +138,12 @@ def same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
 
 def _same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
     found = (first == second).all(1)
-    colours = np.abs(first[:, SIDE**2 :].astype(np.int16) - second[:, SIDE**2 :]).max(1)
-    open_ = np.flatnonzero(~found & (colours <= COLOUR))
+    one, other = first[:, SIDE**2 :].astype(np.int16), second[:, SIDE**2 :].astype(np.int16)
+    # What is of one colour may differ by the rounding of a JPEG alone.
+    changes = np.maximum(np.ptp(one.reshape(-1, 2, CHROMA**2), 2).max(1),
+                         np.ptp(other.reshape(-1, 2, CHROMA**2), 2).max(1))  # fmt: skip
+    colours = np.abs(one - other).max(1)
+    open_ = np.flatnonzero(~found & (colours <= np.minimum(COLOUR, PLAIN + changes)))
     if len(open_):
         a, b = _light(first[open_]), _light(second[open_])
         found[open_] = _is_part(a, b) | _is_part(b, a)
@@ -140,12 +151,24 @@ def _same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
 
 
 def _is_part(whole: "np.ndarray", part: "np.ndarray") -> "np.ndarray":
-    residual, span = fitted(whole, part)
-    worst = (residual / (NOISE + span)).max((1, 2))
-    # Resampling errs where there is detail: of a small thing on plain ground little is forgiven.
-    busy = (span > NOISE).mean((1, 2))
-    allowed = QUIET**2 + SHARE * busy * whole.var((1, 2))
-    return (worst <= DEVIATION) & (np.square(residual).mean((1, 2)) <= allowed)
+    found = _may_be_part(whole, part)
+    chosen = np.flatnonzero(found)
+    if len(chosen):
+        whole, part = whole[chosen], part[chosen]
+        residual, span = fitted(whole, part)
+        worst = (residual / (NOISE + span)).max((1, 2))
+        # Resampling errs where there is detail: of a small thing on plain ground little is forgiven.
+        allowed = QUIET**2 + SHARE * (span > NOISE).mean((1, 2)) * whole.var((1, 2))
+        found[chosen] = (worst <= DEVIATION) & (np.square(residual).mean((1, 2)) <= allowed)
+    return found
+
+
+def _may_be_part(whole: "np.ndarray", part: "np.ndarray") -> "np.ndarray":
+    """False only where the fit would say no: no crop takes a place further than to its neighbours."""
+    low, high = _neighbours(whole)
+    outside = np.maximum(low - part, 0) + np.maximum(part - high, 0)
+    least: np.ndarray = np.square(outside).mean((1, 2))
+    return least <= QUIET**2 + SHARE * whole.var((1, 2))
 
 
 class Groups:
@@ -174,51 +197,66 @@ class Groups:
 
 def find_groups(thumbnails: "np.ndarray", at_once: int = 1024) -> "np.ndarray":
     """int64 (N,): of each picture the first of those that show the same. thumbnails: uint8 (N, THUMBNAIL),
-    may lie in a file; `at_once` of them are in memory, and 40 bytes of every one."""
+    may lie in a file; `at_once` of them are in memory, and some 100 bytes of every one."""
     count = len(thumbnails)
     groups = Groups(count)
     own = np.zeros(count, np.uint64)
-    means = np.zeros((count, 3), np.float32)
+    means = _Means(count)
     for start in range(0, count, at_once):
         part = np.asarray(thumbnails[start : start + at_once])
         own[start : start + at_once] = hashes(part, only_whole=True)[:, 0]
-        means[start : start + at_once] = _means(part)
+        means.put(start, part)
     near = _Near(own)
     for run in near.runs():
-        _join_alike(thumbnails, run[np.argsort(means[run, 0], kind="stable")], means, groups)
+        _join_alike(thumbnails, run, means, groups)
     for start in range(0, count, at_once):
         part = np.asarray(thumbnails[start : start + at_once])
         for one, other in near.pairs(hashes(part), start):
-            alike = np.abs(means[one] - means[other]) <= _MEANS
-            apart = groups.roots()[one] != groups.roots()[other]
-            chosen = alike.all(1) & apart
+            roots = groups.roots()
+            chosen = means.alike(one, other) & (roots[one] != roots[other])
             one, other = one[chosen], other[chosen]
-            is_same = same(thumbnails[one], thumbnails[other])
-            for a, b in zip(one[is_same], other[is_same], strict=True):
-                groups.join(int(a), int(b))
+            for begin in range(0, len(one), _FITTED):
+                a, b = one[begin : begin + _FITTED], other[begin : begin + _FITTED]
+                is_same = same(thumbnails[a], thumbnails[b])
+                for first, second in zip(a[is_same], b[is_same], strict=True):
+                    groups.join(int(first), int(second))
     return groups.roots()
 
 
-def _means(thumbnails: "np.ndarray") -> "np.ndarray":
-    """(N, 3): mean brightness, Cb and Cr."""
-    ends = (0, SIDE**2, SIDE**2 + CHROMA**2, THUMBNAIL)
-    parts = [thumbnails[:, a:b].mean(1) for a, b in zip(ends, ends[1:], strict=False)]
-    return np.stack(parts, 1)
+class _Means:
+    """Mean brightness, Cb and Cr of every picture, and the range of its brightness: to pass over most
+    pairs at once."""
+
+    def __init__(self, count: int) -> None:
+        self.values = np.zeros((count, 3), np.float32)
+        self.moves = np.zeros(count, np.float32)  # how far a crop may move the means
+
+    def put(self, start: int, thumbnails: "np.ndarray") -> None:
+        ends = (0, SIDE**2, SIDE**2 + CHROMA**2, THUMBNAIL)
+        parts = [thumbnails[:, a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        here = slice(start, start + len(thumbnails))
+        self.values[here] = np.stack([part.mean(1) for part in parts], 1)
+        self.moves[here] = _MEAN + _MOVED * np.max([np.ptp(part, 1) for part in parts], 0)
+
+    def alike(self, one: "np.ndarray", other: "np.ndarray") -> "np.ndarray":
+        moves = np.maximum(self.moves[one], self.moves[other])
+        apart = np.abs(self.values[one] - self.values[other]).max(1)
+        return np.asarray(apart <= moves)
 
 
-def _join_alike(
-    thumbnails: "np.ndarray", run: "np.ndarray", means: "np.ndarray", groups: Groups
-) -> None:
+def _join_alike(thumbnails: "np.ndarray", run: "np.ndarray", means: _Means, groups: Groups) -> None:
     """Compare pictures of the same hash, in the order of their brightness: thousands may be of one colour.
     What joined another is compared with no third: all of it are compared with the first."""
+    run = run[np.argsort(means.values[run, 0], kind="stable")]
     free = np.ones(len(run), bool)
-    light = means[run, 0]
+    light = means.values[run, 0]
+    furthest = light + means.moves[run].max()
     for place, one in enumerate(run):
         if not free[place]:
             continue
-        end = int(np.searchsorted(light, light[place] + _MEANS[0], "right"))
+        end = int(np.searchsorted(light, furthest[place], "right"))
         others = place + 1 + np.flatnonzero(free[place + 1 : end])
-        others = others[(np.abs(means[run[others]] - means[one]) <= _MEANS).all(1)]
+        others = others[means.alike(np.full(len(others), one), run[others])]
         for start in range(0, len(others), _FITTED):
             some = others[start : start + _FITTED]
             first = np.broadcast_to(thumbnails[one], (len(some), THUMBNAIL))
