@@ -219,7 +219,9 @@ def _opened(
             return _Opened(item, known, None, image)
         line = {"id": of, "path": item.key, **said, **measure(image)}
         line |= measure_captions(item.captions)
-        return _Opened(item, line, thumbnail(image).tobytes(), image if scored else None)
+        small = thumbnail(image)
+        line["phash"] = f"{int(hashes(small[None], only_whole=True)[0, 0]):016x}"
+        return _Opened(item, line, small.tobytes(), image if scored else None)
     except (ImageError, CheckpointError) as error:
         return Rejected(item.path, str(error))
     except OSError as error:
@@ -273,7 +275,7 @@ class _Lines:
             values = {key: line.get(key) for key in ("path", *KINDS, *self.names)}
             yield {
                 **values,
-                "phash": f"{int(hashes(self.view[number : number + 1], only_whole=True)[0, 0]):016x}",
+                "phash": line["phash"],
                 "duplicate": first is not None,
                 "duplicate_of": first and first["path"],
             }
