@@ -44,6 +44,7 @@ DOORS = {
         "pixart/pipeline/export.py",
         "pixart/scalability/unets.py",
         "pixart/scalability/published.py",
+        "pixart/scalability/study/denoisers.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }
@@ -183,6 +184,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [
