@@ -21,6 +21,7 @@ from pixart.scalability.study.plan import (
     Run,
     level_steps,
     mark_steps,
+    scored_steps,
     settings,
 )
 from pixart.scalability.study.report import compose
@@ -52,7 +53,7 @@ def made(run: Run, loss: float, share: float, flops: int = 10**8) -> dict[str, A
             "captions": 4,
             "shares": listed([share, share, share - 0.01, share + 0.01]),
         }
-        for step in list(levels.values())[-2:]
+        for step in scored_steps(run, FULL, step_flops)
     ]
     return settings(run, FULL) | {
         "identity": "",

@@ -93,12 +93,13 @@ def kinds(results: Results, runs: Sequence[Run] = SIZES) -> str:
 
 
 def shapes(results: Results) -> str:
+    """Deep and narrow beside shallow and wide, by rising parameters."""
     order = (SHAPES[1], SHAPES[0], SHAPES[2], SIZES[3], SHAPES[3])
-    rows = [
-        [run["name"], millions(run["parameters"]), macs(run), *final(run), _right(run), _held(run)]
-        for run in _present(results, order)
-    ]
-    return table(["", "parameters", "MACs", *_ENDS], rows)
+    rows = []
+    for run in _present(results, order):
+        cost = [millions(run["parameters"]), macs(run), f"{run['marks'][-1]['tflop']:.3g}"]
+        rows.append([run["name"], *cost, *final(run), _right(run), _held(run)])
+    return table(["", "parameters", "MACs", "TFLOP", *_ENDS], rows)
 
 
 def data(results: Results) -> str:
