@@ -1,7 +1,8 @@
-"""`python -m pixart.data prepare|caption|filter|verify`: training data, before training.
+"""`python -m pixart.data prepare|caption|filter|verify|statistics`: training data, before training.
 
 prepare encodes pictures and captions once; caption lets a vision-language model write captions;
-filter scores pictures; verify finds what is damaged of what was prepared. All go on where they were
+filter scores pictures; verify finds what is damaged of what was prepared; statistics counts captions and
+their nouns. All go on where they were
 stopped, and list what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad
 input, 1 failure, 130 cancelled.
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pixart import process
 from pixart.command import DONE, one_line, parse, run_command
-from pixart.dataset.options import Caption, Command, Filter, Prepare, Verify
+from pixart.dataset.options import Caption, Command, Filter, Prepare, Statistics, Verify
 
 if TYPE_CHECKING:
     from pixart.dataset.prepare import Preparation
@@ -37,8 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(options: Prepare | Caption | Filter | Verify) -> int:
-    commands = {Prepare: prepare, Caption: caption, Filter: filter_, Verify: verify}
+def run(options: Prepare | Caption | Filter | Verify | Statistics) -> int:
+    commands = {
+        Prepare: prepare,
+        Caption: caption,
+        Filter: filter_,
+        Verify: verify,
+        Statistics: statistics,
+    }
     print(commands[type(options)](options))  # type: ignore[operator]
     return DONE
 
@@ -131,7 +138,9 @@ def caption(options: Caption) -> str:
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
+    request = CaptionRequest(
+        options.prompt, options.max_tokens, options.name, options.count, options.rank
+    )
     if options.endpoint:
         captioner = open_endpoint(options.endpoint, options.model, request)
         process.at_work()
@@ -181,3 +190,35 @@ def verify(options: Verify) -> str:
         return told
     print(told)
     raise RuntimeError(found.complaint())
+
+
+def statistics(options: Statistics) -> str:
+    """Returns what data sets hold, as a table or as JSON."""
+    import json
+
+    from pixart.dataset.data_sets import names_of, open_data_set
+    from pixart.dataset.nouns import open_nouns
+    from pixart.dataset.statistics import Statistician, report, table, tokens_of
+
+    if not options.data:
+        raise ValueError("data must be one or more sources, got none")
+    statistician = Statistician(
+        options.captions,
+        open_nouns(options.nouns) if options.nouns else None,
+        tokens_of(options.tokenizer) if options.tokenizer else None,
+    )
+    process.at_work()
+    counts = []
+    for name, place in zip(names_of(options.data), options.data, strict=True):
+        data = open_data_set(place, options.score, lambda made_by: _items(made_by)())
+        counts.append(statistician.count(name, data.items, data.scores))
+    found = report(counts, statistician, options.nouns)
+    if options.json:
+        return json.dumps(found, indent=2)
+    for each in counts:
+        if each.example:
+            line = f"pixart.data: rejected {each.example.path} ({each.example.reason})"
+            more = f", and {each.rejected - 1} more" if each.rejected > 1 else ""
+            process.write_line(one_line(line) + more)
+    hint = "" if options.nouns else "\nnouns are counted with --nouns spacy:en_core_web_sm"
+    return table(found["data"]) + hint

@@ -18,7 +18,7 @@ LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "t
 DOORS = {
     "transformers": {
         "pixart/libraries.py",
-        "pixart/text/encoder.py",
+        "pixart/text/networks.py",
         "pixart/dataset/captioning.py",
         "pixart/preprocess/depth.py",
         "pixart/preprocess/pose.py",
@@ -183,6 +183,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [
