@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -14,8 +15,8 @@ from pixart.scalability import measuring, one_pass
 from pixart.scalability.counting import count, flops_by_module
 from pixart.scalability.options import Table
 from pixart.scalability.rows import ALPHA, PAPER_SIZE, ROWS, Row, choose
-from pixart.scalability.table import as_json, deviations, table
-from pixart.scalability.unets import UNETS, arguments, unet
+from pixart.scalability.table import deviations, table
+from pixart.scalability.unets import UNETS, UNet, arguments, unet
 from pixart.scaling import main
 from pixart.variants import VARIANTS
 
@@ -117,9 +118,23 @@ def _independently(row: Row, module: nn.Module, size: int) -> tuple[int, int]:
     return mode.layers, mode.attention
 
 
-@pytest.mark.parametrize("name", ["SDXL-C128", "pixart-h1024-d28"])
-def test_a_module_with_weights_is_counted_as_one_without(name: str) -> None:
-    _check_real(ROWS[name], 64)
+NARROW = {
+    "SD2": UNet("SD2", 64, (1, 2, 2, 2), (1, 1, 1, 0), residual_blocks=1),
+    "SDXL": UNet("SDXL", 64, (1, 2, 4), (0, 1, 2), residual_blocks=1),
+    "IF": UNet("IF", 64, (1, 2, 3, 4), (1, 1, 1, 0), residual_blocks=1),
+}
+
+
+@pytest.mark.parametrize("family", NARROW)
+def test_a_narrow_unet_with_weights_is_counted_as_one_without(family: str) -> None:
+    """Each family, by the same counter and by another."""
+    row, found, modules = ROWS["TD2"], [], []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            modules.append(UNet2DConditionModel(**arguments(NARROW[family])).eval())
+        found.append(count(modules[-1], lambda module: row.forward(module, 64), ["mid_block"]))
+    assert found[0] == found[1] and found[0].inside > 0
+    assert _independently(row, modules[1], 64) == (found[0].layers, found[0].attention)
 
 
 @pytest.mark.slow
@@ -192,7 +207,7 @@ def test_at_another_size_no_gmacs_of_the_paper_stand_beside(
 
 
 def test_the_text_says_what_is_counted_and_what_is_no_deviation() -> None:
-    text = table(Table(only=("pixart-h1152-d28",)))
+    text = table(Table(only=("pixart-h1152-d28", ALPHA)))
     assert "QKᵀ" in text and "120 tokens" in text and "+0.1 %" in text
 
 
@@ -243,3 +258,28 @@ def test_rows_without_room_are_left_out_with_the_reason(monkeypatch: pytest.Monk
     monkeypatch.setattr(measuring, "free_memory", lambda device: 2**30)
     found = measuring.measure("SD2-C320", 865_910_724, torch.device("cpu"), 256, "fp32", 1)
     assert found.left_out == "needs 4.0 GiB, 1.0 GiB are free"
+
+
+@pytest.mark.slow
+def test_a_pass_is_measured_in_a_process_of_its_own() -> None:
+    """The smallest sizes: what it finds is a time, and at least the weights in memory."""
+    found = measuring.measure("pixart-h1024-d28", 478_000_000, torch.device("cpu"), 64, "bf16", 1)
+    assert found.milliseconds is not None and found.milliseconds > 0 and found.repeats >= 3
+    assert found.peak_bytes is None or found.peak_bytes > 2 * 478_000_000
+
+
+def test_a_process_that_fails_is_an_error_of_one_line() -> None:
+    with pytest.raises(RuntimeError, match="one_pass failed with exit code 1: KeyError: 'none'"):
+        measuring.ask(measuring.WORKER, {"row": "none", "device": "cpu", "dtype": "fp32"})
+
+
+def test_text_tells_speed_memory_and_what_was_left_out() -> None:
+    where = measuring.Machine("cpu", "A processor", 2, 1, "2.13.0")
+    passes = [
+        measuring.Pass("TD4", "fp32", 8, 2000.0, 3, 3 * 2**30),
+        measuring.Pass("TD12", "fp32", 1, left_out="too large"),
+    ]
+    lines = measuring.passes_text(passes, {"TD4": 123.0, "TD12": 223.0}, where)
+    assert "A processor, 2 cores, 1 threads, PyTorch 2.13.0" in lines[0]
+    assert lines[-2].split() == ["TD4", "fp32", "8", "984", "2,000.0", "984", "3.00"]
+    assert lines[-1].endswith("left out: too large")
