@@ -75,9 +75,11 @@ class Study:
     """Train small transformers and a small UNet on the shapes world, and say which claims hold there."""
 
     output: Path = Path("runs/scaling")
-    """Where results.json, README.md and pictures go. What is there of the same study is not trained again."""
+    """Where results.json, README.md, plots and pictures go. What is there of the same study is not trained
+    again, so that a second start goes on."""
     minutes: float = 60.0
-    """Of wall time; what did not fit in is named in the report."""
+    """Of wall time. A run that is not likely to end in them is not begun, one that does not is given up, and
+    both are named in the report. How much a run trains does not depend on it."""
     processes: int = 2
     """Runs at the same time, each on one thread."""
     tiny: bool = False

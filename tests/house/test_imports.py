@@ -44,6 +44,7 @@ DOORS = {
         "pixart/pipeline/export.py",
         "pixart/scalability/unets.py",
         "pixart/scalability/parts.py",
+        "pixart/scalability/study/denoisers.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }
