@@ -9,7 +9,8 @@ from typing import Any, Literal
 EMBEDDED = "shapes"  # the name of the model that ships, where a path or hub id may stand
 EMBEDDED_CONTROL = "shapes-control"  # the same of the control that ships
 SAMPLINGS = ("conv", "average", "uniform", "uniform_every")
-MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family
+MAX_LENGTH = {"sigma": 300, "alpha": 120}  # caption tokens of each family, which read T5
+CLIP_LENGTH = 77  # of the text half of every published CLIP
 
 
 @dataclass(frozen=True)

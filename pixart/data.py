@@ -1,9 +1,10 @@
-"""`python -m pixart.data prepare|caption|filter|verify`: training data, before training.
+"""`python -m pixart.data prepare|caption|filter|clean|verify|statistics`: data, before training.
 
 prepare encodes pictures and captions once; caption lets a vision-language model write captions;
-filter scores pictures; verify finds what is damaged of what was prepared. All go on where they were
-stopped, and list what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad
-input, 1 failure, 130 cancelled.
+filter scores pictures; clean measures them and finds duplicates; verify finds what is damaged of what
+was prepared; statistics counts captions and their nouns. All go on where they were stopped, and list
+what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130
+cancelled.
 """
 
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pixart import process
 from pixart.command import DONE, one_line, parse, run_command
-from pixart.dataset.options import Caption, Command, Filter, Prepare, Verify
+from pixart.dataset.options import Caption, Clean, Command, Filter, Prepare, Statistics, Verify
 
 if TYPE_CHECKING:
     from pixart.dataset.prepare import Preparation
@@ -37,8 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(options: Prepare | Caption | Filter | Verify) -> int:
-    commands = {Prepare: prepare, Caption: caption, Filter: filter_, Verify: verify}
+def run(options: Prepare | Caption | Filter | Clean | Verify | Statistics) -> int:
+    commands = {
+        Prepare: prepare,
+        Caption: caption,
+        Filter: filter_,
+        Clean: clean,
+        Verify: verify,
+        Statistics: statistics,
+    }
     print(commands[type(options)](options))  # type: ignore[operator]
     return DONE
 
@@ -68,20 +76,23 @@ def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
     """What lists the samples, from the start each time."""
     from pixart.dataset.annotations import annotated
     from pixart.dataset.controls import with_controls
+    from pixart.dataset.funnel import kept
     from pixart.dataset.sources import open_source
 
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    return lambda: with_controls(
-        annotated(
+
+    def items() -> "Iterable[Item]":
+        found = annotated(
             open_source(options.source),
             prompt=options.prompt,
             captions=options.captions,
             scores=options.scores,
             min_score=options.min_score,
-        ),
-        options.control,
-    )
+        )
+        return with_controls(kept(found, options.keep, options.measurements), options.control)
+
+    return items
 
 
 def _preparation(options: Prepare) -> "Preparation":
@@ -119,7 +130,8 @@ def _origin(options: Prepare) -> str:
     control = [options.control] if options.control else []
     if options.control not in (None, MEMBERS, *MADE):
         control = [lasting(folder) for folder in control]
-    return repr([source, options.prompt, options.min_score, files, *control])
+    rules = [options.keep, os.path.abspath(options.measurements)] if options.measurements else []
+    return repr([source, options.prompt, options.min_score, files, *control, *rules])
 
 
 def caption(options: Caption) -> str:
@@ -131,7 +143,9 @@ def caption(options: Caption) -> str:
 
     check_output(options.output, options.source)
     items = open_source(options.source)
-    request = CaptionRequest(options.prompt, options.max_tokens, options.name, options.count)
+    request = CaptionRequest(
+        options.prompt, options.max_tokens, options.name, options.count, options.rank
+    )
     if options.endpoint:
         captioner = open_endpoint(options.endpoint, options.model, request)
         process.at_work()
@@ -155,6 +169,29 @@ def filter_(options: Filter) -> str:
     process.at_work()
     tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"
+
+
+def clean(options: Clean) -> str:
+    """Returns a sentence on what was measured, after the funnel where there are rules."""
+    from pixart.dataset import cleaning
+    from pixart.dataset.annotations import check_output
+    from pixart.dataset.sources import open_source
+    from pixart.files import check_writable
+
+    check_output(options.output, options.source)
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    cleaning.check_folder(options.output, options.source)
+    scorers = cleaning.open_scorers(options.scorer)
+    rules = cleaning.rules_of(options.keep, scorers)
+    first = [open_source(options.source)]  # refuses what it can before anything is written
+    check_writable(options.output)
+    process.at_work()
+
+    def items() -> "Iterable[Item]":
+        return first.pop() if first else open_source(options.source)
+
+    return cleaning.clean(items, options.output, scorers, rules, options.workers)
 
 
 def verify(options: Verify) -> str:
@@ -181,3 +218,35 @@ def verify(options: Verify) -> str:
         return told
     print(told)
     raise RuntimeError(found.complaint())
+
+
+def statistics(options: Statistics) -> str:
+    """Returns what data sets hold, as a table or as JSON."""
+    import json
+
+    from pixart.dataset.data_sets import names_of, open_data_set
+    from pixart.dataset.nouns import open_nouns
+    from pixart.dataset.statistics import Statistician, report, table, tokens_of
+
+    if not options.data:
+        raise ValueError("data must be one or more sources, got none")
+    statistician = Statistician(
+        options.captions,
+        open_nouns(options.nouns) if options.nouns else None,
+        tokens_of(options.tokenizer) if options.tokenizer else None,
+    )
+    process.at_work()
+    counts = []
+    for name, place in zip(names_of(options.data), options.data, strict=True):
+        data = open_data_set(place, options.score, lambda made_by: _items(made_by)())
+        counts.append(statistician.count(name, data.items, data.scores))
+    found = report(counts, statistician, options.nouns)
+    if options.json:
+        return json.dumps(found, indent=2)
+    for each in counts:
+        if each.example:
+            line = f"pixart.data: rejected {each.example.path} ({each.example.reason})"
+            more = f", and {each.rejected - 1} more" if each.rejected > 1 else ""
+            process.write_line(one_line(line) + more)
+    hint = "" if options.nouns else "\nnouns are counted with --nouns spacy:en_core_web_sm"
+    return table(found["data"]) + hint

@@ -113,7 +113,10 @@ class Endpoint:
     def text(self, question: Mapping[str, Any]) -> str:
         """The words of the first choice. Null, which the protocol allows, counts as no words. Raises what
         `ask` raises."""
-        answer = self.ask(question)
+        return self.text_of(self.ask(question))
+
+    def text_of(self, answer: Any) -> str:
+        """The words of the first choice of an answer, as `text` gives them."""
         try:
             text = answer["choices"][0]["message"]["content"]
         except (LookupError, TypeError):

@@ -39,9 +39,10 @@ class Options:
     """Train a recipe."""
 
     recipe: tyro.conf.Positional[str]
-    """A shipped recipe (alpha, controlnet, kv-convert, lora, shapes, shapes-clip, shapes-control, shapes-kv,
-    sigma) or a YAML file. Every field of a stage is an option too, and holds for all stages that are trained.
-    In its place, `plot RUN...` draws the curves of runs."""
+    """A shipped recipe (alpha, controlnet, kv-convert, lora, scalability, shapes, shapes-clip,
+    shapes-control, shapes-kv, sigma) or a YAML file. Every field of a stage is an option too, and holds for
+    all stages that are trained; --size NAME is a variant's (pixart.variants). In its place, `plot RUN...`
+    draws the curves of runs."""
     output: Path | None = None
     """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None
@@ -161,7 +162,8 @@ def read_command(arguments: list[str]) -> "tuple[Options, list[Stage]]":
     kinds = get_type_hints(Options, include_extras=True)
     del kinds["recipe"]
     settable = {name: kind for name, kind in stage_fields().items() if name != "name"}
-    settings, wrong = read_options(arguments[1:], settable | kinds)
+    # A size has a name too, in the place of its fields.
+    settings, wrong = read_options(arguments[1:], settable | {"size": str} | kinds)
     given: dict[str, Any] = {name: settings.pop(name) for name in kinds if name in settings}
     stages, more = attempt(lambda: load_recipe(arguments[0], settings, given.get("stage")))
     refuse([*wrong, *more])

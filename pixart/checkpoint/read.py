@@ -17,7 +17,7 @@ from pixart.checkpoint.names import (
     from_diffusers,
     recognise,
 )
-from pixart.config import MAX_LENGTH
+from pixart.config import CLIP_LENGTH, MAX_LENGTH
 from pixart.files import CheckpointError, listed, parse_json, read_json
 from pixart.tensors import FLOATS_OF_8_BITS, check_plain, container, read_safetensors, read_torch
 from pixart.weights import find_weights
@@ -276,6 +276,8 @@ def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None)
         contents.model_max_length = extra.get("model_max_length")
         contents.class_dropout_prob = extra.get("class_dropout_prob", 0.1)
     elif directory.name == "transformer" and index.is_file():
-        pipeline = str(read_json(index).get("_class_name")).lower()
+        parts = read_json(index)
+        pipeline, encoder = str(parts.get("_class_name")).lower(), parts.get("text_encoder")
         lengths = [length for family, length in MAX_LENGTH.items() if family in pipeline]
-        contents.model_max_length = lengths[0] if lengths else None
+        reads_clip = isinstance(encoder, list) and "CLIP" in str(encoder[-1:])
+        contents.model_max_length = CLIP_LENGTH if reads_clip else lengths[0] if lengths else None

@@ -148,6 +148,20 @@ class FeatureDataset:
         for entry in self.entries:
             _odds(entry, caption_weights)
 
+    def caption_mix(self, caption_weights: Mapping[str, float]) -> "CaptionMix":
+        """How often each caption is drawn. Raises ValueError as check_captions does."""
+        self._check_names(caption_weights)
+        shares = dict.fromkeys(self.caption_names, 0.0)
+        wanted = {name for name, weight in caption_weights.items() if weight > 0}
+        lacking = 0
+        for entry in self.entries:
+            odds = _odds(entry, caption_weights)
+            whole = sum(odds.values()) * len(self.entries)
+            for name, weight in odds.items():
+                shares[name] += weight / whole
+            lacking += not wanted <= {*odds, *map(_group, odds)}
+        return CaptionMix(shares, len(self.entries), lacking)
+
     def _check_names(self, weights: Mapping[str, float] | None) -> None:
         known = {*self.caption_names, *map(_group, self.caption_names)}
         if unknown := set(weights or ()) - known:
@@ -157,6 +171,46 @@ class FeatureDataset:
             )
         if any(weight < 0 for weight in (weights or {}).values()):
             raise ValueError(f"caption_weights must not be negative, got {weights}")
+
+
+@dataclass(frozen=True)
+class CaptionMix:
+    """shares: of the captions that are drawn over all samples, by name; together 1. lacking: samples, of so
+    many, without a caption of some name that has a weight, which they give to their others."""
+
+    shares: Mapping[str, float]
+    samples: int
+    lacking: int
+
+    def __str__(self) -> str:
+        """Captions of a group that are as likely together: "prompt 62 %, synth.1 … synth.5 7.6 % each"."""
+        together: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(self.shares, key=_in_order):
+            share = 100 * self.shares[name]
+            percent = f"{share:.0f}" if share >= 9.95 or not share else f"{share:.2g}"
+            together.setdefault((_group(name), percent), []).append(name)
+        said = [
+            f"{_run_of(names)} {percent} %{' each' if len(names) > 1 else ''}"
+            for (_, percent), names in together.items()
+        ]
+        if self.lacking:
+            said[-1] += (
+                f"; {self.lacking} of {self.samples} pictures lack one of these, and show their others"
+            )
+        return ", ".join(said)
+
+
+def _run_of(names: Sequence[str]) -> str:
+    numbers = [_in_order(name)[1] for name in names]
+    if len(names) > 2 and numbers == list(range(numbers[0], numbers[0] + len(names))):
+        return f"{names[0]} … {names[-1]}"
+    return ", ".join(names)
+
+
+def _in_order(name: str) -> tuple[str, int, str]:
+    """By group, and in it by number: synth.2 before synth.10."""
+    group, _, number = name.partition(".")
+    return group, int(number) if number.isdecimal() else 0, name
 
 
 def pad(captions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

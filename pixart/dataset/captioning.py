@@ -1,12 +1,15 @@
 """`caption`: captions by a vision-language model, of transformers or behind an HTTP endpoint.
 
 The step that PixArt-Σ does with Share-Captioner: long captions beside the raw ones, of which training
-draws one by weights. A single caption is the likeliest one; several are sampled, so that they differ.
+draws one by weights. A single caption is the likeliest one. Several are sampled, by seeds 0, 1, 2 ... for every
+picture: a caption that was there already is passed over, so that they differ. They may be ordered by the
+mean log-likelihood of their tokens, as arXiv:2404.02883 sorts its five by confidence.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +24,35 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-Captioner = Callable[["Image"], list[str]]
+NO_LIKELIHOODS = (
+    "must answer with log-likelihoods (logprobs) for --rank, it does not; leave --rank out"
+)
+DRAWS = 4  # seeds that are tried for each of several captions, until so many differ
+
+
+@dataclass(frozen=True)
+class Written:
+    """A caption. likelihood: the mean natural logarithm of the probability that the model gave to each of its
+    tokens, its end among them, without sampling's limits; None where that was not asked for."""
+
+    text: str
+    likelihood: float | None = None
+
+
+# From a picture to what writes a caption of it by a seed.
+Captioner = Callable[["Image"], Callable[[int], Written]]
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """prompt: what the model is asked. name: of the caption; several are NAME.1 ... NAME.count."""
+    """prompt: what the model is asked. name: of the caption; several are NAME.1 ... NAME.count. is_ranked:
+    the likeliest first."""
 
     prompt: str
     max_tokens: int = 300
     name: str = "long"
     count: int = 1
+    is_ranked: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.max_tokens < 1:
@@ -40,6 +61,8 @@ class CaptionRequest:
             )
         if not self.name or "." in self.name or "/" in self.name:
             raise ValueError(f"name must be a word without . and /, got {self.name!r}")
+        if self.is_ranked and self.count == 1:
+            raise ValueError("--rank must have captions to order, got --count 1; give --count 5")
 
     @property
     def names(self) -> list[str]:
@@ -51,18 +74,55 @@ class CaptionRequest:
 def caption_source(
     items: Iterable[Item], output: Path, captioner: Captioner, request: CaptionRequest, workers: int
 ) -> Tally:
-    """Append {"path", "captions"} for every picture that has no captions of these names yet."""
+    """Append {"path", "captions"} for every picture that has no captions of these names yet; where they are
+    ranked, "likelihoods" by name beside them; where fewer differ than were asked for, "asked", the count.
+    """
+    names = request.names
 
     def annotate_one(image: "Image") -> dict[str, Any]:
-        captions = [" ".join(without_controls(text).split()) for text in captioner(image)]
-        if not all(captions):
-            raise ImageError("the model gave an empty caption")
-        return {"captions": dict(zip(request.names, captions, strict=True))}
+        written = several(captioner(image), request)
+        values: dict[str, Any] = {
+            "captions": {name: one.text for name, one in zip(names, written, strict=False)}
+        }
+        if request.is_ranked:
+            values["likelihoods"] = {
+                name: one.likelihood for name, one in zip(names, written, strict=False)
+            }
+        return values if len(written) == len(names) else {**values, "asked": request.count}
 
     def is_known(line: Mapping[str, Any]) -> bool:
-        return set(request.names) <= set(line.get("captions") or ())
+        captions = line.get("captions") or {}
+        if not isinstance(captions, dict) or names[0] not in captions:
+            return False
+        if request.is_ranked and names[0] not in (line.get("likelihoods") or {}):
+            # Beside the new ones, those that were not replaced would stay.
+            raise ValueError(
+                f"{output} must hold ranked captions with --rank, {names[0]} of {line['path']} is not; "
+                "give another OUTPUT or --name"
+            )
+        return set(names) <= captions.keys() or line.get("asked") == request.count
 
     return annotate(items, output, annotate_one, is_known, workers)
+
+
+def several(write: Callable[[int], Written], request: CaptionRequest) -> list[Written]:
+    """Captions that differ, as many as are asked for unless the model gives fewer in DRAWS times as many tries;
+    the likeliest first if they are ranked. Raises ImageError where all are empty."""
+    found: dict[str, Written] = {}
+    for seed in range(1 if request.count == 1 else DRAWS * request.count):
+        one = write(seed)
+        text = " ".join(without_controls(one.text).split())
+        if text:
+            # The same words may have come of other tokens: what was met first stays.
+            found.setdefault(text, replace(one, text=text))
+        if len(found) == request.count:
+            break
+    if not found:
+        raise ImageError("the model gave an empty caption")
+    written = list(found.values())
+    if request.is_ranked:
+        written.sort(key=lambda one: -(one.likelihood or 0.0))
+    return written
 
 
 def open_model(path: str, request: CaptionRequest, device: "torch.device | str") -> Captioner:
@@ -86,21 +146,44 @@ def open_model(path: str, request: CaptionRequest, device: "torch.device | str")
     except (OSError, ValueError) as error:
         raise ValueError(f"model must be a vision-language model, got {path} ({error})") from error
     model = model.eval().to(device)
-    options = {"max_new_tokens": request.max_tokens, "do_sample": request.count > 1}
+    options: dict[str, Any] = {
+        "max_new_tokens": request.max_tokens,
+        "do_sample": request.count > 1,
+        "return_dict_in_generate": True,
+    }
+    if request.is_ranked:  # with beams, logits are of other tokens than those that are left
+        options |= {"output_logits": True, "num_beams": 1}
 
-    @torch.no_grad()
-    def captioner(image: "Image") -> list[str]:
+    def captioner(image: "Image") -> Callable[[int], Written]:
         inputs = _inputs(processor, image, request.prompt).to(device, dtype)
         # What is generated begins with the question.
         asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        texts = []
-        for number in range(request.count):
-            torch.manual_seed(number)  # a picture's captions do not depend on those before it
-            tokens = model.generate(**inputs, **options)[0, asked:]
-            texts.append(processor.decode(tokens, skip_special_tokens=True).strip())
-        return texts
+
+        @torch.no_grad()
+        def write(seed: int) -> Written:
+            torch.manual_seed(seed)  # a picture's captions do not depend on those before it
+            given = model.generate(**inputs, **options)
+            tokens = getattr(given, "sequences", given)[0, asked:]
+            text = processor.decode(tokens, skip_special_tokens=True).strip()
+            return Written(text, _likelihood(given, path) if request.is_ranked else None)
+
+        return write
 
     return captioner
+
+
+def _likelihood(given: Any, path: str) -> float:
+    """Of what `generate` gave: the mean log-likelihood of the tokens that it drew."""
+    import torch
+
+    logits = getattr(given, "logits", None)
+    if not logits:
+        raise ValueError(
+            f"model must give likelihoods for --rank, {path} gives none; leave --rank out, or take another"
+        )
+    drawn = given.sequences[0, -len(logits) :]
+    each = torch.stack([one[0] for one in logits]).float().log_softmax(1)
+    return float(each.gather(1, drawn.to(each.device)[:, None]).double().mean())
 
 
 def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:
@@ -108,7 +191,7 @@ def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captione
     from OPENAI_API_KEY, unless the address holds user:password. See pixart.endpoint."""
     endpoint = Endpoint(address, os.environ.get("OPENAI_API_KEY"))
 
-    def captioner(image: "Image") -> list[str]:
+    def captioner(image: "Image") -> Callable[[int], Written]:
         content = [
             {"type": "text", "text": request.prompt},
             {"type": "image_url", "image_url": {"url": data_url(image)}},
@@ -119,13 +202,34 @@ def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captione
             "max_tokens": request.max_tokens,
             "temperature": 0.0 if request.count == 1 else 1.0,
             "stream": False,
+            **({"logprobs": True} if request.is_ranked else {}),
         }
-        try:
-            return [endpoint.text(question | {"seed": n}) for n in range(request.count)]
-        except Refused as error:
-            raise ImageError(str(error)) from error
+
+        def write(seed: int) -> Written:
+            try:
+                answer = endpoint.ask(question | {"seed": seed})
+            except Refused as error:
+                if request.is_ranked and "logprob" in str(error):  # it refuses all pictures
+                    raise endpoint.failure(f"{NO_LIKELIHOODS} ({error})") from error
+                raise ImageError(str(error)) from error
+            text = endpoint.text_of(answer)
+            return Written(text, _answered(answer, endpoint) if request.is_ranked else None)
+
+        return write
 
     return captioner
+
+
+def _answered(answer: Any, endpoint: Endpoint) -> float:
+    """The mean log-likelihood of the tokens of an answer. EndpointError where it holds none."""
+    try:
+        each = [float(token["logprob"]) for token in answer["choices"][0]["logprobs"]["content"]]
+        mean = sum(each) / len(each)
+    except (LookupError, TypeError, ValueError, ZeroDivisionError):
+        mean = math.nan
+    if not math.isfinite(mean):
+        raise endpoint.failure(NO_LIKELIHOODS)
+    return mean
 
 
 def _inputs(processor: Any, image: "Image", prompt: str) -> Any:

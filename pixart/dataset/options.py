@@ -1,4 +1,4 @@
-"""The options of `python -m pixart.data prepare|caption|filter|verify`."""
+"""The options of `python -m pixart.data prepare|caption|filter|clean|verify|statistics`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ class Prepare:
     """A file that `filter` wrote."""
     min_score: float | None = None
     """Leave out pictures with a score below this."""
+    keep: str | None = None
+    """Keep pictures of which this holds: "min(width,height)>=512 and not duplicate". Needs --measurements."""
+    measurements: Path | None = None
+    """A file that `clean` wrote."""
     control: str | None = None
     """Pictures that steer, to train a control: a folder with one of the same name and size for each,
     "members" for KEY.control.png of tar shards, or canny, hed, depth or pose, made of each picture."""
@@ -44,13 +48,13 @@ class Prepare:
     """Reject pictures whose shorter side has fewer pixels. Default half the shorter side of the bucket
     that they would be scaled up to."""
     max_length: int | None = None
-    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ."""
+    """Tokens of a caption that are kept. Default 120 for α, 300 for Σ, 77 for a CLIP."""
     half: bool = False
     """Store latents in fp16 rather than fp32."""
     vae_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The VAE's precision."""
     text_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """The precision of T5 and of the stored features. Default bf16 if T5 is large, else fp32."""
+    """The precision of the text encoder and of the stored features. Default bf16 if it is large, else fp32."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     workers: int = 4
@@ -70,7 +74,9 @@ class Caption:
     name: str = "long"
     """The caption's name, by which training weights captions."""
     count: int = 1
-    """Captions per picture. Several are sampled and called NAME.1, NAME.2 ..."""
+    """Captions per picture. Several are sampled, differ, and are called NAME.1, NAME.2 ..."""
+    rank: bool = False
+    """Order the several by their mean log-likelihood a token, so that NAME.1 is the model's surest."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it
     wants one, is read from the environment variable OPENAI_API_KEY; it goes to no other server."""
@@ -97,6 +103,24 @@ class Filter:
 
 
 @dataclass(frozen=True)
+class Clean:
+    """Measure pictures and captions, and find duplicates; nothing is left out."""
+
+    source: Source
+    """As in prepare; pictures need no captions."""
+    output: Path
+    """A .jsonl file to write, a line a picture; give it to prepare with --measurements and --keep. The
+    folder of its name without .jsonl has an overview, and what lets a stopped run go on."""
+    scorer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """[NAME=]MODULE:FUNCTION; called with an RGB Pillow image, and with the caption if it takes two
+    arguments, it returns a number. May be given several times."""
+    keep: str | None = None
+    """Count what an expression would keep, rule by rule, and show what it would not."""
+    workers: int = 4
+    """Threads that read and measure pictures."""
+
+
+@dataclass(frozen=True)
 class Verify:
     """Find the damaged files of a prepared directory, and make them again from its source."""
 
@@ -108,9 +132,32 @@ class Verify:
     """Print what was found and done as JSON."""
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Count pictures, captions and nouns of data sets, side by side."""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA [DATA ...]")]
+    """Sources as in prepare, or what it filled (whose source is read again). Behind a + each takes files
+    that caption or filter wrote: pictures+synth.jsonl+scores.jsonl."""
+    captions: tuple[str, ...] = ()
+    """Names of captions to count apart, each in a column; synth is synth.1, synth.2 ... together. Default
+    all of a picture together."""
+    nouns: str | None = None
+    """What finds nouns: spacy:MODEL (spacy:en_core_web_sm), words:FILE (a noun a line, other forms behind
+    commas), MODULE:FUNCTION (from a caption to its nouns), or shapes. Default nouns are not counted."""
+    tokenizer: Path | None = None
+    """T5's tokenizer, to count tokens: its folder, that of a pipeline, or shapes."""
+    score: str | None = None
+    """The score of the files to average. Default aesthetic, or else score, as filter calls its own."""
+    json: bool = False
+    """Print the numbers as JSON."""
+
+
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Filter, tyro.conf.subcommand("filter")]
+    | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Statistics, tyro.conf.subcommand("statistics")]
 )

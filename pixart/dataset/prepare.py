@@ -1,4 +1,4 @@
-"""`prepare`: pictures and captions to VAE moments and T5 features, once, on disk.
+"""`prepare`: pictures and captions to VAE moments and text features, once, on disk.
 
 What cannot be used is quarantined: it is left out, listed in report.json with its resolution and
 reason, and the work goes on.
@@ -33,7 +33,7 @@ from pixart.dataset.samples import Item, Rejected, Sample
 from pixart.files import digest, fingerprint, write_json
 from pixart.locks import claimed, occupied
 from pixart.pipeline.captions import as_trained
-from pixart.pipeline.directory import family_of, open_directory
+from pixart.pipeline.directory import caption_length_of, family_of, open_directory
 from pixart.pipeline.directory import text_dtype as default_text_dtype
 from pixart.progress import counted
 from pixart.text.encoder import TextEncoder
@@ -298,11 +298,12 @@ def open_encoders(
     max_length: int | None = None,
 ) -> Encoders:
     """The VAE and the text encoder of a pipeline directory, a hub id, or "shapes". text_dtype: None
-    is bf16 for a large one, else fp32. max_length: None is the family's."""
+    is bf16 for a large one, else fp32. max_length: None is that of the pipeline's CLIP, or its family's."""
     directory = open_directory(pipeline, with_transformer=False)
     of_length: Family = "alpha" if max_length == MAX_LENGTH["alpha"] else "sigma"
     family = family_of(directory) or of_length
-    max_length = MAX_LENGTH[family] if max_length is None else max_length
+    if max_length is None:
+        max_length = caption_length_of(directory) or MAX_LENGTH[family]
     text_dtype = text_dtype or default_text_dtype(directory, None, torch.float32)[0]
     vae = VAE.from_pretrained(directory, dtype=vae_dtype, device=device)
     # No cache of prompts: the features are kept here, and once is enough.

@@ -25,18 +25,23 @@ Scorer = Callable[["Image"], float]
 
 def load_scorer(name: str) -> Scorer:
     """The function that "module:function" names. Raises ValueError if there is none."""
+    return load_function(name, "scorer")
+
+
+def load_function(name: str, what: str) -> Callable[..., Any]:
+    """The same of any function. what: it is, for messages."""
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        raise ValueError(f"scorer must be MODULE:FUNCTION, got {name!r}")
+        raise ValueError(f"{what} must be MODULE:FUNCTION, got {name!r}")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"scorer must be importable, got {name!r} ({reason})") from error
-    scorer = getattr(module, function_name, None)
-    if not callable(scorer):
-        raise ValueError(f"scorer must be a function of {module_name}, got {function_name!r}")
-    return scorer
+        raise ValueError(f"{what} must be importable, got {name!r} ({reason})") from error
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"{what} must be a function of {module_name}, got {function_name!r}")
+    return function
 
 
 def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:

@@ -16,13 +16,20 @@ from pixart.releases import release_named
 from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import default_steps, make_scheduler
 from pixart.text.encoder import Quantization
+from pixart.text.networks import features_width, longest_caption
 from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
 SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
 INDEX = "model_index.json"
 PARTS = ("tokenizer", "text_encoder", "vae", "scheduler")
 _FILES = ("*.safetensors", "*.bin", "*.model")
-_PIPELINE_FILES = ("*.json", "*/*.json", *(f"{part}/{kind}" for part in PARTS for kind in _FILES))
+# merges.txt is half of a CLIP's tokenizer.
+_PIPELINE_FILES = (
+    "*.json",
+    "*/*.json",
+    "tokenizer/*.txt",
+    *(f"{part}/{kind}" for part in PARTS for kind in _FILES),
+)
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
@@ -60,10 +67,17 @@ def family_of(directory: Path) -> Family | None:
     return next((cast(Family, family) for family in MAX_LENGTH if family in name), None)
 
 
+def caption_length_of(directory: Path) -> int | None:
+    """The caption tokens of a pipeline: those that its CLIP has positions for, or else of its family; None
+    if it names neither."""
+    family = family_of(directory)
+    length = longest_caption(directory / "text_encoder")
+    return length or (None if family is None else MAX_LENGTH[family])
+
+
 def surroundings(directory: Path) -> Surroundings:
     """What the pipeline tells about another transformer that takes the place of its own."""
-    family = family_of(directory)
-    length = None if family is None else MAX_LENGTH[family]
+    length = caption_length_of(directory)
     file = directory / "transformer" / CONFIG
     if not file.is_file():
         return Surroundings(length)
@@ -113,18 +127,25 @@ def choose_variants(
 
 def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
     """Refuse a transformer that was made for another pipeline, before anything is run."""
+    encoder = directory / "text_encoder"
+    channels = read_json(directory / "vae" / "config.json").get("latent_channels")
     pairs = (
-        ("text_encoder", "d_model", "caption_channels"),
-        ("vae", "latent_channels", "in_channels"),
+        ("text_encoder", features_width(encoder), "caption_channels"),
+        ("vae", channels, "in_channels"),
     )
-    for folder, theirs, ours in pairs:
-        given = read_json(directory / folder / "config.json").get(theirs)
+    for folder, given, ours in pairs:
         expected = getattr(config, ours)
         if given is not None and given != expected:
             raise CheckpointError(
                 f"{path}: is made for {expected} {ours.replace('_', ' ')}, but {directory / folder} "
                 f"has {given}; give the pipeline that it belongs to with --model"
             )
+    most = longest_caption(encoder)
+    if most is not None and config.model_max_length > most:
+        raise CheckpointError(
+            f"{path}: is made for captions of {config.model_max_length} tokens, but the CLIP in {encoder} "
+            f"has positions for {most}; give the pipeline that it belongs to with --model"
+        )
 
 
 def text_dtype(

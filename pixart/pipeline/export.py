@@ -16,6 +16,7 @@ from pixart.libraries import importing, silenced
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
+from pixart.text.networks import kind_of
 from pixart.weights import check_finite
 
 _CLASSES = {"sigma": "PixArtSigmaPipeline", "alpha": "PixArtAlphaPipeline"}
@@ -26,6 +27,10 @@ MODEL_INDEX = {
     "tokenizer": ["transformers", "T5Tokenizer"],
     "transformer": ["diffusers", "PixArtTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
+}
+CLIP_CLASSES = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
 }
 SPECIAL_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
@@ -79,13 +84,21 @@ def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
         for file in sorted((source / part).rglob("*")):
             if file.is_file():
                 _link(file, directory / part / file.relative_to(source / part))
-    index = read_json(source / INDEX) if (source / INDEX).is_file() else dict(MODEL_INDEX)
+    index = read_json(source / INDEX) if (source / INDEX).is_file() else _index_of(source)
+    # Of a pipeline of another kind, what belongs to that alone.
+    index = {name: value for name, value in index.items() if name[0] == "_" or name in PARTS}
     family = family_of(source)
     if (trained := choose_family(config, family, True)) != family:
         index["_class_name"] = _CLASSES[trained]
     write_config(directory / INDEX, {**index, "transformer": MODEL_INDEX["transformer"]})
     if (source / SAMPLING).is_file():
         write_config(directory / SAMPLING, read_json(source / SAMPLING))
+
+
+def _index_of(source: Path) -> dict[str, Any]:
+    """The classes of a pipeline's parts, which does not name them itself."""
+    is_clip = kind_of(source / "text_encoder") == "clip"
+    return MODEL_INDEX | (CLIP_CLASSES if is_clip else {})
 
 
 def _link(file: Path, place: Path) -> None:

@@ -32,10 +32,40 @@ class Table:
 class Fit:
     """Fit a scaling law to runs, with intervals; what the runs do not tell is called not identified."""
 
-    file: tyro.conf.Positional[Path]
-    """results.json of a study, .jsonl, or .csv: a line for each measurement, with the run it is of."""
+    file: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FILE")] = None
+    """results.json of a study, .jsonl, or .csv with a header: a line for each measurement, with the run it is
+    of. Without it, --published."""
     form: tuple[str, ...] = ("a*x^-b+c",)
     """a*x^b, a*x^-b+c, or chinchilla (E + A/N^alpha + B/D^beta); several to compare."""
+    x: str = "compute"
+    """The column of x. A column within an object has a dot: accuracy.colour."""
+    y: str = "loss"
+    """The column of y."""
+    run: str = "run"
+    """The column of runs, which the bootstrap draws: checkpoints of one are one cluster. "" where every line
+    is a run of its own."""
+    n: str = "params"
+    """The column of N, of chinchilla and --optimal-at."""
+    d: str = "images"
+    """The column of D, of chinchilla."""
+    se: str | None = None
+    """The column of y's standard error, by which lines are weighted."""
+    maximum: float | None = None
+    """Of a score, the best there can be: fit what is missing, maximum - y, which falls."""
+    higher_is_better: bool = False
+    """y is a score: its front is the upper one."""
+    pareto: bool = False
+    """Fit the Pareto front only, the hull in log-log."""
+    optimal_at: tuple[float, ...] = ()
+    """Also the N with the lowest y at each of these x, which then is compute."""
+    plot: Path | None = None
+    """An .svg or .png to draw measurements and laws into; needs matplotlib."""
+    published: bool = False
+    """The paper's own laws, and what their digits can say."""
+    resamples: int = 1000
+    """Of the bootstrap."""
+    seed: int = 0
+    """Of the bootstrap."""
     json: bool = False
     """Print what was found as JSON."""
 
@@ -45,9 +75,11 @@ class Study:
     """Train small transformers and a small UNet on the shapes world, and say which claims hold there."""
 
     output: Path = Path("runs/scaling")
-    """Where results.json, README.md and pictures go. What is there of the same study is not trained again."""
+    """Where results.json, README.md, plots and pictures go. What is there of the same study is not trained
+    again, so that a second start goes on."""
     minutes: float = 60.0
-    """Of wall time; what did not fit in is named in the report."""
+    """Of wall time. A run that is not likely to end in them is not begun, one that does not is given up, and
+    both are named in the report. How much a run trains does not depend on it."""
     processes: int = 2
     """Runs at the same time, each on one thread."""
     tiny: bool = False

@@ -79,6 +79,12 @@ _FILLERS = frozenset(
         "lower",
     ]
 )
+# What the grammar's sentences name, by each form of it: shapes, and what a picture has.
+_NOUNS = {
+    **_WORD_SHAPES,
+    **{noun: noun for noun in ("background", "picture", "drawing", "corner", "center", "middle")},
+    "centre": "center",
+}
 WORDS = frozenset(
     _FILLERS | {*COLOURS, *_WORD_SIZES, *_WORD_COUNTS, *_WORD_SHAPES, *_WORD_BACKGROUNDS}
 )
@@ -171,6 +177,12 @@ def _with_background(body: str, background: str, rng: random.Random, omit: float
 def words_of(text: str) -> list[str]:
     """The words of a sentence, lower-case, without punctuation."""
     return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def nouns_of(text: str) -> list[str]:
+    """The nouns of a sentence of the grammar, in their singular, each as often as it is named. Sides ("at
+    the left") and colours ("on white") are none, nor is "one" in the place of a shape."""
+    return [_NOUNS[word] for word in words_of(text) if word in _NOUNS]
 
 
 def unknown_words(text: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Prompts to T5 features, and the on-disk cache that makes T5 optional the second time.
+"""Prompts to the features of T5 or of a CLIP, and the on-disk cache that makes either optional the second
+time.
 
 The tokenizer and the encoder are read from a pipeline directory's `tokenizer/` and `text_encoder/`,
 neither before a prompt needs it: when every prompt is cached, transformers is not even imported.
@@ -7,6 +8,12 @@ Numerics. Prompts are encoded one at a time and without padding, so features dep
 alone, bit for bit, and never on its batch. The official code pads to the limit and masks the
 padding; the kept tokens are the same but for rounding (relative 1e-6 in fp32), and 300 tokens cost
 fifteen times as much as 20. Padding that is to be *seen* is the one exception: see `keep_padding`.
+
+A CLIP is used as Stable Diffusion 2 uses OpenCLIP-H: the output of its penultimate layer (`networks`), with
+the final LayerNorm, of all `max_length` tokens, every one of which counts. Padding is behind the text and
+a CLIP is causal: it changes no feature of the text, and sums the text up. Whether the transformers of "On
+the Scalability of Diffusion-based Text-to-Image Generation" saw it the paper does not say; its UNets did,
+which know no mask, and its GMACs are those of 77 tokens. So do ours: PromptEmbeddings of a CLIP mask nothing.
 
 Null captions. diffusers encodes "" and attends to its one token: `encode([""])`. The Σ reference
 code shows T5("") padded to 300 through the prompt's own mask, the α one shows its stored table in
@@ -17,7 +24,6 @@ that way: `encode([""], keep_padding=True).with_mask_of(prompts)`, or
 import gc
 import importlib.metadata
 import importlib.util
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,31 +34,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixart.device import return_cached
-from pixart.files import CheckpointError, check_text, fingerprint, read_json
-from pixart.libraries import importing, silenced
-from pixart.tensors import check_size
+from pixart.files import CheckpointError, check_text, fingerprint
 from pixart.text.cache import Encoded, PromptCache, default_cache_dir
+from pixart.text.networks import kind_of, load_network, longest_caption
 from pixart.text.tokenizer import Tokenizer, load_tokenizer, tokenize
-from pixart.weights import (
-    T5_WEIGHTS,
-    NotFiniteError,
-    check_finite,
-    check_loaded,
-    errors_naming,
-    find_weights,
-)
+from pixart.weights import NotFiniteError
 
 Quantization = Literal["8bit", "4bit"]
-# What transformers takes for a size that a config.json leaves out.
-_T5_DEFAULTS = {
-    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-}  # fmt: skip
+LENGTH_OF_T5 = 300  # tokens, where nobody says how many
 
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """T5 features of B prompts: features (B, L, C), mask (B, L) bool, true where a token counts."""
+    """Features of B prompts: features (B, L, C), mask (B, L) bool, true where a token counts."""
 
     features: Tensor
     mask: Tensor
@@ -106,7 +100,7 @@ class PromptEmbeddings:
 
 @dataclass(eq=False)
 class TextEncoder:
-    """T5 from a pipeline directory, loaded when a prompt is not cached: see `from_pretrained`.
+    """T5 or a CLIP from a pipeline directory, loaded when a prompt is not cached: see `from_pretrained`.
 
     Text is taken as it is but for surrounding space. α's captions were lowercased in training, Σ's
     were not; diffusers' pipelines lowercase for both, which matters to whoever compares images.
@@ -122,6 +116,7 @@ class TextEncoder:
     _cache: PromptCache | None = field(default=None, init=False, repr=False)
     _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False)
     _model: Any = field(default=None, init=False, repr=False)
+    _is_clip: bool | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -130,13 +125,14 @@ class TextEncoder:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
-        max_length: int = 300,
+        max_length: int | None = None,
         quantization: Quantization | None = None,
         cache_dir: str | Path | None = "auto",
         variant: str | None = None,
     ) -> "TextEncoder":
-        """Checks the arguments and reads nothing yet.
+        """Checks the arguments and reads no weights yet.
 
+        max_length: tokens of a prompt; None is 300 of T5, and as many as a CLIP has positions for, 77.
         cache_dir: "auto" is the user's cache directory, and no cache where that cannot be used; None is no
         cache. variant: "fp16" or
         another of the weights; None takes the plain ones, or the only variant there is. bf16 is the safe half
@@ -147,12 +143,26 @@ class TextEncoder:
         for folder in ("tokenizer", "text_encoder"):
             if not (directory / folder).is_dir():
                 raise FileNotFoundError(f"{directory} must have a {folder} folder, it has none")
+        most = longest_caption(directory / "text_encoder")
+        max_length = (most or LENGTH_OF_T5) if max_length is None else max_length
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
+        if most is not None and max_length > most:
+            raise ValueError(
+                f"max_length must be at most {most} for the CLIP in {directory / 'text_encoder'}, which has "
+                f"positions for no more tokens, got {max_length}"
+            )
         if "\0" in str(cache_dir):  # which no system call takes
             raise ValueError(f"cache_dir must be a folder, got {str(cache_dir)!r}")
         _check_quantization(quantization, device)
         return cls(directory, dtype, device, max_length, quantization, cache_dir or None, variant)
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is the text half of a CLIP, whose prompts are padded; else it is T5."""
+        if self._is_clip is None:
+            self._is_clip = kind_of(self.directory / "text_encoder") == "clip"
+        return self._is_clip
 
     @property
     def is_loaded(self) -> bool:
@@ -163,7 +173,8 @@ class TextEncoder:
         """Features of the prompts on the encoder's device, padded to the longest of them.
 
         keep_padding pads every prompt to max_length before T5 sees it and keeps what T5 makes of
-        the padding; the mask still marks the prompt's own tokens. A prompt over the limit is cut,
+        the padding; the mask still marks the prompt's own tokens. A CLIP's are always padded, and
+        all count: there it changes nothing. A prompt over the limit is cut,
         with a warning that shows the lost text.
         """
         if isinstance(prompts, str) or not prompts:
@@ -171,6 +182,7 @@ class TextEncoder:
         for prompt in prompts:
             check_text("prompt", prompt)
         texts = [prompt.strip() for prompt in prompts]
+        keep_padding = keep_padding and not self.is_clip
         # Each text once: pictures of a batch mostly share their negative prompt.
         encoded = {text: self._encode_one(text, keep_padding) for text in dict.fromkeys(texts)}
         for item in encoded.values():
@@ -184,6 +196,7 @@ class TextEncoder:
     def is_cached(self, prompt: str, *, keep_padding: bool = False) -> bool:
         """Whether encoding the prompt needs neither the weights nor the tokenizer."""
         cache = self._opened_cache()
+        keep_padding = keep_padding and not self.is_clip
         return cache is not None and cache.holds(prompt.strip(), keep_padding, self.dtype)
 
     def release(self) -> None:
@@ -216,25 +229,41 @@ class TextEncoder:
     @torch.no_grad()
     def _run(self, text: str, keep_padding: bool) -> Encoded:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.directory / "tokenizer")
+            kind = "clip" if self.is_clip else "t5"
+            self._tokenizer = load_tokenizer(self.directory / "tokenizer", kind)
         ids, cut = tokenize(self._tokenizer, text, self.max_length)
-        # T5 pads with token 0.
-        padding = self.max_length - len(ids) if keep_padding else 0
-        input_ids = torch.tensor([ids + [0] * padding], device=self.device)
-        mask = torch.tensor([[1] * len(ids) + [0] * padding], device=self.device)
-        output = self._ready_model()(input_ids=input_ids, attention_mask=mask)
+        padding = self.max_length - len(ids) if keep_padding or self.is_clip else 0
+        seen = len(ids) + padding if self.is_clip else len(ids)
+        padded = ids + [self._tokenizer.padding] * padding
+        model = self._ready_model()
+        self._check_ids(padded, model.config.vocab_size)
+        mask = [1] * seen + [0] * (len(padded) - seen)
+        output = model(
+            input_ids=torch.tensor([padded], device=self.device),
+            attention_mask=torch.tensor([mask], device=self.device),
+        )
         features = output.last_hidden_state[0].to(self.dtype).cpu()
         if not features.isfinite().all():
             raise NotFiniteError(
                 f"{self.directory / 'text_encoder'}: must give finite features, got others for "
                 f"{text[:60]!r}; use bf16 or fp32 for the text encoder, not {self.dtype}"
             )
-        return Encoded(features, len(ids), cut)
+        return Encoded(features, seen, cut)
+
+    def _check_ids(self, ids: list[int], vocabulary: int) -> None:
+        """A tokenizer of another encoder gives tokens that this one has no vectors for."""
+        if max(ids) >= vocabulary:
+            raise CheckpointError(
+                f"{self.directory / 'tokenizer'}: must be that of the text encoder, which knows "
+                f"{vocabulary} tokens, got token {max(ids)}"
+            )
 
     def _ready_model(self) -> Any:
         if self._model is None:
             folder = self.directory / "text_encoder"
-            self._model = _load_t5(folder, self.dtype, self.device, self.quantization, self.variant)
+            self._model = load_network(
+                folder, self.dtype, self.device, self.quantization, self.variant
+            )
         return self._model
 
     def _collated(self, items: list[Encoded]) -> PromptEmbeddings:
@@ -256,6 +285,8 @@ class TextEncoder:
             # Devices and versions differ in rounding.
             "device": self.device.type,
             "software": [importlib.metadata.version(name) for name in ("torch", "transformers")],
+            # The keys of T5 are those of before.
+            **({"network": "clip"} if self.is_clip else {}),
         }
 
 
@@ -273,91 +304,3 @@ def _check_quantization(quantization: str | None, device: torch.device) -> None:
     if missing:
         command = f"pip install {' '.join(missing)}"
         raise ModuleNotFoundError(f"text-encoder-dtype {quantization} needs: {command}")
-
-
-def _load_t5(
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantization: str | None,
-    variant: str | None,
-) -> Any:
-    with importing():
-        from transformers.models.t5.modeling_t5 import T5EncoderModel
-
-    files, variant = find_weights(folder, variant, T5_WEIGHTS)
-    _check_size(folder, files)
-    options: dict[str, Any] = {
-        "torch_dtype": dtype,  # transformers 4.45 knows no `dtype`
-        "variant": variant,
-        "use_safetensors": files[0].suffix == ".safetensors",
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # check_complete refuses them, and the rest with them
-    }
-    if quantization:
-        options |= _bitsandbytes_options(quantization, dtype, device)
-    with errors_naming(folder), silenced():
-        loaded: Any = T5EncoderModel.from_pretrained(folder, **options)
-    model, info = loaded
-    check_complete(folder, info, quantization)
-    check_finite(dict(model.named_parameters()), str(folder))
-    # bitsandbytes has placed its weights; most versions of transformers refuse to move them.
-    return model.eval() if quantization else model.eval().to(device)
-
-
-def _check_epsilon(value: object) -> None:
-    """An infinite one makes every caption the same, all zeros."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= 1:  # type: ignore[operator]
-        raise ValueError(f"layer_norm_epsilon must be a number above 0, up to 1, got {value!r:.60}")
-
-
-def _check_size(folder: Path, files: list[Path]) -> None:
-    """Raise CheckpointError for a configuration of more weights than the files hold, before the memory
-    for them is taken."""
-    config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
-    try:
-        _check_epsilon(config.get("layer_norm_epsilon", 1e-6))
-        held = check_size(config, _T5_DEFAULTS, files)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    layer = 4 * width * inner + 2 * width * config["d_ff"]
-    least = config["vocab_size"] * width + config["num_layers"] * layer
-    # What is stored quantised packs several numbers into one.
-    if least > 2 * held and "quantization_config" not in config:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: must describe the {held:,} weights there are, got sizes of "
-            f"more than {least:,}"
-        )
-
-
-def check_complete(folder: Path, info: dict[str, Any], quantization: str | None) -> None:
-    """transformers fills what is missing with random numbers, and says so in passing."""
-    # The embedding of tokens is the same tensor as `shared`; a whole T5 has a decoder besides, and
-    # bitsandbytes stores states of its own beside quantised weights.
-    pardoned = {
-        "missing": re.compile(r"encoder\.embed_tokens\.weight"),
-        "mismatched": re.compile(r"(?!)"),
-        "unexpected": re.compile(
-            r".*" if quantization else r"encoder\.embed_tokens\.weight|decoder\..*|lm_head\..*"
-        ),
-    }
-    check_loaded(folder, info, pardoned)
-
-
-def _bitsandbytes_options(
-    quantization: str, dtype: torch.dtype, device: torch.device
-) -> dict[str, Any]:
-    with importing():
-        from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_8bit=quantization == "8bit",
-        load_in_4bit=quantization == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": config, "device_map": {"": device}}

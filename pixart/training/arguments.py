@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pixart.files import check_text
 from pixart.training.problems import problems_of
 
+VARIANT = "variant"  # beside fields of a whole that has a name: the whole that they change
+
 
 def read_options(
     arguments: Sequence[str], kinds: Mapping[str, Any]
@@ -24,7 +26,8 @@ def read_options(
 
     kinds: the type of every option by its dotted name. A tuple takes all words up to the next option,
     a tuple of pairs gives a mapping, None is written None, and "-" may stand for "_". The last of
-    several wins. Beside the values, a line for each option that is wrong.
+    several wins; `--size NAME --size.depth 2` is {"size": {"variant": NAME, "depth": 2}}, in any order.
+    Beside the values, a line for each option that is wrong.
     """
     values: dict[str, Any] = {}
     wrong: list[str] = []
@@ -80,8 +83,15 @@ def _unknown(flag: str, kinds: Mapping[str, Any]) -> str:
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
     *above, last = name.split(".")
     for part in above:
-        values = values.setdefault(part, {})
-    values[last] = value
+        inside = values.setdefault(part, {})
+        if not isinstance(inside, dict):  # the name of a whole, some fields of which are others
+            inside = values[part] = {VARIANT: inside}
+        values = inside
+    inside = values.get(last)
+    if isinstance(inside, dict) and isinstance(value, str):
+        inside[VARIANT] = value
+    else:
+        values[last] = value
 
 
 def _plain(kind: Any) -> tuple[Any, bool]:

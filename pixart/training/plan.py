@@ -11,6 +11,7 @@ from pixart.cost import forward_flops
 from pixart.device import measure_peak
 from pixart.distributed import world_size
 from pixart.resolution import aspect_ratios
+from pixart.training.problems import attempt
 from pixart.training.run import Run
 from pixart.training.stage import CONTROLNET, DRAWN, ResolvedStage
 from pixart.training.starts import add_adapters, control_blocks, weightless_control
@@ -63,8 +64,18 @@ def _plan(
     return (
         f"{stage.name}: {weights / 1e6:.1f} M parameters{beside}, {stage.steps} steps, "
         f"about {hours:.1f} h on {world_size()} × {run.device.type} (estimate: "
-        f"{EFFICIENCY:.0%} of this machine's matrix products)\n{table(costs)}"
+        f"{EFFICIENCY:.0%} of this machine's matrix products)\n{_mix(stage, run)}{table(costs)}"
     )
+
+
+def _mix(stage: ResolvedStage, run: Run) -> str:
+    """A line on how often each caption of the data is drawn; none where data are drawn, are not here or
+    are complained of."""
+    if stage.data.source in ("", DRAWN):
+        return ""
+    weights = dict(stage.data.captions)
+    mix, _ = attempt(lambda: run.dataset(stage.data.source, stage.resolution).caption_mix(weights))
+    return f"captions: {mix}\n" if mix else ""
 
 
 def weights_plan(stage: ResolvedStage, build: Callable[[], nn.Module]) -> str:

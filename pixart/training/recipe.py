@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pixart.plain_yaml import read_yaml
+from pixart.training.arguments import VARIANT
 from pixart.training.bounds import name_problems
 from pixart.training.problems import Problems, refuse
-from pixart.training.stage import Stage
+from pixart.training.stage import Size, Stage
+from pixart.variants import VARIANTS
 
 RECIPES = Path(__file__).parent / "recipes"
 PAIRS = tuple[tuple[str, float], ...]  # a mapping in a recipe
@@ -50,13 +52,29 @@ def load_recipe(
     for stage in stages:
         given = (settings or {}) if only in (None, stage["name"]) else {}
         try:
-            found.append(
-                build_stage(_merge(_merge(defaults, stage), given, ("captions", "scenes")))
-            )
+            below = _merge(_with_size(defaults), _with_size(stage))
+            found.append(build_stage(_merge(below, _with_size(given), ("captions", "scenes"))))
         except Problems as problems:
             lines += _placed(problems.lines, f"{name}: {stage['name']}.", given)
     refuse(lines)
     return found
+
+
+def _with_size(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`size: NAME`, or `size: {variant: NAME, ...}` with fields that are others, as all fields of a size."""
+    size = values.get("size")
+    others = dict(size) if isinstance(size, Mapping) else {VARIANT: size}
+    name = others.pop(VARIANT, None)
+    if not isinstance(name, str):
+        return dict(values)
+    if name not in VARIANTS:
+        field = f"size.{VARIANT}" if isinstance(size, Mapping) else "size"
+        near = get_close_matches(name, VARIANTS, 1)
+        hint = f"; did you mean {near[0]}" if near else ""
+        raise Problems(
+            [f"{field} must be fields or one of {', '.join(VARIANTS)}, got {name!r}{hint}"]
+        )
+    return {**values, "size": asdict(Size.of(VARIANTS[name])) | others}
 
 
 def build_stage(values: Mapping[str, Any]) -> Stage:

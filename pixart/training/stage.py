@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from pixart.config import MAX_LENGTH, KVCompression
+from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
 from pixart.lora.adapters import TARGETS
 from pixart.training.bounds import (
     MAX_IMAGES,
@@ -60,7 +60,8 @@ _STAGE_BOUNDS = {
 
 @dataclass(frozen=True)
 class Size:
-    """The transformer of a random start; the defaults are XL/2."""
+    """The transformer of a random start; the defaults are XL/2. `--size NAME`, or `size: NAME` in a recipe,
+    takes that of a variant (pixart.variants), such as pixart-h1024-d56; options of a size change it."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -75,6 +76,11 @@ class Size:
     pred_sigma: bool = True
     """Learn the variance beside the noise."""
     qk_norm: bool = False
+
+    @classmethod
+    def of(cls, config: PixArtConfig) -> "Size":
+        """That of a transformer. Its longest caption and its resolution are fields of a stage."""
+        return cls(**{one.name: getattr(config, one.name) for one in fields(cls)})
 
     def __post_init__(self) -> None:
         most = {

@@ -17,9 +17,9 @@ from pixart.lora.adapters import add_lora
 from pixart.model.control import COPIES, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import (
+    caption_length_of,
     check_fit,
     choose_variants,
-    family_of,
     open_directory,
     read_scheduler,
 )
@@ -79,11 +79,11 @@ def find_transformer(source: str) -> Path:
 
 
 def _family_length(stage: Stage) -> int | None:
-    """The caption tokens of the family that the pipeline is of, None where that is not here yet."""
+    """The caption tokens of the pipeline's CLIP, or of the family that it is of; None where it is not here
+    yet."""
     if not stage.pipeline or not pipeline_is_here(stage):
         return None
-    family = family_of(open_directory(stage.pipeline, with_transformer=False))
-    return None if family is None else MAX_LENGTH[family]
+    return caption_length_of(open_directory(stage.pipeline, with_transformer=False))
 
 
 def start_is_here(stage: Stage) -> bool:

@@ -8,13 +8,19 @@ from typing import Any
 
 import pictures
 import pytest
-import torch
 from caption_server import Server
 from caption_server import server as server  # a fixture
 from PIL import Image
+from tiny_captioners import build_blip, build_llava
 
 from pixart.dataset.annotations import read_lines
-from pixart.dataset.captioning import CaptionRequest, caption_source, open_endpoint, open_model
+from pixart.dataset.captioning import (
+    CaptionRequest,
+    caption_source,
+    open_endpoint,
+    open_model,
+    several,
+)
 from pixart.dataset.sources import open_source
 from pixart.endpoint import EndpointError
 
@@ -106,10 +112,10 @@ def test_an_endpoint_that_refuses_all_stops_and_keeps_what_there_is(
 def test_an_endpoint_that_is_away_or_answers_nonsense_stops(tmp_path: Path, server: Server) -> None:
     image = Image.new("RGB", (8, 8))
     with pytest.raises(EndpointError, match="must answer"):
-        open_endpoint("http://127.0.0.1:9/v1", "vlm", CaptionRequest("?"))(image)
+        open_endpoint("http://127.0.0.1:9/v1", "vlm", CaptionRequest("?"))(image)(0)
     server.answer = lambda _: (200, {"error": "none"})
     with pytest.raises(EndpointError, match=r"choices\[0\]"):
-        open_endpoint(server.address, "vlm", CaptionRequest("?"))(image)
+        open_endpoint(server.address, "vlm", CaptionRequest("?"))(image)(0)
 
 
 def test_bad_requests_are_refused() -> None:
@@ -121,86 +127,20 @@ def test_bad_requests_are_refused() -> None:
         open_endpoint("localhost:8000", "vlm", CaptionRequest("?"))
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<image>", "a", "red", "circle", "blue"]
-
-
-def build_blip(directory: Path) -> Path:
-    from transformers import (
-        BertTokenizer,
-        BlipConfig,
-        BlipForConditionalGeneration,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
-
-    (directory / "vocab.txt").parent.mkdir(parents=True)
-    (directory / "vocab.txt").write_text("\n".join(WORDS))
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    text = sizes | {"vocab_size": len(WORDS), "encoder_hidden_size": 16, "bos_token_id": 2,
-                    "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}  # fmt: skip
-    vision = sizes | {"image_size": 32, "patch_size": 16}
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text, vision_config=vision)
-    BlipForConditionalGeneration(config).save_pretrained(directory)
-    tokenizer = BertTokenizer(str(directory / "vocab.txt"))
-    size = {"height": 32, "width": 32}
-    BlipProcessor(BlipImageProcessor(size=size), tokenizer).save_pretrained(directory)
-    return directory
-
-
-def build_llava(directory: Path) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
-
-    fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="[PAD]", eos_token="[SEP]", unk_token="[UNK]",
-        additional_special_tokens=["<image>"],
-    )  # fmt: skip
-    size = {"height": 32, "width": 32}
-    LlavaProcessor(
-        CLIPImageProcessor(size=size, crop_size=size),
-        tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template="{% for m in messages %}{% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}"
-        "{% endfor %}{% endfor %}a",
-    ).save_pretrained(directory)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
-             "num_attention_heads": 2}  # fmt: skip
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, image_size=32, patch_size=16),
-        text_config=LlamaConfig(**sizes, vocab_size=len(WORDS), eos_token_id=3, pad_token_id=0),
-        image_token_id=5,
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(directory)
-    return directory
-
-
 @pytest.mark.parametrize("build", [build_blip, build_llava])
 def test_models_of_transformers_caption(tmp_path: Path, build: Callable[[Path], Path]) -> None:
     """Random weights: any words will do, as long as they are of the picture alone."""
     model = build(tmp_path / "model")
     prompt = "" if build is build_blip else "red circle"
     image = Image.open(io.BytesIO(pictures.png())).convert("RGB")
-    (once,) = (single := open_model(str(model), CaptionRequest(prompt, max_tokens=6), "cpu"))(image)
-    assert single(image) == [once] and "<image>" not in once
-    sampled = open_model(str(model), CaptionRequest(prompt, max_tokens=6, count=3), "cpu")
-    texts = sampled(image)
-    assert len(texts) == 3 and len(set(texts)) > 1 and sampled(image) == texts
+    single = open_model(str(model), CaptionRequest(prompt, max_tokens=6), "cpu")
+    once = single(image)(0)
+    assert single(image)(1) == once and "<image>" not in once.text and once.likelihood is None
+    request = CaptionRequest(prompt, max_tokens=6, count=3)
+    sampled = open_model(str(model), request, "cpu")
+    texts = [one.text for one in several(sampled(image), request)]
+    assert len(set(texts)) == 3
+    assert [one.text for one in several(sampled(image), request)] == texts
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

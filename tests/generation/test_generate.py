@@ -311,7 +311,7 @@ def test_a_prompt_that_is_cut_is_drawn_with_a_warning_of_one_line(sigma: Path, c
 
 def test_cached_prompts_need_no_encoder(sigma: Path, capsys: Any, monkeypatch: Any) -> None:
     assert draw(sigma, "a cat", "--cache", "--output", "first.png") == 0
-    monkeypatch.setattr("pixart.text.encoder._load_t5", None)
+    monkeypatch.setattr("pixart.text.encoder.load_network", None)
     assert draw(sigma, "a cat", "--cache", "--output", "second.png") == 0
     assert np.array_equal(pixels("first.png"), pixels("second.png"))
 

@@ -18,7 +18,7 @@ LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "t
 DOORS = {
     "transformers": {
         "pixart/libraries.py",
-        "pixart/text/encoder.py",
+        "pixart/text/networks.py",
         "pixart/dataset/captioning.py",
         "pixart/preprocess/depth.py",
         "pixart/preprocess/pose.py",
@@ -44,6 +44,7 @@ DOORS = {
         "pixart/pipeline/export.py",
         "pixart/scalability/unets.py",
         "pixart/scalability/published.py",
+        "pixart/scalability/study/denoisers.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }
@@ -183,6 +184,7 @@ GROUND = [
     "process",
     "shapes",
     "tensors",
+    "variants",
     "graphs",
 ]
 FLOORS = [

@@ -137,8 +137,8 @@ def refused(capsys: Any, *arguments: str) -> list[str]:
     [
         (
             [],
-            "RECIPE must be given: one of alpha, controlnet, kv-convert, lora, shapes, shapes-clip, "
-            "shapes-control, shapes-kv, sigma",
+            "RECIPE must be given: one of alpha, controlnet, kv-convert, lora, scalability, shapes, "
+            "shapes-clip, shapes-control, shapes-kv, sigma",
         ),
         (["shapes", "--steps", "x"], "--steps must be a whole number, got x"),
         (["shapes", "--steps"], "--steps must be one value, got nothing"),

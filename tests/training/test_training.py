@@ -215,8 +215,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: A
         ["shapes", *output, "--stage", "x"], capsys
     )
     assert (
-        "recipe must be one of alpha, controlnet, kv-convert, lora, shapes, shapes-clip, shapes-control, "
-        "shapes-kv, sigma" in refused(["absent", *output], capsys)
+        "recipe must be one of alpha, controlnet, kv-convert, lora, scalability, shapes, shapes-clip, "
+        "shapes-control, shapes-kv, sigma" in refused(["absent", *output], capsys)
     )
     assert "multiple of processes" in refused(
         ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys

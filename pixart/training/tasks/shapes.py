@@ -32,7 +32,7 @@ from pixart.shapes.scene import (
     RADII,
     SHAPES,
 )
-from pixart.text.encoder import check_complete
+from pixart.text.networks import check_complete
 from pixart.training.batch import (
     TrainingSample,
     diffusion_losses,
