@@ -17,12 +17,12 @@ class Table:
     """Side of the picture in pixels that is counted for, a multiple of 64. The paper's figures are of 256."""
     measure: bool = False
     """Also the time of a forward pass and the memory it takes, on this machine, from random weights."""
-    batch: tuple[int, ...] = (1, 8)
-    """Pictures of a measured pass, once for each."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of a measured pass."""
+    batch: tuple[int, ...] = ()
+    """With --measure: pictures of a pass, once for each. Default 1 and 8."""
+    dtype: tuple[Literal["fp32", "bf16"], ...] = ()
+    """With --measure: of a pass, once for each. Default fp32."""
     device: str | None = None
-    """Where it is measured. Default CUDA when there is one. On a CPU rows above one billion parameters are
+    """With --measure: where. Default CUDA when there is one. On a CPU rows above one billion parameters are
     left out, and named."""
     json: bool = False
     """Print the rows as JSON."""

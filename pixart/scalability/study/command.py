@@ -105,7 +105,8 @@ def guess(run: Run, scale: Scale) -> float:
     """Seconds that a run takes on one core, roughly: only the order and the end of the study follow it."""
     # Of a forward pass; `denoisers.cost` counts them, and takes longer.
     flops = 216e6 if run.denoiser == "unet" else 11.2e6 * run.depth * (run.width / 72) ** 1.9
-    seconds_of_step = 0.03 + 0.008 * run.depth + 48 * flops / 60e9
+    rate = 32e9 if run.denoiser == "unet" else 60e9
+    seconds_of_step = 0.03 + 0.008 * run.depth + 48 * flops / rate
     return 1.1 * run.compute * scale.share * TERA / (48 * flops) * seconds_of_step
 
 

@@ -47,12 +47,13 @@ class Scale:
 
     first, ratio: the loss is measured after `first` steps, `ratio` times as many, and so on. shared: one
     of these that every run reaches. scenes: (scene, timestep, noise) that the loss is measured on.
-    captions: that pictures are drawn for at the last two levels. shown: pictures of a grid's row.
+    captions: that pictures are drawn for at the last two levels, and of sizes at all of them. shown:
+    pictures of a grid's row.
     """
 
     pool: int = 16_384
     share: float = 1.0
-    levels: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    levels: tuple[float, ...] = (0.75, 2.0, 4.0, 8.0)
     first: int = 20
     ratio: float = 1.5
     shared: int = 228
@@ -71,8 +72,8 @@ SIZES = (
     Run("216x6", width=216, depth=6),
 )
 SHAPES = (
-    Run("72x10", width=72, depth=10),
-    Run("144x2", depth=2),
+    Run("72x10", width=72, depth=10, compute=6.0),
+    Run("144x2", depth=2, compute=6.0),
     Run("216x2", width=216, depth=2),
     Run("216x3", width=216, depth=3),
 )
@@ -83,19 +84,25 @@ CAPTIONS = (
     Run("top caption", captions="top"),
 )
 QUALITY = (Run("wrong captions", quality="wrong"), Run("filtered", quality="filtered"))
-AGAIN = (Run(f"{BASE}, seed 1", seed=1), Run(f"{BASE}, seed 2", seed=2))
+AGAIN = (
+    *(Run(f"{BASE}, seed {seed}", seed=seed) for seed in (1, 2, 3)),
+    Run("72x2, seed 1", width=72, depth=2, compute=4.0, seed=1),
+)
 UNETS = (
     Run("UNet", denoiser="unet", width=32, depth=2),
     Run("UNet, seed 1", denoiser="unet", width=32, depth=2, seed=1),
 )
 RUNS = (*SIZES, *SHAPES, *DATA, *CAPTIONS, *QUALITY, *AGAIN, *UNETS)
 SHOWN = {run.name for run in (*SIZES, UNETS[0])}  # whose pictures stand in the grid
-# Runs that differ in nothing but the seed.
-REPEATS = ((BASE, *(run.name for run in AGAIN)), tuple(run.name for run in UNETS))
+# Runs that differ in nothing but the seed, which their names tell.
+REPEATS = tuple(
+    tuple(run.name for run in RUNS if run.name.split(",")[0] == name)
+    for name in (BASE, "72x2", "UNet")
+)
 
 FULL = Scale()
 TINY = Scale(
-    pool=64, share=0.002, levels=(1.0, 4.0, 8.0), first=1, ratio=2.0, shared=2, scenes=8, captions=2,
+    pool=64, share=0.002, levels=(0.75, 4.0, 8.0), first=1, ratio=2.0, shared=2, scenes=8, captions=2,
     shown=1,
 )  # fmt: skip
 TINY_RUNS = tuple(
@@ -122,6 +129,12 @@ def level_steps(run: Run, scale: Scale, step_flops: int) -> dict[float, int]:
         if level < run.compute
     }
     return steps | {run.compute: max(1, round(run.compute * scale.share * TERA / step_flops))}
+
+
+def scored_steps(run: Run, scale: Scale, step_flops: int) -> list[int]:
+    """Steps after which pictures are checked: of sizes at every level, for a law needs a decade of compute."""
+    steps = list(level_steps(run, scale, step_flops).values())
+    return steps if run in SIZES else steps[-2:]
 
 
 def mark_steps(run: Run, scale: Scale, step_flops: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from pixart.scalability.study.plan import BASE, CAPTIONS, DATA, QUALITY, SHAPES, SIZES, UNETS, Run
+from pixart.scalability.study.plan import BASE, CAPTIONS, DATA, QUALITY, REPEATS, SHAPES, SIZES, Run
 from pixart.scalability.study.verdicts import Results, shares_of
 from pixart.shapes.caption import KINDS
 
@@ -93,12 +93,13 @@ def kinds(results: Results, runs: Sequence[Run] = SIZES) -> str:
 
 
 def shapes(results: Results) -> str:
+    """Deep and narrow beside shallow and wide, by rising parameters."""
     order = (SHAPES[1], SHAPES[0], SHAPES[2], SIZES[3], SHAPES[3])
-    rows = [
-        [run["name"], millions(run["parameters"]), macs(run), *final(run), _right(run), _held(run)]
-        for run in _present(results, order)
-    ]
-    return table(["", "parameters", "MACs", *_ENDS], rows)
+    rows = []
+    for run in _present(results, order):
+        cost = [millions(run["parameters"]), macs(run), f"{run['marks'][-1]['tflop']:.3g}"]
+        rows.append([run["name"], *cost, *final(run), _right(run), _held(run)])
+    return table(["", "parameters", "MACs", "TFLOP", *_ENDS], rows)
 
 
 def data(results: Results) -> str:
@@ -162,8 +163,8 @@ def denoisers(results: Results) -> str:
 def seeds(results: Results) -> str:
     """Runs that were repeated."""
     rows = []
-    for name in (BASE, UNETS[0].name):
-        for run in results.seeds(name):
+    for names in REPEATS:
+        for run in results.seeds(names[0]):
             rows.append([run["name"], *final(run), _right(run), _held(run)])
     return table(["", *_ENDS], rows)
 

@@ -33,6 +33,7 @@ from pixart.scalability.study.plan import (
     identity,
     level_steps,
     mark_steps,
+    scored_steps,
     settings,
 )
 from pixart.scalability.study.store import picture_name
@@ -213,7 +214,7 @@ def train(run: Run, bench: Bench, folder: Path, until: float) -> dict[str, Any]:
     scale, training = bench.scale, Training(run, bench)
     levels = level_steps(run, scale, step_flops)
     marks, accuracies, rows = [], [], []
-    scored = list(levels.values())[-2:]
+    scored = scored_steps(run, scale, step_flops)
     for step in mark_steps(run, scale, step_flops):
         training.advance(step, look)
         is_level = step in levels.values()
