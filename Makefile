@@ -18,7 +18,8 @@ OLDEST := $(VENV)/triton-3.6.0
 
 SECONDS ?= 60
 
-.PHONY: demo test browser fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong clean
+.PHONY: demo test browser fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong \
+	weak-to-strong-seeds scaling-study clean
 
 demo: $(READY)
 	$(BIN)/python -m pixart.generate "$(PROMPT)" --output demo.png --overwrite
@@ -67,6 +68,14 @@ bench: $(READY)
 # The paper's claims about training from weak to strong, on the embedded model; under an hour.
 weak-to-strong: $(READY)
 	$(BIN)/python -m bench.studies.weak_to_strong
+
+# Its rows that one run did not decide, with three seeds each; over an hour. Goes on where it was stopped.
+weak-to-strong-seeds: $(READY)
+	$(BIN)/python -m bench.studies.weak_to_strong.seeds
+
+# Which denoiser and which data scale, on the embedded world; an hour. A second start goes on.
+scaling-study: $(READY)
+	$(BIN)/python -m pixart.scaling study --output bench/studies/scaling
 
 # The smoke benches of this working tree and of the revision BASE, in turn; fails if one of ours is
 # slower beyond the noise.

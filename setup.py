@@ -123,6 +123,7 @@ setup(
             "evaluation/protocols/*.yaml",
             "evaluation/**/*.css",
             "evaluation/**/*.js",
+            "scalability/study/template.md",
         ],
         "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },

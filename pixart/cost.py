@@ -12,6 +12,7 @@ from pixart.config import KVCompression, PixArtConfig
 
 Tokens = int | tuple[int, int]  # N of a grid that the ratio divides, or any grid's rows and columns
 SINUSOIDS = 256  # channels that a timestep or a size is embedded from
+ATTENTION = ("self-attention", "cross-attention")  # of a block: products without weights
 
 
 def forward_flops(

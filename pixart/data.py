@@ -1,10 +1,10 @@
-"""`python -m pixart.data prepare|caption|filter|verify|statistics`: training data, before training.
+"""`python -m pixart.data prepare|caption|filter|clean|verify|statistics`: data, before training.
 
 prepare encodes pictures and captions once; caption lets a vision-language model write captions;
-filter scores pictures; verify finds what is damaged of what was prepared; statistics counts captions and
-their nouns. All go on where they were
-stopped, and list what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad
-input, 1 failure, 130 cancelled.
+filter scores pictures; clean measures them and finds duplicates; verify finds what is damaged of what
+was prepared; statistics counts captions and their nouns. All go on where they were stopped, and list
+what they could not use instead of stopping over it. Exit codes: 0 done, 2 bad input, 1 failure, 130
+cancelled.
 """
 
 import os
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pixart import process
 from pixart.command import DONE, one_line, parse, run_command
-from pixart.dataset.options import Caption, Command, Filter, Prepare, Statistics, Verify
+from pixart.dataset.options import Caption, Clean, Command, Filter, Prepare, Statistics, Verify
 
 if TYPE_CHECKING:
     from pixart.dataset.prepare import Preparation
@@ -38,11 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(options: Prepare | Caption | Filter | Verify | Statistics) -> int:
+def run(options: Prepare | Caption | Filter | Clean | Verify | Statistics) -> int:
     commands = {
         Prepare: prepare,
         Caption: caption,
         Filter: filter_,
+        Clean: clean,
         Verify: verify,
         Statistics: statistics,
     }
@@ -75,20 +76,23 @@ def _items(options: Prepare) -> "Callable[[], Iterable[Item]]":
     """What lists the samples, from the start each time."""
     from pixart.dataset.annotations import annotated
     from pixart.dataset.controls import with_controls
+    from pixart.dataset.funnel import kept
     from pixart.dataset.sources import open_source
 
     if options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    return lambda: with_controls(
-        annotated(
+
+    def items() -> "Iterable[Item]":
+        found = annotated(
             open_source(options.source),
             prompt=options.prompt,
             captions=options.captions,
             scores=options.scores,
             min_score=options.min_score,
-        ),
-        options.control,
-    )
+        )
+        return with_controls(kept(found, options.keep, options.measurements), options.control)
+
+    return items
 
 
 def _preparation(options: Prepare) -> "Preparation":
@@ -126,7 +130,8 @@ def _origin(options: Prepare) -> str:
     control = [options.control] if options.control else []
     if options.control not in (None, MEMBERS, *MADE):
         control = [lasting(folder) for folder in control]
-    return repr([source, options.prompt, options.min_score, files, *control])
+    rules = [options.keep, os.path.abspath(options.measurements)] if options.measurements else []
+    return repr([source, options.prompt, options.min_score, files, *control, *rules])
 
 
 def caption(options: Caption) -> str:
@@ -164,6 +169,29 @@ def filter_(options: Filter) -> str:
     process.at_work()
     tally = score_source(items, options.output, scorer)
     return f"{tally.summary('scored', options.output)}\n{quantiles(options.output)}"
+
+
+def clean(options: Clean) -> str:
+    """Returns a sentence on what was measured, after the funnel where there are rules."""
+    from pixart.dataset import cleaning
+    from pixart.dataset.annotations import check_output
+    from pixart.dataset.sources import open_source
+    from pixart.files import check_writable
+
+    check_output(options.output, options.source)
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    cleaning.check_folder(options.output, options.source)
+    scorers = cleaning.open_scorers(options.scorer)
+    rules = cleaning.rules_of(options.keep, scorers)
+    first = [open_source(options.source)]  # refuses what it can before anything is written
+    check_writable(options.output)
+    process.at_work()
+
+    def items() -> "Iterable[Item]":
+        return first.pop() if first else open_source(options.source)
+
+    return cleaning.clean(items, options.output, scorers, rules, options.workers)
 
 
 def verify(options: Verify) -> str:

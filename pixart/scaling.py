@@ -23,12 +23,12 @@ from pixart.scalability.options import Command, Contrast, Fit, Study, Table
 if TYPE_CHECKING:
     from pixart.scalability.laws import fit_power_law
     from pixart.scalability.unets import unet
-    from pixart.scalability.variants import VARIANTS
+    from pixart.variants import VARIANTS
 
 __all__ = ["VARIANTS", "fit_power_law", "main", "unet"]
 NAME = "scaling"
 _LAZY = {
-    "VARIANTS": "pixart.scalability.variants",
+    "VARIANTS": "pixart.variants",
     "fit_power_law": "pixart.scalability.laws",
     "unet": "pixart.scalability.unets",
 }

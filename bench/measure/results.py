@@ -112,15 +112,18 @@ def save(path: Path | None, kind: str, run: Content, *, beside: bool = True) -> 
     return content
 
 
-def merged(earlier: Content | None, kind: str, run: Content) -> Content:
-    """The file's next content: rows that were measured again are no longer in earlier runs."""
+def merged(
+    earlier: Content | None, kind: str, run: Content, *, one_machine: bool = True
+) -> Content:
+    """The file's next content: rows that were measured again are no longer in earlier runs. one_machine:
+    refuses a run of another, whose times would not compare; what has no times may come from several."""
     kept = []
     if earlier is not None and earlier["kind"] != kind:
         raise ValueError(f"--json must name a file of {kind}, got one of {earlier['kind']}")
     again = {row["id"] for row in run["rows"]}
     for other in earlier["runs"] if earlier else ():
         here, there = (machine.name(one["machine"]) for one in (run, other))
-        if here != there:
+        if one_machine and here != there:
             raise ValueError(f"--json must name a file of this machine, {here}, got one of {there}")
         rows = [row for row in other["rows"] if row["id"] not in again]
         # A run that is going on saves more than once.

@@ -25,13 +25,13 @@ class ImageError(ValueError):
 
 def decode(content: bytes) -> "Image":
     """The whole picture as RGB, upright, in sRGB, transparency over white. Raises ImageError."""
-    with _refusals():
+    with refusals():
         return open_rgb(content, "picture")
 
 
 def head_of(content: bytes) -> Head:
     """Size of the upright picture and state of its profile, by the file's head. Raises ImageError."""
-    with _refusals():
+    with refusals():
         return pictures.head_of(content, "picture")
 
 
@@ -73,7 +73,8 @@ def as_image(pixels: Tensor) -> "Image":
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
+    """Whatever is wrong with a picture within the block is an ImageError."""
     try:
         yield
     except PictureError as error:

@@ -1,4 +1,4 @@
-"""The options of `python -m pixart.data prepare|caption|filter|verify|statistics`."""
+"""The options of `python -m pixart.data prepare|caption|filter|clean|verify|statistics`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ class Prepare:
     """A file that `filter` wrote."""
     min_score: float | None = None
     """Leave out pictures with a score below this."""
+    keep: str | None = None
+    """Keep pictures of which this holds: "min(width,height)>=512 and not duplicate". Needs --measurements."""
+    measurements: Path | None = None
+    """A file that `clean` wrote."""
     control: str | None = None
     """Pictures that steer, to train a control: a folder with one of the same name and size for each,
     "members" for KEY.control.png of tar shards, or canny, hed, depth or pose, made of each picture."""
@@ -99,6 +103,24 @@ class Filter:
 
 
 @dataclass(frozen=True)
+class Clean:
+    """Measure pictures and captions, and find duplicates; nothing is left out."""
+
+    source: Source
+    """As in prepare; pictures need no captions."""
+    output: Path
+    """A .jsonl file to write, a line a picture; give it to prepare with --measurements and --keep. The
+    folder of its name without .jsonl has an overview, and what lets a stopped run go on."""
+    scorer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """[NAME=]MODULE:FUNCTION; called with an RGB Pillow image, and with the caption if it takes two
+    arguments, it returns a number. May be given several times."""
+    keep: str | None = None
+    """Count what an expression would keep, rule by rule, and show what it would not."""
+    workers: int = 4
+    """Threads that read and measure pictures."""
+
+
+@dataclass(frozen=True)
 class Verify:
     """Find the damaged files of a prepared directory, and make them again from its source."""
 
@@ -135,6 +157,7 @@ Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Filter, tyro.conf.subcommand("filter")]
+    | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Statistics, tyro.conf.subcommand("statistics")]
 )

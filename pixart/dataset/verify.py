@@ -177,6 +177,7 @@ def write_settings(options: Prepare) -> None:
         values["source"] = None  # a password or a key is not kept
     values["captions"] = [str(file) for file in options.captions]
     values["scores"] = options.scores and str(options.scores)
+    values["measurements"] = options.measurements and str(options.measurements)
     # Paths stay as they were given: those of samples begin with them, and name the work.
     content = {"folder": os.getcwd(), "options": values}
     write_checked(_settings_file(options.output, options.resolution), content)
@@ -194,7 +195,8 @@ def settings_of(directory: Path, resolution: int, device: str | None) -> Iterato
         raise ValueError(f"its source has a password or a key, which is not kept: {_BY_HAND}")
     values["captions"] = tuple(map(Path, values.get("captions", ())))
     values["preprocessor_weights"] = tuple(values.get("preprocessor_weights", ()))
-    values["scores"] = values.get("scores") and Path(values["scores"])
+    for name in ("scores", "measurements"):
+        values[name] = values.get(name) and Path(values[name])
     options = Prepare(**values, output=directory.absolute(), device=device)
     before = os.getcwd()
     os.chdir(folder)

@@ -146,6 +146,12 @@ class Controls:
         fitted = cover(over(image, "black").convert("RGB"), height, width)
         return self._preprocessor(kind)(fitted)
 
+    def digests(self, request: Request) -> dict[str, str]:
+        """Of the networks that preprocess a request's pictures, by "preprocessor hed" and so on."""
+        kinds = dict.fromkeys(request.control_preprocessor or ())
+        found = {f"preprocessor {kind}": self._preprocessor(kind).digest for kind in kinds}
+        return {name: digest for name, digest in found.items() if digest}
+
     def _preprocessor(self, kind: str) -> Preprocessor:
         if kind not in self._preprocessors:
             self._preprocessors[kind] = open_preprocessor(kind, self._places, self._device)

@@ -52,8 +52,9 @@ class NewerVersionError(ValueError):
 @dataclass(frozen=True)
 class Metadata:
     """request, model: as drawn; model has MODEL_OPTIONS. asked, asked_model: as they were asked for,
-    None where the choice was left open. weights: `Pipeline.weights`. sampler: the scheduler, for people.
-    batch: pictures denoised in one pass. inputs: `Drawn.inputs`. version: of the text it was read from."""
+    None where the choice was left open. weights: `Pipeline.weights_of` the request. sampler: the
+    scheduler, for people. batch: pictures denoised in one pass. inputs: `Drawn.inputs`. version: of the text
+    it was read from."""
 
     request: Request
     model: Mapping[str, Any]
@@ -77,7 +78,7 @@ class Metadata:
             {**asked_model, **opened_with(pipe), "cuda_graph": "on" if drawn.cuda_graph else "off"},
             asked,
             asked_model,
-            pipe.weights,
+            pipe.weights_of(drawn.request),
             _SAMPLERS.get(drawn.request.scheduler or "", own),
             drawn.batch,
             drawn.inputs,

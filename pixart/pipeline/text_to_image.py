@@ -383,6 +383,10 @@ class Pipeline:
             for part, files in sorted(self.weight_files.items())
         }
 
+    def weights_of(self, request: Request) -> dict[str, str]:
+        """`weights`, and a digest of the networks of each preprocessor of a resolved request."""
+        return self.weights | self.controls.digests(request)
+
     def _make_room(self) -> None:
         """T5 and the transformer need not fit together: on a GPU, the others wait on the host."""
         if self.device.type == "cpu":

@@ -53,6 +53,11 @@ class Preprocessor:
     identity: str
     draw: "Callable[[Image], Image]"
 
+    @property
+    def digest(self) -> str:
+        """Of its networks' weights; "" for what has none."""
+        return self.identity.removeprefix(self.name).strip() if networks_of(self.name) else ""
+
     def __call__(self, image: "Image") -> "Image":
         drawn = self.draw(image.convert("RGB"))
         assert drawn.mode == "RGB" and drawn.size == image.size

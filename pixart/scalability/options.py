@@ -17,12 +17,12 @@ class Table:
     """Side of the picture in pixels that is counted for, a multiple of 64. The paper's figures are of 256."""
     measure: bool = False
     """Also the time of a forward pass and the memory it takes, on this machine, from random weights."""
-    batch: tuple[int, ...] = (1, 8)
-    """Pictures of a measured pass, once for each."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of a measured pass."""
+    batch: tuple[int, ...] = ()
+    """With --measure: pictures of a pass, once for each. Default 1 and 8."""
+    dtype: tuple[Literal["fp32", "bf16"], ...] = ()
+    """With --measure: of a pass, once for each. Default fp32."""
     device: str | None = None
-    """Where it is measured. Default CUDA when there is one. On a CPU rows above one billion parameters are
+    """With --measure: where. Default CUDA when there is one. On a CPU rows above one billion parameters are
     left out, and named."""
     json: bool = False
     """Print the rows as JSON."""
@@ -75,9 +75,11 @@ class Study:
     """Train small transformers and a small UNet on the shapes world, and say which claims hold there."""
 
     output: Path = Path("runs/scaling")
-    """Where results.json, README.md and pictures go. What is there of the same study is not trained again."""
+    """Where results.json, README.md, plots and pictures go. What is there of the same study is not trained
+    again, so that a second start goes on."""
     minutes: float = 60.0
-    """Of wall time; what did not fit in is named in the report."""
+    """Of wall time. A run that is not likely to end in them is not begun, one that does not is given up, and
+    both are named in the report. How much a run trains does not depend on it."""
     processes: int = 2
     """Runs at the same time, each on one thread."""
     tiny: bool = False

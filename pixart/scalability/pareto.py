@@ -146,8 +146,9 @@ def _at_compute(
 
 
 def _vertex(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Place and height of the lowest point of a weighted parabola, once for each row of weights: (fits, 2).
-    NaN where there are fewer than three different x, or it opens downwards."""
+    """Place and height of the lowest point of a weighted parabola, and its bend, once for each row of
+    weights: (fits, 3). NaN where there are fewer than three different x; place and height NaN where it
+    opens downwards."""
     present = np.stack([weights[:, x == one].sum(axis=1) > 0 for one in np.unique(x)], axis=1)
     enough = present.sum(axis=1) >= 3
     columns = np.stack([np.ones_like(x), x, x**2])
@@ -155,8 +156,9 @@ def _vertex(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     normal[~enough] = np.eye(3)
     height, slope, bend = np.linalg.solve(normal, (weights @ (columns * y).T)[:, :, None])[..., 0].T
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.stack([-slope / (2 * bend), height - slope**2 / (4 * bend)], axis=1)
-    found[~enough | (bend <= 0)] = np.nan
+        found = np.stack([-slope / (2 * bend), height - slope**2 / (4 * bend), bend], axis=1)
+    found[~enough] = np.nan
+    found[bend <= 0, :2] = np.nan
     return found
 
 
@@ -167,11 +169,9 @@ def _reasons(whole: np.ndarray, drawn: np.ndarray, x: np.ndarray) -> tuple[str, 
     if not x.min() < whole[0] < x.max():
         side = "above the largest" if whole[0] >= x.max() else "below the smallest"
         reasons.append(f"the lowest point is {side} size that was tried")
-    undefined = float(np.isnan(drawn).any(axis=1).mean())
+    undefined = float(np.isnan(drawn[:, 2]).mean())
     if undefined > MOST_UNDEFINED:
-        reasons.append(f"{undefined:.0%} of the resamples have no lowest point")
-    elif not reasons:
-        low, high = interval_of_runs(drawn[:, 0], len(x))
-        if low < x.min() and high > x.max():
-            reasons.append("its interval is wider than the sizes that were tried")
+        reasons.append(f"{undefined:.0%} of the resamples have fewer than three sizes")
+    elif interval_of_runs(drawn[:, 2], len(x))[0] <= 0:
+        reasons.append("whether the parabola opens upwards is not told")
     return tuple(reasons)

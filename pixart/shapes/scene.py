@@ -41,7 +41,7 @@ JITTER = 0.015  # along the direction that a caption states
 DRIFT = 0.03  # across it
 OFFSET = 0.235  # of each of two related things from the middle
 SUPERSAMPLE = 4
-LINE = 0.02  # width of a drawn outline
+LINE = 0.03  # width of a drawn outline
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pixart.training.stage import CONTROLNET, ResolvedStage, Stage
 
 DOWNSAMPLE = 8
 COLOUR_SCALE, DETAIL_SCALE = 1.5, 8.0  # bring the latents near unit scale
-LINES = (0.012, 0.035)  # widths of outlines, as fractions of the side
+LINES = (0.018, 0.045)  # widths of outlines, as fractions of the side
 HINT_NOISE = 0.055  # of the embedded VAE's posterior and encoder, on latents of outlines
 
 

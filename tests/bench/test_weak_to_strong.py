@@ -8,30 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import bench.studies.weak_to_strong
-from bench.studies.weak_to_strong.__main__ import TINY
+from bench.studies.weak_to_strong.claims import Claim, judge
 from bench.studies.weak_to_strong.experiments import (
     EXPERIMENTS,
+    TINY,
     Experiment,
     open_dense,
     recover,
     run,
 )
-from bench.studies.weak_to_strong.report import compare, compose, modulation_costs
+from bench.studies.weak_to_strong.report import compose, modulation_costs
 
 FOLDER = Path(bench.studies.weak_to_strong.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("study") / "dense.pt"
+    file = tmp_path_factory.mktemp("study") / "dense.safetensors"
     recover(file, TINY)
     return file
 
 
 def test_recovery_trains_a_dense_model(weights: Path) -> None:
-    recovered, before = torch.load(weights), open_dense().transformer.state_dict()
+    recovered, before = load_file(weights), open_dense().transformer.state_dict()
     assert recovered.keys() == before.keys() and not any(".sr." in name for name in before)
     assert any(not torch.equal(recovered[name], before[name]) for name in before)
 
@@ -52,15 +54,20 @@ def test_an_experiment_measures_at_every_mark(weights: Path, name: str) -> None:
     assert [len(row) for row in found["pictures"]] == [TINY.shown] * 2
 
 
-def measured(*losses: float) -> dict[str, Any]:
-    return {"name": "x", "marks": [{"step": 0, "losses": list(losses), "right": 0, "of": 1}]}
+def verdict(low: list[float], high: list[float]) -> str:
+    """Of losses of the same scenes."""
+    experiments = [
+        {"name": name, "marks": [{"step": 0, "losses": losses}]}
+        for name, losses in (("a", low), ("b", high))
+    ]
+    return judge(Claim("a", "b", "claim"), {"experiments": experiments})
 
 
 def test_a_claim_is_judged_by_paired_scenes() -> None:
-    low, high = measured(1.0, 2.0, 3.0), measured(1.1, 2.2, 3.15)
-    assert compare(low, high, "claim").startswith("**Agrees**: claim.")
-    assert compare(high, low, "claim").startswith("**Does not agree**")
-    assert compare(low, measured(1.1, 1.9, 3.0), "claim").startswith("**Not decided here**")
+    low, high = [1.0, 2.0, 3.0], [1.1, 2.2, 3.15]
+    assert verdict(low, high).startswith("**Agrees**: claim.")
+    assert verdict(high, low).startswith("**Does not agree**")
+    assert verdict(low, [1.1, 1.9, 3.0]).startswith("**Not decided here**")
 
 
 # What the papers have found, by the names of the experiments that stand for it: FID of PixArt-Σ's

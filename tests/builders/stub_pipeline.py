@@ -33,6 +33,9 @@ class StubPipeline:
     transformer = SimpleNamespace(dtype=torch.float32)
     text_encoder = SimpleNamespace(quantization=None, dtype=torch.float32)
 
+    def weights_of(self, request: Request) -> dict[str, str]:
+        return self.weights
+
     def size_of(self, request: Request) -> Resolved:
         side = int(request.size or SIDE)
         if side % 16:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+from tiny_preprocessors import hed_tensors
 
 from pixart import __version__
 from pixart.generate import main
@@ -307,6 +309,24 @@ def test_other_weights_are_remarked_on_when_a_picture_is_drawn_again(capsys: Any
     assert "x.png was drawn with other weights of vae: this is another picture" in printed
     save(path, replace(one, batch=4))
     assert "drawn in a pass of 4 pictures, this one of 1: bits may differ" in again(path, capsys)
+
+
+def test_other_networks_of_preprocessors_are_remarked_on(capsys: Any) -> None:
+    """Their place says nothing of what lies there by now."""
+    save_file(hed_tensors(0), "hed.safetensors")
+    Image.new("RGB", (64, 64), "red").save("photo.png")
+    words = ["a red circle", "--size", "64", "--steps", "1", "--control", "shapes-control"]
+    words += ["--control-image", "photo.png", "--preprocessor-weights", "hed=hed.safetensors"]
+    assert main([*words, "--control-preprocessor", "hed", "--output", "x.png"]) == 0
+    capsys.readouterr()
+    path = Path("x.png")
+    digest = read_metadata(path).weights["preprocessor hed"]
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    assert "other weights" not in again(path, capsys)
+    save_file(hed_tensors(1), "hed.safetensors")
+    said = "x.png was drawn with other weights of preprocessor hed: this is another picture"
+    assert said in again(path, capsys)
+    assert read_metadata(Path("x-again.png")).weights["preprocessor hed"] != digest
 
 
 def test_a_pass_of_several_writes_each_picture_and_says_so(capsys: Any) -> None:

@@ -31,7 +31,7 @@ DOORS = {
         "pixart/evaluation/networks/image_reward.py",
         "pixart/training/tasks/shapes.py",
         "pixart/training/tasks/shapes_clip.py",
-        "pixart/scalability/published.py",
+        "pixart/scalability/parts.py",
     },
     "diffusers": {
         "pixart/libraries.py",
@@ -43,7 +43,8 @@ DOORS = {
         "pixart/training/tasks/autoencoder.py",
         "pixart/pipeline/export.py",
         "pixart/scalability/unets.py",
-        "pixart/scalability/published.py",
+        "pixart/scalability/parts.py",
+        "pixart/scalability/study/denoisers.py",
     },
     "peft": {"pixart/lora/adapters.py"},
 }

@@ -76,7 +76,7 @@ def test_outlines_are_white_lines_on_black_around_what_is_drawn() -> None:
     assert (outlines[..., 0] == outlines[..., 2]).all() and outlines.max() > 250
     x, y = (int(128 * c) for c in (scene.things[0].x, scene.things[0].y))
     assert not outlines[y, x].any() and not outlines[0].any()
-    wide = draw_outlines(scene, 128, line=0.04)
+    wide = draw_outlines(scene, 128, line=0.06)
     assert wide.mean() > 1.5 * outlines.mean()
 
 

@@ -218,7 +218,7 @@ def test_about_half_of_the_blocks_are_copied_as_published(
 
 
 def test_drawn_outlines_come_with_captions_that_leave_them_to_tell() -> None:
-    recipe, _ = load_recipe("shapes-control")
+    (recipe,) = load_recipe("shapes-control")
     drawn = replace(recipe, data=replace(recipe.data, nameless=1.0, caption_dropout=0.0)).resolved()
     texts: list[str] = []
 

@@ -30,7 +30,7 @@ from pixart.files import write_json
 from pixart.pipeline.text_to_image import Pipeline
 
 KIND = "studies.editing"
-RESULTS = ROOT / "bench" / "results" / "editing-epyc-2-cores.json"
+RESULTS = ROOT / "bench" / "results" / "editing.json"
 STEPS, COUNT = 20, 300
 
 
@@ -108,7 +108,7 @@ def _write(folder: Path, names: Sequence[str]) -> int:
         rows = [row(name, setting, found, side) for setting, found in record.verdicts.items()]
         is_whole = all(one["cases"] >= COUNT for one in rows)
         run = {**record.run, "rows": rows, "complete": is_whole}
-        content = results.merged(content, KIND, results.plain(run))
+        content = results.merged(content, KIND, results.plain(run), one_machine=False)
     write_json(RESULTS, content, indent=1)
     print(f"{RESULTS}\nrun python -m bench.report")
     return 0

@@ -1,6 +1,8 @@
 """`python -m bench.studies.weak_to_strong`: run the study on two processes, write its report.
 
-results.json has every number, README.md and the pictures are made from it and from what was drawn.
+results.json has every number, README.md and the pictures are made from it and from what was drawn. What
+it does not decide is run again by `python -m bench.studies.weak_to_strong.seeds`; another study begins
+without such runs.
 """
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -19,7 +21,15 @@ import tyro
 
 from bench.measure import machine
 from bench.measure.processes import pool
-from bench.studies.weak_to_strong.experiments import CPU, EXPERIMENTS, Scale, recover, run
+from bench.studies.weak_to_strong.experiments import (
+    CPU,
+    EXPERIMENTS,
+    PROCESSES,
+    TINY,
+    Scale,
+    recover,
+    run,
+)
 from bench.studies.weak_to_strong.report import (
     contact_sheet,
     file_name,
@@ -28,10 +38,10 @@ from bench.studies.weak_to_strong.report import (
 )
 from pixart.files import write_json
 
-TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, doubled_captions=2, shown=2)
 
-
-def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: int = 2) -> int:
+def main(
+    output: Path = Path(__file__).parent, tiny: bool = False, processes: int = PROCESSES
+) -> int:
     """Measure the weak-to-strong claims on the embedded world.
 
     output: where results.json, README.md and the pictures go. tiny: a few pictures and steps, to
@@ -41,7 +51,7 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
     output.mkdir(parents=True, exist_ok=True)
     one_thread = partial(torch.set_num_threads, 1)
     with TemporaryDirectory() as folder, pool(processes, one_thread) as workers:
-        weights = Path(folder) / "dense.pt"
+        weights = Path(folder) / "dense.safetensors"
         workers.submit(recover, weights, scale).result()
         # The largest first, so that the processes end together.
         order = sorted(EXPERIMENTS, key=lambda one: -one.resolution)
@@ -54,6 +64,7 @@ def main(output: Path = Path(__file__).parent, tiny: bool = False, processes: in
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": "make weak-to-strong",
         "seconds": round(perf_counter() - began),
+        "processes": processes,
         "scale": {"images": scale.images, "recovery": scale.recovery},
         "experiments": found,
         "modulation": modulation_costs(),

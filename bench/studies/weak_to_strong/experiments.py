@@ -7,18 +7,23 @@ Axis letters: B scenes.
 """
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pixart.config import EMBEDDED, KVCompression
 from pixart.evaluation.caption_accuracy import Task as Captions
 from pixart.evaluation.caption_accuracy import measure, requests
+from pixart.files import written_aside
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.pipeline.request import Request
@@ -37,6 +42,7 @@ CPU = torch.device("cpu")
 LEARNING_RATE = 3e-4
 EMA_DECAY = 0.98  # looks back about 50 steps: single steps are noisy, and 50 is the first mark
 CALIBRATION = 4  # batches
+PROCESSES = 2  # experiments at the same time, unless told
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Scale:
     doubled_captions: int = 28
     """At the doubled size, where a picture takes 16 times as long."""
     shown: int = 4
+
+
+TINY = Scale(marks=(0, 1), recovery=1, images=4, scenes=4, captions=2, doubled_captions=2, shown=2)
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,9 @@ class Mark:
     of: int
 
 
-def study_stage(resolution: int, images: int, marks: Sequence[int]) -> ResolvedStage:
-    """How every experiment trains: as the recipe's `double` does, at a constant rate."""
+def study_stage(resolution: int, images: int, marks: Sequence[int], seed: int = 0) -> ResolvedStage:
+    """How every experiment trains: as the recipe's `double` does, at a constant rate. seed: decides
+    data, their order, noise, timesteps and which captions are dropped."""
     double = next(stage for stage in load_recipe("shapes") if stage.name == "double")
     native = double.resolved()
     return replace(
@@ -105,6 +115,7 @@ def study_stage(resolution: int, images: int, marks: Sequence[int]) -> ResolvedS
         data=replace(double.data, sizes=()),
         batch=replace(double.batch, images=max(1, images * native.resolution**2 // resolution**2)),
         steps=max(marks),
+        seed=seed,
         ema=EMA_DECAY,
         optimizer=replace(
             double.optimizer, learning_rate=LEARNING_RATE, warmup_steps=10, schedule="constant"
@@ -151,18 +162,35 @@ class Study:
             self.trainer.advance(self.task.load(self.trainer.step, 1))
 
     def mark(self, kind: str) -> tuple[Mark, list[Image.Image]]:
+        with self._averaged():
+            losses, pictures, (right, of) = self._losses(), self._pictures(kind), self._asked(kind)
+        return Mark(self.trainer.step, losses, right, of), pictures
+
+    def losses(self) -> list[float]:
+        """Of each of the fixed scenes, by the averaged weights."""
+        with self._averaged():
+            return self._losses()
+
+    def captions(self, kind: str) -> tuple[int, int]:
+        """How many captions are followed, and of how many, by the averaged weights."""
+        with self._averaged():
+            return self._asked(kind)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
         ema = self.trainer.ema
         assert isinstance(ema, EMA)
         self.trainer.model.eval()
         with ema.swapped(), torch.no_grad():
-            losses = self._losses()
-            pictures = self._pictures(kind)
-            doubled = self.stage.resolution == DOUBLED
-            count = self.scale.doubled_captions if doubled else self.scale.captions
-            asked = Captions(kind, self.stage.resolution, count=count)
-            found = measure(self.pipe, asked, Request("", seed=1))
+            yield
         self.trainer.model.train()
-        return Mark(self.trainer.step, losses, found.right, found.of), pictures
+
+    def _asked(self, kind: str) -> tuple[int, int]:
+        doubled = self.stage.resolution == DOUBLED
+        count = self.scale.doubled_captions if doubled else self.scale.captions
+        asked = Captions(kind, self.stage.resolution, count=count)
+        found = measure(self.pipe, asked, Request("", seed=1))
+        return found.right, found.of
 
     def _losses(self) -> list[float]:
         values: list[float] = []
@@ -188,8 +216,8 @@ def recover(file: Path, scale: Scale) -> None:
         study.advance(scale.recovery)
         ema = study.trainer.ema
         assert isinstance(ema, EMA)
-        with ema.swapped():
-            torch.save(study.transformer.state_dict(), file)
+        with ema.swapped(), written_aside(file) as aside:
+            save_file(study.transformer.state_dict(), aside)
 
 
 def run(experiment: Experiment, weights: Path, scale: Scale) -> dict[str, Any]:
@@ -197,11 +225,46 @@ def run(experiment: Experiment, weights: Path, scale: Scale) -> dict[str, Any]:
 
     Returns its fields, its marks as plain values, and the pictures drawn at each mark.
     """
-    torch.manual_seed(0)  # a random start of the convolution
+    kind, marks, pictures = _kind(experiment), [], []
+    with _begun(experiment, weights, scale) as study:
+        for step in scale.marks:
+            study.advance(step)
+            mark, drawn = study.mark(kind)
+            marks.append(asdict(mark))
+            pictures.append(drawn)
+    return {**asdict(experiment), "captions": kind, "marks": marks, "pictures": pictures}
+
+
+def repeat(experiment: Experiment, weights: Path, scale: Scale, seed: int) -> dict[str, Any]:
+    """Run an experiment with another seed than the first run's, 0: other data in another order, other
+    dropped captions, another random convolution, other batches to calibrate by. The scenes of the
+    loss and the captions stay the same.
+
+    Returns name, seed, the losses at each mark, the captions followed at the last, and CPU seconds.
+    """
+    began, kind, marks = time.process_time(), _kind(experiment), []
+    with _begun(experiment, weights, scale, seed) as study:
+        for step in scale.marks:
+            study.advance(step)
+            marks.append({"step": step, "losses": study.losses()})
+        right, of = study.captions(kind)
+    measured = {"marks": marks, "captions": kind, "right": right, "of": of}
+    seconds = round(time.process_time() - began, 1)
+    return {"name": experiment.name, "seed": seed, **measured, "cpu_seconds": seconds}
+
+
+def _kind(experiment: Experiment) -> str:
+    """Of the captions."""
+    return "pair" if experiment.resolution == 128 else "one"
+
+
+@contextmanager
+def _begun(experiment: Experiment, weights: Path, scale: Scale, seed: int = 0) -> Iterator[Study]:
+    """The model changed and ready to train."""
+    torch.manual_seed(seed)  # a random start of the convolution
     pair = open_dense()
-    pair.transformer.load_state_dict(torch.load(weights, weights_only=True))
-    stage = study_stage(experiment.resolution, scale.images, scale.marks)
-    kind = "pair" if experiment.resolution == 128 else "one"
+    pair.transformer.load_state_dict(load_file(weights))
+    stage = study_stage(experiment.resolution, scale.images, scale.marks, seed)
     with TemporaryDirectory() as folder:
         study = Study(pair, stage, Path(folder), scale)
         if experiment.resolution != 128:
@@ -209,19 +272,14 @@ def run(experiment: Experiment, weights: Path, scale: Scale) -> dict[str, Any]:
             divisor = DOUBLED / 512 / (2 if experiment.positions == "extrapolated" else 1)
             interpolate_positions(pair.transformer, experiment.resolution, divisor)
         if experiment.kv:
+            # The batches are a fixed row: each seed has its own part of it.
+            first = CALIBRATION * seed
+            row = islice(study.task.noised_batches(first + CALIBRATION), first, None)
             add_kv_compression(
                 pair.transformer,
                 KVCompression.parse(experiment.kv),
                 start=experiment.start,
-                batches=study.task.noised_batches(CALIBRATION)
-                if experiment.start == "calibrated"
-                else (),
+                batches=row if experiment.start == "calibrated" else (),
             )
         study.prepare()
-        marks, pictures = [], []
-        for step in scale.marks:
-            study.advance(step)
-            mark, drawn = study.mark(kind)
-            marks.append(asdict(mark))
-            pictures.append(drawn)
-    return {**asdict(experiment), "captions": kind, "marks": marks, "pictures": pictures}
+        yield study

@@ -1,10 +1,8 @@
 """The study's report: README.md from results.json and a template, contact sheets from pictures."""
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,6 +10,19 @@ from PIL import Image
 from torch import nn
 
 from bench.reporting.text import fill, percent, table
+from bench.studies.weak_to_strong.claims import (
+    AVERAGING,
+    CALIBRATION,
+    DEPTHS,
+    DEPTHS_RANKED,
+    INTERPOLATION,
+    SAMPLINGS,
+    SAMPLINGS_RANKED,
+    Claim,
+    Results,
+    judge,
+    seeds_of,
+)
 from pixart.config import PixArtConfig
 from pixart.files import read_json, write_bytes
 from pixart.model.transformer import PixArt
@@ -19,6 +30,7 @@ from pixart.model.transformer import PixArt
 Experiment = dict[str, Any]  # as results.json has it
 SIDE = 128  # px of a picture on a sheet
 TEMPLATE = Path(__file__).with_name("template.md")
+SEEDS = Path(__file__).with_name("seeds.md")  # the template of a section
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
@@ -66,7 +78,7 @@ def write_report(folder: Path) -> None:
     write_bytes(folder / "README.md", compose(results).encode())
 
 
-def compose(results: dict[str, Any]) -> str:
+def compose(results: Results) -> str:
     """The report as Markdown."""
     found = {one["name"]: one for one in results["experiments"]}
     machine, scale, dense = results["machine"], results["scale"], found["dense"]
@@ -84,32 +96,24 @@ def compose(results: dict[str, Any]) -> str:
         "RECOVERY": scale["recovery"],
         "IMAGES": scale["images"],
         "SCENES": len(dense["marks"][0]["losses"]),
+        "SPREAD": _spread(results),
         "DOUBLED": _marks(doubled),
-        "INTERPOLATION": compare(doubled[0], doubled[1], "interpolation starts lower"),
+        "INTERPOLATION": judge(INTERPOLATION, results),
         "DOUBLED PICTURES": _sheets(doubled),
         "STARTS": _marks([*starts, dense]),
-        "AVERAGING": compare(starts[0], starts[2], "averaging starts lower than random weights"),
-        "CALIBRATION": compare(starts[1], starts[0], CALIBRATED),
+        "AVERAGING": judge(AVERAGING, results),
+        "CALIBRATION": judge(CALIBRATION, results),
         "STARTS PICTURES": _sheets(starts),
         "DEPTHS": _marks(depths),
-        "DEPTHS RANKED": _compare_as_ranked(found, DEPTHS, "3a"),
+        "DEPTHS RANKED": _judge_all(DEPTHS_RANKED, results),
         "DEPTHS PICTURES": _sheets(depths),
         "SAMPLINGS": _marks(samplings),
-        "SAMPLINGS RANKED": _compare_as_ranked(found, SAMPLINGS, "3b"),
+        "SAMPLINGS RANKED": _judge_all(SAMPLINGS_RANKED, results),
         "SAMPLINGS PICTURES": _sheets([*samplings[1:], dense]),
+        "SEEDS": _seeds(results),
         "MODULATION": _modulation(results["modulation"]),
     }
     return fill(TEMPLATE, parts)
-
-
-CALIBRATED = "the calibrated start lies lower than averaging (ours, not the paper's)"
-# What stands for a row of PixArt-Σ's table 3a and 3b here, with that row's FID at 512 px.
-DEPTHS = {"conv shallow third": 9.278, "conv middle third": 9.063, "conv deep third": 8.532}
-SAMPLINGS = {
-    "conv deep half, mean": 8.505,
-    "discard deep half": 8.918,
-    "average deep half": 9.415,
-}
 
 
 def _marks(rows: Sequence[Experiment]) -> str:
@@ -124,32 +128,54 @@ def _marks(rows: Sequence[Experiment]) -> str:
     return table(("", *columns), lines)
 
 
-def compare(low: Experiment, high: Experiment, claim: str, at: int = 0) -> str:
-    """Whether the first has the lower loss at a mark, as a sentence."""
-    pairs = zip(low["marks"][at]["losses"], high["marks"][at]["losses"], strict=True)
-    differences = [b - a for a, b in pairs]
-    mean, error = fmean(differences), stdev(differences) / math.sqrt(len(differences))
-    verdict = "Agrees" if mean > 0 else "Does not agree"
-    if abs(mean) <= 2 * error:
-        verdict = "Not decided here"
+def _judge_all(claims: Sequence[Claim], results: Results) -> str:
+    """A paragraph for each."""
+    return "\n\n".join(judge(claim, results) for claim in claims)
+
+
+def _spread(results: Results) -> str:
+    """How many runs a verdict is of."""
+    if "repeats" not in results:
+        return (
+            "every experiment is one run, and how much another run would differ after its training "
+            "was not measured."
+        )
     return (
-        f"**{verdict}**: {claim}. At step {low['marks'][at]['step']} the loss of “{high['name']}” minus "
-        f"that of “{low['name']}” is {mean:+.5f} ± {error:.5f}."
+        "every experiment of the tables is one run, and how much another would differ after its "
+        "training is not in that error. Verdicts over seeds are of further runs, and have it in theirs; "
+        "see “The seeds”."
     )
 
 
-def _compare_as_ranked(
-    found: Mapping[str, Experiment], fids: Mapping[str, float], source: str
-) -> str:
-    """A paragraph for each two: whether the one of lower FID in the paper's table ends lower."""
-    sentences = []
-    for low, high in combinations(sorted(fids, key=fids.__getitem__), 2):
-        claim = (
-            f"“{low}” ends lower than “{high}” "
-            f"(table {source}: FID {fids[low]:.3f} against {fids[high]:.3f})"
-        )
-        sentences.append(compare(found[low], found[high], claim, at=-1))
-    return "\n\n".join(sentences)
+def _seeds(results: Results) -> str:
+    """The section of the runs that were made again, empty if there are none."""
+    if not (again := results.get("repeats")):
+        return ""
+    machine, runs = again["machine"], again["runs"]
+    seeds = sorted({one["seed"] for one in runs})
+    lines = []
+    for one in results["experiments"]:
+        if found := seeds_of(results, one["name"]):
+            ends = [_course(found[seed], found[seed]) if seed in found else "" for seed in seeds]
+            lines.append([one["name"], _course(one, one["marks"][-1]), *ends])
+    parts = {
+        "COMMAND": again["command"],
+        "MINUTES": f"{again['cpu_seconds'] / 60:.0f}",
+        "CORES": machine["cores"],
+        "PROCESSOR": machine["processor"],
+        "TORCH": machine["libraries"]["torch"],
+        "DATE": again["date"],
+        "SOURCES": ", ".join(one[:12] for one in again["sources"]),
+        "STEP": runs[0]["marks"][-1]["step"],
+        "RUNS": table(("", "first run", *(f"seed {seed}" for seed in seeds)), lines),
+    }
+    return fill(SEEDS, parts).strip()
+
+
+def _course(run: Experiment, followed: Mapping[str, int]) -> str:
+    """Of one run: the loss from the first mark to the last, and the captions followed."""
+    first, last = (fmean(run["marks"][at]["losses"]) for at in (0, -1))
+    return f"{first:.4f} → {last:.4f}, {followed['right']}/{followed['of']}"
 
 
 def _sheets(rows: Sequence[Experiment]) -> str:

@@ -1,0 +1,127 @@
+"""What `clean` has measured so far, in a folder beside its output: so that it goes on where it was stopped.
+
+    measured.jsonl     a line a picture, as they come; a later line of the same picture counts
+    thumbnails.u8      of line "at" n, bytes n·THUMBNAIL to (n + 1)·THUMBNAIL
+
+A picture is known by its path, the version of its file and its captions: a changed one is measured again.
+In memory there are 16 bytes and a place in a table for each.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixart.dataset.samples import Sample
+from pixart.files import parse_json
+from pixart.locks import claimed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LINES, THUMBNAILS = "measured.jsonl", "thumbnails.u8"
+
+
+def identity(*parts: object) -> int:
+    """64 bits that tell values apart."""
+    content = json.dumps(parts, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def identity_of(sample: Sample) -> int:
+    """Of a picture, as it is now and with its captions."""
+    return identity(sample.key, sample.version, dict(sample.captions))
+
+
+class Measured:
+    """The lines and thumbnails in a folder; opened by `opened`."""
+
+    def __init__(self, folder: Path, thumbnail: int) -> None:
+        self.folder, self.thumbnail = folder, thumbnail
+        self.lines = (folder / LINES).open("a+b")
+        self.thumbnails = (folder / THUMBNAILS).open("a+b")
+        self.count = self.thumbnails.seek(0, os.SEEK_END) // thumbnail
+        self.thumbnails.truncate(self.count * thumbnail)  # one that broke off
+        self.places: dict[int, int] = {}
+        self._read()
+
+    def _read(self) -> None:
+        end = 0
+        self.lines.seek(0)
+        for content in self.lines:
+            line = _parsed(content)
+            if content.endswith(b"\n"):
+                if line is not None and line["at"] < self.count:
+                    self.places[line["id"]] = end
+                end += len(content)
+        self.lines.truncate(end)
+
+    def add(self, values: dict[str, Any], thumbnail: bytes | None) -> None:
+        """Write a picture's line. thumbnail: None where the line has "at" of one that is there."""
+        if thumbnail is not None:
+            self.thumbnails.write(thumbnail)
+            self.thumbnails.flush()
+            values = {**values, "at": self.count}
+            self.count += 1
+        place = self.lines.seek(0, os.SEEK_END)
+        # In ASCII: a path that is no UTF-8 holds lone surrogates, which have no encoding.
+        self.lines.write(json.dumps(values).encode() + b"\n")
+        self.lines.flush()
+        self.places[values["id"]] = place
+
+    def get(self, of: int) -> dict[str, Any] | None:
+        """The line of an identity."""
+        return self.at(self.places[of]) if of in self.places else None
+
+    def at(self, place: int) -> dict[str, Any]:
+        """The line that begins at a byte."""
+        self.lines.seek(place)
+        line = _parsed(self.lines.readline())
+        if line is None:
+            raise RuntimeError(f"{self.folder / LINES} was damaged meanwhile; delete it")
+        return line
+
+    def view(self) -> "np.ndarray":
+        """(lines, THUMBNAIL), in the file."""
+        import numpy as np
+
+        if not self.count:
+            return np.zeros((0, self.thumbnail), np.uint8)
+        shape = (self.count, self.thumbnail)
+        return np.memmap(self.folder / THUMBNAILS, np.uint8, "r", shape=shape)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.thumbnails.close()
+
+
+@contextmanager
+def opened(folder: Path, thumbnail: int) -> Iterator[Measured]:
+    """What a folder holds. ValueError while another process writes there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder / ".lock", wait=False) as mine:
+        if not mine:
+            raise ValueError(f"output must be free, another process writes {folder}")
+        measured = Measured(folder, thumbnail)
+        try:
+            yield measured
+        finally:
+            measured.close()
+
+
+def lacks(line: dict[str, Any], scorers: Sequence[tuple[str, str]]) -> list[str]:
+    """The names of scorers, (name, MODULE:FUNCTION), that a line has no score by."""
+    by = line.get("scored", {})
+    return [name for name, place in scorers if by.get(name) != place or line.get(name) is None]
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    try:
+        line = parse_json(content, "line")
+    except ValueError:
+        return None
+    is_line = isinstance(line, dict) and all(type(line.get(key)) is int for key in ("id", "at"))
+    return line if is_line and isinstance(line.get("path"), str) else None
