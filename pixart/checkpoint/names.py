@@ -14,6 +14,8 @@ CONFIG = "config.json"
 SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
 CONTROL_FORMAT = "pixart-control"  # of our files, in their metadata
 CONTROL_CLASS = "PixArtControlNetAdapterModel"  # of diffusers' research code
+COMFYUI_FORMAT = "pixart-comfyui"  # of files for ComfyUI, in their metadata
+COMFYUI_PREFIX = "pixart_kv."  # before every name of such a file that ComfyUI alone must not open
 OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
 
 NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sidecar too
@@ -60,7 +62,7 @@ _MARKERS = {
     "diffusers": ("pos_embed.proj.weight", "adaln_single.linear.weight", "proj_out.weight"),
 }
 # Wrappers put prefixes before every name, in any order; "model.diffusion_model." is ComfyUI's.
-_WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model)\.)*")
+_WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model|pixart_kv)\.)*")
 # And these around single layers too.
 INSIDE_NAMES = re.compile(
     r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
