@@ -204,6 +204,7 @@ FLOORS = [
         "preference",
         "scaling",
         "patch",
+        "comfyui",
         "__main__",
     ],
 ]
@@ -270,7 +271,7 @@ def test_only_the_model_and_what_changes_it_call_the_operators() -> None:
         for name, path in MODULES.items()
         if name.startswith("pixart.") and "pixart_kernels" in _roots(_anywhere(path))
     }
-    assert callers == {"model", "patch"}
+    assert callers == {"model", "patch", "comfyui"}
 
 
 WITHOUT_TRITON = """
