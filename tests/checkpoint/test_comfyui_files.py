@@ -12,8 +12,10 @@ from tiny_checkpoints import CONV, SIGMA, assert_same, build
 from pixart.checkpoint.comfyui import stock_obstacle
 from pixart.checkpoint.load import empty_model, load_transformer
 from pixart.checkpoint.save import save_transformer
+from pixart.checkpoint.save_control import save_control
 from pixart.config import KVCompression, PixArtConfig
 from pixart.convert import main
+from pixart.model.control import ControlNet
 from pixart.model.transformer import PixArt
 from pixart.releases import RELEASES
 from pixart.tensors import read_safetensors
@@ -112,9 +114,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not (tmp_path / name).exists()
 
 
-def test_a_control_has_no_file_for_comfyui(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "c.safetensors"
-    assert convert("shapes-control", out, "--control", "--to", "comfyui") == 2
-    assert "must be official, diffusers or pixart for a control" in capsys.readouterr().err
+def test_a_control_has_no_file_for_comfyui(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(ValueError, match="must be official, diffusers or pixart for a control"):
+        save_control(ControlNet(SIGMA, 1), path, format="comfyui")
+    assert not path.exists()
