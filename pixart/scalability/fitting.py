@@ -58,6 +58,14 @@ def _check(options: Fit) -> None:
         return
     if not options.form:
         raise ValueError(f"--form must be one or more of {', '.join(FORMS)}, got none")
+    if options.maximum is not None and not np.isfinite(options.maximum):
+        raise ValueError(f"--maximum must be finite, got {options.maximum}")
+    if options.higher_is_better and options.maximum is not None:
+        raise ValueError("--higher-is-better goes without --maximum: what is missing to it falls")
+    if options.higher_is_better and not (options.pareto or options.optimal_at):
+        raise ValueError(
+            "--higher-is-better must be with --pareto or --optimal-at: it says which front is meant"
+        )
     if options.pareto and CHINCHILLA.text in options.form:
         raise ValueError("--pareto is of one x; chinchilla is fitted to all measurements")
     if options.plot is not None:
