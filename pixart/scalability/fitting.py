@@ -58,6 +58,15 @@ def _check(options: Fit) -> None:
         return
     if not options.form:
         raise ValueError(f"--form must be one or more of {', '.join(FORMS)}, got none")
+    if options.higher_is_better and options.maximum is not None:
+        raise ValueError(
+            "--higher-is-better must be left out with --maximum, which fits what is missing and falls"
+        )
+    if options.higher_is_better and not (options.pareto or options.optimal_at):
+        raise ValueError(
+            "--higher-is-better must come with --pareto or --optimal-at; a law of all measurements is the "
+            "same without"
+        )
     if options.pareto and CHINCHILLA.text in options.form:
         raise ValueError("--pareto is of one x; chinchilla is fitted to all measurements")
     if options.plot is not None:
