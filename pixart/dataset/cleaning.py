@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset import measured as store
+from pixart.dataset import measurement_store as store
 from pixart.dataset.annotations import finite, in_order
 from pixart.dataset.duplicates import THUMBNAIL, find_groups, hashes, thumbnail
 from pixart.dataset.expression import NUMBER, TEXT, TRUTH, Rule, check_names, parse_rules
 from pixart.dataset.funnel import UNREADABLE, Funnel
 from pixart.dataset.images import ImageError
-from pixart.dataset.measured import Measured, identity_of
+from pixart.dataset.measurement_store import Measured, identity_of
 from pixart.dataset.measurements import (
     KINDS,
     main_caption,
