@@ -14,15 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset import measurement_store as store
-from pixart.dataset.annotations import finite, in_order
+from pixart.dataset import measured as store
+from pixart.dataset.annotations import in_order
 from pixart.dataset.duplicates import THUMBNAIL, find_groups, hashes, thumbnail
 from pixart.dataset.expression import NUMBER, TEXT, TRUTH, Rule, check_names, parse_rules
 from pixart.dataset.funnel import UNREADABLE, Funnel
 from pixart.dataset.images import ImageError
-from pixart.dataset.measurement_store import Measured, identity_of
+from pixart.dataset.measured import Measured, identity_of
 from pixart.dataset.measurements import (
     KINDS,
+    finite_score,
     main_caption,
     measure,
     measure_captions,
@@ -56,10 +57,9 @@ class Scorer:
         """Raises ImageError for whatever goes wrong."""
         try:
             given = (image, caption) if self.of_caption else (image,)
-            value = float(self.function(*given))
+            return finite_score(self.function(*given))
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             raise ImageError(f"{self.name} raises {type(error).__name__}: {error}") from error
-        return finite(value, self.name)
 
 
 @dataclass

@@ -63,6 +63,7 @@ class Law:
     runs: int
     held_out: HeldOut | None
     reasons: tuple[str, ...]
+    seed: int
     chosen: np.ndarray = field(repr=False)  # places of the points that were fitted
     fitted: np.ndarray = field(repr=False)  # (k,), as covariance_of names it
     drawn: np.ndarray = field(repr=False)  # the same of each resample: (resamples, k)
@@ -151,7 +152,7 @@ def fit_power_law(
     found = _NOTHING if reasons else _fit(asked, logs, log_y, weight * points, weights)
     if not reasons:
         reasons = after_fit(asked, found[0], found[1], logs, log_y, weight * points, weights, run)
-    return _law(asked, logs, log_y, weight * points, run, count, found, reasons)
+    return _law(asked, logs, log_y, weight * points, run, count, found, reasons, seed)
 
 
 def _law(
@@ -163,6 +164,7 @@ def _law(
     count: int,
     found: tuple[np.ndarray, np.ndarray],
     reasons: tuple[str, ...],
+    seed: int,
 ) -> Law:
     fitted, drawn = found
     parameters = _parameters(form, fitted, drawn, count) if len(fitted) else {}
@@ -177,6 +179,7 @@ def _law(
         count,
         _hold_out(form, logs, log_y, weight) if len(fitted) else None,
         reasons,
+        seed,
         np.flatnonzero(weight > 0),
         fitted,
         drawn,
