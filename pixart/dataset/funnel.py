@@ -35,14 +35,13 @@ class Step:
 
 @dataclass
 class Funnel:
-    """Rules, applied one after the other. steps: "readable" first, then a step a rule."""
+    """Rules, applied one after the other. steps: that a picture can be read, then one for each rule."""
 
     rules: Sequence[Rule]
     steps: list[Step] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.steps = [Step(UNREADABLE), *(Step(rule.text) for rule in self.rules)]
-        self.steps[0].rule = "can be read"
+        self.steps = [Step("can be read"), *(Step(rule.text) for rule in self.rules)]
 
     def take(self, line: Mapping[str, Any]) -> tuple[int, str] | None:
         """Count a line. Returns the step that rejects it and the reason, None if it is kept. ValueError over

@@ -89,17 +89,17 @@ def _fit(options: Fit, file: Path) -> Fitted:
     y = _gap(options, columns[options.y])
     se = columns[options.se] if options.se else None
     rises = options.higher_is_better and options.maximum is None
+    front: Literal["lower", "upper"] | None = None
+    if options.pareto:
+        front = "upper" if rises else "lower"
     laws = []
     for form in dict.fromkeys(options.form):
         chinchilla = form == CHINCHILLA.text
         x: Any = (columns[options.n], columns[options.d]) if chinchilla else columns[options.x]
-        front: Literal["lower", "upper"] | None = None
-        if options.pareto:
-            front = "upper" if rises else "lower"
         laws.append(
             fit_power_law(
                 x, y, form, se, runs, front=front, resamples=options.resamples, seed=options.seed
-            )  # type: ignore[arg-type]
+            )
         )
     # Of a score the best is the highest: the lowest of its inverse.
     loss = [1 / value for value in y] if rises else y

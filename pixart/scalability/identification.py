@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pixart.evaluation.statistics.student import student_quantile
 from pixart.scalability.forms import (
     FLATTEST,
     POWER,
@@ -12,12 +13,10 @@ from pixart.scalability.forms import (
     plane,
     slopes,
 )
-from pixart.scalability.intervals import interval_of_runs, student
+from pixart.scalability.intervals import LEAST_RUNS, MOST_UNDEFINED, interval_of_runs
 
-LEAST_RUNS = 4
 LEAST_DECADES = 1.0
 MOST_ALIKE = 0.98  # correlation of log N and log D
-MOST_UNDEFINED = 0.1  # of resamples
 SMALLEST_FLOOR = 0.01  # of the smallest y: what is below is none
 CURVED = 0.01  # how seldom a law that is true is called curved
 VISIBLE = 0.02  # of the spread of log y: a misfit that is smaller does no harm
@@ -171,7 +170,7 @@ def _curved(
     degrees = min(int(len(np.unique(run))), len(log_y) - len(own)) - 1
     if degrees < 1:
         return ""
-    critical = student(1 - CURVED / (2 * len(terms)), degrees)
+    critical = student_quantile(1 - CURVED / (2 * len(terms)), degrees)
     spread = float(
         np.sqrt(np.average((log_y - np.average(log_y, weights=weight)) ** 2, weights=weight))
     )

@@ -185,6 +185,7 @@ GROUND = [
     "shapes",
     "tensors",
     "variants",
+    "workers",
     "graphs",
 ]
 FLOORS = [
