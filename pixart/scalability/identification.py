@@ -114,7 +114,7 @@ def _no_trend(
     if without is not None:
         left = plane(logs, log_y, without)[:, 1:]
         spread = (count - 1) / count * ((left - left.mean(axis=0)) ** 2).sum(axis=0)
-        margins = student(0.975, count - 1) * np.sqrt(np.nan_to_num(spread))
+        margins = student_quantile(0.975, count - 1) * np.sqrt(np.nan_to_num(spread))
     names = ("x",) if form.inputs == 1 else ("N", "D")
     reasons = []
     for name, line, value, margin in zip(names, lines.T, whole, margins, strict=True):
