@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset import measured as store
-from pixart.dataset.annotations import in_order
+from pixart.dataset import measurement_store as store
+from pixart.dataset.annotations import finite, in_order
 from pixart.dataset.duplicates import THUMBNAIL, find_groups, hashes, represented, thumbnail
 from pixart.dataset.expression import (
     NUMBER,
@@ -28,10 +28,9 @@ from pixart.dataset.expression import (
 )
 from pixart.dataset.funnel import UNREADABLE, Funnel
 from pixart.dataset.images import ImageError
-from pixart.dataset.measured import Measured, identity_of
+from pixart.dataset.measurement_store import Measured, identity_of
 from pixart.dataset.measurements import (
     KINDS,
-    finite_score,
     is_whole,
     main_caption,
     measure,
@@ -66,9 +65,10 @@ class Scorer:
         """Raises ImageError for whatever goes wrong."""
         try:
             given = (image, caption) if self.of_caption else (image,)
-            return finite_score(self.function(*given))
+            value = float(self.function(*given))
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             raise ImageError(f"{self.name} raises {type(error).__name__}: {error}") from error
+        return finite(value, self.name)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pixart.dataset.expression import (
     names_of,
     parse_rules,
 )
-from pixart.dataset.measured import identity
+from pixart.dataset.measurement_store import identity
 from pixart.dataset.samples import Item, Rejected, writable
 from pixart.files import parse_json, short
 

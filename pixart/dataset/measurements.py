@@ -6,7 +6,6 @@ that its JPEG was saved with, a perceptual hash. Of its caption: words, the shar
 there are addresses, HTML, or words that stand on pages rather than tell what is seen.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -178,11 +177,3 @@ def jpeg_quality(tables: Mapping[int, Any]) -> int | None:
 def _table_at(quality: int) -> "np.ndarray":
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((_LUMINANCE * scale + 50) // 100).clip(1, 255).astype(float)
-
-
-def finite_score(value: object) -> float:
-    """A score as a number. ValueError for what is none."""
-    number = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(number):
-        raise ValueError(f"must be finite, got {number}")
-    return number

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.dataset.expression import names_of
 from pixart.dataset.funnel import NOT_VALUES, UNREADABLE, Funnel
 from pixart.dataset.images import ImageError, decode
-from pixart.dataset.measured import identity
+from pixart.dataset.measurement_store import identity
 from pixart.dataset.samples import Item, Rejected, Sample, writable
 from pixart.files import CheckpointError, printable, write_bytes, written_aside
 

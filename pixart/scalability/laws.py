@@ -65,7 +65,6 @@ class Law:
     runs: int
     held_out: HeldOut | None
     reasons: tuple[str, ...]
-    seed: int
     chosen: np.ndarray = field(repr=False)  # places of the points that were fitted
     fitted: np.ndarray = field(repr=False)  # (k,), as covariance_of names it
     drawn: np.ndarray = field(repr=False)  # the same of each resample: (resamples, k)
@@ -164,7 +163,7 @@ def fit_power_law(
     if not reasons:
         without = weights_of(1 - np.eye(count)) if count <= FEW_RUNS else None
         reasons = after_fit(asked, *found, logs, log_y, weight * points, weights, without, run)
-    return _law(asked, logs, log_y, weight * points, run, count, found, reasons, seed)
+    return _law(asked, logs, log_y, weight * points, run, count, found, reasons)
 
 
 def _law(
@@ -176,7 +175,6 @@ def _law(
     count: int,
     found: tuple[np.ndarray, np.ndarray],
     reasons: tuple[str, ...],
-    seed: int,
 ) -> Law:
     fitted, drawn = found
     parameters = _parameters(form, fitted, drawn, count) if len(fitted) else {}
@@ -191,7 +189,6 @@ def _law(
         count,
         _hold_out(form, logs, log_y, weight) if len(fitted) else None,
         reasons,
-        seed,
         np.flatnonzero(weight > 0),
         fitted,
         drawn,

@@ -42,13 +42,11 @@ def test_more_resamples_than_memory_holds_are_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--higher-is-better",), "must be with --pareto or --optimal-at"),
-        (("--higher-is-better", "--pareto", "--maximum", "9"), "goes without --maximum"),
         (("--maximum", "nan"), "--maximum must be finite, got nan"),
         (("--maximum", "inf"), "--maximum must be finite, got inf"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(
+def test_a_best_score_that_is_no_number_is_refused(
     words: tuple[str, ...],
     message: str,
     tmp_path: Path,
