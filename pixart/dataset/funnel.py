@@ -164,8 +164,11 @@ def _kind_of(value: object) -> str:
 
 
 def read_measurements(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that `clean` wrote, one after the other. ValueError for a file that is none."""
+    """The lines of a file that `clean` wrote, one after the other. ValueError for a file that is none: a pipe
+    gives its lines once, and they are read twice."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file}: must be a file, got a folder, a pipe or a device")
         with file.open(encoding="utf-8", errors="surrogateescape") as lines:
             for number, content in enumerate(lines, 1):
                 if not content.strip():

@@ -1,6 +1,7 @@
 """Cleaning what nobody foresaw: pictures named twice, films, numbers past all bounds, other versions."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,11 @@ def test_a_measurement_that_is_a_number_here_and_a_text_there_is_refused(tmp_pat
     file = write(tmp_path / "clean.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match="score must be a number, as of the pictures before, got"):
         kept([], "score > 5", file)
+
+
+def test_a_pipe_is_no_file_of_measurements(tmp_path: Path) -> None:
+    """`--measurements <(zcat clean.jsonl.gz)` gives its lines once: the second reading would find none of them."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for place in (tmp_path / "pipe.jsonl", tmp_path):
+        with pytest.raises(ValueError, match="must be a file, got a folder, a pipe or a device"):
+            kept([], "width > 1", place)
