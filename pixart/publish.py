@@ -21,6 +21,7 @@ from pixart import process
 from pixart.command import DONE, parse, run_command
 
 if TYPE_CHECKING:
+    from pixart.publishing.hub import Target
     from pixart.publishing.writing import Order
 
 NAME = "publish"
@@ -62,8 +63,6 @@ class Options:
     """Split the transformer's weights into files of this size."""
     device: str | None = None
     """Where pictures are drawn: cpu, cuda ... Default CUDA when there is one."""
-    quiet: bool = False
-    """Nothing on standard error but what went wrong."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,19 +94,15 @@ def run(options: Options) -> int:
         print(f"nothing was uploaded; with --push all of it goes to the {place}")
         return DONE
     process.at_work()
-    message = f"Publish {options.model} with pixart-fast"
-    address = hub.push(target, token, private=options.private, message=message)
+    address = hub.push(target, token, private=options.private)
     print(f"uploaded to {address}")
     return DONE
 
 
-def _order(options: Options, target: "object") -> "Order":
-    from pixart.publishing.hub import Target
+def _order(options: Options, target: "Target") -> "Order":
     from pixart.publishing.writing import Order
 
-    assert isinstance(target, Target)
     return Order(
         target, options.model, options.license, options.base, options.results, options.prompt,
         options.previews, options.seed, options.dtype, options.max_shard_size, options.device,
-        options.quiet,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The model card: README.md of a repository, with the header that the hub reads."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,8 @@ def _usage(config: PixArtConfig, facts: Facts) -> list[str]:
     return [
         plain,
         f"```python\n{code}```",
-        "With [pixart-fast](https://pypi.org/project/pixart-fast/):",
-        f"```sh\npixart generate {_quoted(_example(facts))} --model {facts.name}\n```",
+        "With pixart-fast:",
+        fenced(shlex.join(["pixart", "generate", _example(facts), "--model", facts.name])),
         "SGLang (`--backend diffusers`) and vLLM-Omni (`--diffusion-load-format diffusers`) say that they run "
         "what `DiffusionPipeline` opens. Not verified: this repository was run in neither, and whether "
         "vLLM-Omni hands `trust_remote_code` on is not known.",
@@ -133,12 +134,6 @@ def _usage(config: PixArtConfig, facts: Facts) -> list[str]:
 
 def _example(facts: Facts) -> str:
     return facts.previews[0].prompt if facts.previews else "a cactus with a happy face"
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _settings(pipe: "Pipeline", facts: Facts) -> Iterable[tuple[str, str]]:
@@ -186,7 +181,7 @@ def _made(facts: Facts) -> list[str]:
     rows += [[words(name), words(value)] for name, value in _trained(source.settings)]
     rows += [["data", words(text)] for text in _data(source)]
     lines = [table(["", ""], rows)]
-    if source.step is None:
+    if source.step is None and base is not None:
         lines.append("How the base itself was trained, its own card says.")
     return lines
 
@@ -241,8 +236,7 @@ def _previews(previews: Sequence[Shown]) -> list[str]:
 
 
 def _licensed(facts: Facts) -> str:
-    own = facts.base.license if facts.base is not None else None
-    if own == facts.license and facts.base is not None:
+    if facts.base is not None and facts.base.license == facts.license:
         return f"as that of the base, {words(facts.base.name)}"
     return "as whoever published it says"
 

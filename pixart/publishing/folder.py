@@ -4,6 +4,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pixart.checkpoint.config import (
     PUBLISHED_CLASS,
     PUBLISHED_NORM,
@@ -11,7 +13,6 @@ from pixart.checkpoint.config import (
     is_compressed,
 )
 from pixart.checkpoint.names import (
-    CONFIG,
     NOT_IN_DIFFUSERS,
     NULL_CAPTION,
     PUBLISHED_NULL_CAPTION,
@@ -26,8 +27,6 @@ from pixart.sampler.schedulers import default_guidance, default_steps
 from pixart.weights import check_finite
 
 if TYPE_CHECKING:
-    import torch
-
     from pixart.pipeline.text_to_image import Pipeline
 
 PIPELINE_CLASS = "PixArtKVPipeline"
@@ -67,11 +66,11 @@ def needs_remote_code(config: PixArtConfig) -> bool:
 
 
 def write_repository(
-    folder: Path, pipe: "Pipeline", source: Path, dtype: "torch.dtype | None", shard_size: str
+    folder: Path, pipe: "Pipeline", source: Path, dtype: str | None, shard_size: str
 ) -> None:
     """Write what diffusers opens to a new folder. source: the pipeline's directory, whose tokenizer, text
-    encoder, VAE and scheduler are linked where the disk has links. dtype: of the transformer, None for that
-    of the file."""
+    encoder, VAE and scheduler are linked where the disk has links. dtype: "fp32", "bf16" or "fp16" of the
+    transformer, None for that of the file."""
     check_publishable(pipe)
     folder.mkdir(parents=True)
     _write_transformer(folder / "transformer", pipe, dtype, shard_size)
@@ -82,14 +81,13 @@ def write_repository(
         (folder / place).write_bytes(text)
 
 
-def _write_transformer(
-    folder: Path, pipe: "Pipeline", dtype: "torch.dtype | None", shard_size: str
-) -> None:
+def _write_transformer(folder: Path, pipe: "Pipeline", dtype: str | None, shard_size: str) -> None:
     opened, config = pipe.opened, pipe.opened.config
     tensors = {name: tensor.detach() for name, tensor in opened.tensors().items()}
     if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    check_finite(tensors, f"the model to be published as {folder}")
+        kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+        tensors = {name: tensor.to(kind) for name, tensor in tensors.items()}
+    check_finite(tensors, "the model to be published")
     has_table = opened.null_caption_stored and pipe.captions.mask == "prompt-mask"
     written = to_diffusers(tensors)
     if has_table:
@@ -144,8 +142,3 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
     """Every file by its name in the repository, and its bytes."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
     return [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
-
-
-def config_file(folder: Path) -> Path:
-    """The transformer's config.json."""
-    return folder / "transformer" / CONFIG

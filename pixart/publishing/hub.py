@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixart import __version__
 from pixart.publishing.folder import is_published
 
 # What the hub takes for an owner and a name; its own client checks the rest.
@@ -23,8 +24,9 @@ class Target:
 
     @property
     def name(self) -> str:
-        """For people, and for `from_pretrained`."""
-        return self.repository or str(self.folder)
+        """For people, and for `from_pretrained`; without the folders of whoever publishes."""
+        is_near = not self.folder.is_absolute() and ".." not in self.folder.parts
+        return self.repository or (str(self.folder) if is_near else self.folder.name)
 
 
 def find_target(text: str, folder: Path | None) -> Target:
@@ -68,7 +70,7 @@ def find_token() -> str:
     return token
 
 
-def push(target: Target, token: str, *, private: bool, message: str) -> str:
+def push(target: Target, token: str, *, private: bool) -> str:
     """Upload the folder, and make the repository if there is none. Returns its address. RuntimeError, on one
     line and without the token, for what the hub refuses; ValueError for --private where it is public."""
     from huggingface_hub import HfApi
@@ -81,7 +83,7 @@ def push(target: Target, token: str, *, private: bool, message: str) -> str:
             repo_id=target.repository,
             folder_path=target.folder,
             repo_type="model",
-            commit_message=message,
+            commit_message=f"Publish with pixart-fast {__version__}",
         )
     return f"https://huggingface.co/{target.repository}"
 

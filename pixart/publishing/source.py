@@ -49,6 +49,11 @@ class Source:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_digests: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def license(self) -> str | None:
+        """What a card in the pipeline's own folder says."""
+        return license_in(Path(self.pipeline) / "README.md")
+
 
 def find_source(model: str) -> Source:
     """The pipeline that --model names: a run's folder, a stage's, a state, or anything that

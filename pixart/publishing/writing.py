@@ -1,10 +1,10 @@
 """From what is asked for to a folder that is whole or not there."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,56 +50,55 @@ class Order:
     dtype: str | None
     max_shard_size: str
     device: str | None
-    quiet: bool = False
 
 
 def publish(order: Order) -> None:
     """Write the folder. Everything that can be refused is, before anything is written; where something
     fails later, nothing is left behind and what was there stays."""
-    import torch
-
-    from pixart.pipeline.text_to_image import Pipeline
-
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     if order.prompts and not order.previews:
         raise ValueError("--prompt must be left out with --no-previews")
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     source = find_source(order.model)
     base = source.base if order.base is None else base_of(order.base)
-    license = license_of(order.license, base, order.model)
+    license = license_of(order.license, base, source)
     requests = [Request(text, seed=order.seed) for text in _prompts(order, source)]
     results = [open_evaluated(folder) for folder in order.results]
-    found = load.find_source(source.pipeline, None, None)
+    with silenced():
+        _write(order, Facts(order.target.name, Path(), license, base, source, results), requests)
+
+
+def _write(order: Order, facts: Facts, requests: Sequence[Request]) -> None:
+    from pixart.pipeline.text_to_image import Pipeline
+
+    found = load.find_source(facts.source.pipeline, None, None)
     _check_variants(found)
-    pipe = Pipeline.from_pretrained(source.pipeline, device="cpu", cache_dir=None)
+    pipe = Pipeline.from_pretrained(facts.source.pipeline, device="cpu", cache_dir=None)
     check_publishable(pipe)
-    for one in results:
+    for one in facts.results:
         _check_of(one, pipe)
-    folder = order.target.folder
-    check_writable(folder)
+    check_writable(order.target.folder)
     process.at_work()
-    dtype = dtypes[order.dtype] if order.dtype else None
-    with silenced() if order.quiet else nullcontext(), written_aside(folder) as aside:
-        write_repository(aside, pipe, found.directory, dtype, order.max_shard_size)
-        shown = list(_draw(aside, requests, order))
-        facts = Facts(order.target.name, aside, license, base, source, results, shown)
+    with written_aside(order.target.folder) as aside:
+        write_repository(aside, pipe, found.directory, order.dtype, order.max_shard_size)
+        facts = replace(facts, folder=aside, previews=list(_draw(aside, requests, order)))
         (aside / CARD).write_text(model_card(pipe, facts), encoding="utf-8")
 
 
-def license_of(asked: str | None, base: Base | None, model: str) -> str:
+def license_of(asked: str | None, base: Base | None, source: Source) -> str:
     """The licence to publish under. ValueError where nobody says it: it is never made up."""
     if asked is not None:
-        if not asked.strip() or any(not letter.isprintable() for letter in asked):
+        if not re.fullmatch(r"[\w.+-]{1,100}", asked):
             raise ValueError(
                 f"--license must be a name of the hub such as openrail++, got {asked!r}"
             )
         return asked
-    if base is not None and base.license is not None:
-        return base.license
-    whose = f"of {base.name}, which {model} is made from," if base is not None else f"of {model}"
+    known = (None if base is None else base.license) or source.license
+    if known is not None:
+        return known
+    whose = "" if base is None or base.name == source.pipeline else f" of {base.name}, the base"
     raise ValueError(
-        f"the licence {whose} is not known here; give it with --license, as the hub calls it (openrail++, "
-        "apache-2.0 ...)"
+        f"the licence{whose} of {source.pipeline} is not known here; give it with --license, as the hub calls "
+        "it (openrail++, apache-2.0 ...)"
     )
 
 
