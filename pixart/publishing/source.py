@@ -123,8 +123,11 @@ def _starts_beside(run: Path) -> Iterator[str]:
     for folder in sorted(run.iterdir()):
         if not _has_states(folder):
             continue
-        state = latest_state(folder)
-        begun = {} if state is None else read_progress(state).get("begun") or {}
+        newest = max(one for one in folder.iterdir() if STATE.fullmatch(one.name))
+        try:
+            begun = read_progress(newest).get("begun") or {}
+        except ValueError:  # nothing is trained with it: what it cannot say is not told
+            continue
         start = (begun.get("fields") or {}).get("start")
         if isinstance(start, str) and start != PREVIOUS:
             yield start

@@ -77,7 +77,9 @@ def test_without_our_kernels_too(embedded: Path, monkeypatch: pytest.MonkeyPatch
 
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "pixart_kernels" else find(name)
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "pixart_kernels" else find(name, *more),
     )
     assert apart(embedded, "shapes", steps=4) < TOLERANCE
 
@@ -137,9 +139,10 @@ def test_without_trust_it_is_refused(embedded: Path) -> None:
 def test_diffusers_own_transformer_is_refused_by_the_pipeline(embedded: Path) -> None:
     from diffusers import PixArtTransformer2DModel
 
+    pipe = opened(embedded)
     own = PixArtTransformer2DModel(num_attention_heads=1, num_layers=1, cross_attention_dim=72)
     with pytest.raises(ValueError, match="transformer must be a PixArtKVTransformer2DModel"):
-        opened(embedded, transformer=own)
+        type(pipe)(**{**pipe.components, "transformer": own})
 
 
 def test_two_of_them_in_one_process(embedded: Path) -> None:
