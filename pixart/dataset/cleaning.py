@@ -263,7 +263,7 @@ class _Lines:
                 -number,
             )
         self.view = _Rows(measured.view(), at)
-        self.groups = find_groups(self.view)
+        self.groups = find_groups(self.view)  # type: ignore[arg-type]  # rows are all that it asks for
         self.largest = _largest(self.groups, self.size)
         self.duplicates = int((self.largest != np.arange(len(at))).sum())
 

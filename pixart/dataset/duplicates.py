@@ -286,20 +286,20 @@ class _Near:
     def pairs(self, cropped: "np.ndarray", start: int) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
         """Pictures of which a crop has nearly the hash of another that is not their own. cropped: the hashes
         (n, C) of those from `start` on."""
-        owner = np.repeat(np.arange(len(cropped)), cropped.shape[1]).astype(np.uint64)
-        asked = np.unique(np.stack([owner, cropped.ravel()], 1), axis=0)
+        place = np.repeat(np.arange(len(cropped)), cropped.shape[1]).astype(np.uint64)
+        asked = np.unique(np.stack([place, cropped.ravel()], 1), axis=0)
         owner, wanted = asked[:, 0].astype(np.int64) + start, asked[:, 1]
         for number in range(_BANDS):
             band = _band(wanted, number)
             low = np.searchsorted(self.sorted[number], band, "left")
             found = np.searchsorted(self.sorted[number], band, "right") - low
             for some in _portions(found):
-                query, place = _expanded(low[some], found[some])
+                query, at = _expanded(low[some], found[some])
                 query += some.start
-                place = self.bands[number][place]
-                close = _distance(wanted[query], self.known[place]) <= MOST
-                close &= self.known[place] != self.own[owner[query]]
-                couples = np.unique(np.stack([owner[query[close]], place[close]], 1), axis=0)
+                near = self.bands[number][at]
+                close = _distance(wanted[query], self.known[near]) <= MOST
+                close &= self.known[near] != self.own[owner[query]]
+                couples = np.unique(np.stack([owner[query[close]], near[close]], 1), axis=0)
                 yield from self._members(couples[:, 0], couples[:, 1])
 
     def _members(

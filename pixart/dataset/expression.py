@@ -113,21 +113,21 @@ def _check(node: ast.expr) -> None:
             if not (abs(value) <= 1e308 and math.isfinite(value)):
                 raise _refusal(node, "it is too large")
         case ast.BoolOp():
-            for value in node.values:
-                _check(value)
+            for part in node.values:
+                _check(part)
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd()):
             _check(node.operand)
         case ast.BinOp() if type(node.op) in _ARITHMETIC:
             _check(node.left)
             _check(node.right)
         case ast.Compare() if all(type(op) in _COMPARISONS for op in node.ops):
-            for value in (node.left, *node.comparators):
-                _check(value)
+            for part in (node.left, *node.comparators):
+                _check(part)
         case ast.Call(func=ast.Name(id="min" | "max"), keywords=[]):
             if len(node.args) < 2:
                 raise _refusal(node, "min and max take two at least")
-            for value in node.args:
-                _check(value)
+            for part in node.args:
+                _check(part)
         case _:
             raise _refusal(node, f"there are {WHAT_THERE_IS}")
 
@@ -189,8 +189,8 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.BinOp():
             return _computed(node.op, _value(node.left, values), _value(node.right, values))
         case ast.Call(func=ast.Name(id=name)):
-            found = [_value(part, values) for part in node.args]
-            return min(found) if name == "min" else max(found)
+            given = [_value(part, values) for part in node.args]
+            return min(given) if name == "min" else max(given)
         case ast.Compare():
             left = _value(node.left, values)
             for op, part in zip(node.ops, node.comparators, strict=True):

@@ -68,7 +68,7 @@ class Funnel:
 
     def table(self) -> str:
         """Rows in → out, in Markdown."""
-        rows = [("rule", "in", "out", "left", "kept of in", "not measured")]
+        rows: list[tuple[str, ...]] = [("rule", "in", "out", "left", "kept of in", "not measured")]
         for step in self.steps:
             share = f"{step.after / step.before:.1%}" if step.before else "-"
             counts = (step.before, step.before - step.after, step.after)

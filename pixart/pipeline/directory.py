@@ -130,6 +130,7 @@ def choose_variants(
 def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
     """Refuse a transformer that was made for another pipeline, before anything is run."""
     encoder = directory / "text_encoder"
+    read_json(encoder / "config.json")  # missing or damaged, it says nothing to compare with
     channels = read_json(directory / "vae" / "config.json").get("latent_channels")
     pairs = (
         ("text_encoder", features_width(encoder), "caption_channels"),

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,7 +85,9 @@ def _fit(options: Fit, file: Path) -> Fitted:
     for form in dict.fromkeys(options.form):
         chinchilla = form == CHINCHILLA.text
         x: Any = (columns[options.n], columns[options.d]) if chinchilla else columns[options.x]
-        front = ("upper" if rises else "lower") if options.pareto else None
+        front: Literal["lower", "upper"] | None = None
+        if options.pareto:
+            front = "upper" if rises else "lower"
         laws.append(
             fit_power_law(
                 x, y, form, se, runs, front=front, resamples=options.resamples, seed=options.seed

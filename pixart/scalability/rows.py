@@ -50,7 +50,8 @@ class Row:
     def build(self, device: torch.device | str = "meta") -> nn.Module:
         """The denoiser with weights of any value, for inference; on the meta device without memory."""
         if self.is_unet:
-            return unet(self.name, device)
+            model: Any = unet(self.name, device)
+            return model
         from pixart.checkpoint.load import empty_model
         from pixart.model.transformer import PixArt
 

@@ -82,7 +82,8 @@ def unet(name: str, device: torch.device | str = "meta") -> "UNet2DConditionMode
     with importing():
         from diffusers import UNet2DConditionModel
     with torch.device(device):
-        return UNet2DConditionModel(**arguments(UNETS[name])).eval()
+        model: Any = UNet2DConditionModel(**arguments(UNETS[name]))
+    return model.eval()
 
 
 def arguments(row: UNet) -> dict[str, Any]:

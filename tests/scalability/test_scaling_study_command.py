@@ -215,3 +215,24 @@ def test_a_study_that_is_ended_goes_on_and_finds_the_same(tmp_path: Path) -> Non
 def _runs(folder: Path) -> list[dict[str, Any]]:
     file = folder / "results.json"
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+
+
+ORPHAN = """
+import os, signal
+from pixart.scalability.study.command import pool
+if __name__ == "__main__":
+    with pool(1) as workers:
+        print(workers.submit(os.getpid).result(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_waits_for_work_ends_with_the_one_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    # Its output ends when all who hold it have ended.
+    done = subprocess.run(
+        [sys.executable, tmp_path / "orphan.py"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()
