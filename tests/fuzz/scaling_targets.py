@@ -42,9 +42,48 @@ def read_runs(place: Path) -> object:
     return columns_of(place, read_measurements(place), ["compute", "loss"], "run")
 
 
+def make_results(folder: Path) -> Path:
+    """Of a study's trial, with the first of its runs."""
+    from pixart.scalability.study.plan import TINY, TINY_RUNS, VERSION, identity, settings
+
+    run = TINY_RUNS[0]
+    mark = {
+        "step": 1,
+        "loss": 0.5,
+        "tflop": 0.1,
+        "losses": "0.4 0.6",
+        "own_loss": 0.4,
+        "ema_loss": 0.5,
+    }
+    drawn = {
+        "step": 1,
+        "by_kind": {"colour": [1, 2]},
+        "all_right": 0,
+        "captions": 1,
+        "shares": "0.5",
+    }
+    kept = settings(run, TINY) | {"identity": identity(run, TINY), "parameters": 10, "marks": [mark],
+        "forward_flops": 9, "steps": 1, "levels": {"4": 1}, "accuracy": [drawn], "cpu_seconds": 1.0}  # fmt: skip
+    told = {"version": VERSION, "scale": kept["scale"], "seconds": 9, "runs": [kept]}
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "72x2.png").write_bytes(b"")
+    _written(folder, "results.json", json.dumps(told))
+    return folder
+
+
+def read_results(place: Path) -> object:
+    from pixart.scalability.study.plan import TINY, TINY_RUNS
+    from pixart.scalability.study.store import Store
+
+    store = Store(place, TINY, TINY_RUNS)
+    store.write()
+    return store.missing
+
+
 SCALING: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "nouns": (make_nouns, read_nouns),
     "runs-json": (make_json, read_runs),
     "runs-jsonl": (make_jsonl, read_runs),
     "runs-csv": (make_csv, read_runs),
+    "study": (make_results, read_results),
 }

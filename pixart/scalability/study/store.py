@@ -1,6 +1,7 @@
 """What a study has found so far: results.json, which is written whole after every run and is all that a
 later start reads."""
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -85,7 +86,10 @@ class Store:
                 if one["identity"] == wanted.get(name) and self._has_pictures(name):
                     self.finished[name] = one
             self.seconds = float(results["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # Both are written again with every further run: what cannot be is found out now.
+            json.dumps(self.finished, ensure_ascii=False).encode()
+            measurements(self.finished, self.scale.pool)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{path} is not what a study wrote ({error!r}); remove it, or name another --output"
             ) from error
