@@ -24,7 +24,7 @@ LEAST_COLUMNS, LONGEST = 60, 1000
 COMMANDS = {
     "generate": "draw pictures from text",
     "convert": "write a transformer in another format",
-    "data": "prepare, caption and filter pictures for training",
+    "data": "prepare, caption, clean and count pictures for training",
     "train": "train the stages of a recipe, and plot what they did",
     "evaluate": "measure how good a model is",
     "preference": "find out which of two pictures people prefer",

@@ -197,6 +197,7 @@ GROUND = [
     "shapes",
     "tensors",
     "variants",
+    "workers",
     "graphs",
 ]
 FLOORS = [

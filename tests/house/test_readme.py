@@ -13,7 +13,7 @@ from pixart.command import COMMANDS
 
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 PARTS = {
-    "data": ("prepare", "caption", "filter"),
+    "data": ("prepare", "caption", "filter", "clean", "verify", "statistics"),
     "evaluate": (
         "list", "prompts", "draw", "score", "run", "report", "compare", "statistics", "detect",
         "trust", "check-weights", "accuracy",
