@@ -15,7 +15,7 @@ from pixart.dataset.expression import (
     names_of,
     parse_rules,
 )
-from pixart.dataset.measured import identity
+from pixart.dataset.measurement_store import identity
 from pixart.dataset.samples import Item, Rejected, writable
 from pixart.files import parse_json, short
 
@@ -114,11 +114,14 @@ def _kept(
 def _verdicts(keep: str, measurements: Path) -> tuple[dict[int, int], list[str]]:
     """Of each path's identity a place in the list of reasons, of which the first is to be kept."""
     rules = parse_rules(keep)
-    check_names(rules, kinds_in(measurements, rules))
+    kinds = kinds_in(measurements, rules)
+    check_names(rules, kinds)
+    wanted = {name: kinds[name] for name in names_of(rules)}
     funnel, reasons = Funnel(rules), [""]
     places: dict[str, int] = {}
     verdicts = {}
     for line in read_measurements(measurements):
+        _check_kinds(line, wanted, measurements)
         taken = funnel.take(line)
         verdict = 0
         if taken is not None:
@@ -127,6 +130,15 @@ def _verdicts(keep: str, measurements: Path) -> tuple[dict[int, int], list[str]]
                 reasons.append(taken[1])
         verdicts[identity(line["path"])] = verdict
     return verdicts, reasons
+
+
+def _check_kinds(line: Mapping[str, Any], kinds: Mapping[str, str], file: Path) -> None:
+    for name, kind in kinds.items():
+        if (value := line.get(name)) is not None and _kind_of(value) != kind:
+            raise ValueError(
+                f"{file}: {name} must be {kind}, as of the pictures before, got {short(value)} of "
+                f"{short(writable(line['path']))}"
+            )
 
 
 def kinds_in(file: Path, rules: Sequence[Rule]) -> dict[str, str]:
