@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "measure how good a model is",
     "preference": "find out which of two pictures people prefer",
     "scaling": "count denoisers, fit scaling laws, and study them in a small world",
+    "publish": "write a model as a repository that diffusers opens",
 }
 
 

@@ -41,7 +41,13 @@ _FIELDS_OF_DIFFUSERS = {
     "pe_interpolation": "interpolation_scale",
     "micro_condition": "use_additional_conditions",
 }
-_DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second until 2024
+PUBLISHED_CLASS = "PixArtKVTransformer2DModel"  # of the remote code of pixart.publishing
+# Of it in the place of a norm_type, so that diffusers' own class refuses a model that it would run wrong.
+PUBLISHED_NORM = (
+    f"ada_norm_single of {PUBLISHED_CLASS}; load the pipeline with trust_remote_code=True"
+)
+# The second was the first one's name until 2024.
+_DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel", PUBLISHED_CLASS)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ def config_from_diffusers(
         raise ValueError(
             f"config.json is of a {values['_class_name']}, not of a PixArt transformer"
         )
+    if values.get("norm_type") == PUBLISHED_NORM:
+        values = {**values, "norm_type": _PIXART_IN_DIFFUSERS["norm_type"]}
     for key, wanted in _PIXART_IN_DIFFUSERS.items():
         if values.get(key, wanted) != wanted:
             raise ValueError(f"config.json: {key} must be {wanted!r}, got {values[key]!r}")

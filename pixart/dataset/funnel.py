@@ -115,7 +115,10 @@ def _verdicts(keep: str, measurements: Path) -> tuple[dict[int, int], list[str]]
     """Of each path's identity a place in the list of reasons, of which the first is to be kept."""
     rules = parse_rules(keep)
     kinds = kinds_in(measurements, rules)
-    check_names(rules, kinds)
+    try:
+        check_names(rules, kinds)
+    except ValueError as error:
+        raise ValueError(f"{error}; the measurements are those of {measurements}") from None
     wanted = {name: kinds[name] for name in names_of(rules)}
     funnel, reasons = Funnel(rules), [""]
     places: dict[str, int] = {}

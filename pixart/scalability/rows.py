@@ -50,8 +50,7 @@ class Row:
     def build(self, device: torch.device | str = "meta") -> nn.Module:
         """The denoiser with weights of any value, for inference; on the meta device without memory."""
         if self.is_unet:
-            model: Any = unet(self.name, device)
-            return model
+            return unet(self.name, device)
         from pixart.checkpoint.load import empty_model
         from pixart.model.transformer import PixArt
 

@@ -1,9 +1,10 @@
-"""Samples for tests/fuzz/targets.py of what is counted: nouns, and runs that laws are fitted to."""
+"""Samples for tests/fuzz/targets.py of what is measured and counted: pictures, nouns, runs."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+KEEP = "width >= 50 and (sharpness > 1 or format == 'PNG') and not duplicate"
 MEASUREMENT = {"run": "a", "params": 10, "compute": 1e9, "images": 64, "step": 4, "loss": 0.5,
                "accuracy": {"colour": 0.5}}  # fmt: skip
 
@@ -11,6 +12,24 @@ MEASUREMENT = {"run": "a", "params": 10, "compute": 1e9, "images": 64, "step": 4
 def _written(folder: Path, name: str, text: str) -> Path:
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
+
+
+def make_clean(folder: Path) -> Path:
+    one = {"path": "a.png", "width": 64, "format": "PNG", "sharpness": 3.5, "jpeg_quality": None,
+           "duplicate": False, "duplicate_of": None}  # fmt: skip
+    lines = [
+        one,
+        one | {"path": "b.png", "duplicate": True},
+        {"path": "c", "unreadable": "damaged"},
+    ]
+    return _written(folder, "clean.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def read_clean(place: Path) -> object:
+    from pixart.dataset.funnel import kept
+    from pixart.dataset.samples import Rejected
+
+    return list(kept([Rejected("d.png", "damaged")], KEEP, place))
 
 
 def make_nouns(folder: Path) -> Path:
@@ -81,6 +100,7 @@ def read_results(place: Path) -> object:
 
 
 SCALING: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "clean": (make_clean, read_clean),
     "nouns": (make_nouns, read_nouns),
     "runs-json": (make_json, read_runs),
     "runs-jsonl": (make_jsonl, read_runs),
