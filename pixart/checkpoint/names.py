@@ -23,6 +23,7 @@ NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sid
 POSITIONS = "pos_embed"  # rebuilt for each image size, so a stored table only tells the native one
 NULL_CAPTION = "y_embedder.y_embedding"
 CAPTION_WEIGHT = "y_embedder.y_proj.fc1.weight"  # absent from a model without a caption embedding
+PUBLISHED_NULL_CAPTION = "null_caption"  # in a published repository, whose class has a place for it
 BUFFERS = (POSITIONS, NULL_CAPTION)  # the two tensors that a checkpoint may lack
 
 _OUTSIDE = {
@@ -123,7 +124,9 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         official = official_name(name)
-        if official is None:
+        if name == PUBLISHED_NULL_CAPTION:
+            renamed[NULL_CAPTION] = tensor
+        elif official is None:
             renamed[name] = tensor
         # q, k and v lead to one matrix, which the first of them makes.
         elif official not in renamed:

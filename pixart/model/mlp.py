@@ -63,6 +63,7 @@ def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
     no tangent, which fused products lose without a word."""
     return (
         type(linear) is nn.Linear
+        and x.device.type != "meta"  # which has no autocast to ask for, and nothing to gain
         and not in_forward_mode()
         and linear.bias is not None
         and linear.weight.dtype == x.dtype

@@ -59,11 +59,13 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
 
 
 def family_of(directory: Path) -> Family | None:
-    """Σ or α by the class that model_index.json names, None if it names neither."""
+    """Σ or α by the class that model_index.json names, or as a published one says, None if it tells
+    neither."""
     index = directory / INDEX
     if not index.is_file():
         return None
-    name = str(read_json(index).get("_class_name")).lower()
+    values = read_json(index)
+    name = f"{values.get('_class_name')} {values.get('family')}".lower()
     return next((cast(Family, family) for family in MAX_LENGTH if family in name), None)
 
 

@@ -200,7 +200,7 @@ def test_a_study_that_is_ended_goes_on_and_finds_the_same(tmp_path: Path) -> Non
         os.kill(begun.pid, number)
         errors = begun.communicate(timeout=120)[1]
         assert begun.returncode == end
-        assert number != signal.SIGINT or "what a study trained so far is kept" in errors
+        assert number != signal.SIGINT or "the runs that ended are kept" in errors
         assert len(_runs(cut)) > before
     subprocess.run([*COMMAND, "--output", cut], check=True, timeout=900)
     first, second = ([without_times(run) for run in _runs(folder)] for folder in (whole, cut))
@@ -219,7 +219,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
 
 ORPHAN = """
 import os, signal
-from pixart.scalability.study.command import pool
+from pixart.workers import pool
 if __name__ == "__main__":
     with pool(1) as workers:
         print(workers.submit(os.getpid).result(), flush=True)
