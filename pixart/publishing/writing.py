@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixart import process
 from pixart.evaluation.report.folder import Evaluated, open_evaluated
@@ -145,7 +145,7 @@ def _draw(folder: Path, requests: Sequence[Request], order: Order) -> Iterator[S
     from pixart.pipeline.text_to_image import Pipeline
 
     pipe = Pipeline.from_pretrained(folder, device=order.device, cache_dir=None)
-    asked_model = {
+    asked_model: dict[str, Any] = {
         **dict.fromkeys(MODEL_OPTIONS), "model": order.target.name, "lora": [], "control": [],
         "preprocessor_weights": [], "ema": False, "cuda_graph": "auto",
     }  # fmt: skip

@@ -159,10 +159,12 @@ def fit_power_law(
 
     weights = weights_of(np.concatenate(list(counts(count, resamples, seed))))
     reasons = before_fit(asked, logs[:, points], log_y[points], count)
-    found = _NOTHING if reasons else _fit(asked, logs, log_y, weight * points, weights)
+    fitted, drawn = _NOTHING if reasons else _fit(asked, logs, log_y, weight * points, weights)
     if not reasons:
         without = weights_of(1 - np.eye(count)) if count <= FEW_RUNS else None
-        reasons = after_fit(asked, *found, logs, log_y, weight * points, weights, without, run)
+        given = logs, log_y, weight * points, weights, without, run
+        reasons = after_fit(asked, fitted, drawn, *given)
+    found = fitted, drawn
     return _law(asked, logs, log_y, weight * points, run, count, found, reasons)
 
 
