@@ -104,7 +104,10 @@ def test_the_source_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["a", "b", "--to", "onnx"], "--to must be one of diffusers, official, pixart, got 'onnx'"),
+        (
+            ["a", "b", "--to", "onnx"],
+            "--to must be one of comfyui, diffusers, official, pixart, got 'onnx'",
+        ),
         (["a", "b", "--fast"], "unknown option --fast"),
         ([], "SRC, DST must be given"),
     ],
