@@ -18,7 +18,7 @@ OLDEST := $(VENV)/triton-3.6.0
 
 SECONDS ?= 60
 
-.PHONY: demo test browser fuzz test-oldest-triton lint package train bench bench-compare weak-to-strong \
+.PHONY: demo test browser fuzz test-oldest-triton lint package hub-kernels train bench bench-compare weak-to-strong \
 	weak-to-strong-seeds scaling-study clean
 
 demo: $(READY)
@@ -57,6 +57,10 @@ package: $(READY)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*.whl
 	$(BIN)/python -m pytest tests/house/test_packaging.py tests/house/test_kernels_package.py --wheel dist/*.whl
+
+# The operators as a repository that Hugging Face's `kernels` loads, in dist/hub-kernels.
+hub-kernels: $(READY)
+	$(BIN)/python kernels/hub_repository.py --output dist/hub-kernels
 
 train: $(READY)
 	$(BIN)/python -m pixart.train shapes
