@@ -124,6 +124,8 @@ setup(
             "evaluation/**/*.css",
             "evaluation/**/*.js",
             "scalability/study/template.md",
+            "comfyui/README.md",
+            "comfyui/workflow_api.json",
         ],
         "pixart_kernels": ["py.typed", "dispatch/*.json"],
     },

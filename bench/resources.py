@@ -23,11 +23,12 @@ from bench.compiled import ahead_of_time, candidates, sass
 from bench.compiled.ahead_of_time import Launch
 from bench.compiled.architectures import ARCHITECTURES
 from bench.compiled.rows import row_of
-from bench.measure import processes, results
+from bench.measure import results
 from bench.measure.case import Unavailable
 from bench.measure.results import Row
 from bench.reporting import pages, targets
 from bench.workloads.operators import Workload
+from pixart import workers
 from pixart_kernels.dispatch.registration import INTERPRETED
 
 
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = results.started("resources", sys.argv[1:] if arguments is None else arguments, None)
     run["triton"] = triton.__version__
     settings = list(product(options.arch, chosen))
-    with processes.pool() as pool:
+    with workers.pool() as pool:
         parallel = pool.map if len(options.arch) > 1 else map
         every = parallel(_report_calls, settings, repeat(options.dump), repeat(options.defaults))
         for rows in every:

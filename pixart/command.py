@@ -24,11 +24,12 @@ LEAST_COLUMNS, LONGEST = 60, 1000
 COMMANDS = {
     "generate": "draw pictures from text",
     "convert": "write a transformer in another format",
-    "data": "prepare, caption and filter pictures for training",
+    "data": "prepare, caption, clean and count pictures for training",
     "train": "train the stages of a recipe, and plot what they did",
     "evaluate": "measure how good a model is",
     "preference": "find out which of two pictures people prefer",
     "scaling": "count denoisers, fit scaling laws, and study them in a small world",
+    "publish": "write a model as a repository that diffusers opens",
 }
 
 

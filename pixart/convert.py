@@ -35,9 +35,10 @@ class Options:
     a hub id, or hub-id/file."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """Where to write: a file, or for diffusers a directory."""
-    to: Literal["official", "diffusers", "pixart"] | None = None
+    to: Literal["official", "diffusers", "pixart", "comfyui"] | None = None
     """official: .pth. diffusers: a transformer directory. pixart: one .safetensors that knows its
-    configuration. By default what DST's suffix says."""
+    configuration. comfyui: one .safetensors that ComfyUI opens, or, where it would open another
+    network, only the loader of pixart.comfyui. By default what DST's suffix says: one of the first three."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The precision of the written numbers. Default: as stored."""
     ema: bool = False

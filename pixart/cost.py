@@ -62,7 +62,12 @@ def caption_flops(config: PixArtConfig, caption_tokens: int | None = None) -> in
     width = config.hidden_size
     text = config.model_max_length if caption_tokens is None else caption_tokens
     embedder = config.caption_channels + width if config.caption_embedding else 0
-    return 2 * text * width * (embedder + config.depth * 2 * width)
+    return 2 * text * width * embedder + caption_keys_flops(config, text)
+
+
+def caption_keys_flops(config: PixArtConfig, caption_tokens: int) -> int:
+    """Keys and values of one caption, in every block."""
+    return config.depth * 2 * product_flops(caption_tokens, config.hidden_size, config.hidden_size)
 
 
 def ends_flops(config: PixArtConfig, tokens: Tokens) -> int:

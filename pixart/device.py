@@ -1,6 +1,8 @@
 """The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
 import importlib.util
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ GROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+PROCESS_STATUS = Path("/proc/self/status")
 # (rows, in, out) of products, smaller first: squares, and the layers of XL/2 at 256 and 1,024 tokens.
 _CPU_PRODUCTS = (
     (256, 256, 256), (512, 512, 512), (256, 1152, 1152), (768, 768, 768), (256, 1152, 4608),
@@ -158,13 +161,41 @@ def peak_memory() -> int:
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     if most := max(map(torch.cuda.max_memory_allocated, gpus), default=0):
         return most  # the current device is not always the one that is worked on
+    # getrusage's ru_maxrss outlives execve(2): in a child it begins with the peak of its parent.
+    if (most_held := process_memory("VmHWM")) is not None:
+        return most_held
     if sys.platform == "win32":
         return 0
     import resource
 
-    # macOS counts in bytes, Linux in KiB.
+    # macOS counts in bytes, others in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_memory(field: Literal["VmRSS", "VmHWM"]) -> int | None:
+    """Bytes that this process holds, or held at most, by proc(5); None where there is no such file."""
+    if not PROCESS_STATUS.exists():
+        return None
+    for line in PROCESS_STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model, where the system tells it, else its kind."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 @cache

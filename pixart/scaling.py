@@ -45,11 +45,7 @@ def __getattr__(name: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_command(
-        NAME,
-        lambda: run(parse(Command, NAME, arguments)),  # type: ignore[arg-type]
-        "cancelled; what a study trained so far is kept",
-    )
+    return run_command(NAME, lambda: run(parse(Command, NAME, arguments)))  # type: ignore[arg-type]
 
 
 def run(options: Table | Fit | Study | Contrast) -> int:
@@ -77,6 +73,7 @@ def study(options: Study) -> str:
     """Returns where the report is."""
     from pixart.scalability.study.command import study
 
+    process.ENDING.words = "cancelled; the runs that ended are kept, the same command goes on"
     return study(options)
 
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.measure import machine
+from pixart.device import usable_cores
 
 SECONDS = 300.0  # that it may be silent for, on few cores
 
@@ -28,7 +28,7 @@ def ahead(calls: Iterable[Callable[[], Any]]) -> None:
 
     with (
         patch.object(JITFunction, "run", compile_only),
-        ThreadPoolExecutor(machine.cores() or 1) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
         torch.autograd.set_multithreading_enabled(False),  # the mode is that of this thread
         suppress(Exception),
         AsyncCompileMode(pool, ignore_errors=True),

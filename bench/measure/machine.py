@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.measure import timing
-from pixart.device import measure_peak
+from pixart.device import measure_peak, processor_name, usable_cores
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("kernels", "pixart", "bench")
@@ -33,8 +33,8 @@ def identity(device: torch.device) -> dict[str, Any]:
     """Of the machine alone: two commits on one machine have the same."""
     values: dict[str, Any] = {
         "device": device.type,
-        "processor": _processor(),
-        "cores": cores(),
+        "processor": processor_name(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
@@ -49,22 +49,6 @@ def name(machine: dict[str, Any] | None) -> str:
     if machine.get("gpu"):
         return machine["gpu"]
     return f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model, where the system tells it."""
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def cores() -> int | None:
-    """That this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def version(library: str) -> str | None:

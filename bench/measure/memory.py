@@ -9,11 +9,13 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from pixart.device import process_memory
+
+RESET = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): what to write there
 
 
@@ -72,13 +74,8 @@ def _beyond(bytes_held: int | None, base: int | None) -> int | None:
     return None if bytes_held is None or base is None else max(bytes_held - base, 0)
 
 
-def _read(field: str) -> int | None:
-    if not _can_tell():
-        return None
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    return None
+def _read(field: Literal["VmRSS", "VmHWM"]) -> int | None:
+    return process_memory(field) if _can_tell() else None
 
 
 def _can_tell() -> bool:

@@ -8,17 +8,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixart.checkpoint.names import CAPTION_WEIGHT, NULL_CAPTION, POSITIONS
+from pixart.checkpoint.positions import solve_interpolation
 from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
 from pixart.files import listed
 from pixart.model.compression import initial_values
-from pixart.resolution import position_embedding
 
 _PUBLISHED_HEAD_DIM = 72
 # Diffusers' class can be configured into other networks; these values make it PixArt's.
@@ -42,7 +41,13 @@ _FIELDS_OF_DIFFUSERS = {
     "pe_interpolation": "interpolation_scale",
     "micro_condition": "use_additional_conditions",
 }
-_DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second until 2024
+PUBLISHED_CLASS = "PixArtKVTransformer2DModel"  # of the remote code of pixart.publishing
+# Of it in the place of a norm_type, so that diffusers' own class refuses a model that it would run wrong.
+PUBLISHED_NORM = (
+    f"ada_norm_single of {PUBLISHED_CLASS}; load the pipeline with trust_remote_code=True"
+)
+# The second was the first one's name until 2024.
+_DIFFUSERS_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel", PUBLISHED_CLASS)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ def config_from_diffusers(
         raise ValueError(
             f"config.json is of a {values['_class_name']}, not of a PixArt transformer"
         )
+    if values.get("norm_type") == PUBLISHED_NORM:
+        values = {**values, "norm_type": _PIXART_IN_DIFFUSERS["norm_type"]}
     for key, wanted in _PIXART_IN_DIFFUSERS.items():
         if values.get(key, wanted) != wanted:
             raise ValueError(f"config.json: {key} must be {wanted!r}, got {values[key]!r}")
@@ -315,38 +322,6 @@ def side_of_positions(tensors: Mapping[str, Tensor]) -> int:
     if side * side != tokens:
         raise ValueError(f"{POSITIONS} must be a table of a square grid, got {tokens} tokens")
     return side
-
-
-def solve_interpolation(table: Tensor, side: int) -> float | None:
-    """The pe_interpolation whose square table (side², C) this is, None if there is none.
-
-    The last column's coordinate is found from its angles, the slowest first: each is exact up to
-    whole turns, and the slower ones before it say how many. The table is rebuilt to compare.
-    """
-    channels = table.shape[1]
-    if side == 1 or channels % 4 or not table.isfinite().all():
-        return None
-    sines, cosines = table[side - 1, : channels // 2].double().cpu().chunk(2)
-    coordinate = 0.0
-    for k in reversed(range(len(sines))):
-        frequency = 10000.0 ** -(k / len(sines))
-        angle = math.atan2(sines[k], cosines[k])
-        turns = round((frequency * coordinate - angle) / (2 * math.pi))
-        coordinate = (angle + 2 * math.pi * turns) / frequency
-    if not 1e-3 < coordinate < 1e6:
-        return None
-    solved = (side - 1) / coordinate
-    simple = [float(Fraction(solved).limit_denominator(d)) for d in (1, 2, 4, 8, 32, 100, 1000)]
-    candidates = [scale for scale in (side / 32, *simple, solved) if scale > 0]
-    first_row = table[:side]
-    best = min(candidates, key=lambda s: float(_distance(first_row, (1, side), side, s).mean()))
-    tolerance = 2 * torch.finfo(table.dtype).eps  # another library's sine may round the other way
-    return best if _distance(table, (side, side), side, best).max() <= tolerance else None
-
-
-def _distance(table: Tensor, grid: tuple[int, int], side: int, scale: float) -> Tensor:
-    rebuilt = position_embedding(table.shape[1], grid, side, scale).to(table.dtype)
-    return (rebuilt.float() - table.float().cpu()).abs()
 
 
 def infer_compression(

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixart.checkpoint.config import shape_of, side_of_positions, solve_interpolation
+from pixart.checkpoint.config import shape_of, side_of_positions
 from pixart.checkpoint.load import empty_model
 from pixart.checkpoint.names import POSITIONS, check_depth, recognise
+from pixart.checkpoint.positions import solve_interpolation
 from pixart.checkpoint.read import unpacked, widened
 from pixart.config import MAX_LENGTH, PixArtConfig
 from pixart.files import CheckpointError, listed

@@ -14,6 +14,8 @@ CONFIG = "config.json"
 SIDECAR = "pixart_buffers.safetensors"  # what diffusers has no place for; it ignores the file
 CONTROL_FORMAT = "pixart-control"  # of our files, in their metadata
 CONTROL_CLASS = "PixArtControlNetAdapterModel"  # of diffusers' research code
+COMFYUI_FORMAT = "pixart-comfyui"  # of files for ComfyUI, in their metadata
+COMFYUI_PREFIX = "pixart_kv."  # before every name of such a file that ComfyUI alone must not open
 OWN_KEY = "pixart"  # our configuration beside "state_dict" in a .pth; official loaders pass over it
 
 NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sidecar too
@@ -21,6 +23,7 @@ NOT_IN_DIFFUSERS = ("model_max_length", "class_dropout_prob")  # kept in the sid
 POSITIONS = "pos_embed"  # rebuilt for each image size, so a stored table only tells the native one
 NULL_CAPTION = "y_embedder.y_embedding"
 CAPTION_WEIGHT = "y_embedder.y_proj.fc1.weight"  # absent from a model without a caption embedding
+PUBLISHED_NULL_CAPTION = "null_caption"  # in a published repository, whose class has a place for it
 BUFFERS = (POSITIONS, NULL_CAPTION)  # the two tensors that a checkpoint may lack
 
 _OUTSIDE = {
@@ -60,7 +63,7 @@ _MARKERS = {
     "diffusers": ("pos_embed.proj.weight", "adaln_single.linear.weight", "proj_out.weight"),
 }
 # Wrappers put prefixes before every name, in any order; "model.diffusion_model." is ComfyUI's.
-_WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model)\.)*")
+_WRAPPED = re.compile(r"(?:(?:module|model|transformer|diffusion_model|pixart_kv)\.)*")
 # And these around single layers too.
 INSIDE_NAMES = re.compile(
     r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
@@ -121,7 +124,9 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         official = official_name(name)
-        if official is None:
+        if name == PUBLISHED_NULL_CAPTION:
+            renamed[NULL_CAPTION] = tensor
+        elif official is None:
             renamed[name] = tensor
         # q, k and v lead to one matrix, which the first of them makes.
         elif official not in renamed:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint.names import (
+    COMFYUI_FORMAT,
     CONFIG,
     CONTROL_CLASS,
     CONTROL_FORMAT,
@@ -119,13 +120,15 @@ def _read_control_file(path: Path) -> tuple[dict[str, Tensor], Any, str | None]:
 def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     kind = container(path)
     config: Any = None
+    written_as = "pixart"
     if kind == "safetensors":
         tensors, metadata = read_safetensors(path)
         if ema:
             raise ValueError("has no averaged weights (state_dict_ema)")
         # Anybody may write metadata: "config" is ours only beside our "format".
-        if metadata.get("format") == "pixart":
+        if metadata.get("format") in ("pixart", COMFYUI_FORMAT):
             config = _parse(metadata.get("config", ""))
+            written_as = "pixart" if metadata["format"] == "pixart" else "comfyui"
         is_official = False
     else:
         tensors, config, is_official = _pick_state_dict(read_torch(path, kind), ema)
@@ -136,7 +139,7 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     stripped, naming, notes = recognise(tensors)
     # What is more than a transformer is never replaced by one.
     is_alone = naming == "official" and len(stripped) == len(tensors)
-    format = "official" if is_official else "pixart" if config and kind == "safetensors" else None
+    format = "official" if is_official else written_as if config and kind == "safetensors" else None
     stripped = widened(stripped, dtype, notes)
     official = from_diffusers(stripped) if naming == "diffusers" else stripped
     format = format if is_alone else None

@@ -1,4 +1,4 @@
-"""Save transformers: official .pth, diffusers directories, and safetensors of our own."""
+"""Save transformers: official .pth, diffusers directories, safetensors of our own and for ComfyUI."""
 
 import json
 import logging
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pixart.checkpoint.comfyui import check_comfyui, comfyui_tensors, stock_obstacle
 from pixart.checkpoint.config import (
     config_to_diffusers,
     is_compressed,
 )
 from pixart.checkpoint.names import (
+    COMFYUI_FORMAT,
     NOT_IN_DIFFUSERS,
     NULL_CAPTION,
     POSITIONS,
@@ -30,6 +32,7 @@ from pixart.weights import check_finite
 
 logger = logging.getLogger("pixart")
 
+FORMATS = ("official", "diffusers", "pixart", "comfyui")
 _SUFFIXES = {".safetensors": "pixart", ".pth": "official", ".pt": "official", "": "diffusers"}
 
 
@@ -44,9 +47,10 @@ def save_transformer(
     """Write a model in the dtype that it has: whole, or not at all (CheckpointWriteError).
 
     format: "pixart" (one safetensors file, the configuration in its metadata), "official" (.pth) or
-    "diffusers" (a directory); None takes it from the path's suffix. max_shard_size: bytes or "5GB",
-    for diffusers directories. A checkpoint of the same format is replaced; anything else at path is
-    an error unless overwrite, and always if it is a directory that holds more than a checkpoint.
+    "diffusers" (a directory); None takes it from the path's suffix. "comfyui" is one safetensors file too,
+    and must be asked for. max_shard_size: bytes or "5GB", for diffusers directories. A checkpoint of the
+    same format is replaced; anything else at path is an error unless overwrite, and always if it is a
+    directory that holds more than a checkpoint.
     """
     path = Path(path)
     format = choose_format(path, format, max_shard_size)
@@ -59,6 +63,8 @@ def save_transformer(
     config = model.config
     if format == "official":
         check_official(config)
+    elif format == "comfyui":
+        check_comfyui(config)
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if not getattr(model, "null_caption_stored", True):
         # Random numbers: see load_transformer.
@@ -68,6 +74,10 @@ def save_transformer(
         if format == "pixart":
             metadata = {"format": "pixart", "config": json.dumps(config.to_dict())}
             write_safetensors(aside, tensors, metadata)
+        elif format == "comfyui":
+            metadata = {"format": COMFYUI_FORMAT, "config": json.dumps(config.to_dict())}
+            tensors[POSITIONS] = positions_of(config, tensors)
+            write_safetensors(aside, comfyui_tensors(config, tensors), metadata)
         elif format == "official":
             # First, as in the state dict of the official model.
             tensors = {POSITIONS: positions_of(config, tensors)} | tensors
@@ -84,10 +94,14 @@ def choose_format(path: Path, format: str | None, max_shard_size: int | str | No
     """The format that is asked for, or that the path's suffix says. ValueError for none, and for shards of
     a single file."""
     format = format or _SUFFIXES.get("" if path.is_dir() else path.suffix, path.suffix)
-    if format not in _SUFFIXES.values():
+    if format not in FORMATS:
         raise ValueError(
-            "format must be official, diffusers or pixart, or follow from the suffix "
-            f"(.pth, none, .safetensors), got {format!r} for {path}"
+            "format must be official, diffusers, pixart or comfyui, or one of the first three by the "
+            f"suffix (.pth, none, .safetensors), got {format!r} for {path}"
+        )
+    if format == "comfyui" and path.suffix not in (".safetensors", ".sft"):
+        raise ValueError(
+            f"a file for ComfyUI must end in .safetensors, by which it is opened, got {path}"
         )
     if max_shard_size is not None and format != "diffusers":
         raise ValueError(f"max_shard_size is for diffusers directories, got format {format!r}")
@@ -114,5 +128,7 @@ def _say_who_cannot_run(config: PixArtConfig, format: str) -> None:
             config.to_official()
         except ValueError as error:
             logger.info("the official code cannot run this model: %s", error)
+    elif format == "comfyui" and (obstacle := stock_obstacle(config)):
+        logger.info("%s; load the file with the node PixArtKVLoader of pixart.comfyui", obstacle)
     elif format == "diffusers" and (is_compressed(config) or config.qk_norm):
         logger.info("diffusers cannot run this model: it drops the tensors that it does not know")

@@ -43,6 +43,11 @@ def save_control(
     """
     path = Path(path)
     format = choose_format(path, format, max_shard_size)
+    if format == "comfyui":
+        raise ValueError(
+            "format must be official, diffusers or pixart for a control, got comfyui, which has no "
+            "ControlNet of PixArt"
+        )
     if getattr(network, "peft_config", {}):
         raise ValueError("a control must be plain to be saved, got LoRA adapters; merge them first")
     if base is not None and format != "official":

@@ -94,7 +94,8 @@ def caption_source(
         captions = line.get("captions") or {}
         if not isinstance(captions, dict) or names[0] not in captions:
             return False
-        if request.is_ranked and names[0] not in (line.get("likelihoods") or {}):
+        likelihoods = line.get("likelihoods")
+        if request.is_ranked and not (isinstance(likelihoods, dict) and names[0] in likelihoods):
             # Beside the new ones, those that were not replaced would stay.
             raise ValueError(
                 f"{output} must hold ranked captions with --rank, {names[0]} of {line['path']} is not; "
@@ -183,7 +184,10 @@ def _likelihood(given: Any, path: str) -> float:
         )
     drawn = given.sequences[0, -len(logits) :]
     each = torch.stack([one[0] for one in logits]).float().log_softmax(1)
-    return float(each.gather(1, drawn.to(each.device)[:, None]).double().mean())
+    mean = float(each.gather(1, drawn.to(each.device)[:, None]).double().mean())
+    if not math.isfinite(mean):  # which JSON cannot hold, and nothing orders
+        raise ImageError(f"the model gives a likelihood of {mean}")
+    return mean
 
 
 def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:

@@ -14,16 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset import measured as store
-from pixart.dataset.annotations import in_order
-from pixart.dataset.duplicates import THUMBNAIL, find_groups, hashes, thumbnail
-from pixart.dataset.expression import NUMBER, TEXT, TRUTH, Rule, check_names, parse_rules
+from pixart.dataset import measurement_store as store
+from pixart.dataset.annotations import finite, in_order
+from pixart.dataset.duplicates import THUMBNAIL, find_groups, hashes, represented, thumbnail
+from pixart.dataset.expression import (
+    NUMBER,
+    TEXT,
+    TRUTH,
+    Rule,
+    check_names,
+    is_name,
+    parse_rules,
+)
 from pixart.dataset.funnel import UNREADABLE, Funnel
 from pixart.dataset.images import ImageError
-from pixart.dataset.measured import Measured, identity_of
+from pixart.dataset.measurement_store import Measured, identity_of
 from pixart.dataset.measurements import (
     KINDS,
-    finite_score,
+    is_whole,
     main_caption,
     measure,
     measure_captions,
@@ -57,9 +65,10 @@ class Scorer:
         """Raises ImageError for whatever goes wrong."""
         try:
             given = (image, caption) if self.of_caption else (image,)
-            return finite_score(self.function(*given))
+            value = float(self.function(*given))
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             raise ImageError(f"{self.name} raises {type(error).__name__}: {error}") from error
+        return finite(value, self.name)
 
 
 @dataclass
@@ -83,7 +92,7 @@ def open_scorers(names: Sequence[str]) -> list[Scorer]:
         name = name if equals else place.rpartition(":")[2]
         taken = {*KINDS, *OF_THE_SET, UNREADABLE, "path", *_OF_THE_STORE, "min", "max"}
         taken |= {scorer.name for scorer in scorers}
-        if not name.isidentifier() or name in ("and", "or", "not") or name in taken:
+        if not is_name(name) or name in taken:
             reason = "is taken" if name in taken else "is no name"
             raise ValueError(
                 f"--scorer must be NAME=MODULE:FUNCTION, {name!r} {reason}, got {given!r}"
@@ -122,7 +131,10 @@ def check_folder(output: Path, source: str) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / store.LINES).is_file() or not any(folder.iterdir())
+    # A process that was killed at once leaves its lock and nothing else.
+    return (folder / store.LINES).is_file() or {one.name for one in folder.iterdir()} <= {
+        store.LOCK
+    }
 
 
 def clean(
@@ -135,7 +147,7 @@ def clean(
     """Measure what `source()` gives and write `output`, with an overview in the folder of its name without
     the suffix. Returns what was done, in words, with the funnel where there are rules."""
     folder = output.with_suffix("")
-    with store.opened(folder, THUMBNAIL) as measured:
+    with store.opened(folder, THUMBNAIL, is_whole) as measured:
         done = _measure(source(), measured, scorers, workers)
         lines = _Lines(measured, done, scorers)
         funnel, overview = Funnel(rules), Overview()
@@ -263,8 +275,10 @@ class _Lines:
                 -number,
             )
         self.view = _Rows(measured.view(), at)
-        self.groups = find_groups(self.view)
-        self.largest = _largest(self.groups, self.size)
+        # With most pixels, then one with a caption, then of most bytes, then the first.
+        order = np.lexsort(self.size.T[::-1])[::-1]
+        groups = find_groups(self.view)  # type: ignore[arg-type]  # rows are all that it asks for
+        self.largest = represented(self.view, groups, order)  # type: ignore[arg-type]
         self.duplicates = int((self.largest != np.arange(len(at))).sum())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -294,15 +308,3 @@ class _Rows:
 
     def __getitem__(self, which: Any) -> "np.ndarray":
         return self.table[self.at[which]]
-
-
-def _largest(groups: "np.ndarray", size: "np.ndarray") -> "np.ndarray":
-    """Of each picture the largest of its group: with most pixels, then one with a caption, then of most
-    bytes, then the first."""
-    import numpy as np
-
-    order = np.lexsort((*size.T[::-1], groups))
-    last = np.r_[np.flatnonzero(np.diff(groups[order])), len(order) - 1] if len(order) else []
-    best = np.zeros(len(groups), np.int64)
-    best[groups[order[last]]] = order[last]
-    return best[groups]

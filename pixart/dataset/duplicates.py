@@ -33,6 +33,8 @@ _STIFFNESS = (2.0 / 0.01) ** 2
 # What one crop of a picture may differ from it by, in levels of 256: at any place DEVIATION times the change
 # around it and NOISE, on the whole QUIET and SHARE of the variance where there is detail; COLOUR.
 NOISE, DEVIATION, QUIET, SHARE, COLOUR, PLAIN = 16.0, 1.0, 2.1, 0.12, 20, 4
+# Of the change of colour around a place: 2 % of a side move it by .16 of one of CHROMA places.
+_BLEEDS = 0.25
 # Of the means of two: what 2 % off each side move, at most, of the range from darkest to lightest.
 _MEAN, _MOVED = 3.0, 0.1
 
@@ -116,11 +118,12 @@ def _rows(light: "np.ndarray", cuts: "np.ndarray") -> "np.ndarray":
 
 
 def _neighbours(light: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-    """The least and the most brightness of each place and its eight neighbours."""
+    """The least and the most of each place and its eight neighbours. light: (P, side, side)."""
     wide = np.pad(light, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = [wide[:, k : k + SIDE] for k in range(3)]
+    side = light.shape[1]
+    rows = [wide[:, k : k + side] for k in range(3)]
     low, high = np.minimum.reduce(rows), np.maximum.reduce(rows)
-    columns = [slice(k, k + SIDE) for k in range(3)]
+    columns = [slice(k, k + side) for k in range(3)]
     return (
         np.minimum.reduce([low[:, :, k] for k in columns]),
         np.maximum.reduce([high[:, :, k] for k in columns]),
@@ -138,15 +141,27 @@ def same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
 
 def _same(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
     found = (first == second).all(1)
-    one, other = first[:, SIDE**2 :].astype(np.int16), second[:, SIDE**2 :].astype(np.int16)
-    # What is of one colour may differ by the rounding of a JPEG alone.
-    changes = np.maximum(np.ptp(one.reshape(-1, 2, CHROMA**2), 2).max(1),
-                         np.ptp(other.reshape(-1, 2, CHROMA**2), 2).max(1))  # fmt: skip
-    colours = np.abs(one - other).max(1)
-    open_ = np.flatnonzero(~found & (colours <= np.minimum(COLOUR, PLAIN + changes)))
+    open_ = np.flatnonzero(~found)
+    open_ = open_[_have_same_colours(first[open_], second[open_])]
     if len(open_):
         a, b = _light(first[open_]), _light(second[open_])
         found[open_] = _is_part(a, b) | _is_part(b, a)
+    return found
+
+
+def _have_same_colours(first: "np.ndarray", second: "np.ndarray") -> "np.ndarray":
+    one, other = (part[:, SIDE**2 :].astype(np.int16) for part in (first, second))
+    changes = np.maximum(np.ptp(one.reshape(-1, 2, CHROMA**2), 2).max(1),
+                         np.ptp(other.reshape(-1, 2, CHROMA**2), 2).max(1))  # fmt: skip
+    apart = np.abs(one - other)
+    # What is of one colour may differ by the rounding of a JPEG alone.
+    most = np.minimum(COLOUR, PLAIN + changes)
+    found = apart.max(1, initial=0) <= most + _BLEEDS * changes
+    chosen = np.flatnonzero(found)
+    if len(chosen):
+        low, high = _neighbours(one[chosen].reshape(-1, CHROMA, CHROMA))
+        moved = _BLEEDS * (high - low).reshape(len(chosen), -1)
+        found[chosen] = (apart[chosen] - moved).max(1) <= most[chosen]
     return found
 
 
@@ -223,6 +238,32 @@ def find_groups(thumbnails: "np.ndarray", at_once: int = 1024) -> "np.ndarray":
     return groups.roots()
 
 
+def represented(
+    thumbnails: "np.ndarray", groups: "np.ndarray", order: "np.ndarray"
+) -> "np.ndarray":
+    """int64 (N,): of each picture the first, by `order`, that shows the same and is a copy of none itself.
+    groups: what find_groups found; order: places, the best first.
+
+    In a group each is like another, and the first need not be like the last: pictures out of a film that turns
+    are a row of which each is a little beside the one before.
+    """
+    found = np.arange(len(groups))
+    ranked = order[np.argsort(groups[order], kind="stable")]
+    edges = np.flatnonzero(np.diff(groups[ranked], prepend=-1, append=-1))
+    for start, end in zip(edges, edges[1:], strict=False):
+        rest = ranked[start:end]
+        while len(rest) > 1:
+            one, rest = rest[0], rest[1:]
+            parts = [rest[at : at + _FITTED] for at in range(0, len(rest), _FITTED)]
+            is_same = np.concatenate([
+                same(np.broadcast_to(thumbnails[one], (len(part), THUMBNAIL)), thumbnails[part])
+                for part in parts
+            ])  # fmt: skip
+            found[rest[is_same]] = one
+            rest = rest[~is_same]
+    return found
+
+
 class _Means:
     """Mean brightness, Cb and Cr of every picture, and the range of its brightness: to pass over most
     pairs at once."""
@@ -286,20 +327,20 @@ class _Near:
     def pairs(self, cropped: "np.ndarray", start: int) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
         """Pictures of which a crop has nearly the hash of another that is not their own. cropped: the hashes
         (n, C) of those from `start` on."""
-        owner = np.repeat(np.arange(len(cropped)), cropped.shape[1]).astype(np.uint64)
-        asked = np.unique(np.stack([owner, cropped.ravel()], 1), axis=0)
+        place = np.repeat(np.arange(len(cropped)), cropped.shape[1]).astype(np.uint64)
+        asked = np.unique(np.stack([place, cropped.ravel()], 1), axis=0)
         owner, wanted = asked[:, 0].astype(np.int64) + start, asked[:, 1]
         for number in range(_BANDS):
             band = _band(wanted, number)
             low = np.searchsorted(self.sorted[number], band, "left")
             found = np.searchsorted(self.sorted[number], band, "right") - low
             for some in _portions(found):
-                query, place = _expanded(low[some], found[some])
+                query, at = _expanded(low[some], found[some])
                 query += some.start
-                place = self.bands[number][place]
-                close = _distance(wanted[query], self.known[place]) <= MOST
-                close &= self.known[place] != self.own[owner[query]]
-                couples = np.unique(np.stack([owner[query[close]], place[close]], 1), axis=0)
+                near = self.bands[number][at]
+                close = _distance(wanted[query], self.known[near]) <= MOST
+                close &= self.known[near] != self.own[owner[query]]
+                couples = np.unique(np.stack([owner[query[close]], near[close]], 1), axis=0)
                 yield from self._members(couples[:, 0], couples[:, 1])
 
     def _members(

@@ -6,13 +6,15 @@ rules of their own, in their order.
 """
 
 import ast
+import keyword
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixart.files import short
+from pixart.files import check_text, short
 
 TRUTH, NUMBER, TEXT = "true or false", "a number", "a text"
 WHAT_THERE_IS = "names, numbers, texts, comparisons, and, or, not, + - * /, min(), max()"
@@ -40,8 +42,8 @@ class Rule:
     node: ast.expr
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it does for a picture's values. Raises NotMeasured where one that is asked for is None or
-        absent, ValueError over a number that cannot be computed."""
+        """Whether it does for a picture's values. Raises NotMeasured where one that is asked for is None, no
+        number, or absent, ValueError over a number that cannot be computed."""
         try:
             return bool(_value(self.node, values))
         except (ZeroDivisionError, OverflowError) as error:
@@ -54,15 +56,16 @@ def parse_rules(expression: str) -> list[Rule]:
         raise ValueError(
             f"--keep must have at most {_LONGEST:,} characters, got {len(expression):,}"
         )
+    check_text("--keep", expression)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of 1and 2, which means what it seems to
             node = ast.parse(expression.strip(), mode="eval").body
         if _depth(node) > _DEEPEST:
             raise RecursionError
-        rules = [Rule(ast.unparse(part), part) for part in _joined(node)]
-        for rule in rules:
-            _check(rule.node)
+        parts = _joined(node)
+        for part in parts:
+            _check(part)
     except SyntaxError as error:
         place = f" at character {error.offset}" if error.offset else ""
         said = f"{error.msg}{place}"
@@ -71,7 +74,24 @@ def parse_rules(expression: str) -> list[Rule]:
         raise ValueError(
             f"--keep must be nested at most {_DEEPEST} deep, got {short(expression)}"
         ) from None
-    return rules
+    return [Rule(ast.unparse(part), part) for part in parts]
+
+
+def is_name(text: str) -> bool:
+    """Whether an expression can ask for a measurement of this name: Python reads names in Unicode's form NFKC."""
+    is_plain = unicodedata.normalize("NFKC", text) == text
+    return text.isidentifier() and is_plain and not keyword.iskeyword(text)
+
+
+def is_of(kind: str, value: object) -> bool:
+    """Whether a value is of a kind: a number is finite."""
+    match value:
+        case bool():
+            return kind == TRUTH
+        case int() | float():
+            return kind == NUMBER and math.isfinite(value)
+        case _:
+            return kind == TEXT and isinstance(value, str)
 
 
 def check_names(rules: Sequence[Rule], kinds: Mapping[str, str]) -> None:
@@ -113,27 +133,31 @@ def _check(node: ast.expr) -> None:
             if not (abs(value) <= 1e308 and math.isfinite(value)):
                 raise _refusal(node, "it is too large")
         case ast.BoolOp():
-            for value in node.values:
-                _check(value)
+            for part in node.values:
+                _check(part)
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd()):
             _check(node.operand)
         case ast.BinOp() if type(node.op) in _ARITHMETIC:
             _check(node.left)
             _check(node.right)
         case ast.Compare() if all(type(op) in _COMPARISONS for op in node.ops):
-            for value in (node.left, *node.comparators):
-                _check(value)
+            for part in (node.left, *node.comparators):
+                _check(part)
         case ast.Call(func=ast.Name(id="min" | "max"), keywords=[]):
             if len(node.args) < 2:
                 raise _refusal(node, "min and max take two at least")
-            for value in node.args:
-                _check(value)
+            for part in node.args:
+                _check(part)
         case _:
             raise _refusal(node, f"there are {WHAT_THERE_IS}")
 
 
 def _refusal(node: ast.expr, reason: str) -> ValueError:
-    return ValueError(f"--keep cannot have {short(ast.unparse(node))}: {reason}")
+    try:
+        text = short(ast.unparse(node))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of so many digits"
+    return ValueError(f"--keep cannot have {text}: {reason}")
 
 
 def _want(node: ast.expr, wanted: str, kinds: Mapping[str, str]) -> None:
@@ -174,7 +198,7 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
     match node:
         case ast.Name():
             value = values.get(node.id)
-            if value is None:
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
                 raise NotMeasured(node.id)
             return value
         case ast.Constant():
@@ -189,8 +213,8 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.BinOp():
             return _computed(node.op, _value(node.left, values), _value(node.right, values))
         case ast.Call(func=ast.Name(id=name)):
-            found = [_value(part, values) for part in node.args]
-            return min(found) if name == "min" else max(found)
+            given = [_value(part, values) for part in node.args]
+            return min(given) if name == "min" else max(given)
         case ast.Compare():
             left = _value(node.left, values)
             for op, part in zip(node.ops, node.comparators, strict=True):

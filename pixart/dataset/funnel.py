@@ -15,7 +15,7 @@ from pixart.dataset.expression import (
     names_of,
     parse_rules,
 )
-from pixart.dataset.measured import identity
+from pixart.dataset.measurement_store import identity
 from pixart.dataset.samples import Item, Rejected, writable
 from pixart.files import parse_json, short
 
@@ -35,14 +35,13 @@ class Step:
 
 @dataclass
 class Funnel:
-    """Rules, applied one after the other. steps: "readable" first, then a step a rule."""
+    """Rules, applied one after the other. steps: that a picture can be read, then one for each rule."""
 
     rules: Sequence[Rule]
     steps: list[Step] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.steps = [Step(UNREADABLE), *(Step(rule.text) for rule in self.rules)]
-        self.steps[0].rule = "can be read"
+        self.steps = [Step("can be read"), *(Step(rule.text) for rule in self.rules)]
 
     def take(self, line: Mapping[str, Any]) -> tuple[int, str] | None:
         """Count a line. Returns the step that rejects it and the reason, None if it is kept. ValueError over
@@ -68,7 +67,7 @@ class Funnel:
 
     def table(self) -> str:
         """Rows in → out, in Markdown."""
-        rows = [("rule", "in", "out", "left", "kept of in", "not measured")]
+        rows: list[tuple[str, ...]] = [("rule", "in", "out", "left", "kept of in", "not measured")]
         for step in self.steps:
             share = f"{step.after / step.before:.1%}" if step.before else "-"
             counts = (step.before, step.before - step.after, step.after)
@@ -115,11 +114,17 @@ def _kept(
 def _verdicts(keep: str, measurements: Path) -> tuple[dict[int, int], list[str]]:
     """Of each path's identity a place in the list of reasons, of which the first is to be kept."""
     rules = parse_rules(keep)
-    check_names(rules, kinds_in(measurements, rules))
+    kinds = kinds_in(measurements, rules)
+    try:
+        check_names(rules, kinds)
+    except ValueError as error:
+        raise ValueError(f"{error}; the measurements are those of {measurements}") from None
+    wanted = {name: kinds[name] for name in names_of(rules)}
     funnel, reasons = Funnel(rules), [""]
     places: dict[str, int] = {}
     verdicts = {}
     for line in read_measurements(measurements):
+        _check_kinds(line, wanted, measurements)
         taken = funnel.take(line)
         verdict = 0
         if taken is not None:
@@ -128,6 +133,15 @@ def _verdicts(keep: str, measurements: Path) -> tuple[dict[int, int], list[str]]
                 reasons.append(taken[1])
         verdicts[identity(line["path"])] = verdict
     return verdicts, reasons
+
+
+def _check_kinds(line: Mapping[str, Any], kinds: Mapping[str, str], file: Path) -> None:
+    for name, kind in kinds.items():
+        if (value := line.get(name)) is not None and _kind_of(value) != kind:
+            raise ValueError(
+                f"{file}: {name} must be {kind}, as of the pictures before, got {short(value)} of "
+                f"{short(writable(line['path']))}"
+            )
 
 
 def kinds_in(file: Path, rules: Sequence[Rule]) -> dict[str, str]:
@@ -153,8 +167,11 @@ def _kind_of(value: object) -> str:
 
 
 def read_measurements(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that `clean` wrote, one after the other. ValueError for a file that is none."""
+    """The lines of a file that `clean` wrote, one after the other. ValueError for a file that is none: a pipe
+    gives its lines once, and they are read twice."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file}: must be a file, got a folder, a pipe or a device")
         with file.open(encoding="utf-8", errors="surrogateescape") as lines:
             for number, content in enumerate(lines, 1):
                 if not content.strip():

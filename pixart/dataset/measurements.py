@@ -6,14 +6,13 @@ that its JPEG was saved with, a perceptual hash. Of its caption: words, the shar
 there are addresses, HTML, or words that stand on pages rather than tell what is seen.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixart.dataset.expression import NUMBER, TEXT, TRUTH
+from pixart.dataset.expression import NUMBER, TEXT, TRUTH, is_of
 from pixart.dataset.images import refusals
 from pixart.dataset.samples import PROMPT
 from pixart.pictures import decoding, open_picture, over, to_srgb, upright
@@ -27,6 +26,7 @@ KINDS = {
     "jpeg_quality": NUMBER, "captions": NUMBER, "words": NUMBER, "letters": NUMBER,
     "url": TRUTH, "html": TRUTH, "boilerplate": TRUTH,
 }  # fmt: skip
+_OF_SOME = ("jpeg_quality",)
 _STRIP = 256  # rows at a time: a picture of 100 megapixels would take gigabytes as floats
 _REDUCED = 256  # pixels of the longer side, for the edges
 _EVEN = 10  # levels by which an even edge may differ from itself
@@ -91,6 +91,14 @@ def measure_captions(captions: Mapping[str, str]) -> dict[str, Any]:
         "html": bool(_HTML.search(text)),
         "boilerplate": bool(_BOILERPLATE.search(text)),
     }
+
+
+def is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a line has all of KINDS and a hash, each as what it is; only some files have a JPEG's quality."""
+    return isinstance(line.get("phash"), str) and all(
+        is_of(kind, line.get(name)) or (name in _OF_SOME and line.get(name, "") is None)
+        for name, kind in KINDS.items()
+    )
 
 
 def main_caption(captions: Mapping[str, str]) -> str:
@@ -169,11 +177,3 @@ def jpeg_quality(tables: Mapping[int, Any]) -> int | None:
 def _table_at(quality: int) -> "np.ndarray":
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((_LUMINANCE * scale + 50) // 100).clip(1, 255).astype(float)
-
-
-def finite_score(value: object) -> float:
-    """A score as a number. ValueError for what is none."""
-    number = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(number):
-        raise ValueError(f"must be finite, got {number}")
-    return number

@@ -2,6 +2,7 @@
 pictures that each rule rejects, drawn by lot."""
 
 import heapq
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pixart.dataset.expression import names_of
 from pixart.dataset.funnel import NOT_VALUES, UNREADABLE, Funnel
 from pixart.dataset.images import ImageError, decode
-from pixart.dataset.measured import identity
+from pixart.dataset.measurement_store import identity
 from pixart.dataset.samples import Item, Rejected, Sample, writable
 from pixart.files import CheckpointError, printable, write_bytes, written_aside
 
@@ -27,31 +28,34 @@ _BINS = 24
 
 @dataclass
 class Overview:
-    """What is seen while lines are written: 4 bytes a number, and SHOWN lines a rule."""
+    """What is seen while lines are written: 8 bytes a number, and SHOWN lines a rule."""
 
     numbers: dict[str, "array[float]"] = field(default_factory=dict)
     truths: dict[str, Counter[str]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    met: int = 0  # lines
     shown: dict[int, list[tuple[int, int, dict[str, Any], str]]] = field(default_factory=dict)
 
     def take(self, line: dict[str, Any], taken: tuple[int, str] | None) -> None:
         """A line, and the step that rejects it with its reason."""
+        self.met += 1
         for name, value in line.items():
             if name in NOT_VALUES or name in ("phash", "duplicate_of") or UNREADABLE in line:
                 continue
             if isinstance(value, bool | str) or (value is None and name in self.truths):
                 self.truths.setdefault(name, Counter())[str(value)] += 1
             elif value is not None:
-                self.numbers.setdefault(name, array("f")).append(value)
+                self.numbers.setdefault(name, array("d")).append(value)
         if taken is None:
             return
         step, reason = taken
         if step == 0:
             self.reasons[reason[:200]] += 1
             return
-        # The highest of what is as good as random, and the same in every run.
+        # The highest of what is as good as random, and the same in every run. An index may name a picture
+        # several times: what they are met as keeps lines, which have no order, from being compared.
         lot = heapq.heappush if len(self.shown.setdefault(step, [])) < SHOWN else heapq.heappushpop
-        lot(self.shown[step], (identity(line["path"]), len(self.reasons), line, reason))
+        lot(self.shown[step], (identity(line["path"]), self.met, line, reason))
 
 
 def write_overview(
@@ -107,8 +111,9 @@ def _spread(overview: Overview) -> str:
     ]
     rows += ["|---|" + "---:|" * 8 + "---|"]
     for name, numbers in overview.numbers.items():
-        values = np.frombuffer(numbers, np.float32)
-        at = np.quantile(values, (0, 0.01, 0.1, 0.5, 0.9, 0.99, 1))
+        values = np.frombuffer(numbers, np.float64)
+        # A scorer may give what no two of can be subtracted: quantiles that are met, not those between.
+        at = np.quantile(values, (0, 0.01, 0.1, 0.5, 0.9, 0.99, 1), method="inverted_cdf")
         told = " | ".join(f"{value:.4g}" for value in at)
         rows.append(f"| {name} | {len(values):,} | {told} | `{_bars(values, at[1], at[5])}` |")
     return "\n".join(rows)
@@ -119,7 +124,9 @@ def _bars(values: Any, low: float, high: float) -> str:
 
     if not high > low:
         return "all the same"
-    counts = np.histogram(values.astype(float), bins=_BINS, range=(float(low), float(high)))[0]
+    if not math.isfinite(float(high) - float(low)):
+        return "too far apart"
+    counts = np.histogram(values, bins=_BINS, range=(float(low), float(high)))[0]
     heights = np.ceil(counts / max(1, counts.max()) * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[height] for height in heights)
 

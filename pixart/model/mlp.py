@@ -66,6 +66,7 @@ def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
         type(linear) is nn.Linear
         # torchao's quantised weights are subclasses, which know the products of a Linear only.
         and type(linear.weight) is nn.Parameter
+        and x.device.type != "meta"  # which has no autocast to ask for, and nothing to gain
         and not in_forward_mode()
         and linear.bias is not None
         and linear.weight.dtype == x.dtype

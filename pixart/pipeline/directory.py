@@ -59,11 +59,13 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
 
 
 def family_of(directory: Path) -> Family | None:
-    """Σ or α by the class that model_index.json names, None if it names neither."""
+    """Σ or α by the class that model_index.json names, or as a published one says, None if it tells
+    neither."""
     index = directory / INDEX
     if not index.is_file():
         return None
-    name = str(read_json(index).get("_class_name")).lower()
+    values = read_json(index)
+    name = f"{values.get('_class_name')} {values.get('family')}".lower()
     return next((cast(Family, family) for family in MAX_LENGTH if family in name), None)
 
 
@@ -128,6 +130,7 @@ def choose_variants(
 def check_fit(config: PixArtConfig, path: Path, directory: Path) -> None:
     """Refuse a transformer that was made for another pipeline, before anything is run."""
     encoder = directory / "text_encoder"
+    read_json(encoder / "config.json")  # missing or damaged, it says nothing to compare with
     channels = read_json(directory / "vae" / "config.json").get("latent_channels")
     pairs = (
         ("text_encoder", features_width(encoder), "caption_channels"),

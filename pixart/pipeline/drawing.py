@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +21,7 @@ from pixart.pipeline.editing import cover, make_canvas, to_unit
 from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.inputs import Inputs
 from pixart.pipeline.limits import parse_blocks
-from pixart.pipeline.request import Drawn, Request
+from pixart.pipeline.request import Drawn, Request, passes
 from pixart.pipeline.stages import Stage, stages_of
 from pixart.pipeline.upscale import COARSE
 from pixart.sampler.cuda_graphs import CudaGraphs
@@ -73,6 +73,32 @@ class Parts(Protocol):
     def multiple(self) -> int: ...
 
     def solver(self, name: str | None) -> Scheduler: ...
+
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        progress: Callable[[str], object] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> None: ...
+
+
+def draw_all(
+    pipe: Parts, requests: list[Request], batch: int, hooks: Hooks, inputs: Inputs
+) -> Iterator[Drawn]:
+    """The pictures of resolved requests in their order: all prompts first, then pass by pass. batch: at
+    most, of a pass."""
+    before: dict[str, float] = {}
+    with timed(before, "text"):
+        texts = [text for request in requests for text in (request.prompt, request.negative)]
+        pipe.prepare(texts, hooks.encoding, hooks.cancel)
+    for group in passes(requests, batch):
+        if hooks.cancel is not None and hooks.cancel():
+            raise Cancelled("cancelled before a picture")
+        with timed(before, "load"):
+            pipe.transformer.to(pipe.device)
+        for drawn in Pass(pipe, group, hooks, inputs).draw():
+            yield replace(drawn, seconds=before | drawn.seconds)
+            before = dict.fromkeys(before, 0.0)
 
 
 class Pass:

@@ -88,7 +88,9 @@ def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
     # Of a pipeline of another kind, what belongs to that alone.
     index = {name: value for name, value in index.items() if name[0] == "_" or name in PARTS}
     family = family_of(source)
-    if (trained := choose_family(config, family, True)) != family:
+    trained = choose_family(config, family, True)
+    # A published one names a class of its own, in a file that stays there.
+    if trained != family or isinstance(index.get("_class_name"), list):
         index["_class_name"] = _CLASSES[trained]
     write_config(directory / INDEX, {**index, "transformer": MODEL_INDEX["transformer"]})
     if (source / SAMPLING).is_file():

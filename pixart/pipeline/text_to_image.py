@@ -24,10 +24,10 @@ from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.controls import Controls
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import choose_family, family_of, read_sampling, read_scheduler
-from pixart.pipeline.drawing import Hooks, Pass, timed
+from pixart.pipeline.drawing import Hooks, draw_all
 from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
 from pixart.pipeline.inputs import Inputs, name_pictures
-from pixart.pipeline.request import SETTINGS, Drawn, Request, check_keys, passes
+from pixart.pipeline.request import SETTINGS, Drawn, Request, check_keys
 from pixart.pipeline.stages import check_stages, with_stages
 from pixart.pipeline.upscale import UPSCALE_GUIDANCE
 from pixart.resolution import Resolved
@@ -329,7 +329,7 @@ class Pipeline:
         inputs = Inputs(pictures)
         resolved = [self._resolve(request, inputs) for request in requests]
         hooks = Hooks(callback, cancel, encoding, decoding)
-        return self._draw_all(resolved, batch, hooks, inputs)
+        return draw_all(self, resolved, batch, hooks, inputs)
 
     def preview(self, latents: torch.Tensor) -> "list[Image]":
         """What a callback's Progress.predicted, (B, C, h, w), is a picture of: RGB, one pixel for each
@@ -339,22 +339,6 @@ class Pipeline:
     @cached_property
     def _preview(self) -> Preview:
         return Preview(self.vae)
-
-    def _draw_all(
-        self, requests: list[Request], batch: int, hooks: Hooks, inputs: Inputs
-    ) -> Iterator[Drawn]:
-        before: dict[str, float] = {}
-        with timed(before, "text"):
-            texts = [text for request in requests for text in (request.prompt, request.negative)]
-            self.prepare(texts, hooks.encoding, hooks.cancel)
-        for group in passes(requests, batch):
-            if hooks.cancel is not None and hooks.cancel():
-                raise Cancelled("cancelled before a picture")
-            with timed(before, "load"):
-                self.transformer.to(self.device)
-            for drawn in Pass(self, group, hooks, inputs).draw():
-                yield replace(drawn, seconds=before | drawn.seconds)
-                before = dict.fromkeys(before, 0.0)
 
     def solver(self, name: str | None) -> Scheduler:
         return make_scheduler(name or self.scheduler, self.scheduler_config)

@@ -94,6 +94,11 @@ def counted_lines() -> list[Line]:
             f"T5-XXL {_millions(t5)}; CLIP ViT-L/14 {_millions(clip)}", f"T5 {_millions(small_t5)}",
         ),
         Line(
+            "text encoder's weights", NO_FIGURE, NO_FIGURE,
+            f"T5-XXL {_bytes(t5, dense.model_max_length)}; CLIP ViT-L/14 {_bytes(clip, CLIP_TOKENS)}",
+            _bytes(small_t5, own.model_max_length),
+        ),
+        Line(
             "VAE's decoder", NO_FIGURE, "SDXL's", _millions(decoder), _millions(small_decoder),
         ),
         *(_forward(dense, own, size) for size in SIZES),
@@ -171,6 +176,14 @@ def _millions(count: Count) -> str:
     return f"{count.parameters / 1e6:,.1f} M"
 
 
+def _bytes(text_encoder: Count, tokens: int) -> str:
+    """Of its weights in bf16, and at least with its linear layers in 8 and 4 bits, as bitsandbytes has them."""
+    linear = text_encoder.layers // tokens  # each of their weights takes part once a token
+    rest = text_encoder.parameters - linear
+    sizes = ((linear * bits / 8 + 2 * rest) / 1e6 for bits in (16, 8, 4))
+    return "{:,.0f} MB in bf16, {:,.0f} in 8 bits, {:,.0f} in 4".format(*sizes)
+
+
 def _giga(count: Count) -> str:
     total = (count.layers + count.attention) / 1e9
     return f"{total:,.0f}" if total >= 100 else f"{total:.3g}"
@@ -181,7 +194,7 @@ def as_json(
 ) -> dict[str, Any]:
     """For --json."""
     values: dict[str, Any] = {
-        "columns": {name: f"{title}" for name, title in COLUMNS.items()},
+        "columns": dict(COLUMNS),
         "sources": SOURCES,
         "rows": [asdict(line) for line in lines],
         "warnings": list(WARNINGS),
@@ -193,8 +206,9 @@ def as_json(
 
 def as_text(lines: list[Line], where: Machine | None = None) -> list[str]:
     """Lines for a terminal: cells are wrapped in their columns."""
-    titles = {name: COLUMNS[name] for name in COLUMNS}
-    titles |= {name: f"{COLUMNS[name]}, published ({source})" for name, source in SOURCES.items()}
+    titles = COLUMNS | {
+        name: f"{COLUMNS[name]}, published ({source})" for name, source in SOURCES.items()
+    }
     found = _wrapped(["", *titles.values()])
     found.append("")
     for line in lines:

@@ -76,10 +76,7 @@ def parameters(module: nn.Module) -> int:
 def count_transformer(config: PixArtConfig, side: int, caption_tokens: int) -> Count:
     """A PixArt on a latent of side × side. caption_tokens: L, all seen."""
     tokens = (side // config.patch_size) ** 2
-    inside = (
-        config.depth * 2 * 2 * caption_tokens * config.hidden_size**2
-    )  # keys and values of captions
-    attention = 0
+    inside, attention = cost.caption_keys_flops(config, caption_tokens), 0
     for layer in range(config.depth):
         for operation, flops in cost.block_flops(config, layer, tokens, caption_tokens).items():
             if operation in cost.ATTENTION:

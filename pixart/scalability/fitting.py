@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,17 @@ def _check(options: Fit) -> None:
         return
     if not options.form:
         raise ValueError(f"--form must be one or more of {', '.join(FORMS)}, got none")
+    if options.maximum is not None and not np.isfinite(options.maximum):
+        raise ValueError(f"--maximum must be finite, got {options.maximum}")
+    if options.higher_is_better and options.maximum is not None:
+        raise ValueError(
+            "--higher-is-better must be left out with --maximum, which fits what is missing and falls"
+        )
+    if options.higher_is_better and not (options.pareto or options.optimal_at):
+        raise ValueError(
+            "--higher-is-better must come with --pareto or --optimal-at; a law of all measurements is the "
+            "same without"
+        )
     if options.pareto and CHINCHILLA.text in options.form:
         raise ValueError("--pareto is of one x; chinchilla is fitted to all measurements")
     if options.plot is not None:
@@ -80,19 +91,20 @@ def _fit(options: Fit, file: Path) -> Fitted:
     )
     y = _gap(options, columns[options.y])
     se = columns[options.se] if options.se else None
-    rises = options.higher_is_better and options.maximum is None
+    front: Literal["lower", "upper"] | None = None
+    if options.pareto:
+        front = "upper" if options.higher_is_better else "lower"
     laws = []
     for form in dict.fromkeys(options.form):
         chinchilla = form == CHINCHILLA.text
         x: Any = (columns[options.n], columns[options.d]) if chinchilla else columns[options.x]
-        front = ("upper" if rises else "lower") if options.pareto else None
         laws.append(
             fit_power_law(
                 x, y, form, se, runs, front=front, resamples=options.resamples, seed=options.seed
-            )  # type: ignore[arg-type]
+            )
         )
     # Of a score the best is the highest: the lowest of its inverse.
-    loss = [1 / value for value in y] if rises else y
+    loss = [1 / value for value in y] if options.higher_is_better else y
     optima = [
         compute_optimal(
             columns[options.n], columns[options.x], loss, runs, at,

@@ -8,6 +8,10 @@ import numpy as np
 
 from pixart.evaluation.statistics.estimate import Estimate
 from pixart.evaluation.statistics.resampling import LEVEL, interval
+from pixart.evaluation.statistics.student import student_quantile
+
+LEAST_RUNS = 4
+MOST_UNDEFINED = 0.1  # of resamples, above which their interval says nothing
 
 
 def positive(name: str, values: Sequence[float]) -> np.ndarray:
@@ -40,14 +44,6 @@ def interval_of_runs(values: np.ndarray, runs: int) -> tuple[float, float]:
     return interval(values, _level(runs))
 
 
-def student(share: float, degrees: float) -> float:
-    """The quantile of Student's t below which `share` lies."""
-    angle = np.linspace(-math.pi / 2, math.pi / 2, 40_001)
-    density = np.maximum(np.cos(angle), 0) ** (degrees - 1)
-    below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(float(np.interp(share, below / below[-1], angle)))
-
-
 def finite(value: float | None) -> float | None:
     """As JSON may hold it: None for what is infinite or not a number."""
     return None if value is None or not math.isfinite(value) else float(value)
@@ -60,5 +56,5 @@ def estimate_as_json(one: Estimate) -> dict[str, float | None]:
 def _level(runs: int) -> float:
     if runs < 2:
         return LEVEL
-    stretched = math.sqrt(runs / (runs - 1)) * student((1 + LEVEL) / 2, runs - 1)
+    stretched = math.sqrt(runs / (runs - 1)) * student_quantile((1 + LEVEL) / 2, runs - 1)
     return 2 * NormalDist().cdf(stretched) - 1

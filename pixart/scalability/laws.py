@@ -32,6 +32,8 @@ from pixart.scalability.pareto import lower_hull
 
 RESAMPLES = 1000
 _NOTHING = (np.zeros(0), np.zeros((0, 0)))
+MOST_NUMBERS = 2**28  # resamples x measurements: 2 GiB
+FEW_RUNS = 30  # up to which each is left out once, too
 HELD_OUT = 2.0  # what lies within this factor of the largest x is predicted from the rest
 
 
@@ -63,7 +65,6 @@ class Law:
     runs: int
     held_out: HeldOut | None
     reasons: tuple[str, ...]
-    seed: int
     chosen: np.ndarray = field(repr=False)  # places of the points that were fitted
     fitted: np.ndarray = field(repr=False)  # (k,), as covariance_of names it
     drawn: np.ndarray = field(repr=False)  # the same of each resample: (resamples, k)
@@ -130,9 +131,16 @@ def fit_power_law(
         raise ValueError(f"the form must be one of {', '.join(FORMS)}, got {form!r}")
     if resamples < 100:
         raise ValueError(f"resamples must be at least 100, got {resamples}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     asked = FORMS[form]
     logs, log_y = _logs(asked, x), np.log(positive("y", y))
     _check_lengths(logs, log_y, se, runs)
+    if resamples * len(log_y) > MOST_NUMBERS:
+        raise ValueError(
+            f"resamples must be at most {MOST_NUMBERS // len(log_y):,} for {len(log_y):,} measurements, "
+            f"got {resamples:,}"
+        )
     if front and asked.inputs > 1:
         raise ValueError(f"{form} is fitted to all measurements, not to a front")
     if front not in (None, "lower", "upper"):
@@ -142,17 +150,22 @@ def fit_power_law(
     side = -log_y if front == "upper" else log_y
     points = np.ones(len(log_y), dtype=bool) if front is None else _on_front(logs[0], side)
     count = int(run.max()) + 1
-    drawn_runs = np.concatenate(list(counts(count, resamples, seed)))
-    if front is None:
-        weights = drawn_runs[:, run] * weight
-    else:
-        weights = np.stack([_on_front(logs[0], side, times[run] > 0) for times in drawn_runs])
-        weights = weights * weight
+
+    def weights_of(times: np.ndarray) -> np.ndarray:
+        """(k, points), of how often each run is there: (k, runs)."""
+        if front is None:
+            return times[:, run] * weight
+        return np.stack([_on_front(logs[0], side, one[run] > 0) for one in times]) * weight
+
+    weights = weights_of(np.concatenate(list(counts(count, resamples, seed))))
     reasons = before_fit(asked, logs[:, points], log_y[points], count)
-    found = _NOTHING if reasons else _fit(asked, logs, log_y, weight * points, weights)
+    fitted, drawn = _NOTHING if reasons else _fit(asked, logs, log_y, weight * points, weights)
     if not reasons:
-        reasons = after_fit(asked, found[0], found[1], logs, log_y, weight * points, weights, run)
-    return _law(asked, logs, log_y, weight * points, run, count, found, reasons, seed)
+        without = weights_of(1 - np.eye(count)) if count <= FEW_RUNS else None
+        given = logs, log_y, weight * points, weights, without, run
+        reasons = after_fit(asked, fitted, drawn, *given)
+    found = fitted, drawn
+    return _law(asked, logs, log_y, weight * points, run, count, found, reasons)
 
 
 def _law(
@@ -164,7 +177,6 @@ def _law(
     count: int,
     found: tuple[np.ndarray, np.ndarray],
     reasons: tuple[str, ...],
-    seed: int,
 ) -> Law:
     fitted, drawn = found
     parameters = _parameters(form, fitted, drawn, count) if len(fitted) else {}
@@ -179,7 +191,6 @@ def _law(
         count,
         _hold_out(form, logs, log_y, weight) if len(fitted) else None,
         reasons,
-        seed,
         np.flatnonzero(weight > 0),
         fitted,
         drawn,

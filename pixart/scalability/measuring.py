@@ -5,17 +5,15 @@ The peak of a process's memory never goes down: what a process measured before w
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pixart.device import free_memory
+from pixart.device import free_memory, processor_name, usable_cores
 from pixart.files import parse_json
 from pixart.scalability.rows import ROWS
 
@@ -23,7 +21,6 @@ WORKER = "pixart.scalability.one_pass"
 ITEMSIZE = {"fp32": 4, "bf16": 2}
 CPU_PARAMETERS = 1_000_000_000  # at most: beyond it a pass on a CPU takes minutes
 ROOM = 1.25  # of the weights: what a pass needs at the least, activations included
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -57,18 +54,9 @@ class Pass:
 
 def machine(device: torch.device) -> Machine:
     """This one."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return Machine(device.type, name, cores, torch.get_num_threads(), torch.__version__)
-
-
-def _processor() -> str:
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    threads = torch.get_num_threads()
+    return Machine(device.type, name, usable_cores(), threads, torch.__version__)
 
 
 def measure(

@@ -19,12 +19,8 @@ from pixart.scalability.meter import Meter
 from pixart.scalability.rows import ROWS, Row
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WARM_UP, LEAST, MOST, SECONDS = (
-    2,
-    3,
-    30,
-    3.0,
-)  # passes before, passes at least and at most, in about
+WARM_UP, LEAST, MOST = 2, 3, 30  # passes before the measured ones; of these at least, at most
+SECONDS = 3.0  # that they take about
 
 
 def main() -> None:

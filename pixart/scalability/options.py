@@ -53,7 +53,7 @@ class Fit:
     maximum: float | None = None
     """Of a score, the best there can be: fit what is missing, maximum - y, which falls."""
     higher_is_better: bool = False
-    """y is a score: its front is the upper one."""
+    """y is a score: with --pareto its front is the upper one, with --optimal-at the best N has the highest."""
     pareto: bool = False
     """Fit the Pareto front only, the hull in log-log."""
     optimal_at: tuple[float, ...] = ()

@@ -9,10 +9,14 @@ import numpy as np
 
 from pixart.evaluation.statistics.estimate import Estimate
 from pixart.evaluation.statistics.resampling import counts
-from pixart.scalability.intervals import clusters, estimate_as_json, interval_of_runs, positive
-
-LEAST_RUNS = 4
-MOST_UNDEFINED = 0.1  # of resamples, above which their interval says nothing
+from pixart.scalability.intervals import (
+    LEAST_RUNS,
+    MOST_UNDEFINED,
+    clusters,
+    estimate_as_json,
+    interval_of_runs,
+    positive,
+)
 
 
 def pareto(compute: Sequence[float], loss: Sequence[float], *, upper: bool = False) -> np.ndarray:

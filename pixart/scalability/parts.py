@@ -65,7 +65,8 @@ def count_decoder(config: Mapping[str, Any], size: int) -> Count:
     with importing():
         from diffusers import AutoencoderKL
     with torch.device("meta"):
-        whole = AutoencoderKL(**config).eval()
+        whole: Any = AutoencoderKL(**config)
+    whole.eval()
     side = size // 2 ** (len(config["block_out_channels"]) - 1)
     latents = torch.empty(1, config["latent_channels"], side, side, device="meta")
     decoder = nn.Sequential(whole.post_quant_conv, whole.decoder)

@@ -36,11 +36,13 @@ class PublishedLaw:
 
     def doubled(self) -> tuple[float, float, float]:
         """What twice the x multiplies S with: as printed, least, most."""
-        return tuple(2 ** (self.exponent + b) for b in (0, -ROUNDED, ROUNDED))  # type: ignore[return-value]
+        b = self.exponent
+        return 2**b, 2 ** (b - ROUNDED), 2 ** (b + ROUNDED)
 
     def times_for(self, gain: float) -> tuple[float, float, float]:
         """How many times the x multiplies S with `gain`: as printed, least, most."""
-        return tuple(gain ** (1 / (self.exponent + b)) for b in (0, ROUNDED, -ROUNDED))  # type: ignore[return-value]
+        b = self.exponent
+        return gain ** (1 / b), gain ** (1 / (b + ROUNDED)), gain ** (1 / (b - ROUNDED))
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,10 @@ def as_text(
 def _line(row: Row, count: Count, size: int) -> str:
     paper, off = row.paper, deviations(row, count, size)
     has_macs = paper is not None and size == PAPER_SIZE
+    parameters = _printed(paper.parameters if paper else None, 5)
     total = count.layers + count.attention
     return (
-        f"{row.name:<{_WIDTH}}  {count.parameters / 1e9:.4f}  {_printed(paper and paper.parameters, 5)}  "
+        f"{row.name:<{_WIDTH}}  {count.parameters / 1e9:.4f}  {parameters}  "
         f"{_percent(off['parameters'])}  {count.layers / 1e9:>6.1f}  "
         f"{_printed(paper.macs if paper and has_macs else None, 5)}  {_percent(off['macs'])}  "
         f"{total / 1e9:>7.1f}  {count.inside / 1e9:>6.1f}  {count.inside / count.layers:>5.0%}  "

@@ -8,14 +8,12 @@ projection of text).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from pixart.libraries import importing
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 HEAD_DIM = 64
 LATENT_CHANNELS, LATENT_SIDE = 4, 32  # of 256 px
@@ -72,8 +70,9 @@ UNETS: Mapping[str, UNet] = {
 }
 
 
-def unet(name: str, device: torch.device | str = "meta") -> "UNet2DConditionModel":
-    """One of UNETS with diffusers' random weights, for inference; on the meta device it takes no memory.
+def unet(name: str, device: torch.device | str = "meta") -> nn.Module:
+    """One of UNETS, a UNet2DConditionModel with diffusers' random weights, for inference; on the meta device
+    it takes no memory.
 
     Its forward: latents (B, 4, h, w), h and w multiples of 8; timesteps; text (B, L, 1024).
     """
@@ -82,7 +81,8 @@ def unet(name: str, device: torch.device | str = "meta") -> "UNet2DConditionMode
     with importing():
         from diffusers import UNet2DConditionModel
     with torch.device(device):
-        return UNet2DConditionModel(**arguments(UNETS[name])).eval()
+        model: Any = UNet2DConditionModel(**arguments(UNETS[name]))
+    return model.eval()
 
 
 def arguments(row: UNet) -> dict[str, Any]:

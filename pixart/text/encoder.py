@@ -229,7 +229,7 @@ class TextEncoder:
     @torch.no_grad()
     def _run(self, text: str, keep_padding: bool) -> Encoded:
         if self._tokenizer is None:
-            kind = "clip" if self.is_clip else "t5"
+            kind = kind_of(self.directory / "text_encoder")
             self._tokenizer = load_tokenizer(self.directory / "tokenizer", kind)
         ids, cut = tokenize(self._tokenizer, text, self.max_length)
         padding = self.max_length - len(ids) if keep_padding or self.is_clip else 0

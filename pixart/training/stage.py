@@ -83,12 +83,7 @@ class Size:
         return cls(**{one.name: getattr(config, one.name) for one in fields(cls)})
 
     def __post_init__(self) -> None:
-        most = {
-            "hidden_size": 16384,
-            "depth": 256,
-            "num_heads": 256,
-            "caption_channels": 65536,
-        }
+        most = {"hidden_size": 16384, "depth": 256, "num_heads": 256, "caption_channels": 65536}
         bounds = {name: Bounds(1, value) for name, value in most.items()}
         refuse(number_problems(self, bounds, "size."))
 

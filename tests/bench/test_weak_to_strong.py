@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import bench.studies.weak_to_strong
+from bench.studies.weak_to_strong import __main__ as command
 from bench.studies.weak_to_strong.claims import Claim, judge
 from bench.studies.weak_to_strong.experiments import (
     EXPERIMENTS,
@@ -52,6 +53,12 @@ def test_an_experiment_measures_at_every_mark(weights: Path, name: str) -> None:
     first, last = (mark["losses"] for mark in found["marks"])
     assert len(first) == len(last) == TINY.scenes and first != last
     assert [len(row) for row in found["pictures"]] == [TINY.shown] * 2
+
+
+@pytest.mark.parametrize("output", [None, FOLDER])
+def test_a_trial_does_not_overwrite_the_committed_study(output: Path | None) -> None:
+    with pytest.raises(ValueError, match="--output must be given with --tiny"):
+        command.main(output, tiny=True)
 
 
 def verdict(low: list[float], high: list[float]) -> str:

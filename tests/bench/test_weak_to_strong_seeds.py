@@ -15,9 +15,10 @@ from torch import Tensor
 
 from bench.studies.weak_to_strong import seeds as command
 from bench.studies.weak_to_strong.claims import CLAIMS, Claim, judge, undecided
-from bench.studies.weak_to_strong.differences import over_scenes, over_seeds, student_quantile
+from bench.studies.weak_to_strong.differences import over_scenes, over_seeds
 from bench.studies.weak_to_strong.experiments import EXPERIMENTS, TINY, recover, repeat, study_stage
 from bench.studies.weak_to_strong.report import compose, modulation_costs
+from pixart.evaluation.statistics.student import student_quantile
 from pixart.files import write_json
 
 # Two-sided 5 % and the 80 % quantile, from printed tables of Student's t.

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent.parent
 GUIDES = (
     "README.md",
     "pixart/README.md",
+    "pixart/comfyui/README.md",
     "pixart/training/README.md",
     "pixart/evaluation/README.md",
     "pixart/evaluation/preference/README.md",

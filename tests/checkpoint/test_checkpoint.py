@@ -21,8 +21,8 @@ from tiny_checkpoints import (
 )
 
 from pixart.checkpoint import names
-from pixart.checkpoint.config import solve_interpolation
 from pixart.checkpoint.load import load_transformer
+from pixart.checkpoint.positions import solve_interpolation
 from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression, PixArtConfig
 from pixart.files import CheckpointError

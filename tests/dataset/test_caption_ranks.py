@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pictures
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_captioners import build_blip, build_llava
 
 from pixart import data
+from pixart.dataset import captioning
 from pixart.dataset.annotations import read_lines
 from pixart.dataset.captioning import (
     DRAWS,
@@ -209,3 +211,27 @@ def test_a_model_without_likelihoods_is_one_clear_line(
 def test_one_caption_has_no_order() -> None:
     with pytest.raises(ValueError, match="--rank must have captions to order, got --count 1"):
         ranked(count=1)
+
+
+def test_likelihoods_that_are_no_numbers_reject_the_picture() -> None:
+    """A model that overflows gives NaN, which JSON cannot hold and nothing orders."""
+    logits = (torch.tensor([[0.0, math.nan]]),)
+    given = SimpleNamespace(logits=logits, sequences=torch.tensor([[5, 1]]))
+    with pytest.raises(ImageError, match="gives a likelihood of nan"):
+        captioning._likelihood(given, "a model")
+
+
+@pytest.mark.parametrize("likelihoods", [5, None, ["synth.1"], "synth.1"])
+def test_lines_whose_likelihoods_are_none_are_not_ranked(
+    tmp_path: Path, likelihoods: object
+) -> None:
+    items = list(open_source(pictures.folder(tmp_path / "s", 1)))
+    line = {
+        "path": getattr(items[0], "key", ""),
+        "captions": {"synth.1": "a"},
+        "likelihoods": likelihoods,
+    }
+    output = tmp_path / "o.jsonl"
+    output.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="must hold ranked captions with --rank"):
+        caption_source(items, output, lambda image: lambda seed: Written("b"), ranked(count=3), 1)

@@ -63,7 +63,7 @@ def plan(folder: Path, count: int) -> tuple[str, int]:
     return said, peak
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_thousand_pictures_are_planned_in_little_memory(tmp_path: Path) -> None:
     count = 100_000
     said, peak = plan(tmp_path, count)

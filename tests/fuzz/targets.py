@@ -29,6 +29,7 @@ from mutations import (
 from PIL import Image
 from preference_targets import PREFERENCE
 from safetensors.torch import save_file
+from scaling_targets import SCALING
 from tiny_checkpoints import SIGMA, build, official, save_official
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -43,6 +44,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".tar": (damaged_tar, damaged_tar, damaged_bytes),
     ".yaml": (damaged_text,),
     ".txt": (damaged_text, damaged_bytes),
+    ".csv": (damaged_text, damaged_bytes),
 }
 
 
@@ -420,7 +422,7 @@ TARGETS: dict[str, Target] = {
     "prepared": Target(_make_prepared, _read_prepared),
     "log": Target(_make_log, _read_log),
     "statistics": Target(_make_statistics, _read_statistics),
-    **{name: Target(*pair) for name, pair in {**PAIRS, **PREFERENCE}.items()},
+    **{name: Target(*pair) for name, pair in {**PAIRS, **PREFERENCE, **SCALING}.items()},
 }
 
 

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted(
     [*(ROOT / "pixart").rglob("*.py"), *(ROOT / "kernels" / "pixart_kernels").rglob("*.py")]
 )
+# What is copied into a published repository, where it stands alone.
+REMOTE = {"pixart/publishing/repository/pipeline.py", "pixart/publishing/repository/pixart_kv.py"}
 LAZY_ONLY = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "tokenizers", "peft"}
 DOORS = {
     "transformers": {
@@ -89,14 +91,17 @@ def test_no_module_imports_the_name_of_hugging_faces_kernels_or_our_tests(path: 
     assert not _roots(_anywhere(path)) & {"kernels", "tests", "bench"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
+AT_HOME = [path for path in SOURCES if _name(path) not in REMOTE]
+
+
+@pytest.mark.parametrize("path", AT_HOME, ids=_name)
 def test_hugging_face_is_imported_inside_functions_and_only_behind_its_doors(path: Path) -> None:
     assert not _roots(_at_load(path)) & LAZY_ONLY
     for library, doors in DOORS.items():
         assert library not in _roots(_anywhere(path)) or _name(path) in doors
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
+@pytest.mark.parametrize("path", AT_HOME, ids=_name)
 def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -> None:
     """Each stands in a `with importing()`; see pixart.libraries."""
     inside = [
@@ -113,6 +118,13 @@ def test_imports_behind_the_doors_say_when_torchvision_breaks_them(path: Path) -
         if isinstance(node, ast.Import | ast.ImportFrom) and _roots(_imports(node)) & DOORS.keys()
     ]
     assert found == len(every)
+
+
+@pytest.mark.parametrize("name", sorted(REMOTE))
+def test_published_code_stands_alone(name: str) -> None:
+    """pixart_kernels, which it can do without, it imports by name: diffusers looks at its import lines."""
+    allowed = {*sys.stdlib_module_names, "torch", "diffusers", "transformers"}
+    assert _roots(_anywhere(ROOT / name)) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -185,6 +197,7 @@ GROUND = [
     "shapes",
     "tensors",
     "variants",
+    "workers",
     "graphs",
 ]
 FLOORS = [
@@ -194,7 +207,7 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["scalability"],
+    ["scalability", "publishing"],
     [
         "generate",
         "convert",
@@ -203,7 +216,9 @@ FLOORS = [
         "evaluate",
         "preference",
         "scaling",
+        "publish",
         "patch",
+        "comfyui",
         "__main__",
     ],
 ]
@@ -270,7 +285,7 @@ def test_only_the_model_and_what_changes_it_call_the_operators() -> None:
         for name, path in MODULES.items()
         if name.startswith("pixart.") and "pixart_kernels" in _roots(_anywhere(path))
     }
-    assert callers == {"model", "patch"}
+    assert callers == {"model", "patch", "comfyui"}
 
 
 WITHOUT_TRITON = """

@@ -79,6 +79,8 @@ def test_the_wheel_holds_the_packages_the_model_and_nothing_else(
     assert tops == {"pixart", "pixart_kernels"}
     for file in ("pixart/py.typed", "pixart_kernels/py.typed", "pixart/pipeline/text_to_image.py"):
         assert file in names
+    nodes = ROOT / "pixart" / "comfyui"  # what a user links into ComfyUI, guide and workflow too
+    assert {p.relative_to(ROOT).as_posix() for p in nodes.glob("*.*")} <= set(names)
     assets = ROOT / "pixart" / "assets"
     files = {p.relative_to(ROOT).as_posix() for p in assets.rglob("*") if p.is_file()}
     # Logs of training and pictures of the guide stay in the repository.

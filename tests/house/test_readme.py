@@ -13,7 +13,7 @@ from pixart.command import COMMANDS
 
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 PARTS = {
-    "data": ("prepare", "caption", "filter"),
+    "data": ("prepare", "caption", "filter", "clean", "verify", "statistics"),
     "evaluate": (
         "list", "prompts", "draw", "score", "run", "report", "compare", "statistics", "detect",
         "trust", "check-weights", "accuracy",
@@ -26,7 +26,10 @@ COMMAND_LINES = tuple(
     for name in COMMANDS
     for words in [(name, one) for one in PARTS.get(name, ())] or [(name,)]
 )
-OF_OTHERS = {"--nproc-per-node", "--out", "--pictures"}  # of torchrun, and of bench.studies
+# Of torchrun, of bench.studies, of SGLang and vLLM-Omni.
+OF_OTHERS = {
+    "--nproc-per-node", "--out", "--pictures", "--backend", "--diffusion-load-format",
+}  # fmt: skip
 
 
 @needs_git

@@ -1,5 +1,7 @@
 """How fast a device multiplies at most, and which GPUs cannot run the kernels."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +89,17 @@ def test_the_most_memory_is_that_of_the_gpu_that_was_worked_on(
     assert peak_memory() == 5 << 30
     allocated[1] = 0
     assert 10**8 < peak_memory() < 1 << 40  # of the process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no peak of a process alone")
+def test_a_peak_is_not_that_of_the_process_that_began_this_one() -> None:
+    child = "from pixart.device import peak_memory; print(peak_memory())"
+    code = (
+        f"import subprocess, sys; held = bytearray(1 << 30); "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10**7 < int(done.stdout) < 1 << 30
 
 
 TOO_OLD = (

@@ -41,6 +41,13 @@ def test_the_fused_gelu_is_the_tanh_form(
         assert x.numel() == 0 or error(result, expected) < tolerance
 
 
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_the_meta_device_has_shapes_and_no_numbers(with_gradient: bool) -> None:
+    with torch.device("meta"), torch.set_grad_enabled(with_gradient):
+        found = MLP(40, 24, 8)(torch.empty(2, 7, 40))
+    assert found.shape == (2, 7, 8) and found.is_meta
+
+
 @pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN is not asked elsewhere"
 )

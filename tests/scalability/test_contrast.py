@@ -74,6 +74,19 @@ def test_a_pass_of_sigma_costs_what_its_formula_says(lines: dict[str, Line], siz
         assert cell.endswith(f"; compressed {_sigma(size // 16, 2):,.0f}")
 
 
+def test_the_text_encoder_in_fewer_bits_keeps_its_vectors_in_sixteen(
+    lines: dict[str, Line],
+) -> None:
+    linear, rest = (
+        24 * (4 * 4096**2 + 3 * 4096 * 10240),
+        32128 * 4096 + 24 * 2 * 4096 + 32 * 64 + 4096,
+    )
+    said = [f"{(linear * bits / 8 + 2 * rest) / 1e6:,.0f}" for bits in (16, 8, 4)]
+    assert "T5-XXL {} MB in bf16, {} in 8 bits, {} in 4;".format(*said) in (
+        lines["text encoder's weights"].here
+    )
+
+
 def test_no_cell_is_empty_and_none_claims_what_nobody_measured(lines: dict[str, Line]) -> None:
     for line in (*lines.values(), *measured_lines(None)):
         assert all(astuple(line)), line

@@ -160,6 +160,10 @@ BAD = {
     "zero": ("run,compute,loss\na,0,1\n", (), "a.csv, line 2: compute must be a positive number"),
     "all empty": ("run,compute,loss\na,1,\n", (), "no line has a value in each of loss, compute, run"),
     "a short line": ("run,compute,loss\na,1\n", (), "a.csv, line 2: must have 3 columns, got 2"),
+    "higher, of what falls": (
+        "run,compute,loss\na,1,1\n", ("--maximum", "2", "--higher-is-better"), "must be left out with --maximum",
+    ),
+    "higher, for nothing": ("run,compute,loss\na,1,1\n", ("--higher-is-better",), "must come with --pareto"),
     "form": ("run,compute,loss\na,1,1\n", ("--form", "exp(x)"), "--form must be one of a*x^b, a*x^-b+c"),
     "maximum": ("run,compute,loss\na,1,1\n", ("--maximum", "1"), "--maximum must be above every loss"),
     "pareto": ("run,compute,loss\na,1,1\n", ("--form", "chinchilla", "--pareto"), "--pareto is of one x"),

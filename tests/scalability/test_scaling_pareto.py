@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.spatial
 
-from pixart.scalability.intervals import interval_of_runs, student
+from pixart.evaluation.statistics.student import student_quantile
+from pixart.scalability.intervals import interval_of_runs
 from pixart.scalability.laws import fit_power_law
 from pixart.scalability.pareto import compute_optimal, pareto
 
@@ -120,7 +121,7 @@ def test_a_run_of_two_sizes_is_refused() -> None:
 
 def test_students_quantiles_are_those_of_the_tables() -> None:
     for degrees, expected in ((3, 3.182), (10, 2.228), (100, 1.984)):
-        assert student(0.975, degrees) == pytest.approx(expected, abs=1e-3)
+        assert student_quantile(0.975, degrees) == pytest.approx(expected, abs=1e-3)
     values = np.random.default_rng(0).normal(size=20_000)
     few, many = interval_of_runs(values, 5), interval_of_runs(values, 10_000)
     assert few[0] < many[0] < -1.9 and few[1] > many[1] > 1.9

@@ -200,7 +200,7 @@ def test_a_study_that_is_ended_goes_on_and_finds_the_same(tmp_path: Path) -> Non
         os.kill(begun.pid, number)
         errors = begun.communicate(timeout=120)[1]
         assert begun.returncode == end
-        assert number != signal.SIGINT or "what a study trained so far is kept" in errors
+        assert number != signal.SIGINT or "the runs that ended are kept" in errors
         assert len(_runs(cut)) > before
     subprocess.run([*COMMAND, "--output", cut], check=True, timeout=900)
     first, second = ([without_times(run) for run in _runs(folder)] for folder in (whole, cut))
@@ -215,3 +215,24 @@ def test_a_study_that_is_ended_goes_on_and_finds_the_same(tmp_path: Path) -> Non
 def _runs(folder: Path) -> list[dict[str, Any]]:
     file = folder / "results.json"
     return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+
+
+ORPHAN = """
+import os, signal
+from pixart.workers import pool
+if __name__ == "__main__":
+    with pool(1) as workers:
+        print(workers.submit(os.getpid).result(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_waits_for_work_ends_with_the_one_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    # Its output ends when all who hold it have ended.
+    done = subprocess.run(
+        [sys.executable, tmp_path / "orphan.py"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()

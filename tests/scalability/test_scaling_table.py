@@ -235,6 +235,17 @@ def test_nonsense_is_refused_in_a_line(
     assert said in error and error.count("\n") == 1
 
 
+def test_ctrl_c_speaks_of_no_study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixart.scalability.table.choose", interrupted)
+    assert main(["table"]) == 130
+    assert capsys.readouterr().err == "pixart.scaling: cancelled\n"
+
+
 def test_a_unet_of_no_name_is_refused() -> None:
     with pytest.raises(ValueError, match="name must be one of SD2-C320.*got 'SDXL'"):
         unet("SDXL")

@@ -69,7 +69,7 @@ def test_padding_changes_no_feature_of_the_text_and_counts(clip: Path) -> None:
 
 
 def test_a_saved_tokenizer_json_and_another_padding_are_read(clip: Path, tmp_path: Path) -> None:
-    from transformers import CLIPTokenizerFast
+    from transformers import CLIPTokenizerFast  # type: ignore[attr-defined]
 
     CLIPTokenizerFast.from_pretrained(clip / "tokenizer").save_pretrained(tmp_path / "whole")
     for name in ("vocab.json", "merges.txt"):

@@ -83,7 +83,13 @@ def test_a_variant_is_trained_in_its_own_shape(name: str) -> None:
     command = ["scalability", "--size", name, "--max-length", length]
     (stage,) = read_command(command)[1]
     config = transformer_config(stage.resolved())
-    same = ("hidden_size", "depth", "num_heads", "caption_channels", "caption_embedding")
+    same: tuple[str, ...] = (
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "caption_channels",
+        "caption_embedding",
+    )
     same += ("model_max_length", "input_size")
     for field in same:
         assert getattr(config, field) == getattr(VARIANTS[name], field), field
@@ -117,7 +123,7 @@ def problems(tmp_path: Path, size: Any) -> list[str]:
     stages = [{"name": "a", "start": "random", "size": size}]
     with pytest.raises(Problems) as caught:
         load_recipe(write(tmp_path / "r.yaml", {"stages": stages}))
-    return caught.value.lines
+    return list(caught.value.lines)
 
 
 def test_what_is_no_variant_and_features_that_do_not_fit_are_refused(

@@ -20,7 +20,6 @@ import torch
 import tyro
 
 from bench.measure import machine
-from bench.measure.processes import pool
 from bench.studies.weak_to_strong.experiments import (
     CPU,
     EXPERIMENTS,
@@ -37,16 +36,23 @@ from bench.studies.weak_to_strong.report import (
     write_report,
 )
 from pixart.files import write_json
+from pixart.workers import pool
+
+FOLDER = Path(__file__).parent
 
 
-def main(
-    output: Path = Path(__file__).parent, tiny: bool = False, processes: int = PROCESSES
-) -> int:
+def main(output: Path | None = None, tiny: bool = False, processes: int = PROCESSES) -> int:
     """Measure the weak-to-strong claims on the embedded world.
 
-    output: where results.json, README.md and the pictures go. tiny: a few pictures and steps, to
-    try the command out. processes: experiments at the same time, each on one thread.
+    output: where results.json, README.md and the pictures go, this folder if left out. tiny: a few
+    pictures and steps, to try the command out; wants an output. processes: experiments at the same
+    time, each on one thread.
     """
+    if tiny and (output is None or output.resolve() == FOLDER):
+        raise ValueError(
+            "--output must be given with --tiny, and be another folder than that of the committed study"
+        )
+    output = FOLDER if output is None else output
     began, scale = perf_counter(), TINY if tiny else Scale()
     output.mkdir(parents=True, exist_ok=True)
     one_thread = partial(torch.set_num_threads, 1)

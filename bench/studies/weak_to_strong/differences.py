@@ -7,8 +7,9 @@ the same data in the same order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean, stdev
+
+from pixart.evaluation.statistics.student import student_quantile
 
 LEVEL = 0.05  # of a decision by chance, where there is no difference
 POWER = 0.8  # the share of studies in which a detectable difference is seen
@@ -87,29 +88,3 @@ def _combined(squares: dict[str, tuple[float, int]]) -> tuple[float, int]:
     total = seed[0] + scene[0] - rest[0]
     spread = sum(square**2 / freedom for square, freedom in (seed, scene, rest))
     return total, max(1, math.floor(total**2 / spread))
-
-
-@cache
-def student_quantile(share: float, freedom: int) -> float:
-    """The t that so large a share of Student's distribution lies below; share: from 0.5 up, below 1."""
-    low, high = 0.0, 1.0
-    while _student_share(high, freedom) < share:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_share(middle, freedom) < share else (low, middle)
-    return high
-
-
-def _student_share(t: float, freedom: int) -> float:
-    """The share below t ≥ 0, exact for whole degrees of freedom (Abramowitz & Stegun, 26.7.3, 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(3 if odd else 2, freedom + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    inside = math.sin(angle) * total
-    if odd:
-        inside = 2 / math.pi * (angle + inside)
-    return (1 + inside) / 2

@@ -24,7 +24,6 @@ import torch
 import tyro
 
 from bench.measure import machine
-from bench.measure.processes import pool
 from bench.studies.weak_to_strong.claims import Claim, Results, undecided
 from bench.studies.weak_to_strong.experiments import (
     CPU,
@@ -38,6 +37,7 @@ from bench.studies.weak_to_strong.experiments import (
 )
 from bench.studies.weak_to_strong.report import file_name, write_report
 from pixart.files import read_json, sha256_of, write_json
+from pixart.workers import pool
 
 FOLDER = Path(__file__).parent
 WORK = machine.ROOT / "runs" / "weak-to-strong-seeds"  # git ignores it

@@ -1,11 +1,9 @@
 """`python -m pixart.scaling study`: trains what is missing, on processes of one thread, and reports."""
 
 import contextlib
-import signal
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import active_children, get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +23,7 @@ from pixart.scalability.study.plan import (
 )
 from pixart.scalability.study.report import check_drawing, write_report
 from pixart.scalability.study.store import Store
+from pixart.workers import pool
 
 GUESS = 1.0  # seconds per second that `guess` tells, before anything is known
 
@@ -63,13 +62,16 @@ def check(options: Study) -> None:
 
 def train_missing(store: Store, processes: int, until: float) -> None:
     """Train what the store lacks, the longest first, each only if it is likely to end in time."""
+    import torch
+
     from pixart.scalability.study.world import make_world
 
+    one_thread = partial(torch.set_num_threads, 1)
     waiting = sorted(store.missing, key=lambda run: -guess(run, store.scale))
     bar = Bar("study", len(store.planned), done=len(store.finished))
     since = time.time()
     try:
-        with TemporaryDirectory() as folder, pool(processes) as workers:
+        with TemporaryDirectory() as folder, pool(processes, one_thread) as workers:
             file = Path(folder) / "world.safetensors"
             make_world(store.scale).save(file)
             slowness, going = GUESS, dict[Future[Any], Run]()
@@ -125,25 +127,3 @@ def work(
 
 
 _BENCH: list[Any] = []  # of this process
-
-
-@contextlib.contextmanager
-def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes of one thread each. An exception, Ctrl-C too, ends them at once."""
-    # A fork would inherit locks of threads that it does not have.
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as workers:
-        try:
-            yield workers
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():
-                child.terminate()
-            raise
-
-
-def _begin() -> None:
-    """Ctrl-C, which a terminal sends to all, is answered by the first process alone."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.cost import forward_flops
 from pixart.libraries import importing
 from pixart.sampler.guidance import Captions
+from pixart.scalability.counting import flops_by_module, parameters
 from pixart.scalability.study.plan import Run
 from pixart.text.encoder import PromptEmbeddings
 from pixart.training.recipe import load_recipe
@@ -81,15 +81,13 @@ def cost(run: Run) -> tuple[int, int]:
     """Parameters, and FLOP of a forward pass for one picture. Nothing is held in memory."""
     with torch.device("meta"):
         model = build(run)
-        parameters = sum(weight.numel() for weight in model.parameters())
         if run.denoiser == "transformer":
-            return parameters, forward_flops(_config(run), (8, 8), CAPTION_TOKENS)
+            flops = forward_flops(_config(run), (8, 8), CAPTION_TOKENS)
+            return parameters(model), flops
         features = torch.zeros(1, CAPTION_TOKENS, _config(run).caption_channels)
         mask = torch.ones(1, CAPTION_TOKENS, dtype=torch.bool)
         inputs = torch.zeros(1, *LATENTS), torch.zeros(1), features, mask
-        with FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    return parameters, counter.get_total_flops()
+        return parameters(model), flops_by_module(model, lambda model: model(*inputs))[""]
 
 
 class Reader:

@@ -4,10 +4,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from pixart.evaluation.statistics.student import student_share
 from pixart.files import read_json, write_bytes
 from pixart.scalability.study.plan import BATCH, CAPTIONS, SHOWN, SIZES, UNETS
 from pixart.scalability.study.store import PICTURES, RESULTS, Store, picture_name
-from pixart.scalability.study.verdicts import Difference, Results
+from pixart.scalability.study.verdicts import DECIDES, Difference, Results
 
 if TYPE_CHECKING:
     from pixart.scalability.laws import Law
@@ -104,27 +105,14 @@ def _spread(results: Results) -> str:
     loss, accuracy = results.loss_spread(), results.accuracy_spread()
     if loss is None or accuracy is None:
         return "No run was repeated, so that no comparison of runs is decided."
+    by_chance = 2 - 2 * student_share(DECIDES, loss.freedom)
     return (
         f"Between runs that differ in the seed alone the loss at the end has a standard deviation of "
         f"{loss.deviation:.1%}, the share of statements that hold one of {accuracy.deviation:.3f}, each "
         f"pooled from {loss.freedom} degrees of freedom: so few that 2 standard errors are "
-        f"passed by chance in {_chance(loss.freedom):.0%} of comparisons without a difference, if the "
+        f"passed by chance in {by_chance:.0%} of comparisons without a difference, if the "
         "error of the scenes is small."
     )
-
-
-def _chance(freedom: int) -> float:
-    """P(|t| > 2) of Student's t, by numerical integration."""
-    import math
-
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(
-        freedom * math.pi
-    )
-    width = 1e-3
-    inside = sum(
-        (1 + ((k + 0.5) * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for k in range(2000)
-    )
-    return 1 - 2 * scale * width * inside
 
 
 def _law_claim(law: "Law | None", claim: str) -> str:

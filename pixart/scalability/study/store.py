@@ -1,7 +1,7 @@
 """What a study has found so far: results.json, which is written whole after every run and is all that a
 later start reads."""
 
-import os
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pixart.device import processor_name, usable_cores
 from pixart.files import CheckpointError, read_json, write_json
 from pixart.scalability.study.fits import measurements
 from pixart.scalability.study.plan import SHOWN, VERSION, Run, Scale, identity
@@ -85,7 +86,10 @@ class Store:
                 if one["identity"] == wanted.get(name) and self._has_pictures(name):
                     self.finished[name] = one
             self.seconds = float(results["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # Both are written again with every further run: what cannot be is found out now.
+            json.dumps(self.finished, ensure_ascii=False).encode()
+            measurements(self.finished, self.scale.pool)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{path} is not what a study wrote ({error!r}); remove it, or name another --output"
             ) from error
@@ -102,19 +106,8 @@ def picture_name(run: str) -> str:
 def machine() -> dict[str, Any]:
     """What the study ran on."""
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "processor": processor_name(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

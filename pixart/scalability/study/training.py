@@ -1,6 +1,5 @@
 """One run of the study: a denoiser trained for its steps, and what is measured on the way."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -201,13 +200,11 @@ def listed(values: list[float]) -> str:
 def train(run: Run, bench: Bench, folder: Path, until: float) -> dict[str, Any]:
     """Train and measure one run. Returns what results.json has of it; its pictures are FOLDER/NAME.png, a
     row for each level. until: time.time() at which OutOfTimeError is raised."""
-    began, started, parent = time.time(), time.process_time(), os.getppid()
+    began, started = time.time(), time.process_time()
 
     def look() -> None:
         if time.time() > until:
             raise OutOfTimeError(run.name)
-        if os.getppid() != parent:  # nobody waits for this any more
-            os._exit(1)
 
     parameters, flops = cost(run)
     step_flops = PASSES * flops * BATCH

@@ -10,19 +10,21 @@ In memory there are 16 bytes and a place in a table for each.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart.dataset.samples import Sample
-from pixart.files import parse_json
+from pixart.files import parse_json, written_aside
 from pixart.locks import claimed
 
 if TYPE_CHECKING:
     import numpy as np
 
-LINES, THUMBNAILS = "measured.jsonl", "thumbnails.u8"
+LINES, THUMBNAILS, LOCK = "measured.jsonl", "thumbnails.u8", ".lock"
+# Whether a line has all that is measured: those of another version have not.
+IsWhole = Callable[[Mapping[str, Any]], bool]
 
 
 def identity(*parts: object) -> int:
@@ -39,25 +41,48 @@ def identity_of(sample: Sample) -> int:
 class Measured:
     """The lines and thumbnails in a folder; opened by `opened`."""
 
-    def __init__(self, folder: Path, thumbnail: int) -> None:
-        self.folder, self.thumbnail = folder, thumbnail
+    def __init__(self, folder: Path, thumbnail: int, is_whole: IsWhole) -> None:
+        self.folder, self.thumbnail, self.is_whole = folder, thumbnail, is_whole
         self.lines = (folder / LINES).open("a+b")
         self.thumbnails = (folder / THUMBNAILS).open("a+b")
         self.count = self.thumbnails.seek(0, os.SEEK_END) // thumbnail
         self.thumbnails.truncate(self.count * thumbnail)  # one that broke off
         self.places: dict[int, int] = {}
-        self._read()
+        if not self._read():
+            self._clear()
+            self._read()
 
-    def _read(self) -> None:
-        end = 0
+    def _read(self) -> bool:
+        """Whether all lines can be used, but for one that broke off, which is cut away."""
+        end, all_usable = 0, True
+        self.places.clear()
         self.lines.seek(0)
         for content in self.lines:
-            line = _parsed(content)
-            if content.endswith(b"\n"):
-                if line is not None and line["at"] < self.count:
-                    self.places[line["id"]] = end
-                end += len(content)
+            if not content.endswith(b"\n"):
+                break
+            line = self._usable(content)
+            if line is None:
+                all_usable = False
+            else:
+                self.places[line["id"]] = end
+            end += len(content)
         self.lines.truncate(end)
+        return all_usable
+
+    def _usable(self, content: bytes) -> dict[str, Any] | None:
+        line = _parsed(content)
+        is_usable = line is not None and 0 <= line["at"] < self.count and self.is_whole(line)
+        return line if is_usable else None
+
+    def _clear(self) -> None:
+        """Leave out for good what cannot be used: the place of a thumbnail that was lost will be that of
+        another picture's."""
+        path = self.folder / LINES
+        with written_aside(path) as aside, aside.open("wb") as file:
+            self.lines.seek(0)
+            file.writelines(content for content in self.lines if self._usable(content))
+        self.lines.close()
+        self.lines = path.open("a+b")
 
     def add(self, values: dict[str, Any], thumbnail: bytes | None) -> None:
         """Write a picture's line. thumbnail: None where the line has "at" of one that is there."""
@@ -99,13 +124,13 @@ class Measured:
 
 
 @contextmanager
-def opened(folder: Path, thumbnail: int) -> Iterator[Measured]:
+def opened(folder: Path, thumbnail: int, is_whole: IsWhole) -> Iterator[Measured]:
     """What a folder holds. ValueError while another process writes there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder / ".lock", wait=False) as mine:
+    with claimed(folder / LOCK, wait=False) as mine:
         if not mine:
             raise ValueError(f"output must be free, another process writes {folder}")
-        measured = Measured(folder, thumbnail)
+        measured = Measured(folder, thumbnail, is_whole)
         try:
             yield measured
         finally:
@@ -124,4 +149,6 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     is_line = isinstance(line, dict) and all(type(line.get(key)) is int for key in ("id", "at"))
+    if is_line and not isinstance(line.get("scored", {}), dict):
+        return None
     return line if is_line and isinstance(line.get("path"), str) else None
