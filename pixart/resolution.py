@@ -216,7 +216,11 @@ def position_scale(resolution: int, family: str = "sigma") -> float:
 
 
 def position_embedding(
-    dim: int, grid: tuple[int, int], base_size: int, pe_interpolation: float
+    dim: int,
+    grid: tuple[int, int],
+    base_size: int,
+    pe_interpolation: float,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Return the fixed position table of a (rows, cols) token grid: (rows·cols, dim), float32.
 
@@ -226,7 +230,8 @@ def position_embedding(
     it was trained on, denser or sparser, and a non-square image is squeezed into the same square.
 
     A line of the table is [sin column | cos column | sin row | cos row], dim / 4 frequencies
-    10000^(-4k / dim) each. Coordinates are float32 and angles float64, as published.
+    10000^(-4k / dim) each. Coordinates are float32 and angles float64, as published; of `device`,
+    which is not the default one because MPS has no float64.
     """
     rows, cols = grid
     if dim < 4 or dim % 4:
@@ -238,16 +243,17 @@ def position_embedding(
             "base_size and pe_interpolation must be positive, "
             f"got {base_size} and {pe_interpolation}"
         )
-    row_part = _encode_axis(dim // 2, rows, base_size, pe_interpolation)
-    col_part = _encode_axis(dim // 2, cols, base_size, pe_interpolation)
-    table = torch.cat([col_part.repeat(rows, 1), row_part.repeat_interleave(cols, dim=0)], dim=1)
-    return table.float()
+    scales = (base_size, pe_interpolation, device)
+    row_part = _encode_axis(dim // 2, rows, *scales).unsqueeze(1).expand(rows, cols, -1)
+    col_part = _encode_axis(dim // 2, cols, *scales).unsqueeze(0).expand(rows, cols, -1)
+    return torch.cat([col_part, row_part], dim=2).flatten(0, 1)
 
 
-def _encode_axis(dim: int, length: int, base_size: int, pe_interpolation: float) -> Tensor:
-    # On the CPU whatever the default device: MPS has no float64.
-    index = torch.arange(length, dtype=torch.float32, device="cpu")
+def _encode_axis(
+    dim: int, length: int, base_size: int, pe_interpolation: float, device: torch.device | str
+) -> Tensor:
+    index = torch.arange(length, dtype=torch.float32, device=device)
     coordinate = index / (length / base_size) / pe_interpolation
-    exponent = torch.arange(dim // 2, dtype=torch.float64, device="cpu") / (dim // 2)
+    exponent = torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2)
     angle = torch.outer(coordinate.double(), 10000.0**-exponent)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()

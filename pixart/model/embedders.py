@@ -127,17 +127,22 @@ class PositionTables:
 
     def __call__(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """Return the (rows·cols, C) table of a grid on the device and in the dtype of `like`."""
+        # Sizes of an exported program may be symbols, and what is traced has no values to keep.
+        if torch.compiler.is_exporting() or type(like) is not Tensor:
+            device = "cpu" if like.device.type == "mps" else like.device
+            return self._compute(grid, device).to(like.device, like.dtype)
         key = (grid, like.device, like.dtype)
         if key not in self.tables:
-            config = self.config
-            table = position_embedding(
-                config.hidden_size, grid, config.base_size, config.pe_interpolation
-            )
-            self.tables[key] = table.to(like.device, like.dtype)
+            self.tables[key] = self._compute(grid, "cpu").to(like.device, like.dtype)
             if len(self.tables) > self.size:
                 self.tables.popitem(last=False)
         self.tables.move_to_end(key)
         return self.tables[key]
+
+    def _compute(self, grid: tuple[int, int], device: torch.device | str) -> Tensor:
+        config = self.config
+        sizes = (config.hidden_size, grid, config.base_size, config.pe_interpolation)
+        return position_embedding(*sizes, device=device)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PositionTables, (self.config, self.size)  # a copied or pickled model takes no table

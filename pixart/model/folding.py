@@ -29,10 +29,11 @@ def folds(x: Tensor, grid: tuple[int, int], qkv: nn.Linear, compression: KVCompr
     return (
         compression.sampling in ("conv", "average")
         and ratio > 1
+        and x.device.type == "cpu"
+        # First: comparing sizes would fix those of an exported program.
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         and len(x) * x.shape[1] >= FOLDED_TOKENS * ratio**2
         and not (grid[0] % ratio or grid[1] % ratio)
-        and x.device.type == "cpu"
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         and is_plain(qkv, x)
         and not qkv.weight.is_inference()  # those do not count their changes
     )

@@ -59,10 +59,13 @@ def linear_gelu(x: Tensor, linear: nn.Module) -> Tensor:
 
 
 def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
-    """Whether calling the layer would do nothing but the product of x: no hook, autocast or cast, and
-    no tangent, which fused products lose without a word."""
+    """Whether calling the layer would do nothing but the product of x: no hook, autocast or cast, no
+    quantised weight, and no tangent, which fused products lose without a word. Whoever reads a weight
+    instead of calling its layer asks this first."""
     return (
         type(linear) is nn.Linear
+        # torchao's quantised weights are subclasses, which know the products of a Linear only.
+        and type(linear.weight) is nn.Parameter
         and x.device.type != "meta"  # which has no autocast to ask for, and nothing to gain
         and not in_forward_mode()
         and linear.bias is not None

@@ -126,7 +126,7 @@ class PixArt(nn.Module):
         Takes 2·depth·C numbers per token: 78 MB for 300 tokens, XL/2 and 16 bits, twice with
         guidance. network: those of this control's copies instead.
         """
-        tokens, lengths = self._embed_caption(caption, caption_mask, len(caption))
+        tokens, lengths = self._embed_caption(caption, caption_mask, caption.shape[0])
         if network is not None:
             return EncodedCaption(network.keys_values(tokens), lengths)
         return EncodedCaption(
@@ -162,7 +162,7 @@ class PixArt(nn.Module):
             )
         hint = control.hint
         tokens = hint if hint.dim() == 3 else self.encode_hint(control.network, hint)
-        count, rows = grid[0] * grid[1], len(tokens)
+        count, rows = grid[0] * grid[1], tokens.shape[0]
         if tokens.shape[1:] != (count, width) or rows == 0 or batch % rows:
             raise ValueError(
                 f"a hint must be of the size of the latents and its batch divide {batch}, "

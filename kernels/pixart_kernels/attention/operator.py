@@ -18,6 +18,7 @@ from pixart_kernels.attention.eight_bit_operator import flash_attention_8bit
 from pixart_kernels.dispatch.bypass import Compute, remembered
 from pixart_kernels.dispatch.registration import (
     TRITON_DEVICES,
+    are_known,
     check_device,
     check_floating,
     in_forward_mode,
@@ -77,8 +78,10 @@ def _sdpa_backward_is_slow(q: Tensor, k: Tensor, v: Tensor) -> bool:
     # 1.00 and 1.04 of SDPA's time. So the same sizes gain on both.
     # In fp32 the two are within 20 % at these sizes. The forward alone is quickest in SDPA.
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    small = k.shape[1] <= 128 and q.shape[1] <= 1024
-    return needs_grad and small and q.device.type == "cpu" and q.element_size() == 2
+    queries, keys = q.shape[1], k.shape[1]
+    if not needs_grad or q.device.type != "cpu" or q.element_size() != 2:
+        return False
+    return are_known(queries, keys) and keys <= 128 and queries <= 1024
 
 
 def _explicit_attention(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
+    are_known,
     check_device,
     check_floating,
     register_backward,
@@ -67,10 +68,19 @@ def _merge_patches(
 ) -> Tensor:
     image = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, C, H, W)
     padding = (0, -grid[1] % ratio, 0, -grid[0] % ratio)
-    if any(padding):
+    if not are_known(*padding):
+        rows, cols = (_completed(length, ratio, image.device) for length in grid)
+        image = image.index_select(2, rows).index_select(3, cols)
+    elif any(padding):
         image = F.pad(image, padding, mode="replicate")
     merged = F.conv2d(image, weight, bias, stride=ratio, groups=image.shape[1])
     return merged.flatten(2).transpose(1, 2)
+
+
+def _completed(length: int, ratio: int, device: torch.device) -> Tensor:
+    """The rows or columns 0 ... length - 1, the last repeated until ratio divides their number."""
+    whole = -(-length // ratio) * ratio
+    return torch.arange(whole, device=device).clamp(max=length - 1)
 
 
 def _compress(
@@ -210,9 +220,10 @@ def compress_kv(
     beyond 4. Differentiable in all tensors; in forward mode and under torch.func by the reference.
     From PixArt-Σ (arXiv:2403.04692), section 3.2.
     """
-    height, width = grid
+    # A symbol made an int would be the number that it was traced with.
+    height, width = (side if isinstance(side, torch.SymInt) else int(side) for side in grid)
     return _compress_operator(
-        k, v, weight, bias, norm_weight, norm_bias, int(height), int(width), int(ratio), float(eps)
+        k, v, weight, bias, norm_weight, norm_bias, height, width, int(ratio), float(eps)
     )
 
 

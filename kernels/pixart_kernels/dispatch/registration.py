@@ -132,6 +132,12 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def are_known(*sizes: int) -> bool:
+    """Whether sizes are numbers, not symbols of a program that is traced for several: what asks how large
+    a symbol is limits the program to sizes of which the answer is the same."""
+    return all(type(size) is int for size in sizes)
+
+
 def without_autocast(reference: Callable[P, T]) -> Callable[P, T]:
     """A reference whose dtypes follow its arguments alone, as those of the kernels do."""
 

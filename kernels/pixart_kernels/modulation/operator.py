@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pixart_kernels.dispatch.bypass import Compute
 from pixart_kernels.dispatch.registration import (
+    are_known,
     check_device,
     check_floating,
     register_backward,
@@ -36,7 +37,7 @@ def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 
     dtype, under autocast too. The adaLN of DiT (arXiv:2212.09748), whose rows PixArt-α shares among
     blocks (arXiv:2310.00426, section 2.3).
     """
-    by_sample = shift.dim() == scale.dim() == 2
+    by_sample = shift.dim() == scale.dim() == 2 and are_known(x.shape[0])
     if by_sample and x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled():
         return _modulate_each(x, shift, scale, eps)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
