@@ -220,8 +220,10 @@ def compress_kv(
     beyond 4. Differentiable in all tensors; in forward mode and under torch.func by the reference.
     From PixArt-Σ (arXiv:2403.04692), section 3.2.
     """
+    height, width = grid
     # A symbol made an int would be the number that it was traced with.
-    height, width = (side if isinstance(side, torch.SymInt) else int(side) for side in grid)
+    height = height if isinstance(height, torch.SymInt) else int(height)
+    width = width if isinstance(width, torch.SymInt) else int(width)
     return _compress_operator(
         k, v, weight, bias, norm_weight, norm_bias, height, width, int(ratio), float(eps)
     )
