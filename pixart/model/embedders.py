@@ -142,7 +142,7 @@ class PositionTables:
     def _compute(self, grid: tuple[int, int], device: torch.device | str) -> Tensor:
         config = self.config
         sizes = (config.hidden_size, grid, config.base_size, config.pe_interpolation)
-        return position_embedding(*sizes, device=device)
+        return position_embedding(*sizes, device)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PositionTables, (self.config, self.size)  # a copied or pickled model takes no table
