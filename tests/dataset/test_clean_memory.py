@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixart.dataset import cleaning, measured
+from pixart.dataset import cleaning, measurement_store
 from pixart.dataset.duplicates import SIDE, THUMBNAIL, find_groups
 from pixart.dataset.expression import parse_rules
 from pixart.dataset.samples import Item, Sample
@@ -51,10 +51,10 @@ def thumbnails(count: int) -> Iterator[np.ndarray]:
 def plan(folder: Path, count: int) -> tuple[str, int]:
     """What clean says of `count` pictures that are measured, and the most bytes of Python and NumPy."""
     rules = parse_rules("width >= 512 and not duplicate")
-    with measured.opened(folder / "clean", THUMBNAIL) as known:
+    with measurement_store.opened(folder / "clean", THUMBNAIL, lambda line: True) as known:
         for item, thumbnail in zip(listed(count), thumbnails(count), strict=True):
             assert isinstance(item, Sample)
-            of = measured.identity_of(item)
+            of = measurement_store.identity_of(item)
             known.add({"id": of, "path": item.key, **LINE}, thumbnail.tobytes())
     tracemalloc.start()
     said = cleaning.clean(lambda: listed(count), folder / "clean.jsonl", (), rules, 2)

@@ -116,9 +116,9 @@ def test_position_tables_are_built_once_per_grid(monkeypatch: pytest.MonkeyPatch
     built = []
     table = pixart.model.embedders.position_embedding
 
-    def spy(dim: int, grid: tuple[int, int], *rest: Any) -> Tensor:
+    def spy(dim: int, grid: tuple[int, int], *rest: Any, **options: Any) -> Tensor:
         built.append(grid)
-        return table(dim, grid, *rest)
+        return table(dim, grid, *rest, **options)
 
     monkeypatch.setattr(pixart.model.embedders, "position_embedding", spy)
     model = build()

@@ -131,5 +131,5 @@ def test_a_process_that_was_killed_leaves_its_cells_with_the_reason() -> None:
 @pytest.mark.slow
 def test_the_embedded_model_is_measured_in_a_process_of_its_own() -> None:
     found = room.ask(room.WORKER, {"model": "shapes"})
-    assert found["size"] == [256, 256] and found["seconds"]["denoise"] > 0
+    assert found["size"] == [128, 128] and found["seconds"]["denoise"] > 0
     assert found["peak_bytes"] is None or 20 < found["peak_bytes"] / 2**20 < 5000
