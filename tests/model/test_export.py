@@ -91,7 +91,7 @@ def test_what_is_computed_without_data_is_not_kept() -> None:
     assert type(model(*inputs())) is Tensor
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # a compiler takes minutes
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler on a CPU")
 @torch.no_grad()
 def test_a_compiled_package_computes_what_the_model_does(tmp_path: Path) -> None:
