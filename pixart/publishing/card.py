@@ -13,7 +13,8 @@ from pixart.checkpoint.config import is_compressed
 from pixart.config import EMBEDDED, PixArtConfig
 from pixart.evaluation.report.columns import command_of
 from pixart.evaluation.report.folder import Evaluated
-from pixart.evaluation.report.readme import fenced, number_table, table, words
+from pixart.evaluation.report.markdown import table
+from pixart.evaluation.report.readme import fenced, number_table, words
 from pixart.files import read_json
 from pixart.pipeline.directory import INDEX
 from pixart.publishing.folder import PIPELINE_CLASS, needs_remote_code

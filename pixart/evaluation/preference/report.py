@@ -8,6 +8,7 @@ from typing import Any
 
 from pixart.evaluation.preference.options import Fit
 from pixart.evaluation.preference.outcome import Results, Side, estimate_dict
+from pixart.evaluation.report.markdown import table
 from pixart.evaluation.statistics.estimate import Estimate
 
 Row = Sequence[str]
@@ -188,8 +189,7 @@ def as_markdown(results: Results, options: Fit) -> str:
     if options.figure:
         parts.append(f"![{ALT}](plots/preference.svg)")
     for title, columns, rows in tables(results):
-        lines = [columns, ["---"] * len(columns), *rows]
-        text = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in lines)
+        text = table(map(_cell, columns), (map(_cell, row) for row in rows))
         parts.append(f"## {title}\n\n{text}")
     said = [*notes(results), *explanation(results, options)]
     parts.append("## Notes\n\n" + "\n".join(f"- {_cell(note)}" for note in said))

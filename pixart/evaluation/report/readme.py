@@ -1,6 +1,6 @@
 """The report as Markdown, for a folder that is read on a forge or in a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pixart.evaluation.report.columns import (
 )
 from pixart.evaluation.report.folder import Evaluated, Paper
 from pixart.evaluation.report.gallery import SHOWN, choose, link
+from pixart.evaluation.report.markdown import table
 from pixart.evaluation.report.markup import shortened
 
 LISTED = 50
@@ -52,13 +53,6 @@ def words(text: str, most: int = 0) -> str:
     """A stranger's text as Markdown and HTML show it and do nothing with."""
     text = shortened(text, most or len(text) + 1)
     return "".join(f"\\{letter}" if letter in "\\`*_[]|~" else _entity(letter) for letter in text)
-
-
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells are Markdown already."""
-    columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number_table(

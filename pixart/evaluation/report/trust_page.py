@@ -9,9 +9,10 @@ from typing import Any
 from pixart.evaluation.metric import Estimate
 from pixart.evaluation.report import numbers
 from pixart.evaluation.report.figures import bars, standalone
+from pixart.evaluation.report.markdown import table
 from pixart.evaluation.report.markup import Html, document, joined, section, tag
 from pixart.evaluation.report.markup import table as html_table
-from pixart.evaluation.report.readme import table, words
+from pixart.evaluation.report.readme import words
 from pixart.evaluation.report.writing import PAGE, PLOTS, README, file_name, write_plots
 from pixart.evaluation.trust.wrong_facts import Pair
 from pixart.files import write_bytes

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pixart.evaluation.report.markdown import table
 from pixart.evaluation.statistics.student import student_share
 from pixart.files import read_json, write_bytes
+from pixart.scalability.laws import Law
+from pixart.scalability.pareto import Optimum
+from pixart.scalability.study import fits, tables
+from pixart.scalability.study.claims import CLAIMS, judged
 from pixart.scalability.study.plan import BATCH, CAPTIONS, SHOWN, SIZES, UNETS
 from pixart.scalability.study.store import PICTURES, RESULTS, Store, picture_name
 from pixart.scalability.study.verdicts import DECIDES, Difference, Results
-
-if TYPE_CHECKING:
-    from pixart.scalability.laws import Law
-    from pixart.scalability.pareto import Optimum
+from pixart.shapes.caption import KINDS
 
 TEMPLATE = Path(__file__).with_name("template.md")
 
@@ -36,9 +38,6 @@ def write_report(store: Store) -> None:
 
 def compose(told: dict[str, Any]) -> str:
     """The report as Markdown."""
-    from pixart.scalability.study import fits, tables
-    from pixart.scalability.study.claims import CLAIMS, judged
-
     results = Results(told)
     law, data_law = fits.loss_law(results), fits.data_law(results)
     parts = {
@@ -115,7 +114,7 @@ def _spread(results: Results) -> str:
     )
 
 
-def _law_claim(law: "Law | None", claim: str) -> str:
+def _law_claim(law: Law | None, claim: str) -> str:
     if law is None:
         return f"**Not run**: {claim}."
     if not law.identified:
@@ -126,42 +125,30 @@ def _law_claim(law: "Law | None", claim: str) -> str:
 
 
 def _accuracy_laws(results: Results) -> str:
-    from pixart.scalability.study import fits
-    from pixart.shapes.caption import KINDS
-
     rows = []
     for kind in (None, *KINDS):
         of_compute = fits.law_in_words(fits.accuracy_law(results, "compute", kind), "C")
         of_size = fits.law_in_words(fits.accuracy_law(results, "params", kind), "N")
         rows.append([kind or "all statements", of_compute, of_size])
-    from pixart.scalability.study.tables import table
-
     return table(["", "against C in TFLOP", "against N in millions, at the end of each run"], rows)
 
 
 def _best(results: Results) -> str:
-    from pixart.scalability.study import fits
-    from pixart.scalability.study.tables import table
-
     rows = []
     for level in results.told["scale"]["levels"]:
         rows.append([f"{level:g}", _optimum(fits.best_size(results, level))])
     return table(["TFLOP", "N* in parameters"], rows)
 
 
-def _optimum(found: "Optimum | None") -> str:
-    from pixart.scalability.study.fits import interval
-
+def _optimum(found: Optimum | None) -> str:
     if found is None:
         return "not run"
     if not found.identified or found.size is None:
         return f"not identified: {'; '.join(found.reasons)}"
-    return interval(found.size)
+    return fits.interval(found.size)
 
 
 def _pictures(results: Results) -> str:
-    from pixart.scalability.study.tables import table
-
     names = [run.name for run in (*SIZES, UNETS[0]) if run.name in SHOWN and run.name in results]
     if not names:
         return "None was drawn."

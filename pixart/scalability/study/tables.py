@@ -4,15 +4,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from pixart.evaluation.report.markdown import table
 from pixart.scalability.study.plan import BASE, CAPTIONS, DATA, QUALITY, REPEATS, SHAPES, SIZES, Run
 from pixart.scalability.study.verdicts import Results, shares_of
 from pixart.shapes.caption import KINDS
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _present(results: Results, runs: Sequence[Run]) -> list[dict[str, Any]]:
