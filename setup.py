@@ -22,6 +22,12 @@ DEPENDENCIES = [
     "pyyaml>=6",
 ]
 LORA = ["peft>=0.18"]
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "python-multipart>=0.0.18",
+    "prometheus-client>=0.20",
+]
 EXTRAS: dict[str, list[str]] = {
     "lora": LORA,
     # Of --control-preprocessor: OpenCV finds canny's edges, transformers' poses need scipy.
@@ -30,6 +36,10 @@ EXTRAS: dict[str, list[str]] = {
     # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
     "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", *LORA],
     "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
+    # python -m pixart.serve: FastAPI under uvicorn, forms with files, and numbers for Prometheus. Gradio is
+    # the page; versions before 6.16 read files that they should not (GHSA-j36p).
+    "serve": SERVE,
+    "ui": [*SERVE, "gradio>=6.16"],
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
     "bench": ["pytest-benchmark>=5", "ninja>=1.11", "matplotlib>=3.9"],
     "dev": [
@@ -54,6 +64,12 @@ EXTRAS: dict[str, list[str]] = {
         "selenium",
         "scipy",
         "opencv-python-headless",
+        # Of the service's tests: the clients that people have, and what asks everything of an OpenAPI.
+        *SERVE,
+        "gradio>=6.16",
+        "openai",
+        "httpx",
+        "schemathesis>=4",
     ],
 }
 

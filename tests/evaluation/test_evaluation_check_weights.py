@@ -84,12 +84,12 @@ def test_image_rewards_numbers_are_compared_with_the_published_ones(
     monkeypatch.setattr(checking, "REWARD_PROMPT", golden["texts"][0])
     monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0]})
     assert rows(folder)[what].verdict == PASS
-    # Half a digit beside a rounding: kernels and threads move the sixth digit of a reward.
-    monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0] + 0.01105})
+    # These weights are steep: other kernels of a CPU move a reward in its fourth digit.
+    monkeypatch.setattr(checking, "REWARDS", {"1.webp": golden["rewards"][0] + 0.025})
     failed = rows(folder)[what]
     assert failed.verdict == FAIL
     found = re.search(r"at most (\S+) apart, 0\.01 are allowed", failed.said)
-    assert found and float(found[1]) == pytest.approx(0.01105, abs=1e-4)
+    assert found and float(found[1]) == pytest.approx(0.025, abs=2e-3)
 
 
 def test_clips_probabilities_are_compared_with_the_published_ones(

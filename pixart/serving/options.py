@@ -1,0 +1,62 @@
+"""What the command line of `pixart.serve` takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw pictures for programs, over HTTP, and for people, in a page. Ctrl-C ends it."""
+
+    model: str | None = None
+    """A pipeline directory, a hub id, a release (sigma-1024, alpha-512, dmd-512 ...), or the embedded model
+    "shapes", which is the default."""
+    transformer: str | None = None
+    """A transformer to use in the pipeline: official .pth, .safetensors or diffusers directory."""
+    lora_folder: Path | None = None
+    """A folder of LoRAs that clients may choose by name: .safetensors files, or folders in peft's layout."""
+    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PLACE of a ControlNet that clients may choose by name: a file in the official layout, a diffusers
+    folder or a hub id. Give it again for further ones."""
+    preprocessor_weights: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=PLACE of a network that prepares control pictures: hed=, depth=, pose= or person=; a path or a hub
+    id. Default: from the hub or its cache."""
+    host: str = "127.0.0.1"
+    """The address to listen at. Any but a loopback address needs --token-file."""
+    port: int = 7860
+    """The port; 0 takes a free one."""
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A host name under which clients reach this machine, such as draw.example.org. Requests under any other
+    name are refused. Give it again for further ones."""
+    token_file: Path | None = None
+    """A file of tokens, NAME:TOKEN a line, # for a comment. Each is a client of its own, and nobody else is
+    served."""
+    max_pixels: int = 17_000_000
+    """Of one picture, its enlargement too."""
+    max_steps: int = 200
+    """Of one picture."""
+    max_images: int = 16
+    """Of one order."""
+    max_queue: int = 64
+    """Orders that wait; half of them at most are one client's."""
+    rate: int = 240
+    """Requests a minute that one client may make, those for progress not counted."""
+    keep_minutes: float = 60.0
+    """How long finished pictures are kept."""
+    keep_megabytes: int = 1024
+    """How much of them is kept at most; the oldest go first."""
+    ui: bool = True
+    """Serve the page (the extra `ui`) beside the calls (the extra `serve`)."""
+    kv_compress: str | None = None
+    """Open a dense transformer compressed: LAYERS:RATIO[:SAMPLING], such as 14-27:2."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of transformer and VAE. Default bf16 on CUDA, fp32 on a CPU."""
+    text_encoder_dtype: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] | None = None
+    """Of T5. Default bf16 if it is large, else that of the rest. 8bit and 4bit need CUDA."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    quiet: bool = False
+    """Nothing on standard error but what went wrong."""
