@@ -145,7 +145,7 @@ def _kept_runs(runs: Sequence[Run], scale: Scale, start: Kept | None) -> dict[st
     """Finished runs that count, by name. A seed's are compared with each other, so they must begin from the
     same weights: those in the folder, or others if all of the seed's are there. Raises ValueError for those
     of another scale."""
-    kept = {}
+    kept: dict[str, Kept] = {}
     for seed in {run.seed for run in runs}:
         own = [run for run in runs if run.seed == seed]
         found = {run.name: one for run in own if (one := _kept(run, scale)) is not None}
