@@ -207,7 +207,7 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["scalability", "publishing"],
+    ["scalability", "publishing", "serving"],
     [
         "generate",
         "convert",
@@ -217,6 +217,7 @@ FLOORS = [
         "preference",
         "scaling",
         "publish",
+        "serve",
         "patch",
         "comfyui",
         "__main__",
