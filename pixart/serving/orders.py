@@ -141,22 +141,6 @@ class Hooks:
     cancel: Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a queue has come to since it began. is_alive: whether its thread lives. waiting: orders.
-    kept_jobs, kept_bytes: orders that have ended, and their pictures. ended: orders by outcome. refused:
-    orders for which there was no room. pictures: that were drawn. seconds: of these, by stage."""
-
-    is_alive: bool
-    waiting: int = 0
-    kept_jobs: int = 0
-    kept_bytes: int = 0
-    ended: Mapping[str, int] = field(default_factory=dict)
-    refused: int = 0
-    pictures: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
 class Painter(Protocol):
     """Who draws. `check` may be called from any thread, the others from the queue's one thread alone."""
 
@@ -204,9 +188,6 @@ class JobQueue(Protocol):
 
     def figures(self) -> Figures:
         """Of all clients together."""
-
-    def figures(self) -> Figures:
-        """How it stands, and what it has done, of all clients together."""
 
     def close(self) -> None:
         """Cancel what is drawn, refuse what comes, and end the thread."""
