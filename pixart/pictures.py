@@ -162,7 +162,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def head_of(source: Source, name: str) -> Head:
-    """What the head of the file says; the pixels are not read. Raises PictureError."""
+    """What the head of the file says; of a PNG, whose EXIF may come last, all is read. Raises PictureError."""
     with _opened(source, name) as image:
         width, height = image.size
         # Of a TIFF, newer Pillows have turned the size already.
@@ -175,6 +175,13 @@ def head_of(source: Source, name: str) -> Head:
             profile_fault=profile_fault(image),
             format=image.format or "",
         )
+
+
+def stored_size(source: Source, name: str) -> tuple[str, int, int]:
+    """Format, width and height as they are stored, not turned. Of the pixels nothing is decoded, which a
+    look at a PNG's EXIF may need. Raises PictureError."""
+    with _opened(source, name) as image:
+        return image.format or "", *image.size
 
 
 def to_srgb(image: "Image") -> "Image":
