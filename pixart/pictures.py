@@ -47,6 +47,7 @@ UNREAD_SUFFIXES = {
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef",
     ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".iiq", ".rwl", ".gpr",
 }  # fmt: skip
+MAX_ENLARGED = 1024  # pixels along a side
 MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
@@ -137,6 +138,13 @@ def over(image: "Image", colour: str) -> "Image":
     if image.mode != "RGBA":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def enlarged(image: "Image", factor: int) -> "Image":
+    """A preview of one pixel for each latent, by as much as a finished picture is larger, or by the largest
+    whole factor that stays within MAX_ENLARGED."""
+    factor = max(1, min(factor, MAX_ENLARGED // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor))
 
 
 def read_content(source: Source, name: str) -> bytes:

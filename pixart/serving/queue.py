@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pixart.command import message_of, one_line
+from pixart.files import CheckpointError
 from pixart.serving.limits import Limits
 from pixart.serving.orders import ENDED, Figures, Hooks, Job, Order, Painter, Preview, Result, State
 from pixart.serving.refusal import Refusal
@@ -298,7 +299,7 @@ def _bytes_held(job: Job) -> int:
 
 def _fault_line(error: BaseException) -> str:
     """For the client: what it can mend, and of all else that the log has it."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, CheckpointError):  # it has a path
         return one_line(message_of(error))
     if isinstance(error, MemoryError):
         return "out of memory; ask for a smaller picture, or try again later"
