@@ -110,7 +110,7 @@ def open_picture(source: Source, name: str) -> "Image":
     source: a path, a file's bytes, or a binary file that can be sought in. name: for messages.
     Raises PictureError, also for a path that is no regular file.
     """
-    with _opened(source, name) as image:
+    with opened_head(source, name) as image:
         # Opening reads the head alone: damage further on shows here.
         image.load()
         image.getexif()  # kept in the image; of some formats it lies in the file
@@ -171,7 +171,7 @@ def decoding(name: str) -> Iterator[None]:
 
 def head_of(source: Source, name: str) -> Head:
     """What the head of the file says; the pixels are not read. Raises PictureError."""
-    with _opened(source, name) as image:
+    with opened_head(source, name) as image:
         width, height = image.size
         # Of a TIFF, newer Pillows have turned the size already.
         if tags := getattr(image, "tag_v2", None):
@@ -256,8 +256,8 @@ def _transform(profile: bytes) -> tuple[str, "ImageCmsTransform | None"]:
 
 
 @contextmanager
-def _opened(source: Source, name: str) -> Iterator["Image"]:
-    """With the head read."""
+def opened_head(source: Source, name: str) -> Iterator["Image"]:
+    """With the head read, and no pixel. Raises PictureError, for what is raised within the block too."""
     with decoding(name), _identified(_content(source)) as image:
         if 0 in image.size:
             raise ValueError("it has no pixels")
