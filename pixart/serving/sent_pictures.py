@@ -9,7 +9,7 @@ import binascii
 import re
 from typing import TYPE_CHECKING
 
-from pixart.pictures import PictureError, open_picture, stored_size
+from pixart.pictures import PictureError, open_picture, opened_head
 from pixart.serving.limits import Limits
 from pixart.serving.refusal import Refusal
 
@@ -55,7 +55,8 @@ def picture_of_bytes(content: bytes, field: str, limits: Limits) -> "Image":
     if not _MAGIC.match(content):
         raise _refusal(field, f"must be a {_named()} file")
     try:
-        format, width, height = stored_size(content, field)
+        with opened_head(content, field) as head:
+            format, (width, height) = head.format, head.size
         if format not in FORMATS:
             raise _refusal(field, f"must be a {_named()} file")
         _check_size(width, height, field, limits)
