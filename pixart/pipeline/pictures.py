@@ -1,6 +1,7 @@
 """Pictures as files: written whole or not at all, each with the metadata that draws it again."""
 
 import errno
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,31 @@ SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXIF_DESCRIPTION, _EXIF_SUB_DIRECTORY, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
 
 
+def encode_picture(
+    image: "Image", metadata: Metadata, format: str, quality: int | None = None
+) -> bytes:
+    """The content of a file of the picture and of what drew it: JSON, and the line that gallery tools read.
+
+    format: png, jpg or webp. quality: of JPEG and WebP, 1 to 100, None for QUALITY.
+    """
+    from PIL import Image as PILImage
+    from PIL.PngImagePlugin import PngInfo
+
+    content = io.BytesIO()
+    if format == "png":
+        info = PngInfo()
+        info.add_itxt(KEY, metadata.to_text())
+        info.add_text(GALLERY_KEY, metadata.to_parameters())
+        image.save(content, "PNG", pnginfo=info)
+    else:
+        exif = PILImage.Exif()
+        exif[_EXIF_DESCRIPTION] = metadata.to_text()
+        exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
+        name = {"jpg": "JPEG", "webp": "WEBP"}[format]
+        image.save(content, name, quality=quality or QUALITY, exif=exif)
+    return content.getvalue()
+
+
 def write_picture(
     image: "Image",
     path: Path,
@@ -31,28 +57,14 @@ def write_picture(
     quality: int | None = None,
     replace: bool = True,
 ) -> None:
-    """Write a picture with what drew it: JSON, and the line that gallery tools read.
+    """Write what `encode_picture` makes of it, in the format that the suffix says.
 
-    quality: of JPEG and WebP, 1 to 100, None for QUALITY. replace: without it, FileExistsError is raised
-    where there is a file.
+    replace: without it, FileExistsError is raised where there is a file.
     """
-    from PIL import Image as PILImage
-    from PIL.PngImagePlugin import PngInfo
-
-    kind = SUFFIXES[path.suffix.lower()]
+    content = encode_picture(image, metadata, SUFFIXES[path.suffix.lower()], quality)
     try:
-        with files.written_aside(path, replace=replace) as aside, aside.open("wb") as file:
-            if kind == "png":
-                info = PngInfo()
-                info.add_itxt(KEY, metadata.to_text())
-                info.add_text(GALLERY_KEY, metadata.to_parameters())
-                image.save(file, "PNG", pnginfo=info)
-            else:
-                exif = PILImage.Exif()
-                exif[_EXIF_DESCRIPTION] = metadata.to_text()
-                exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
-                name = "JPEG" if kind == "jpg" else "WEBP"
-                image.save(file, name, quality=quality or QUALITY, exif=exif)
+        with files.written_aside(path, replace=replace) as aside:
+            aside.write_bytes(content)
     except FileExistsError:
         raise
     except OSError as error:
