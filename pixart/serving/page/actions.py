@@ -39,7 +39,7 @@ class Actions:
         try:
             return self.service.queue.submit(order, owner)
         except ValueError as error:
-            raise Refusal(400, str(error)) from error
+            raise schemas.refusal_of(error) from error
 
     async def follow(self, job: Job) -> AsyncIterator[Job]:
         """The job as it stands, each time that it has changed, until it has ended."""
@@ -53,8 +53,9 @@ class Actions:
 
     async def draw(self, asked: Asked, owner: str) -> Job:
         """Once it is done. Refusal (400) for one that failed or was cancelled."""
-        async for job in self.follow(await self.submit(asked, owner)):
-            pass
+        job = await self.submit(asked, owner)
+        async for now in self.follow(job):
+            job = now
         if job.state != "done":
             raise Refusal(400, job.error or f"the job was {job.state}", code=job.state)
         return job
@@ -68,7 +69,7 @@ class Actions:
     def read_file(self, text: str) -> Read:
         """Settings out of the first bytes of a picture's file, as a data URL."""
         try:
-            content = base64.b64decode(text.partition(",")[2], validate=True)
+            content = base64.b64decode(str(text).partition(",")[2], validate=True)
             return read_settings(content, self.service.offer)
         except (binascii.Error, ValueError) as error:
             raise Refusal(400, str(error), field="picture") from error

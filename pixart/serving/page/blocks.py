@@ -5,9 +5,8 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
-from pixart.files import printable
 from pixart.serving.orders import Job
 from pixart.serving.page import calls, fields, show
 from pixart.serving.page.actions import Actions
@@ -19,11 +18,12 @@ from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
 TITLE = "PixArt"
+_SCRIPT = "/page/page.js"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif"]
 _MONO = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
 _AGAIN = """element.addEventListener('click', event => {
   const button = event.target.closest('.again');
-  if (button) trigger('select', {job: button.dataset.job, number: Number(button.dataset.number)});
+  if (button) trigger('select', `${button.dataset.job}/${button.dataset.number}`);
 });"""
 # Of every event: Gradio puts no queue and no bar of its own before ours, and tells no program of it.
 _EVENT: dict[str, Any] = {
@@ -33,6 +33,7 @@ _EVENT: dict[str, Any] = {
 
 def mount(app: FastAPI, service: Service) -> None:
     """Put the page at "/" of an application; behind its other routes, as it answers for all paths."""
+    app.get(_SCRIPT, include_in_schema=False)(_page_script)
     gr.mount_gradio_app(
         app,
         make_page(service),
@@ -47,10 +48,14 @@ def mount(app: FastAPI, service: Service) -> None:
         max_file_size=service.limits.body,
         theme=gr.themes.Base(font=_FONTS, font_mono=_MONO, primary_hue="blue", radius_size="sm"),
         css=script("page.css"),
-        head=f"<script>{script('page.js')}</script>",
+        head=f'<script src="{_SCRIPT}"></script>',
     )
     mounted = app.router.routes[-1]
     mounted.app = Doors(mounted.app)  # type: ignore[attr-defined]
+
+
+def _page_script() -> Response:
+    return Response(script("page.js"), media_type="text/javascript")
 
 
 def make_page(service: Service) -> gr.Blocks:
@@ -73,7 +78,9 @@ class _Page:
 
     def _lay_out(self) -> None:
         service, form = self.service, {}
-        gr.HTML(_heading(service), apply_default_css=False, elem_id="heading")
+        with gr.Row(elem_id="top"):
+            gr.HTML(_heading(service), apply_default_css=False, elem_id="heading", scale=1)
+            self.reader = file_reader("reader")
         with gr.Row(elem_id="columns"):
             with gr.Column(elem_id="settings", min_width=300):
                 form |= fields.prompts()
@@ -95,7 +102,6 @@ class _Page:
                     form |= fields.loras(service)
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                     form |= fields.advanced()
-                self.reader = file_reader("reader")
             with gr.Column(elem_id="pictures", min_width=300):
                 again = {"js_on_load": _AGAIN, "apply_default_css": False}
                 self.now = gr.HTML(show.now(None), elem_id="now", **again)
@@ -126,7 +132,14 @@ class _Page:
                 dict(zip(self.form, values, strict=True)), _owner(request)
             )
         except Refusal as refusal:
-            yield gr.skip(), gr.skip(), _told(refusal.reason), gr.skip(), gr.skip(), gr.skip()
+            yield (
+                gr.skip(),
+                gr.skip(),
+                _told(refusal.reason, "bad"),
+                gr.skip(),
+                gr.skip(),
+                gr.skip(),
+            )
             return
         async for update in self._follow(job):
             yield update
@@ -145,10 +158,10 @@ class _Page:
     async def _follow(self, job: Job) -> AsyncIterator[Any]:
         finished = -1
         try:
-            async for job in self.actions.follow(job):
-                jobs = self.actions.jobs(job.owner) if len(job.results) != finished else None
-                finished = len(job.results)
-                yield self._shown(job, jobs, job.error or "")
+            async for now in self.actions.follow(job):
+                jobs = self.actions.jobs(job.owner) if len(now.results) != finished else None
+                finished = len(now.results)
+                yield self._shown(now, jobs, now.error or "")
         except Refusal as refusal:  # not kept any longer, or the service ends
             yield self._shown(None, None, refusal.reason)
 
@@ -158,7 +171,7 @@ class _Page:
         return (
             show.now(job),
             gr.skip() if jobs is None else show.gallery(jobs),
-            _told(told),
+            _told(told, "bad"),
             job.id if job else "",
             gr.update(interactive=not is_on, value="Drawing …" if is_on else "Draw"),
             gr.update(interactive=is_on),
@@ -168,31 +181,31 @@ class _Page:
         try:
             self.actions.cancel(id, _owner(request))
         except Refusal as refusal:
-            return _told(refusal.reason)
+            return _told(refusal.reason, "bad")
         return _told("")
 
     def on_size(self, size: str, aspect: str, resolution: str) -> str:
         try:
             return f'<p class="hint">{self.actions.size_of(size, aspect, resolution)}</p>'
         except Refusal as refusal:
-            return _told(refusal.reason)
+            return _told(refusal.reason, "bad")
 
     def on_file(self, text: str) -> list[Any]:
         return [*self._filled(partial(self.actions.read_file, text)), ""]
 
     def on_again(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         owner = _owner(request)
-        id, number = event._data.get("job"), event._data.get("number")
-        if not isinstance(id, str) or not isinstance(number, int):
-            return [*[gr.skip()] * len(self.form), _told("there is no such picture")]
-        return self._filled(partial(self.actions.read_job, id, number, owner))
+        id, _, number = str(event._data).rpartition("/")
+        if not number.isdecimal():
+            return [*[gr.skip()] * len(self.form), _told("there is no such picture", "bad")]
+        return self._filled(partial(self.actions.read_job, id, int(number), owner))
 
     def _filled(self, read: partial[Read]) -> list[Any]:
         """For the fields and the line: the settings that were read; the rest is emptied."""
         try:
             found = read()
         except Refusal as refusal:
-            return [*[gr.skip()] * len(self.form), _told(refusal.reason)]
+            return [*[gr.skip()] * len(self.form), _told(refusal.reason, "bad")]
         empty = {name: field.value for name, field in self.form.items()}
         values = [*{**empty, **{k: v for k, v in found.values.items() if k in empty}}.values()]
         return [*values, _told(" ".join(["Settings taken from the picture.", *found.left]))]
@@ -202,13 +215,16 @@ def _owner(request: gr.Request) -> str:
     return str(request.state.owner)
 
 
-def _told(text: str) -> str:
-    return f'<p role="alert">{show.escape(printable(text))}</p>'
+def _told(text: str, kind: str = "good") -> str:
+    """The line below the button. kind: good, or bad."""
+    return f'<p class="{kind}" role="alert">{show.escape(text)}</p>'
 
 
 def _heading(service: Service) -> str:
-    largest = int(service.limits.body * 0.7) - HEAD  # a mask goes with it, and base64 is longer by a third
+    largest = (
+        int(service.limits.body * 0.7) - HEAD
+    )  # a mask goes with it, and base64 is longer by a third
     return (
-        f"<h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p>"
+        f'<div class="head"><h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p></div>'
         f'<span id="limits" data-picture="{largest}" hidden></span>'
     )

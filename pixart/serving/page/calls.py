@@ -11,6 +11,7 @@ from pixart.pipeline.request import SETTINGS, kinds_of
 from pixart.serving.orders import Job
 from pixart.serving.page.actions import Actions
 from pixart.serving.page.form import Asked
+from pixart.serving.refusal import Refusal
 
 DESCRIPTION = (
     "Draw pictures. The parameters are the fields of a request; what is left out is the model's own. image, "
@@ -36,10 +37,16 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
             settings, tuple(map(tuple, given["loras"])), tuple(given["controls"]), given["count"],
             given["format"],
         )  # fmt: skip
-        job = await actions.draw(asked, str(request.state.owner))
+        try:
+            job = await actions.draw(asked, str(request.state.owner))
+        except Refusal as refusal:
+            raise gr.Error(refusal.reason, print_exception=False) from refusal
         return [_told(job, number) for number in range(len(job.results))]
 
-    kinds = {**{name: _kind(name) for name in SETTINGS}, **{name: one for name, (one, _) in _MORE.items()}}
+    kinds = {
+        **{name: _kind(name) for name in SETTINGS},
+        **{name: one for name, (one, _) in _MORE.items()},
+    }
     defaults = {**dict.fromkeys(SETTINGS), "prompt": inspect.Parameter.empty}
     defaults |= {name: default for name, (_, default) in _MORE.items()}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -55,7 +62,10 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
 
 def _kind(name: str) -> Any:
     kinds = [one for one in kinds_of(name) if one is not type(None)]
-    plain = [one if isinstance(one, type) and one in (str, int, float, bool) else list[Any] for one in kinds]
+    plain = [
+        one if isinstance(one, type) and one in (str, int, float, bool) else list[Any]
+        for one in kinds
+    ]
     kind = plain[0]
     for one in plain[1:]:
         kind = kind | one

@@ -18,7 +18,11 @@ def words_of(metadata: Metadata) -> list[str]:
     request = metadata.request
     settings = {name: getattr(request, name) for name in SAMPLING}
     if request.height is not None and request.width is not None:
-        settings |= {"size": f"{request.width}x{request.height}", "aspect": None, "resolution": None}
+        settings |= {
+            "size": f"{request.width}x{request.height}",
+            "aspect": None,
+            "resolution": None,
+        }
     options = {**settings, **{name: metadata.model[name] for name in MODEL_OPTIONS}}
     if options["device"] == "cpu":  # which has none
         del options["cuda_graph"]
@@ -39,4 +43,3 @@ def _option(name: str, value: Any) -> Iterator[str]:
             yield from _option(name, one)
     else:  # in one word: a text may begin with a dash
         yield f"{option}={value}"
-

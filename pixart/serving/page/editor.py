@@ -41,10 +41,10 @@ def script(name: str) -> str:
 
 def _markup(id: str, what: str, has_mask: bool) -> str:
     brush = (
-        f'<label><input type="checkbox" class="paint"> Paint what to draw anew</label>'
-        f'<label>Brush <input type="range" class="brush" min="1" max="100" value="30"></label>'
-        f'<button type="button" class="undo">Undo</button>'
-        f'<button type="button" class="clear">Clear the mask</button>'
+        '<label><input type="checkbox" class="paint"> Paint what to draw anew</label>'
+        '<label>Brush <input type="range" class="brush" min="1" max="100" value="30"></label>'
+        '<button type="button" class="undo">Undo</button>'
+        '<button type="button" class="clear">Clear the mask</button>'
     )  # fmt: skip
     return (
         f'<label class="file" for="{id}-file">Choose a {escape(what)}</label>'

@@ -11,21 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pixart.pipeline.request import Request
+from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
 from pixart.serving.orders import Format
 from pixart.serving.refusal import Refusal
 
-PLAIN = (
-    "prompt", "negative", "aspect", "resolution", "size", "steps", "guidance", "scheduler", "strength",
-    "fit", "mask_blur", "outpaint", "upscale", "upscale_strength", "upscale_guidance", "tiles",
-    "guidance_rescale", "apg_eta", "apg_momentum", "apg_norm", "pag", "pag_blocks",
+TEXTS = (
+    "prompt", "negative", "aspect", "resolution", "size", "scheduler", "fit", "outpaint", "upscale", "pag_blocks",
+)  # fmt: skip
+WHOLE = ("steps", "mask_blur", "tiles", "count")
+NUMBERS = (
+    "guidance", "strength", "upscale_strength", "upscale_guidance", "guidance_rescale", "apg_eta",
+    "apg_momentum", "apg_norm", "pag", "guidance_start", "guidance_end", "control_scale", "control_start",
+    "control_end",
 )  # fmt: skip
 FLAGS = ("apg", "invert_mask")
-OTHERS = (
-    "seed", "count", "format", "begin", "guidance_start", "guidance_end", "loras", "weights", "control",
-    "control_picture", "control_preprocessor", "control_scale", "control_start", "control_end",
-)  # fmt: skip
-FIELDS = (*PLAIN, *FLAGS, *OTHERS)
+_SETTINGS = tuple(
+    name for name in SETTINGS if name in (*TEXTS, *WHOLE, *NUMBERS) and name not in PER_CONTROL
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Read:
 def asked_of(values: Mapping[str, Any]) -> Asked:
     """Of the fields that are there. Refusal names the field of which nothing can be made."""
     given = {name: value for name, value in values.items() if value not in (None, "", [])}
-    settings = {name: given[name] for name in PLAIN if name in given}
+    given |= {name: _number(name, given[name]) for name in (*WHOLE, *NUMBERS) if name in given}
+    settings = {name: given[name] for name in _SETTINGS if name in given}
+    if "size" in settings:  # exact: the shape and the resolution that stand beside it do not count
+        settings = {
+            name: one for name, one in settings.items() if name not in ("aspect", "resolution")
+        }
     settings |= {name: True for name in FLAGS if given.get(name)}
     settings["prompt"] = given.get("prompt", "")
     settings["seed"] = _seed(given.get("seed"))
@@ -61,7 +68,16 @@ def asked_of(values: Mapping[str, Any]) -> Asked:
     controls = _add_control(settings, given)
     loras = _loras(given.get("loras", ()), str(given.get("weights", "")))
     form = cast(Format, given.get("format", "png"))
-    return Asked(settings, loras, controls, int(given.get("count", 1)), form)
+    return Asked(settings, loras, controls, given.get("count", 1), form)
+
+
+def _number(name: str, text: Any) -> float:
+    """As `Request` takes it, which checks its range."""
+    kind, what = (int, "a whole number") if name in WHOLE else (float, "a number")
+    try:
+        return kind(str(text).strip().replace(",", "."))  # as some keyboards write it
+    except ValueError:
+        raise Refusal(400, f"{name} must be {what}, got {str(text)[:40]!r}", field=name) from None
 
 
 def _seed(text: Any) -> int | None:
@@ -71,7 +87,9 @@ def _seed(text: Any) -> int | None:
         return None
     if not re.fullmatch(r"\d{1,20}", text):
         raise Refusal(
-            400, f"seed must be a whole number, or empty for one by lot, got {text[:40]!r}", field="seed"
+            400,
+            f"seed must be a whole number, or empty for one by lot, got {text[:40]!r}",
+            field="seed",
         )
     return int(text)
 
@@ -79,7 +97,7 @@ def _seed(text: Any) -> int | None:
 def _interval(given: Mapping[str, Any], start: str, end: str) -> tuple[float, float] | None:
     if start not in given and end not in given:
         return None
-    return float(given.get(start, 0)), float(given.get(end, 1))
+    return given.get(start, 0.0), given.get(end, 1.0)
 
 
 def pictures_of(text: str) -> tuple[str | None, str | None]:
@@ -87,7 +105,7 @@ def pictures_of(text: str) -> tuple[str | None, str | None]:
     try:
         kept = json.loads(text or "{}")
         found = tuple(kept.get(name) for name in ("image", "mask"))
-    except (ValueError, RecursionError, AttributeError):
+    except (ValueError, TypeError, RecursionError, AttributeError):
         found = (0, 0)
     if not all(one is None or isinstance(one, str) for one in found):
         raise Refusal(400, "image must be a picture; choose it again", field="image")
@@ -130,11 +148,14 @@ def _loras(names: Sequence[str], weights: str) -> tuple[tuple[str, float], ...]:
 def values_of(request: Request) -> dict[str, Any]:
     """Every field but those for pictures, LoRAs and controls, as a request has it; empty where it leaves a
     setting open."""
-    values: dict[str, Any] = {name: getattr(request, name) for name in PLAIN}
-    values |= {name: bool(getattr(request, name)) for name in FLAGS}
+    values: dict[str, Any] = {name: getattr(request, name) for name in _SETTINGS}
     if request.height is not None and request.width is not None:
         values |= {"size": f"{request.width}x{request.height}", "aspect": None, "resolution": None}
-    values["seed"] = str(request.seed)
-    values["count"] = 1
     start, end = request.guidance_interval or (None, None)
-    return values | {"guidance_start": start, "guidance_end": end}
+    values |= {"seed": request.seed, "guidance_start": start, "guidance_end": end}
+    texts = {name: "" if value is None else _shown(value) for name, value in values.items()}
+    return texts | {name: bool(getattr(request, name)) for name in FLAGS} | {"count": "1"}
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)

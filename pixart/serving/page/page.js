@@ -54,6 +54,7 @@
   // Gradio's drawings tell nothing that is not beside them in words.
   const hush = () => {
     document.querySelectorAll('svg:not([aria-hidden])').forEach(one => one.setAttribute('aria-hidden', 'true'));
+    document.querySelectorAll('[id=""]').forEach(one => one.removeAttribute('id'));
     document.body.classList.toggle('drawn', !!document.querySelector('#now .now'));
   };
   new MutationObserver(hush).observe(document.documentElement, {childList: true, subtree: true});

@@ -65,13 +65,15 @@ def _of_metadata(metadata: Metadata, offer: Offer) -> Read:
     values, left = values_of(request), []
     pictures = [name for name in ("image", "mask", "control_image") if getattr(request, name)]
     if pictures:
-        left.append("The picture that it began with or went by is not in the file: choose it again.")
+        left.append(
+            "The picture that it began with or went by is not in the file: choose it again."
+        )
     _add_loras(metadata, offer, values, left)
     controls = [_name(one) for one in metadata.model["control"]]
     if offered := [one for one in offer.controls if _name(one) in controls]:
         values |= _control_of(request, offered[0])
     if len(controls) > len(offered[:1]):
-        left.append(f"Controls left out: {', '.join(controls[len(offered[:1]):])}.")
+        left.append(f"Controls left out: {', '.join(controls[len(offered[:1]) :])}.")
     if not drawn_here:
         left.append(f"It was drawn by {_name(str(metadata.model['model']))}, another model.")
     return Read(values, left)
@@ -96,9 +98,11 @@ def _control_of(request: Any, control: str) -> dict[str, Any]:
         return values[0] if values else None
 
     start, end = first(request.control_interval) or (None, None)
+    scale = first(request.control_scale)
+    numbers = {"control_scale": scale, "control_start": start, "control_end": end}
     return {
-        "control": control, "control_preprocessor": first(request.control_preprocessor),
-        "control_scale": first(request.control_scale), "control_start": start, "control_end": end,
+        "control": control, "control_preprocessor": first(request.control_preprocessor) or "",
+        **{name: "" if one is None else repr(one) for name, one in numbers.items()},
     }  # fmt: skip
 
 
@@ -130,14 +134,12 @@ def parse_parameters(text: str) -> Read:
     for name, (setting, kind) in _KNOWN.items():
         if name in settings:
             try:
-                values[setting] = checked(setting, kind(settings[name]))
+                values[setting] = str(checked(setting, kind(settings[name])))
             except ValueError:
                 left.append(f"{name} was {settings[name][:40]}, which cannot be drawn with here.")
     values.update(_scheduler(settings, left))
     if "strength" in values or "mask_blur" in values:
         left.append("The picture that it began with is not in the file: choose it again.")
-    if "seed" in values:
-        values["seed"] = str(values["seed"])
     return Read(values, left)
 
 
