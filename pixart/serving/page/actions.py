@@ -86,7 +86,7 @@ class Actions:
         offer = self.service.offer
         try:
             found = resolve_size(
-                size or None, None if size else aspect, None if size else resolution,
+                size or None, None if size else aspect or None, None if size else resolution or None,
                 native=offer.native, multiple=offer.multiple,
             )  # fmt: skip
         except ValueError as error:

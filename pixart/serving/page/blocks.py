@@ -51,7 +51,7 @@ def mount(app: FastAPI, service: Service) -> None:
         head=f'<script src="{_SCRIPT}"></script>',
     )
     mounted = app.router.routes[-1]
-    mounted.app = Doors(mounted.app)  # type: ignore[attr-defined]
+    mounted.app = Doors(mounted.app, service.clients)  # type: ignore[attr-defined]
 
 
 def _page_script() -> Response:

@@ -10,7 +10,7 @@ from pixart.serving.page.editor import picture_editor
 from pixart.serving.service import Service
 
 Fields = dict[str, gr.components.Component]
-OWN = "the model's own"
+OWN = "auto"
 _ASPECTS = (
     "1:1",
     "5:4",
@@ -34,7 +34,6 @@ def prompts() -> Fields:
     return {
         "prompt": gr.Textbox(
             label="Prompt", lines=3, max_lines=8, placeholder="What to draw", elem_id="prompt",
-            autofocus=True,
         ),
         "negative": gr.Textbox(
             label="Negative prompt", lines=1, max_lines=6, placeholder="What not to draw", elem_id="negative"
@@ -44,11 +43,12 @@ def prompts() -> Fields:
 
 def sizes(service: Service) -> Fields:
     sides = {name: side for name, side in RESOLUTIONS.items() if side**2 <= service.limits.pixels}
-    own = (f"{OWN}, {service.offer.native}", "")
+    own = (f"{OWN} ({service.offer.native})", "")
     with gr.Row():
         fields: Fields = {
             "aspect": gr.Dropdown(
-                list(_ASPECTS), value="1:1", label="Shape (width : height)", elem_id="aspect", min_width=140
+                [(OWN, ""), *((one, one) for one in _ASPECTS)], value="",
+                label="Shape (width : height)", elem_id="aspect", min_width=140,
             ),
             "resolution": gr.Dropdown(
                 [own, *((_of_side(name, side), name) for name, side in sides.items())],
@@ -198,12 +198,14 @@ def _interval(start: str, end: str, what: str) -> Fields:
 
 def _number(id: str, label: str, default: str, *, whole: bool = False) -> gr.Textbox:
     """Text, as Gradio's numbers cannot be empty: empty is what the model takes, which `default` tells."""
-    keys = gr.InputHTMLAttributes(inputmode="numeric" if whole else "decimal", autocomplete="off")
+    keys = (
+        "numeric" if whole else "decimal"
+    )  # of a phone's keyboard, which the page's script asks for
     return gr.Textbox(
         label=label,
         placeholder=default,
         elem_id=id,
         min_width=120,
         max_lines=1,
-        html_attributes=keys,
+        elem_classes=keys,
     )

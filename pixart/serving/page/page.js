@@ -54,8 +54,11 @@
   // Gradio's drawings tell nothing that is not beside them in words.
   const hush = () => {
     document.querySelectorAll('svg:not([aria-hidden])').forEach(one => one.setAttribute('aria-hidden', 'true'));
+    for (const keys of ['numeric', 'decimal'])
+      document.querySelectorAll(`.${keys} :is(input, textarea)`).forEach(one => { one.inputMode = keys; });
     document.querySelectorAll('[id=""]').forEach(one => one.removeAttribute('id'));
-    document.body.classList.toggle('drawn', !!document.querySelector('#now .now'));
   };
-  new MutationObserver(hush).observe(document.documentElement, {childList: true, subtree: true});
+  new MutationObserver(hush).observe(document.documentElement, {
+    childList: true, subtree: true, attributes: true, attributeFilter: ['id', 'aria-hidden'],
+  });
 })();
