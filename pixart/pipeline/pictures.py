@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart import files
-from pixart.pictures import open_picture
+from pixart.pictures import open_picture, opened_head
 from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
 from pixart.pipeline.request import SETTINGS, Request
 
@@ -22,6 +22,7 @@ EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
 QUALITY = 95  # of JPEG and WebP
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXIF_DESCRIPTION, _EXIF_SUB_DIRECTORY, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
+_UNICODE = b"UNICODE\0"  # before such a comment
 
 
 def encode_picture(
@@ -82,7 +83,7 @@ def check_room(path: Path, metadata: Metadata) -> None:
 
 
 def _comment(metadata: Metadata) -> bytes:
-    return b"UNICODE\0" + metadata.to_parameters().encode("utf-16-be")
+    return _UNICODE + metadata.to_parameters().encode("utf-16-be")
 
 
 def write_error(path: Path, error: OSError) -> Exception:
@@ -154,3 +155,25 @@ def find_drawn(
         if getattr(asked, name) not in same:
             return None
     return found
+
+
+def read_texts(content: bytes, name: str) -> tuple[str, str]:
+    """Our JSON and the line of gallery tools, of a file of any program, "" for what is not there. No pixel
+    is decoded. name: for messages. Raises PictureError."""
+    with opened_head(content, name) as image:
+        texts = [image.info.get(key) for key in (KEY, GALLERY_KEY)]
+        if image.format != "PNG":  # whose EXIF may come last: Pillow would decode all of it
+            exif = image.getexif()
+            comment = exif.get_ifd(_EXIF_SUB_DIRECTORY).get(_EXIF_COMMENT)
+            texts = [exif.get(_EXIF_DESCRIPTION), _text_of(comment)]
+    ours, parameters = (text if isinstance(text, str) else "" for text in texts)
+    return ours, parameters
+
+
+def _text_of(comment: object) -> str:
+    """Of an EXIF comment, in UTF-16 of either order, which nothing in it tells."""
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return ""
+    text = comment.removeprefix(_UNICODE)
+    either = (text.decode(order, "replace") for order in ("utf-16-be", "utf-16-le"))
+    return max(either, key=lambda read: sum(one.isascii() for one in read))

@@ -30,9 +30,8 @@ class Port:
     def address(self) -> str:
         """For a browser on this machine."""
         bound = ipaddress.ip_address(self.socket.getsockname()[0].partition("%")[0])
-        if not bound.is_unspecified:
-            host = f"[{bound}]" if bound.version == 6 else str(bound)
-        else:
+        host = f"[{bound}]" if bound.version == 6 else str(bound)
+        if bound.is_unspecified:
             host = "localhost"
         return f"http://{host}:{self.number}/"
 

@@ -1,7 +1,6 @@
 """What the command line of `pixart.serve` takes."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
@@ -36,6 +35,9 @@ class Options:
     name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A host name under which clients reach this machine, such as draw.example.org. Requests under any other
     name are refused. Give it again for further ones."""
+    https: bool = False
+    """Clients come through a proxy that speaks https: cookies are for https alone. Nothing that a proxy says
+    of its clients is believed."""
     token_file: Path | None = None
     """A file of tokens, NAME:TOKEN a line, # for a comment. Each is a client of its own, and nobody else is
     served."""
@@ -76,11 +78,6 @@ def check_options(options: Options) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if not 0 < options.keep_minutes < math.inf:
         raise ValueError(f"--keep-minutes must be above 0, got {options.keep_minutes}")
-    for name in options.name:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", name):
-            raise ValueError(
-                f"--name must be a host name such as draw.example.org, without port, got {name!r}"
-            )
 
 
 def limits_of(options: Options) -> Limits:

@@ -11,6 +11,7 @@ from pixart.serving.options import Options, check_options, limits_of, model_name
 
 if TYPE_CHECKING:
     from pixart.serving.clients import Clients
+    from pixart.serving.hosts import Hosts
     from pixart.serving.service import Service
 
 # By extra, what of it is imported, as its packages are called.
@@ -27,15 +28,19 @@ def serve(options: Options) -> None:
     check_libraries(ui=options.ui)
     from pixart.serving.app import make_app
     from pixart.serving.clients import Clients
+    from pixart.serving.hosts import Hosts
     from pixart.serving.server import Server
     from pixart.serving.temporary import private_folder
 
-    clients = Clients.read(options.token_file, (options.host, *options.name))
+    clients, hosts = (
+        Clients.read(options.token_file),
+        Hosts(options.host, options.name, options.https),
+    )
     console = Console(options.quiet)
     with bound(options.host, options.port, options.token_file) as port:
         with console.with_libraries():
             console.remark(f"opening {model_name(options)}")
-            service = open_service(options, clients)
+            service = open_service(options, clients, hosts)
         try:
             process.at_work()
             with private_folder():
@@ -57,7 +62,7 @@ def check_libraries(*, ui: bool) -> None:
         )
 
 
-def open_service(options: Options, clients: "Clients") -> "Service":
+def open_service(options: Options, clients: "Clients", hosts: "Hosts") -> "Service":
     """Open the model, and put a queue before it, which is to be closed."""
     loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
     controls = parse_controls(options.control)
@@ -76,4 +81,4 @@ def open_service(options: Options, clients: "Clients") -> "Service":
         tuple(controls),
         is_embedded=(options.model or EMBEDDED) == EMBEDDED and options.transformer is None,
     )
-    return Service(Queue(painter, limits), offer, clients, limits)
+    return Service(Queue(painter, limits), offer, clients, limits, hosts)

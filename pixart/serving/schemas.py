@@ -18,7 +18,7 @@ from pixart.files import printable
 from pixart.pipeline.limits import ALPHA, FITS, MAX_BLUR, MAX_CONTROLS, MAX_SIDE, MIN_TILE, PICTURES
 from pixart.pipeline.request import OF_DIFFUSERS, SETTINGS, Request, check_keys, checked, kinds_of
 from pixart.serving.limits import check_asked
-from pixart.serving.orders import Format, Order
+from pixart.serving.orders import Format, Job, Order
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
@@ -82,6 +82,24 @@ def other_names() -> dict[str, Any]:
         )
         for theirs, ours in OTHER_NAMES.items()
         if ours not in PICTURES
+    }
+
+
+def ordering() -> dict[str, Any]:
+    """What an order has beside the settings of its pictures, as `more` of `settings_model`."""
+    return {
+        "n": (
+            int | None,
+            Field(None, ge=1, description="Pictures, each with the next seed. Default 1."),
+        ),
+        "loras": (
+            dict[str, float] | None,
+            Field(None, description='Names of /v1/models with weights, such as {"sketch": 0.8}.'),
+        ),
+        "controls": (
+            list[str] | str | None,
+            Field(None, description="Names of /v1/models, one for each control_image."),
+        ),
     }
 
 
@@ -162,6 +180,25 @@ def order_of(
     return Order(requests, pictures, loras, controls, preview_every, format, quality)
 
 
+def submit(values: Mapping[str, Any], service: Service, owner: str, **how: Any) -> Job:
+    """Order what a body says that has the fields of `ordering` beside settings. how: the rest of
+    `order_of`. Refusal as there, and as `JobQueue.submit`."""
+    values = dict(values)
+    controls = values.pop("controls", None) or ()
+    order = order_of(
+        values,
+        service,
+        n=values.pop("n", None) or 1,
+        loras=(values.pop("loras", None) or {}).items(),
+        controls=(controls,) if isinstance(controls, str) else controls,
+        **how,
+    )
+    try:
+        return service.queue.submit(order, owner)
+    except ValueError as error:
+        raise refusal_of(error) from error
+
+
 def _requests(values: dict[str, Any], n: int) -> tuple[Request, ...]:
     if values.get("seed", RANDOM) == RANDOM:
         values["seed"] = secrets.randbelow(SEEDS - n)
@@ -177,6 +214,9 @@ def _check_known(values: Mapping[str, Any]) -> None:
         check_keys(values, SETTINGS)
     except ValueError as error:
         raise Refusal(400, printable(str(error)), code="unknown_parameter") from error
+    for name in ("prompt", "negative"):
+        if "\0" in str(values.get(name, "")):
+            raise Refusal(400, f"{name} must be text without NUL", code="invalid_value", field=name)
     if "prompt" not in values:
         raise Refusal(400, "prompt must be given", code="missing_parameter", field="prompt")
 
@@ -187,6 +227,7 @@ def _open_pictures(values: dict[str, Any], service: Service) -> "dict[str, Image
 
     def take(field: str, name: str, sent: Any) -> str:
         pictures[name] = _opened(field, sent, service)
+        _check_together(field, pictures.values(), service)
         return name
 
     for field in ("image", "mask"):
@@ -200,6 +241,16 @@ def _open_pictures(values: dict[str, Any], service: Service) -> "dict[str, Image
             take("control_image", f"control-{number}", one) for number, one in enumerate(several, 1)
         )
     return pictures
+
+
+def _check_together(field: str, pictures: "Iterable[Image]", service: Service) -> None:
+    """They wait in memory, decoded."""
+    pixels, most = sum(one.width * one.height for one in pictures), service.limits.picture_pixels
+    if pixels > most:
+        reason = (
+            f"{field} brings the pictures of this order to {pixels:,} pixels, at most are {most:,}"
+        )
+        raise Refusal(413, reason, code="over_limit", field=field)
 
 
 def _opened(field: str, sent: Any, service: Service) -> "Image":

@@ -62,7 +62,9 @@ class Server(uvicorn.Server):
         print(f"{self._port.address}  (Ctrl-C ends)", flush=True)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off is meant to be
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # what is cut off is meant to be
         await asyncio.to_thread(self._close)
         await super().shutdown(sockets)
 
