@@ -47,8 +47,8 @@ def sizes(service: Service) -> Fields:
     with gr.Row():
         fields: Fields = {
             "aspect": gr.Dropdown(
-                [(OWN, ""), *((one, one) for one in _ASPECTS)], value="",
-                label="Shape (width : height)", elem_id="aspect", min_width=140,
+                [(OWN, ""), *((_shape(one), one) for one in _ASPECTS)], value="",
+                label="Shape", elem_id="aspect", min_width=140,
             ),
             "resolution": gr.Dropdown(
                 [own, *((_of_side(name, side), name) for name, side in sides.items())],
@@ -60,6 +60,11 @@ def sizes(service: Service) -> Fields:
             ),
         }  # fmt: skip
     return fields
+
+
+def _shape(aspect: str) -> str:
+    width, height = map(int, aspect.split(":"))
+    return f"{aspect} {'square' if width == height else 'wide' if width > height else 'tall'}"
 
 
 def _of_side(name: str, side: int) -> str:

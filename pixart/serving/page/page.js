@@ -56,7 +56,7 @@
     document.querySelectorAll('svg:not([aria-hidden])').forEach(one => one.setAttribute('aria-hidden', 'true'));
     for (const keys of ['numeric', 'decimal'])
       document.querySelectorAll(`.${keys} :is(input, textarea)`).forEach(one => { one.inputMode = keys; });
-    document.querySelectorAll('[id=""]').forEach(one => one.removeAttribute('id'));
+    for (const one of document.querySelectorAll('[id]')) if (!one.id) one.removeAttribute('id');
   };
   new MutationObserver(hush).observe(document.documentElement, {
     childList: true, subtree: true, attributes: true, attributeFilter: ['id', 'aria-hidden'],

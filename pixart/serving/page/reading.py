@@ -1,60 +1,35 @@
 """Settings out of a picture's file: ours, and what A1111 and its kin write into theirs."""
 
-import io
 import re
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from PIL import Image
-
 from pixart.pipeline.metadata import SAMPLERS, Metadata, NewerVersionError
-from pixart.pipeline.pictures import GALLERY_KEY, KEY
+from pixart.pipeline.pictures import read_texts
 from pixart.pipeline.request import checked
 from pixart.serving.page.form import Read, values_of
 from pixart.serving.service import Offer
 
 HEAD = 2**20  # bytes of a PNG or JPEG in which its texts are; WebP has them at its end
-_DESCRIPTION, _SUB_DIRECTORY, _COMMENT = 0x010E, 0x8769, 0x9286
 _NOTHING = "the picture carries no settings that can be read: it was drawn elsewhere, or saved anew"
 
 
 def metadata_of(content: bytes) -> Metadata:
     """What a file of ours carries, from its first bytes. ValueError for any other."""
-    return Metadata.from_text(_texts(content)[0])
+    return Metadata.from_text(read_texts(content, "the file")[0])
 
 
 def read_settings(content: bytes, offer: Offer) -> Read:
     """For the fields of the page. content: a file's first HEAD bytes, or all of it. ValueError, one line, for
     a file that carries none."""
-    ours, parameters = _texts(content)
+    ours, parameters = read_texts(content, "the file")
     try:
         return _of_metadata(Metadata.from_text(ours), offer)
     except NewerVersionError as error:
         raise ValueError(f"the picture {error}") from error
     except ValueError:
         return parse_parameters(parameters)
-
-
-def _texts(content: bytes) -> tuple[str, str]:
-    """Our JSON and the lines of gallery tools, "" for what is not there. No pixel is decoded."""
-    try:
-        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP"))
-        if image.format == "PNG":  # whose EXIF could come last: Pillow would decode all of it
-            return str(image.info.get(KEY) or ""), str(image.info.get(GALLERY_KEY) or "")
-        exif = image.getexif()
-        comment = exif.get_ifd(_SUB_DIRECTORY).get(_COMMENT, b"")
-    except Exception as error:  # whatever a decoder raises over damaged bytes
-        raise ValueError("the file must be a picture: PNG, JPEG or WebP") from error
-    return str(exif.get(_DESCRIPTION) or ""), _text_of(comment)
-
-
-def _text_of(comment: Any) -> str:
-    """Of an EXIF comment: in UTF-16 of either order, which nothing in it tells."""
-    if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\0"):
-        return ""
-    big, little = (comment[8:].decode(order, "replace") for order in ("utf-16-be", "utf-16-le"))
-    return max(big, little, key=lambda text: sum(one.isascii() for one in text))
 
 
 def _of_metadata(metadata: Metadata, offer: Offer) -> Read:
