@@ -170,7 +170,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def head_of(source: Source, name: str) -> Head:
-    """What the head of the file says; the pixels are not read. Raises PictureError."""
+    """What the head of the file says; of a PNG, whose EXIF may come last, all is read. Raises PictureError."""
     with opened_head(source, name) as image:
         width, height = image.size
         # Of a TIFF, newer Pillows have turned the size already.
