@@ -47,6 +47,7 @@ UNREAD_SUFFIXES = {
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef",
     ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".iiq", ".rwl", ".gpr",
 }  # fmt: skip
+MAX_ENLARGED = 1024  # pixels along a side
 MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
@@ -139,6 +140,13 @@ def over(image: "Image", colour: str) -> "Image":
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
 
 
+def enlarged(image: "Image", factor: int) -> "Image":
+    """A preview of one pixel for each latent, by as much as a finished picture is larger, or by the largest
+    whole factor that stays within MAX_ENLARGED."""
+    factor = max(1, min(factor, MAX_ENLARGED // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor))
+
+
 def read_content(source: Source, name: str) -> bytes:
     """The bytes of the file. Raises PictureError where there are none, as for a folder or a pipe."""
     with decoding(name):
@@ -162,7 +170,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def head_of(source: Source, name: str) -> Head:
-    """What the head of the file says; the pixels are not read. Raises PictureError."""
+    """What the head of the file says; of a PNG, whose EXIF may come last, all is read. Raises PictureError."""
     with opened_head(source, name) as image:
         width, height = image.size
         # Of a TIFF, newer Pillows have turned the size already.

@@ -23,7 +23,7 @@ class Hosts:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if not name or _split(name, 80) != (_plain(name), 80):
+            if not _is_address(name) and _split(name, 80) != (_plain(name), 80):
                 raise ValueError(
                     f"--name must be a host without scheme, port and path, such as draw.example.org, got {name!r}"
                 )
@@ -65,9 +65,8 @@ def _split(host: str, port: int) -> tuple[str, int] | None:
         or not host.isprintable()
     ):
         return None
-    is_bare_address = host.count(":") > 1 and not host.startswith("[")
     try:
-        parts = urlsplit(f"//[{host}]" if is_bare_address else f"//{host}")
+        parts = urlsplit(f"//{host}")
         name, given = parts.hostname, parts.port
     except ValueError:
         return None
@@ -83,6 +82,14 @@ def _plain(name: str) -> str:
         return name
     mapped = getattr(address, "ipv4_mapped", None)
     return str(mapped or address)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(name: str) -> bool:

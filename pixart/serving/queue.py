@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pixart.command import message_of, one_line
-from pixart.serving.limits import Limits
+from pixart.files import CheckpointError
+from pixart.serving.limits import Limits, check_asked, check_resolved
 from pixart.serving.orders import ENDED, Figures, Hooks, Job, Order, Painter, Preview, Result, State
 from pixart.serving.refusal import Refusal
 from pixart.serving.results import Shelf, bytes_sent
@@ -62,7 +63,8 @@ class Queue:
             raise ValueError("order must be of one picture at least, got none")
         with self._changed:
             self._check_room(order, owner)  # before the work of looking at it
-        self._painter.check(order)
+        check_asked(order.requests, self._limits)
+        check_resolved(self._painter.check(order), self._limits)
         with self._changed:
             self._check_room(order, owner)
             job = Job(secrets.token_hex(16), owner, order, 1, "waiting", self._clock())
@@ -298,7 +300,7 @@ def _bytes_held(job: Job) -> int:
 
 def _fault_line(error: BaseException) -> str:
     """For the client: what it can mend, and of all else that the log has it."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, CheckpointError):  # it has a path
         return one_line(message_of(error))
     if isinstance(error, MemoryError):
         return "out of memory; ask for a smaller picture, or try again later"

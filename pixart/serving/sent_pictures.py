@@ -9,7 +9,7 @@ import binascii
 import re
 from typing import TYPE_CHECKING
 
-from pixart.pictures import PictureError, head_of, open_picture
+from pixart.pictures import PictureError, open_picture, opened_head
 from pixart.serving.limits import Limits
 from pixart.serving.refusal import Refusal
 
@@ -55,14 +55,15 @@ def picture_of_bytes(content: bytes, field: str, limits: Limits) -> "Image":
     if not _MAGIC.match(content):
         raise _refusal(field, f"must be a {_named()} file")
     try:
-        head = head_of(content, field)
-        if head.format not in FORMATS:
+        with opened_head(content, field) as head:
+            format, (width, height) = head.format, head.size
+        if format not in FORMATS:
             raise _refusal(field, f"must be a {_named()} file")
-        _check_size(head.width, head.height, field, limits)
+        _check_size(width, height, field, limits)
         image = open_picture(content, field)
     except PictureError as error:
         raise _refusal(field, f"cannot be read ({error.reason})") from error
-    frames = 1 if head.format == "MPO" else getattr(image, "n_frames", 1)
+    frames = 1 if format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:
         raise _refusal(field, f"must be one picture, it has {frames} frames")
     _drop_texts(image)
@@ -84,8 +85,7 @@ def _drop_texts(image: "Image") -> None:
     """A picture waits in the queue: megabytes of comments need not."""
     for name in [name for name in image.info if name not in _KEPT]:
         del image.info[name]
-    if getattr(image, "text", None):
-        image.text = {}  # type: ignore[attr-defined]
+    getattr(image, "text", {}).clear()  # of a PNG, beside its info
 
 
 def _named() -> str:
