@@ -140,6 +140,8 @@ setup(
             "evaluation/**/*.css",
             "evaluation/**/*.js",
             "scalability/study/template.md",
+            "serving/page/*.css",
+            "serving/page/*.js",
             "comfyui/README.md",
             "comfyui/workflow_api.json",
         ],

@@ -30,6 +30,7 @@ COMMANDS = {
     "preference": "find out which of two pictures people prefer",
     "scaling": "count denoisers, fit scaling laws, and study them in a small world",
     "publish": "write a model as a repository that diffusers opens",
+    "serve": "draw pictures for programs, over HTTP, and for people, in a page",
 }
 
 

@@ -47,6 +47,7 @@ UNREAD_SUFFIXES = {
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef",
     ".srw", ".x3f", ".3fr", ".erf", ".kdc", ".mef", ".mos", ".mrw", ".iiq", ".rwl", ".gpr",
 }  # fmt: skip
+MAX_ENLARGED = 1024  # pixels along a side
 MAX_BYTES = 2**30  # of a file; pixels are bounded by Pillow
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
@@ -109,7 +110,7 @@ def open_picture(source: Source, name: str) -> "Image":
     source: a path, a file's bytes, or a binary file that can be sought in. name: for messages.
     Raises PictureError, also for a path that is no regular file.
     """
-    with _opened(source, name) as image:
+    with opened_head(source, name) as image:
         # Opening reads the head alone: damage further on shows here.
         image.load()
         image.getexif()  # kept in the image; of some formats it lies in the file
@@ -139,6 +140,13 @@ def over(image: "Image", colour: str) -> "Image":
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
 
 
+def enlarged(image: "Image", factor: int) -> "Image":
+    """A preview of one pixel for each latent, by as much as a finished picture is larger, or by the largest
+    whole factor that stays within MAX_ENLARGED."""
+    factor = max(1, min(factor, MAX_ENLARGED // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor))
+
+
 def read_content(source: Source, name: str) -> bytes:
     """The bytes of the file. Raises PictureError where there are none, as for a folder or a pipe."""
     with decoding(name):
@@ -162,8 +170,8 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def head_of(source: Source, name: str) -> Head:
-    """What the head of the file says; the pixels are not read. Raises PictureError."""
-    with _opened(source, name) as image:
+    """What the head of the file says; of a PNG, whose EXIF may come last, all is read. Raises PictureError."""
+    with opened_head(source, name) as image:
         width, height = image.size
         # Of a TIFF, newer Pillows have turned the size already.
         if tags := getattr(image, "tag_v2", None):
@@ -248,8 +256,8 @@ def _transform(profile: bytes) -> tuple[str, "ImageCmsTransform | None"]:
 
 
 @contextmanager
-def _opened(source: Source, name: str) -> Iterator["Image"]:
-    """With the head read."""
+def opened_head(source: Source, name: str) -> Iterator["Image"]:
+    """With the head read, and no pixel. Raises PictureError, for what is raised within the block too."""
     with decoding(name), _identified(_content(source)) as image:
         if 0 in image.size:
             raise ValueError("it has no pixels")

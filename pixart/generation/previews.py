@@ -9,7 +9,7 @@ from pixart.files import written_aside
 from pixart.generation.console import Console
 from pixart.generation.names import Places
 from pixart.generation.options import Options
-from pixart.pictures import open_picture
+from pixart.pictures import enlarged, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pixart.sampler.loop import Progress
 
 MARK = "pixart-preview"  # the key of a PNG text chunk: such a file may be replaced
-MOST = 1024  # pixels along a side of what one pixel a latent is enlarged to
 
 
 def check_options(options: Options) -> None:
@@ -72,7 +71,7 @@ class Previews:
         is_due = progress.step % self._every == 0 or progress.step == progress.total
         if self._preview is None or not is_due:
             return
-        images = [self._enlarged(image) for image in self._preview(progress.predicted)]
+        images = [enlarged(image, self._scale) for image in self._preview(progress.predicted)]
         for number, image in enumerate(images, start=self._done):
             self._write(number, image)
         self._console.show(_side_by_side(images))
@@ -81,11 +80,6 @@ class Previews:
         """The next picture is in its own file."""
         self._remove(self._done)
         self._done += 1
-
-    def _enlarged(self, image: "Image") -> "Image":
-        """To the size of the finished picture, or by the whole factor that MOST allows."""
-        factor = max(1, min(self._scale, MOST // max(image.size)))
-        return image.resize((image.width * factor, image.height * factor))
 
     def _write(self, number: int, image: "Image") -> None:
         from PIL.PngImagePlugin import PngInfo

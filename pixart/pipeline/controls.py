@@ -48,6 +48,12 @@ class Controls:
         self._preprocessors: dict[str, Preprocessor] = {}
         self._hints: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
+    def of(self, opened: Sequence[OpenedControl]) -> "Controls":
+        """Other networks, with the preprocessors and the encoded pictures of these."""
+        other = Controls(opened, self._device, self._places)
+        other._preprocessors, other._hints = self._preprocessors, self._hints
+        return other
+
     def networks(self, precision: str | None = None) -> list[ControlNet]:
         """The networks on the device, whose weights are read when they are first asked for. precision: of
         their self-attention, see PixArt.set_attention."""

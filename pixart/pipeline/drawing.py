@@ -67,6 +67,9 @@ class Parts(Protocol):
     attention: str | None
 
     @property
+    def memory(self) -> int | None: ...
+
+    @property
     def transformer(self) -> PixArt: ...
 
     @property
@@ -294,7 +297,8 @@ class Pass:
         pipe, config = self._pipe, self._pipe.opened.config
         tokens = self._count * height * width // pipe.multiple**2
         size = pipe.transformer.dtype.itemsize
-        return 2 * tokens * config.hidden_size * 16 * size < free_memory(pipe.device) / 2
+        free = free_memory(pipe.device) if pipe.memory is None else pipe.memory
+        return 2 * tokens * config.hidden_size * 16 * size < free / 2
 
 
 @contextmanager

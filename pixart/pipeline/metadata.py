@@ -34,7 +34,7 @@ _MODEL_TYPES: dict[str, Any] = {
 # three was asked for; pictures of before said true or false, and false where nothing was asked for too.
 CUDA_GRAPH: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 CHOICES = ("batched", "tile")  # made from free memory; they decide bits, but nobody asked for them
-_SAMPLERS = {  # as gallery tools call them
+SAMPLERS = {  # as gallery tools call them
     "dpm-solver++": "DPM++ 2M", "sa-solver": "SA-Solver", "ddim": "DDIM", "euler": "Euler",
     "unipc": "UniPC", "lcm": "LCM", "dmd": "DMD", "euler-a": "Euler a", "heun": "Heun",
     "dpm-solver++-karras": "DPM++ 2M Karras", "sa-solver-karras": "SA-Solver Karras",
@@ -79,7 +79,7 @@ class Metadata:
             asked,
             asked_model,
             pipe.weights_of(drawn.request),
-            _SAMPLERS.get(drawn.request.scheduler or "", own),
+            SAMPLERS.get(drawn.request.scheduler or "", own),
             drawn.batch,
             drawn.inputs,
         )

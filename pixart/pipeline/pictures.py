@@ -1,6 +1,7 @@
 """Pictures as files: written whole or not at all, each with the metadata that draws it again."""
 
 import errno
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixart import files
-from pixart.pictures import open_picture
+from pixart.pictures import open_picture, opened_head
 from pixart.pipeline.metadata import CHOICES, Metadata, NewerVersionError
 from pixart.pipeline.request import SETTINGS, Request
 
@@ -21,6 +22,32 @@ EXIF_LIMIT = 60_000  # bytes; JPEG holds 64 KiB of EXIF, WebP writers no more
 QUALITY = 95  # of JPEG and WebP
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _EXIF_DESCRIPTION, _EXIF_SUB_DIRECTORY, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
+_UNICODE = b"UNICODE\0"  # before such a comment
+
+
+def encode_picture(
+    image: "Image", metadata: Metadata, format: str, quality: int | None = None
+) -> bytes:
+    """The content of a file of the picture and of what drew it: JSON, and the line that gallery tools read.
+
+    format: png, jpg or webp. quality: of JPEG and WebP, 1 to 100, None for QUALITY.
+    """
+    from PIL import Image as PILImage
+    from PIL.PngImagePlugin import PngInfo
+
+    content = io.BytesIO()
+    if format == "png":
+        info = PngInfo()
+        info.add_itxt(KEY, metadata.to_text())
+        info.add_text(GALLERY_KEY, metadata.to_parameters())
+        image.save(content, "PNG", pnginfo=info)
+    else:
+        exif = PILImage.Exif()
+        exif[_EXIF_DESCRIPTION] = metadata.to_text()
+        exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
+        name = {"jpg": "JPEG", "webp": "WEBP"}[format]
+        image.save(content, name, quality=quality or QUALITY, exif=exif)
+    return content.getvalue()
 
 
 def write_picture(
@@ -31,28 +58,14 @@ def write_picture(
     quality: int | None = None,
     replace: bool = True,
 ) -> None:
-    """Write a picture with what drew it: JSON, and the line that gallery tools read.
+    """Write what `encode_picture` makes of it, in the format that the suffix says.
 
-    quality: of JPEG and WebP, 1 to 100, None for QUALITY. replace: without it, FileExistsError is raised
-    where there is a file.
+    replace: without it, FileExistsError is raised where there is a file.
     """
-    from PIL import Image as PILImage
-    from PIL.PngImagePlugin import PngInfo
-
-    kind = SUFFIXES[path.suffix.lower()]
+    content = encode_picture(image, metadata, SUFFIXES[path.suffix.lower()], quality)
     try:
-        with files.written_aside(path, replace=replace) as aside, aside.open("wb") as file:
-            if kind == "png":
-                info = PngInfo()
-                info.add_itxt(KEY, metadata.to_text())
-                info.add_text(GALLERY_KEY, metadata.to_parameters())
-                image.save(file, "PNG", pnginfo=info)
-            else:
-                exif = PILImage.Exif()
-                exif[_EXIF_DESCRIPTION] = metadata.to_text()
-                exif[_EXIF_SUB_DIRECTORY] = {_EXIF_COMMENT: _comment(metadata)}
-                name = "JPEG" if kind == "jpg" else "WEBP"
-                image.save(file, name, quality=quality or QUALITY, exif=exif)
+        with files.written_aside(path, replace=replace) as aside:
+            aside.write_bytes(content)
     except FileExistsError:
         raise
     except OSError as error:
@@ -70,7 +83,7 @@ def check_room(path: Path, metadata: Metadata) -> None:
 
 
 def _comment(metadata: Metadata) -> bytes:
-    return b"UNICODE\0" + metadata.to_parameters().encode("utf-16-be")
+    return _UNICODE + metadata.to_parameters().encode("utf-16-be")
 
 
 def write_error(path: Path, error: OSError) -> Exception:
@@ -142,3 +155,25 @@ def find_drawn(
         if getattr(asked, name) not in same:
             return None
     return found
+
+
+def read_texts(content: bytes, name: str) -> tuple[str, str]:
+    """Our JSON and the line of gallery tools, of a file of any program, "" for what is not there. No pixel
+    is decoded. name: for messages. Raises PictureError."""
+    with opened_head(content, name) as image:
+        texts = [image.info.get(key) for key in (KEY, GALLERY_KEY)]
+        if image.format != "PNG":  # whose EXIF may come last: Pillow would decode all of it
+            exif = image.getexif()
+            comment = exif.get_ifd(_EXIF_SUB_DIRECTORY).get(_EXIF_COMMENT)
+            texts = [exif.get(_EXIF_DESCRIPTION), _text_of(comment)]
+    ours, parameters = (text if isinstance(text, str) else "" for text in texts)
+    return ours, parameters
+
+
+def _text_of(comment: object) -> str:
+    """Of an EXIF comment, in UTF-16 of either order, which nothing in it tells."""
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return ""
+    text = comment.removeprefix(_UNICODE)
+    either = (text.decode(order, "replace") for order in ("utf-16-be", "utf-16-le"))
+    return max(either, key=lambda read: sum(one.isascii() for one in read))

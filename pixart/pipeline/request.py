@@ -270,7 +270,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
     known = tuple(known)
     for key in keys:
         if key not in known:
-            elsewhere = _OF_DIFFUSERS.get(str(key))
+            elsewhere = OF_DIFFUSERS.get(str(key))
             near = (
                 [elsewhere] if elsewhere in known else difflib.get_close_matches(str(key), known, 1)
             )
@@ -301,7 +301,7 @@ _KINDS: dict[Any, str] = {
     tuple[tuple[float, float], ...]: "pairs of numbers", type(None): "none",
 }  # fmt: skip
 # What diffusers' pipelines call them: often far from ours, or nearer to another.
-_OF_DIFFUSERS = {
+OF_DIFFUSERS = {
     "num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
     "mask_image": "mask", "generator": "seed", "pag_scale": "pag",
     "controlnet_conditioning_scale": "control_scale",

@@ -75,7 +75,7 @@ class Pipeline:
         self.graphs = PictureGraphs(self.cuda_graph, self.device)
         check_attention(self.attention, self.device)
         self.captions = CaptionStore(
-            self.text_encoder, self.opened, self.family, self.null_caption, self._make_room
+            self.text_encoder, self.opened, self.family, self.null_caption, self.make_room
         )
 
     @classmethod
@@ -175,6 +175,16 @@ class Pipeline:
     def native(self) -> int:
         """The side in pixels of the square that the transformer was trained for."""
         return self.opened.config.input_size * self.vae.downsample
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes by which batched and tile are chosen where a request leaves them open, so that a picture's
+        bits do not depend on what else takes memory; None, the default, asks what is free before each."""
+        return self.vae.memory
+
+    @memory.setter
+    def memory(self, count: int | None) -> None:
+        self.vae.memory = count
 
     def __call__(
         self,
@@ -371,8 +381,8 @@ class Pipeline:
         """`weights`, and a digest of the networks of each preprocessor of a resolved request."""
         return self.weights | self.controls.digests(request)
 
-    def _make_room(self) -> None:
-        """T5 and the transformer need not fit together: on a GPU, the others wait on the host."""
+    def make_room(self) -> None:
+        """T5 and the transformer need not fit together: on a GPU, all but T5 waits on the host."""
         if self.device.type == "cpu":
             return
         if self.opened.is_loaded:

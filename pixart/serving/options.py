@@ -1,10 +1,14 @@
 """What the command line of `pixart.serve` takes."""
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import tyro
+
+from pixart.config import EMBEDDED
+from pixart.serving.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Options:
     name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A host name under which clients reach this machine, such as draw.example.org. Requests under any other
     name are refused. Give it again for further ones."""
+    https: bool = False
+    """Clients come through a proxy that speaks https: cookies are for https alone. Nothing that a proxy says
+    of its clients is believed."""
     token_file: Path | None = None
     """A file of tokens, NAME:TOKEN a line, # for a comment. Each is a client of its own, and nobody else is
     served."""
@@ -60,3 +67,34 @@ class Options:
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     quiet: bool = False
     """Nothing on standard error but what went wrong."""
+
+
+def check_options(options: Options) -> None:
+    """ValueError for the first value that cannot be, before anything is opened."""
+    if not 0 <= options.port < 2**16:
+        raise ValueError(f"--port must be from 0 to 65535, got {options.port}")
+    for name in ("max_pixels", "max_steps", "max_images", "max_queue", "rate", "keep_megabytes"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    if not 0 < options.keep_minutes < math.inf:
+        raise ValueError(f"--keep-minutes must be above 0, got {options.keep_minutes}")
+
+
+def limits_of(options: Options) -> Limits:
+    return Limits(
+        pixels=options.max_pixels,
+        images=options.max_images,
+        steps=options.max_steps,
+        queue=options.max_queue,
+        queue_of_client=max(1, options.max_queue // 2),
+        rate=options.rate,
+        keep_seconds=options.keep_minutes * 60,
+        keep_bytes=options.keep_megabytes * 2**20,
+    )
+
+
+def model_name(options: Options) -> str:
+    """What clients call the model: of a path no more than its end."""
+    place = options.transformer or options.model or EMBEDDED
+    name = PurePath(place).name
+    return name.removesuffix(".pth").removesuffix(".safetensors") or place

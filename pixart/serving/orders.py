@@ -52,7 +52,8 @@ class Preview:
 @dataclass(frozen=True)
 class Result:
     """A finished picture. content: a file with the metadata that draws it again. request: as drawn, nothing
-    left open. parameters: the lines of gallery tools."""
+    left open. parameters: the lines of gallery tools. seconds: by stage. text_tokens: of the prompt, as the
+    transformer has seen it."""
 
     content: bytes
     format: Format
@@ -61,6 +62,7 @@ class Result:
     request: Request
     parameters: str
     seconds: Mapping[str, float]
+    text_tokens: int = 0
 
     @property
     def media_type(self) -> str:
@@ -71,11 +73,13 @@ class Result:
 class Job:
     """An order as it stands at one moment; the queue gives another one for another moment.
 
-    version: raised by every change, so that whoever has seen one can wait for the next. position: orders
-    that come before it, 0 for the next one and for one that is drawn. picture, step, steps: of the picture
-    that is drawn. stage: "waiting", "load", "text", "denoise", "decode", "write" or an end of State. created,
-    started, ended: seconds since 1970, None for what has not come. error: why it failed, one line.
-    results: of the pictures finished so far; () when they are not kept any longer, and `is_kept` says so.
+    order: without its pictures once it has ended. version: raised by every change, so that whoever has seen
+    one can wait for the next. position: orders that come before it, 0 for the next one and for one that is
+    drawn. picture, step, steps: of the picture that is drawn, or that was the last. stage: "waiting", also
+    between two pictures while others have their turn, "load", "text", "denoise", "decode", "write" or an end
+    of State. created, started, ended: seconds since 1970, None for what has not come. error: why it failed,
+    one line. results: of the pictures finished so far, those of an order that failed or was cancelled too;
+    () when they are not kept any longer, and `is_kept` says so.
     """
 
     id: str
@@ -110,6 +114,26 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a queue has to do, and has done since it was made.
+
+    is_alive: whether orders are taken and drawn. waiting: orders that are neither drawn at this moment nor
+    ended. is_drawing: whether a picture is drawn. kept_jobs, kept_bytes: of what has ended. ended: orders by
+    how they did. refused: for want of room. pictures: finished. seconds: that these took, by stage.
+    """
+
+    is_alive: bool
+    waiting: int
+    is_drawing: bool
+    kept_jobs: int
+    kept_bytes: int
+    ended: Mapping[State, int]
+    refused: int
+    pictures: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Hooks:
     """What a painter calls while it draws a picture. stage: with a stage of `Job`. step: with the step, all
     steps, and a preview where one is due. cancel: whether to stop, asked before each step."""
@@ -137,7 +161,7 @@ class Painter(Protocol):
 
 
 class JobQueue(Protocol):
-    """Orders of all clients, drawn one at a time by one thread, in turn among the clients that wait.
+    """Orders of all clients, drawn by one thread, a picture at a time in turn among the clients that wait.
 
     A client sees its own jobs alone: an id of another's is refused as one that is not there. All methods
     may be called from any thread; `wait` from any event loop.
@@ -145,7 +169,7 @@ class JobQueue(Protocol):
 
     def submit(self, order: Order, owner: str) -> Job:
         """Take an order. ValueError for what cannot be drawn; Refusal (429, with retry_after) where the
-        queue is full, (503) while the service ends."""
+        queue is full, (503) while the service ends. Pictures are looked at: not for an event loop."""
 
     def get(self, id: str, owner: str) -> Job:
         """Refusal (404) for an id that is not there, or another client's."""
@@ -154,13 +178,18 @@ class JobQueue(Protocol):
         """All jobs of a client that are kept, the oldest first."""
 
     def cancel(self, id: str, owner: str) -> Job:
-        """Stop it, within a step where it is drawn; what has ended stays as it is. Refusal as `get`."""
+        """End it: what is returned has ended, and drawing stops within a step. What had ended before stays
+        as it was. Refusal as `get`."""
 
     def delete(self, id: str, owner: str) -> None:
         """Cancel it and forget its pictures. Refusal as `get`."""
 
     async def wait(self, id: str, owner: str, version: int, seconds: float) -> Job:
-        """As soon as it has another version than this one, or after so many seconds. Refusal as `get`."""
+        """As soon as it has another version than this one or has ended, or after so many seconds. Refusal
+        as `get`."""
+
+    def figures(self) -> Figures:
+        """Of all clients together."""
 
     def close(self) -> None:
         """Cancel what is drawn, refuse what comes, and end the thread."""

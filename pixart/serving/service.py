@@ -1,8 +1,9 @@
-"""What page and calls share: the queue, what may be asked of it, and who asks."""
+"""What page and calls share: the queue, what may be asked of it, and who may ask, by which names."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pixart.serving.hosts import Hosts
 from pixart.serving.limits import Limits
 from pixart.serving.orders import JobQueue
 
@@ -31,3 +32,4 @@ class Service:
     offer: Offer
     clients: "Clients"
     limits: Limits = field(default_factory=Limits)
+    hosts: Hosts = field(default_factory=Hosts)

@@ -46,7 +46,7 @@ class Plan:
 
 class VAE:
     """Encodes and decodes. Latents outside are scaled: (x - shift_factor) · scaling_factor, the numbers
-    that the transformer was trained on."""
+    that the transformer was trained on. memory: bytes by which tiles are chosen, None for what is free."""
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -54,6 +54,7 @@ class VAE:
         self.shift_factor = _shift_factor(getattr(model.config, "shift_factor", None))
         self.latent_channels: int = model.config.latent_channels
         self.downsample = 2 ** (len(model.config.block_out_channels) - 1)
+        self.memory: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -205,7 +206,8 @@ class VAE:
             return Plan(None)
         if tile is not None and tile is not True and tile < 16:
             raise ValueError(f"tile must be True, False, None or at least 16 pixels, got {tile}")
-        free = free_memory(self.device) * SHARE_OF_FREE
+        memory = free_memory(self.device) if self.memory is None else self.memory
+        free = memory * SHARE_OF_FREE
         widest = self._widest(direction) * self.dtype.itemsize  # bytes a pixel
         if tile is None and PEAK * widest * pixels <= free:
             return Plan(None)

@@ -208,7 +208,7 @@ FLOORS = [
     ["sampler", "lora"],
     ["pipeline"],
     ["generation", "dataset", "training", "evaluation"],
-    ["scalability", "publishing"],
+    ["scalability", "publishing", "serving"],
     [
         "generate",
         "convert",
@@ -218,6 +218,7 @@ FLOORS = [
         "preference",
         "scaling",
         "publish",
+        "serve",
         "patch",
         "comfyui",
         "__main__",

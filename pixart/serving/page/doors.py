@@ -1,0 +1,114 @@
+"""Which of Gradio's routes are open: those that this page is made of, and none that knows files or URLs.
+
+Gradio serves uploads, its cache, other Spaces and more beside a page. The page here needs none of that:
+pictures come as text within an event and go out through our own routes, which know whose they are.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pixart.serving.clients import Clients
+from pixart.serving.refusal import Refusal
+
+_HEARTBEAT = re.compile(r"/heartbeat/(\w+)/?$")
+_OPEN = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|(assets|static|svelte)/.+"
+    r"|gradio_api/(info|startup-events|app_id|theme\.css|heartbeat/\w+|queue/(join|data)|cancel|reset"
+    r"|call/draw(/\w+)?))?/?"
+)
+
+
+class Doors:
+    """Around Gradio's app. Refusal: 404 for a route that is closed, 400 for values that are no plain ones.
+
+    A browser makes up the name of its session. Gradio is given another one, made of that and of the client:
+    so nobody hears of the session of another, whose name he may have learnt.
+    """
+
+    def __init__(self, app: ASGIApp, clients: Clients) -> None:
+        self._app, self._clients = app, clients
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if not _OPEN.fullmatch(path):
+                raise Refusal(404, f"there is nothing at {path[:200]}", code="not_found")
+            owner = scope["state"]["owner"]
+            scope = {**scope, **self._named(scope, owner)}
+            if scope["method"] == "POST":
+                asked = parse_event(await _body(receive))
+                if "session_hash" in asked:
+                    asked["session_hash"] = self._name(owner, asked["session_hash"])
+                receive = _again(json.dumps(asked).encode(), receive)
+        await self._app(scope, receive, send)
+
+    def _named(self, scope: Scope, owner: str) -> Scope:
+        """Path and query with the session's other name."""
+        path, query = scope["path"], parse_qsl(scope["query_string"].decode("latin-1"))
+        if found := _HEARTBEAT.search(path):
+            path = path[: found.start(1)] + self._name(owner, found[1])
+        pairs = [
+            (key, self._name(owner, value) if key == "session_hash" else value)
+            for key, value in query
+        ]
+        return {
+            "path": path,
+            "raw_path": quote(path).encode(),
+            "query_string": urlencode(pairs).encode(),
+        }
+
+    def _name(self, owner: str, session: object) -> str:
+        return self._clients.sign("session", owner, str(session))
+
+
+def parse_event(body: bytes) -> dict[str, Any]:
+    """What an event sends. Refusal (400) unless its values are texts, numbers and lists of them: an object
+    there is how Gradio is told of a file or a URL."""
+    try:
+        asked = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise Refusal(400, "the body must be JSON", code="invalid_json") from None
+    if not isinstance(asked, dict):
+        raise Refusal(400, "the body must be an object of JSON", code="invalid_json")
+    for name in ("data", "event_data"):
+        if any(isinstance(one, dict) for one in _parts(asked.get(name))):
+            raise Refusal(400, f"{name} must be texts, numbers and lists of them; it has an object")
+    return asked
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    yield value
+    if isinstance(value, list):
+        for one in value:
+            yield from _parts(one)
+
+
+async def _body(receive: Receive) -> bytes:
+    """All of it; the guard has bounded it."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def once() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once

@@ -1,0 +1,84 @@
+"""From options to a server that runs: libraries, port, model, application, and a clean end."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from pixart import process
+from pixart.generation.console import Console
+from pixart.serving.choices import find_loras, parse_controls
+from pixart.serving.listening import bound
+from pixart.serving.options import Options, check_options, limits_of, model_name
+
+if TYPE_CHECKING:
+    from pixart.serving.clients import Clients
+    from pixart.serving.hosts import Hosts
+    from pixart.serving.service import Service
+
+# By extra, what of it is imported, as its packages are called.
+_LIBRARIES = {
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "ui": ("gradio",),
+}
+
+
+def serve(options: Options) -> None:
+    """Serve until a signal; all is closed then. ValueError, one line, for options that cannot be, a port
+    that cannot be had or a model that cannot be opened; ModuleNotFoundError without the extra."""
+    check_options(options)
+    check_libraries(ui=options.ui)
+    from pixart.serving.app import make_app
+    from pixart.serving.clients import Clients
+    from pixart.serving.hosts import Hosts
+    from pixart.serving.server import Server
+    from pixart.serving.temporary import private_folder
+
+    clients, hosts = (
+        Clients.read(options.token_file),
+        Hosts(options.host, options.name, options.https),
+    )
+    console = Console(options.quiet)
+    with bound(options.host, options.port, options.token_file) as port:
+        with console.with_libraries():
+            console.remark(f"opening {model_name(options)}")
+            service = open_service(options, clients, hosts)
+        try:
+            process.at_work()
+            with private_folder():
+                app = make_app(service, ui=options.ui)
+                Server(app, port, service.queue.close).serve_forever()
+        finally:
+            service.queue.close()
+
+
+def check_libraries(*, ui: bool) -> None:
+    """ModuleNotFoundError, with the way to get them, for a library of the extra that is not there."""
+    if missing := [name for name in _LIBRARIES["serve"] if find_spec(name) is None]:
+        raise ModuleNotFoundError(
+            f"pixart serve needs {', '.join(missing)}: pip install 'pixart-fast[serve]'"
+        )
+    if ui and find_spec("gradio") is None:
+        raise ModuleNotFoundError(
+            "the page needs gradio: pip install 'pixart-fast[ui]', or serve without it (--no-ui)"
+        )
+
+
+def open_service(options: Options, clients: "Clients", hosts: "Hosts") -> "Service":
+    """Open the model, and put a queue before it, which is to be closed."""
+    loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
+    controls = parse_controls(options.control)
+    from pixart.config import EMBEDDED
+    from pixart.serving.painter import PipelinePainter
+    from pixart.serving.queue import Queue
+    from pixart.serving.service import Offer, Service
+
+    painter = PipelinePainter.open(options, loras, controls)
+    limits = limits_of(options)
+    offer = Offer(
+        model_name(options),
+        painter.native,
+        painter.multiple,
+        tuple(loras),
+        tuple(controls),
+        is_embedded=(options.model or EMBEDDED) == EMBEDDED and options.transformer is None,
+    )
+    return Service(Queue(painter, limits), offer, clients, limits, hosts)
