@@ -12,12 +12,12 @@ import torch
 from pixart.checkpoint.load import empty_model
 from pixart.config import EMBEDDED, KVCompression
 from pixart.device import free_memory, return_cached
-from pixart.generation.jobs import lasting
 from pixart.lora.adapters import load_lora
 from pixart.pipeline import load
 from pixart.pipeline.metadata import MODEL_OPTIONS
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.preprocess import parse_places
+from pixart.releases import RELEASES
 from pixart.serving.options import Options
 
 Loras = tuple[tuple[str, float], ...]
@@ -141,15 +141,23 @@ class Models:
         return load.weight_files(self._source, self._adapters(loras), opened)
 
     def asked(self, loras: Loras, controls: Sequence[str]) -> dict[str, Any]:
-        """The options of `pixart.generate` that open the same pipeline, as a picture is to carry them."""
-        own: dict[str, Any] = {
-            "lora": [f"{self._loras[name]}:{weight}" for name, weight in loras],
-            "control": [self._places[name] for name in controls],
-            "ema": False, "cuda_graph": "auto",
-        }  # fmt: skip
+        """The options of `pixart.generate` that open the same pipeline, as a picture is to carry them: of
+        what lies on this machine the name alone, since pictures go to clients."""
+        options = self._options
+        places = parse_places(options.preprocessor_weights).items()
         return {
-            name: lasting(name, own[name] if name in own else getattr(self._options, name, None))
-            for name in MODEL_OPTIONS
+            **dict.fromkeys(MODEL_OPTIONS),
+            "model": _shown(options.model or EMBEDDED),
+            "transformer": _shown(options.transformer) if options.transformer else None,
+            "lora": [f"{self._loras[name].name}:{weight}" for name, weight in loras],
+            "control": [_shown(self._places[name]) for name in controls],
+            "preprocessor_weights": [f"{name}={_shown(place)}" for name, place in places],
+            "ema": False,
+            "kv_compress": options.kv_compress,
+            "dtype": options.dtype,
+            "text_encoder_dtype": options.text_encoder_dtype,
+            "device": options.device,
+            "cuda_graph": "auto",
         }
 
     def _left(self) -> int:
@@ -173,6 +181,12 @@ class Models:
 def _collect(device: torch.device) -> None:
     gc.collect()  # a model may hold itself in a circle
     return_cached(device)
+
+
+def _shown(place: str) -> str:
+    """A path that is there without its folders; anything else is a release or a hub id."""
+    path = Path(place).expanduser()
+    return path.resolve().name if place not in RELEASES and path.exists() else place
 
 
 def _check_name(what: str, name: str, known: Mapping[str, Any]) -> None:

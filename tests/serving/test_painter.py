@@ -143,17 +143,21 @@ def test_a_picture_under_control_is_that_of_a_pipeline_opened_with_it(
     assert np.array_equal(pixels(found), np.asarray(wanted.draw(request, pictures=sent).image))
 
 
+@pytest.mark.parametrize("loras", [(), (("hard", 0.5),)])
 def test_the_command_line_draws_a_downloaded_picture_again(
     shared: PipelinePainter,
     places: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    loras: tuple[tuple[str, float], ...],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = drawn(shared, Order((CIRCLE,), loras=(("hard", 0.5),)))
-    Path("downloaded.png").write_bytes(found.content)
-    assert generate(["--from-image", "downloaded.png", "--no-cache", "--quiet"]) == 0
-    again = Image.open("downloaded-again.png")
+    """With LoRAs, in the folder in which they lie: their names are in the file, no folders."""
+    found = drawn(shared, Order((CIRCLE,), loras=loras))
+    assert str(places["hard"].parent).encode() not in found.content
+    (tmp_path / "downloaded.png").write_bytes(found.content)
+    monkeypatch.chdir(places["hard"].parent)
+    assert generate(["--from-image", f"{tmp_path}/downloaded.png", "--no-cache", "--quiet"]) == 0
+    again = Image.open(tmp_path / "downloaded-again.png")
     assert np.array_equal(np.asarray(again), pixels(found))
 
 
