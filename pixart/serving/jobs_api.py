@@ -31,8 +31,8 @@ _Number = Annotated[int, Path(ge=0, le=2**31, description="Of a picture in its o
 
 
 class Picture(BaseModel):
-    """url: where it is. settings: with which it is drawn again, its pictures sent along. parameters: the lines of gallery tools. seconds:
-    that it took, by stage."""
+    """url: where it is. settings: with which it is drawn again, its pictures sent along. parameters: the
+    lines of gallery tools. seconds: that it took, by stage."""
 
     url: str
     media_type: str
