@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from pixart import __version__
 from pixart.serving import a1111, health, jobs_api, openai, page
@@ -36,7 +37,7 @@ def make_app(service: Service, *, ui: bool) -> FastAPI:
     return app
 
 
-async def _refuse(_: Request, error: Exception) -> None:
+async def _refuse(_: Request, error: Exception) -> Response:
     """No such path, or no such method there: in the one form that all refusals have."""
     assert isinstance(error, HTTPException)
     reason = f"{error.detail}; /openapi.json tells what there is"
@@ -44,7 +45,7 @@ async def _refuse(_: Request, error: Exception) -> None:
     raise Refusal(error.status_code, reason, code=code, further=error.headers)
 
 
-async def _refuse_values(_: Request, error: Exception) -> None:
+async def _refuse_values(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = str(first["loc"][-1])
