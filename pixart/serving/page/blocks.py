@@ -224,7 +224,8 @@ def _heading(service: Service) -> str:
     largest = (
         int(service.limits.body * 0.7) - HEAD
     )  # a mask goes with it, and base64 is longer by a third
+    leave = '<a href="/logout">Log out</a>' if service.clients.has_tokens else ""
     return (
-        f'<div class="head"><h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p></div>'
+        f'<div class="head"><h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p>{leave}</div>'
         f'<span id="limits" data-picture="{largest}" hidden></span>'
     )
