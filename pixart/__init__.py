@@ -3,10 +3,10 @@
 Everything here is imported on first use, so that `import pixart` and `--help` cost little.
 """
 
+from pixart.lazy import lazily
+
 TYPE_CHECKING = False  # type checkers take it for typing's, whose import takes a while
 if TYPE_CHECKING:
-    from typing import Any
-
     from pixart.config import KVCompression, PixArtConfig
     from pixart.model.transformer import PixArt
     from pixart.pipeline.text_to_image import Pipeline
@@ -22,12 +22,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> "Any":
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pixart' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -199,6 +199,15 @@ def usable_cores() -> int:
 
 
 @cache
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether products of bf16 matrices are instructions of the device. A CPU without them emulates them: on
+    an AMD EPYC of Zen 2 they take 14 times as long as those of fp32."""
+    if device.type != "cpu":
+        return True
+    found = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(found)
+
+
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of matrix products as linear layers make them, the most that any of several sizes
     reached in about so many seconds: what shares of this device's peak are shares of.

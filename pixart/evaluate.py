@@ -24,6 +24,7 @@ from pixart.evaluation import commands
 from pixart.evaluation.metric import Metric
 from pixart.evaluation.metrics import register
 from pixart.evaluation.options import Command
+from pixart.lazy import lazily
 
 if TYPE_CHECKING:
     from pixart.evaluation.api import Result, evaluate
@@ -47,13 +48,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for."""
-    from importlib import import_module
-
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazily(__name__, _LAZY)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,22 +16,16 @@ from typing import TYPE_CHECKING
 from pixart import process
 from pixart.command import DONE, parse, run_command
 from pixart.evaluation.preference.options import Add, Build, Command, Fit, Judge, Page, Serve
+from pixart.lazy import lazily
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from pixart.evaluation.preference.bradley_terry import bradley_terry
 
 __all__ = ["bradley_terry", "main"]
 NAME = "preference"
 
 
-def __getattr__(name: str) -> "Any":
-    if name != "bradley_terry":
-        raise AttributeError(f"module 'pixart.preference' has no attribute {name!r}")
-    from pixart.evaluation.preference.bradley_terry import bradley_terry
-
-    return bradley_terry
+__getattr__ = lazily(__name__, {"bradley_terry": "pixart.evaluation.preference.bradley_terry"})
 
 
 def main(arguments: list[str] | None = None) -> int:

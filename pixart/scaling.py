@@ -14,10 +14,11 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
     start(["scaling", *sys.argv[1:]])
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pixart import process
 from pixart.command import DONE, parse, run_command
+from pixart.lazy import lazily
 from pixart.scalability.options import Command, Contrast, Fit, Study, Table
 
 if TYPE_CHECKING:
@@ -34,13 +35,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for."""
-    from importlib import import_module
-
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazily(__name__, _LAZY)
 
 
 def main(arguments: list[str] | None = None) -> int:

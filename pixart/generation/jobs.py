@@ -237,7 +237,7 @@ def _plan_again(options: Options, sweeps: Sweeps, sources: Sources) -> tuple[lis
 
 
 def _model_of(options: Options) -> dict[str, Any]:
-    return {name: lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
+    return {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
 
 
 def _given_settings(options: Options) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _check_early(options: Options, jobs: Iterable[Job]) -> None:
         raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
 
 
-def lasting(name: str, value: Any) -> str | bool | list[str] | None:
+def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
     """As a picture is to carry it: paths from the root, for it may be drawn again elsewhere."""
     if name == "model" and value in (None, EMBEDDED):
         return EMBEDDED

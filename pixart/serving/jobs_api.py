@@ -13,7 +13,7 @@ from pixart.serving.events import ALIVE, KIND, Events, event, follow
 from pixart.serving.forms import body_of, values_of
 from pixart.serving.orders import MEDIA_TYPES, Format, Job, Result, State
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import ordering, settings_model, submit
+from pixart.serving.schemas import ordering, settings_model, settings_of, submit
 from pixart.serving.service import Service
 
 JobOrder = settings_model(
@@ -31,8 +31,8 @@ _Number = Annotated[int, Path(ge=0, le=2**31, description="Of a picture in its o
 
 
 class Picture(BaseModel):
-    """url: where it is. settings: it is drawn again with. parameters: the lines of gallery tools. seconds:
-    that it took, by stage."""
+    """url: where it is. settings: with which it is drawn again, its pictures sent along. parameters: the
+    lines of gallery tools. seconds: that it took, by stage."""
 
     url: str
     media_type: str
@@ -87,7 +87,7 @@ def answer_of(job: Job) -> JobAnswer:
         id=job.id, version=job.version, state=job.state, position=job.position, progress=job.progress,
         picture=job.picture, step=job.step, steps=job.steps, stage=job.stage, created=job.created,
         started=job.started, ended=job.ended, error=job.error, loras=dict(job.order.loras),
-        controls=list(job.order.controls), settings=[one.to_dict() for one in requests],
+        controls=list(job.order.controls), settings=list(map(settings_of, requests)),
         pictures=[_picture(job, number, one) for number, one in enumerate(job.results)],
         preview=_preview_url(job), is_kept=job.is_kept,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def _picture(job: Job, number: int, result: Result) -> Picture:
     return Picture(
         url=f"/v1/jobs/{job.id}/images/{number}", media_type=result.media_type, width=result.width,
         height=result.height, bytes=len(result.content), seed=result.request.seed,
-        settings=result.request.to_dict(), parameters=result.parameters,
+        settings=settings_of(result.request), parameters=result.parameters,
         seconds=dict(result.seconds),
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import gc
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 from pixart.checkpoint.load import empty_model
 from pixart.config import EMBEDDED, KVCompression
 from pixart.device import free_memory, return_cached
-from pixart.generation.jobs import lasting
 from pixart.lora.adapters import load_lora
 from pixart.pipeline import load
 from pixart.pipeline.metadata import MODEL_OPTIONS
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.preprocess import parse_places
+from pixart.releases import RELEASES
 from pixart.serving.options import Options
+from pixart.tensors import read_tensors
+from pixart.text.encoder import TextEncoder
 
 Loras = tuple[tuple[str, float], ...]
 KEPT = 2  # pipelines beside the plain one, each with a transformer of its own where it has LoRAs
@@ -59,7 +61,7 @@ class Models:
         for path in loras.values():
             load_lora(empty_model(self.plain.opened.config), [(path, 1.0)])
         self.plain.weight_files = self._weight_files((), ())
-        self.plain.memory = self._left()
+        self._settle_memory()
         self._others: OrderedDict[tuple[Loras, tuple[str, ...]], Pipeline] = OrderedDict()
         self._drawing = self.plain
 
@@ -85,7 +87,7 @@ class Models:
         return replace(self.plain, controls=self.plain.controls.of(opened))
 
     def take(self, loras: Loras, controls: tuple[str, ...]) -> Pipeline:
-        """The pipeline to draw with; on a GPU the one before makes room for it."""
+        """The pipeline to draw with; on a GPU the one before makes room for it, unless all have room."""
         pipe = self._find(loras, controls)
         if pipe is not self._drawing:
             self._drawing.make_room()
@@ -141,25 +143,36 @@ class Models:
         return load.weight_files(self._source, self._adapters(loras), opened)
 
     def asked(self, loras: Loras, controls: Sequence[str]) -> dict[str, Any]:
-        """The options of `pixart.generate` that open the same pipeline, as a picture is to carry them."""
-        own: dict[str, Any] = {
-            "lora": [f"{self._loras[name]}:{weight}" for name, weight in loras],
-            "control": [self._places[name] for name in controls],
-            "ema": False, "cuda_graph": "auto",
-        }  # fmt: skip
+        """The options of `pixart.generate` that open the same pipeline, as a picture is to carry them: of
+        what lies on this machine the name alone, since pictures go to clients."""
+        options = self._options
+        places = parse_places(options.preprocessor_weights).items()
         return {
-            name: lasting(name, own[name] if name in own else getattr(self._options, name, None))
-            for name in MODEL_OPTIONS
+            **dict.fromkeys(MODEL_OPTIONS),
+            "model": _shown(options.model or EMBEDDED),
+            "transformer": _shown(options.transformer) if options.transformer else None,
+            "lora": [f"{self._loras[name].name}:{weight}" for name, weight in loras],
+            "control": [_shown(self._places[name]) for name in controls],
+            "preprocessor_weights": [f"{name}={_shown(place)}" for name, place in places],
+            "ema": False,
+            "kv_compress": options.kv_compress,
+            "dtype": options.dtype,
+            "text_encoder_dtype": options.text_encoder_dtype,
+            "device": options.device,
+            "cuda_graph": "auto",
         }
 
-    def _left(self) -> int:
-        """Bytes for what is drawn: those that are free but for the weights still to come. Asked once, so
-        that no picture's bits depend on what others have drawn."""
-        opened, device = self.plain.opened, self.plain.device
-        size = sum(tensor.numel() for tensor in opened.tensors().values())
-        copies = 1 if device.type != "cpu" else 1 + (KEPT if self._loras else 0)
-        dtype = opened.dtype or torch.float32
-        return max(0, free_memory(device) - copies * size * dtype.itemsize)
+    def _settle_memory(self) -> None:
+        """Decide once what memory there is to draw with, so that no picture's bits depend on what others have
+        drawn: what is free but for weights still to come. T5 stays where it takes half of that at most."""
+        plain, device = self.plain, self.plain.device
+        size = sum(tensor.numel() for tensor in plain.opened.tensors().values())
+        copies = 1 + (KEPT if self._loras else 0)
+        itemsize = (plain.opened.dtype or torch.float32).itemsize
+        left = max(0, free_memory(device) - copies * size * itemsize)
+        encoder = _size_of(plain.text_encoder, plain.weight_files["text_encoder"])
+        plain.resident = 2 * encoder <= left
+        plain.memory = left - round(encoder) if plain.resident else left
 
     def let_go(self) -> None:
         """Of all that can be had again: after memory has run out."""
@@ -167,12 +180,26 @@ class Models:
         self._drawing.make_room()
         self._drawing = self.plain
         self.plain.forget_prompts()
+        self.plain.text_encoder.release()
         _collect(self.plain.device)
+
+
+def _size_of(encoder: TextEncoder, files: Iterable[Path]) -> float:
+    """Bytes of the text encoder when it is loaded."""
+    count = sum(tensor.numel() for file in files for tensor in read_tensors(file).values())
+    by_quantization = {"8bit": 1.0, "4bit": 0.5}
+    return count * by_quantization.get(encoder.quantization or "", encoder.dtype.itemsize)
 
 
 def _collect(device: torch.device) -> None:
     gc.collect()  # a model may hold itself in a circle
     return_cached(device)
+
+
+def _shown(place: str) -> str:
+    """A path that is there without its folders; anything else is a release or a hub id."""
+    path = Path(place).expanduser()
+    return path.resolve().name if place not in RELEASES and path.exists() else place
 
 
 def _check_name(what: str, name: str, known: Mapping[str, Any]) -> None:

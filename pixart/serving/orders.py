@@ -52,7 +52,8 @@ class Preview:
 @dataclass(frozen=True)
 class Result:
     """A finished picture. content: a file with the metadata that draws it again. request: as drawn, nothing
-    left open. parameters: the lines of gallery tools."""
+    left open. parameters: the lines of gallery tools. seconds: by stage. text_tokens: of the prompt, as the
+    transformer has seen it."""
 
     content: bytes
     format: Format
@@ -61,6 +62,7 @@ class Result:
     request: Request
     parameters: str
     seconds: Mapping[str, float]
+    text_tokens: int = 0
 
     @property
     def media_type(self) -> str:

@@ -234,12 +234,13 @@ class Queue:
     def _draw(self, entry: _Entry, job: Job) -> None:
         """One picture. Whatever goes wrong is this order's alone; of one that has ended meanwhile nothing is
         of interest."""
-        result, fault = None, ""
+        result, reason = None, ""
         started = time.monotonic()
         try:
             result = self._paint(entry, job)
         except BaseException as error:  # SystemExit too: this thread is the only one
-            fault = _fault_line(error)
+            if not entry.job.has_ended:
+                reason = _reason(error)
         with self._changed:
             self._drawn = None
             self._turns.give_back()
@@ -248,7 +249,7 @@ class Queue:
             if entry.job.has_ended:
                 self._place()
             elif result is None:
-                self._end(entry, "failed", error=fault)
+                self._end(entry, "failed", error=reason)
             else:
                 self._add(entry, result)
 
@@ -298,7 +299,7 @@ def _bytes_held(job: Job) -> int:
     return bytes_sent(job.order) + sum(len(result.content) for result in job.results)
 
 
-def _fault_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """For the client: what it can mend, and of all else that the log has it."""
     if isinstance(error, ValueError) and not isinstance(error, CheckpointError):  # it has a path
         return one_line(message_of(error))

@@ -85,6 +85,17 @@ def other_names() -> dict[str, Any]:
     }
 
 
+def sent_picture(help: str, *, several: bool = False, required: bool = False) -> Any:
+    """A field that is a picture, or several. help: what it is."""
+    kind: Any = str
+    if several:
+        kind = kind | Annotated[list[str], Field(min_length=1, max_length=MAX_CONTROLS)]
+    kind = kind if required else kind | None
+    default = ... if required else None
+    help = f"{help} {_PICTURE[0].upper()}{_PICTURE[1:]}."
+    return Annotated[kind, BeforeValidator(_checked_picture)], Field(default, description=help)
+
+
 def ordering() -> dict[str, Any]:
     """What an order has beside the settings of its pictures, as `more` of `settings_model`."""
     return {
@@ -130,6 +141,16 @@ def ours(values: Mapping[str, Any]) -> dict[str, Any]:
             raise Refusal(400, f"{own} must be given once, got it as {name} too", field=name)
         found[own] = value
     return found
+
+
+def settings_of(request: Request) -> dict[str, Any]:
+    """What draws a request again when it is sent, with the pictures that it was drawn from."""
+    named = {name for name in PICTURES if getattr(request, name) != ALPHA}
+    return {
+        name: value
+        for name, value in request.to_dict().items()
+        if value is not None and name not in {"version", *named}
+    }
 
 
 def refusal_of(error: ValueError) -> Refusal:
@@ -226,7 +247,7 @@ def _open_pictures(values: dict[str, Any], service: Service) -> "dict[str, Image
     pictures: dict[str, Image] = {}
 
     def take(field: str, name: str, sent: Any) -> str:
-        pictures[name] = _opened(field, sent, service)
+        pictures[name] = open_sent(field, sent, service)
         _check_together(field, pictures.values(), service)
         return name
 
@@ -253,7 +274,8 @@ def _check_together(field: str, pictures: "Iterable[Image]", service: Service) -
         raise Refusal(413, reason, code="over_limit", field=field)
 
 
-def _opened(field: str, sent: Any, service: Service) -> "Image":
+def open_sent(field: str, sent: Any, service: Service) -> "Image":
+    """A picture that is `Sent`. Refusal (400, 413) that names the field."""
     from PIL.Image import Image
 
     from pixart.serving.sent_pictures import picture_of_bytes, picture_of_text
@@ -308,10 +330,7 @@ def _kind(name: str) -> Any:
     """The type of a field as a document has it, with the check of a request before it."""
     kinds = kinds_of(name)
     if name in PICTURES:
-        kind: Any = str
-        if name == "control_image":
-            kind = kind | Annotated[list[str], Field(min_length=1, max_length=MAX_CONTROLS)]
-        return Annotated[kind | None, BeforeValidator(lambda value: _sent(name, value))]
+        return sent_picture("", several=name == "control_image")[0]
     kind = kinds[0]
     for more in (*kinds[1:], *filter(None, [_MORE_KINDS.get(name)])):
         kind = kind | more
@@ -320,11 +339,11 @@ def _kind(name: str) -> Any:
     return Annotated[kind, BeforeValidator(lambda value: _checked(name, value))]
 
 
-def _sent(name: str, value: Any) -> Any:
+def _checked_picture(value: Any) -> Any:
     """A picture, or what one may be; those of forms are bytes, which no document knows."""
-    several = value if name == "control_image" and isinstance(value, list) else [value]
+    several = value if isinstance(value, list) and value else [value]
     if value is not None and not all(isinstance(one, str | bytes) for one in several):
-        raise ValueError(f"{name} must be {_PICTURE}")
+        raise ValueError(f"must be {_PICTURE}")
     return None if value is None else "sent"
 
 
@@ -354,9 +373,8 @@ def _refusal_of_first(error: ValidationError) -> Refusal:
     if first["type"] == "missing":
         return Refusal(400, f"{field} must be given", code="missing_parameter", field=field)
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ValueError):
-        reason = str(cause)
-    else:
-        place = ".".join(map(str, first["loc"]))
-        reason = f"{place}: {first['msg']}"
+    reason = str(cause) if isinstance(cause, ValueError) else first["msg"].removeprefix("Input ")
+    if not reason.startswith(tuple(SETTINGS)):
+        place = ".".join(map(str, first["loc"][:2]))
+        reason = f"{place} {reason}"
     return Refusal(400, printable(reason), code="invalid_value", field=field)

@@ -313,6 +313,26 @@ def test_it_goes_on_where_it_was_stopped_and_keeps_the_first_numbers(
         run(study, dry_run=True)
 
 
+def test_without_the_weights_whole_seeds_are_kept_and_others_begin_anew(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on another machine, which has what is committed."""
+    first = run(study)["repeats"]["runs"]
+    work = study.parent / "work"
+    (work / "dense.safetensors").unlink()
+    run(study)  # nothing is left to run, so no weights are needed
+    assert not (work / "dense.safetensors").exists()
+    (work / "conv-deep-third-2.json").unlink()
+    kept = {file: file.stat().st_mtime_ns for file in work.glob("*-1.json")}
+    capsys.readouterr()
+    again = run(study)["repeats"]["runs"]
+    assert "2 of 4 runs are left and the start, " in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert [(one["name"], one["seed"]) for one in again] == [
+        (one["name"], one["seed"]) for one in first
+    ]
+
+
 def test_a_study_of_another_scale_is_refused(study: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be of a study with images 32, got 4; name another"):
         command.main(study, tmp_path / "work")

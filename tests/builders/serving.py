@@ -14,6 +14,7 @@ from pixart.config import EMBEDDED
 from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import encode_picture
 from pixart.pipeline.request import Request
+from pixart.resolution import resolve_size
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Hooks, Order, Preview, Result
 from pixart.serving.queue import Queue
@@ -104,12 +105,11 @@ class StubPainter:
 
 
 def _resolved(request: Request) -> Request:
-    side = int(request.size or SIDE)
-    if side % 16:
-        raise ValueError(f"size must be a multiple of 16, got {side}")
+    asked = request.size, request.aspect, request.resolution
+    size = resolve_size(*asked, native=SIDE, multiple=16)
     return replace(
-        request, size=None, aspect=None, resolution=None, height=request.height or side,
-        width=request.width or side, steps=request.steps or STEPS,
+        request, size=None, aspect=None, resolution=None, height=request.height or size.height,
+        width=request.width or size.width, steps=request.steps or STEPS,
         guidance=4.5 if request.guidance is None else request.guidance,
         guidance_interval=request.guidance_interval or (0.0, 1.0),
         scheduler=request.scheduler or "dpm-solver++", batched=True, tile=False,

@@ -185,6 +185,7 @@ GROUND = [
     "device",
     "distributed",
     "files",
+    "lazy",
     "locks",
     "command",
     "addresses",

@@ -84,6 +84,7 @@ def test_a_picture_is_that_of_the_pipeline(shared: PipelinePainter, pipe: Pipeli
     assert np.array_equal(pixels(found), np.asarray(wanted.image))
     assert found.request == wanted.request
     assert (found.width, found.height) == wanted.image.size
+    assert found.text_tokens == pipe.caption_tokens(CIRCLE.prompt)[0] > 0
 
 
 @pytest.fixture
@@ -143,17 +144,21 @@ def test_a_picture_under_control_is_that_of_a_pipeline_opened_with_it(
     assert np.array_equal(pixels(found), np.asarray(wanted.draw(request, pictures=sent).image))
 
 
+@pytest.mark.parametrize("loras", [(), (("hard", 0.5),)])
 def test_the_command_line_draws_a_downloaded_picture_again(
     shared: PipelinePainter,
     places: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    loras: tuple[tuple[str, float], ...],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = drawn(shared, Order((CIRCLE,), loras=(("hard", 0.5),)))
-    Path("downloaded.png").write_bytes(found.content)
-    assert generate(["--from-image", "downloaded.png", "--no-cache", "--quiet"]) == 0
-    again = Image.open("downloaded-again.png")
+    """With LoRAs, in the folder in which they lie: their names are in the file, no folders."""
+    found = drawn(shared, Order((CIRCLE,), loras=loras))
+    assert str(places["hard"].parent).encode() not in found.content
+    (tmp_path / "downloaded.png").write_bytes(found.content)
+    monkeypatch.chdir(places["hard"].parent)
+    assert generate(["--from-image", f"{tmp_path}/downloaded.png", "--no-cache", "--quiet"]) == 0
+    again = Image.open(tmp_path / "downloaded-again.png")
     assert np.array_equal(np.asarray(again), pixels(found))
 
 
@@ -308,6 +313,27 @@ def test_what_others_take_of_memory_changes_no_picture(
     for place in ("pixart.pipeline.drawing", "pixart.vae.autoencoder"):
         monkeypatch.setattr(f"{place}.free_memory", lambda _: 0)
     assert drawn(shared, Order((CIRCLE,))).content == before.content
+
+
+def test_the_text_encoder_stays_where_it_has_room(
+    own: PipelinePainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = own._models.plain.text_encoder
+    own.prepare(waiting("a"), lambda: False)
+    assert encoder.is_loaded
+    monkeypatch.setattr(models, "free_memory", lambda _: 0)
+    tight = PipelinePainter.open(Options(), {}, {})
+    tight.prepare(waiting("a"), lambda: False)
+    assert not tight._models.plain.text_encoder.is_loaded
+    own.close()
+    assert not encoder.is_loaded
+
+
+def test_a_prompt_that_is_too_long_is_not_shown_to_whoever_serves(
+    own: PipelinePainter, recwarn: pytest.WarningsRecorder
+) -> None:
+    own.prepare(waiting("a small red circle " * 100), lambda: False)
+    assert not recwarn.list
 
 
 def test_a_lora_for_another_model_is_refused_when_the_service_opens(

@@ -280,7 +280,9 @@ def test_muon_takes_the_same_steps_of_matrices_cut_among_processes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (130, 64), (65, 128)])
-def test_muon_takes_pytorchs_steps(shape: tuple[int, int]) -> None:
+def test_muon_takes_pytorchs_steps(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, where bf16 is multiplied as PyTorch's Muon does everywhere."""
+    monkeypatch.setattr("pixart.training.optimizers.has_bf16_products", lambda _: True)
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
     options = {"lr": 1e-2, "weight_decay": 0.1}
@@ -331,6 +333,24 @@ def test_every_optimizer_lowers_a_loss_at_the_rate_that_is_set(name: Any) -> Non
             optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64)])
+def test_muon_takes_the_same_steps_with_and_without_bf16_instructions(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the order in which products are added up, which moves a number of bf16 to the next."""
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    weights = []
+    for has in (True, False):
+        monkeypatch.setattr("pixart.training.optimizers.has_bf16_products", lambda _, has=has: has)
+        weight = torch.zeros(shape, requires_grad=True)
+        weight.grad = gradient.clone()
+        Muon([weight], lr=1.0, weight_decay=0.0).step()
+        weights.append(weight.detach())
+    exact, other = weights
+    assert (exact - other).norm() / exact.norm() < 0.02
+    assert exact.norm() > 1
 
 
 def test_muon_takes_the_large_matrices_and_adamw_the_rest() -> None:

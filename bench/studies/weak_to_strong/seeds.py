@@ -1,8 +1,9 @@
 """`python -m bench.studies.weak_to_strong.seeds`: run what one run did not decide again, several times.
 
 The rows are those that the report of results.json calls not decided; what they compare is trained again
-with seeds 1, 2, 3. A run is kept in a folder as it ends, and what is there is not run again: after an
-interruption the same command goes on. results.json keeps its numbers and has the new ones beside them.
+with seeds 1, 2, 3. A run is kept in repeats/ as it ends, and what is there is not run again: after an
+interruption the same command goes on, on another machine too, but for a seed that was not whole there.
+results.json keeps its numbers and has the new ones beside them.
 """
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -40,7 +41,7 @@ from pixart.files import read_json, sha256_of, write_json
 from pixart.workers import pool
 
 FOLDER = Path(__file__).parent
-WORK = machine.ROOT / "runs" / "weak-to-strong-seeds"  # git ignores it
+WORK = FOLDER / "repeats"  # git ignores the weights in it
 Kept = dict[str, Any]
 
 
@@ -85,8 +86,9 @@ def main(
         return 0
     runs = _runs(claims, work, seeds)
     start = _kept_start(work, scale)
-    kept = {run.name: found for run in runs if (found := _kept(run, scale, start)) is not None}
-    print(_plan(results, claims, runs, kept, start is None, processes))
+    kept = _kept_runs(runs, scale, start)
+    lacks_start = start is None and len(kept) < len(runs)
+    print(_plan(results, claims, runs, kept, lacks_start, processes))
     if dry_run:
         return 0
     work.mkdir(parents=True, exist_ok=True)
@@ -139,13 +141,28 @@ def _kept_start(work: Path, scale: Scale) -> Kept | None:
     return start
 
 
-def _kept(run: Run, scale: Scale, start: Kept | None) -> Kept | None:
-    """A finished run, None if there is none. Raises ValueError for one of another scale or start."""
+def _kept_runs(runs: Sequence[Run], scale: Scale, start: Kept | None) -> dict[str, Kept]:
+    """Finished runs that count, by name. A seed's are compared with each other, so they must begin from the
+    same weights: those in the folder, or others if all of the seed's are there. Raises ValueError for those
+    of another scale."""
+    kept: dict[str, Kept] = {}
+    for seed in {run.seed for run in runs}:
+        own = [run for run in runs if run.seed == seed]
+        found = {run.name: one for run in own if (one := _kept(run, scale)) is not None}
+        begun = {one["weights"] for one in found.values()}
+        if len(found) < len(own) or len(begun) > 1:
+            begun = {start["weights"]} if start else set()
+        kept |= {name: one for name, one in found.items() if one["weights"] in begun}
+    return kept
+
+
+def _kept(run: Run, scale: Scale) -> Kept | None:
+    """A finished run, None if there is none. Raises ValueError for one of another scale."""
     if not run.file.exists():
         return None
     found = read_json(run.file)
     wanted = {"name": run.experiment.name, "seed": run.seed, "scale": _plain(scale)}
-    _expect_same(run.file, found, wanted | ({"weights": start["weights"]} if start else {}))
+    _expect_same(run.file, found, wanted)
     return found
 
 
@@ -210,11 +227,11 @@ def _run_all(
 ) -> dict[str, Kept]:
     """Those that are missing, each kept as it ends; all by name."""
     kept, weights = dict(kept), work / "dense.safetensors"
+    if len(kept) == len(runs):
+        return kept
     with pool(processes, partial(torch.set_num_threads, 1)) as workers:
         if start is None:
             start = workers.submit(_recover, weights, scale).result()
-            for run in runs:
-                _kept(run, scale, start)  # from the same weights, or they cannot be compared
             print(f"the start: {start['cpu_seconds'] / 60:.1f} CPU-minutes", flush=True)
         # A seed after the other: whatever ends it, whole seeds are there. Larger pictures first.
         order = sorted(runs, key=lambda run: (run.seed, -run.experiment.resolution))
