@@ -88,7 +88,7 @@ def test_progress_and_preview_are_shown_while_it_is_drawn(flat: Running, visitor
     flat.painter.let_step(2)
     visitor.wait(lambda: "Drawing: picture 1 of 2, step 2 of 4" in visitor.text("#now"))
     bar = visitor.find("#now progress")
-    assert bar.get_attribute("value") == "0.250"
+    assert bar.get_attribute("value") == "0.25"
     loaded = "document.querySelector('#now img.preview')?.naturalWidth"
     visitor.wait(lambda: visitor.browser.evaluate(loaded) == 128)
     assert not visitor.find("#draw").is_enabled()
@@ -165,7 +165,7 @@ def test_what_cannot_be_drawn_is_told_beside_the_button(visitor: Visitor) -> Non
     visitor.wait(lambda: "steps must be a whole number, got 'many'" in visitor.told())
     visitor.write("steps", "100000")
     visitor.click("#draw")
-    visitor.wait(lambda: "steps must be" in visitor.told() and "100000" in visitor.told())
+    visitor.wait(lambda: "steps must be" in visitor.told() and "100,000" in visitor.told())
     visitor.write("steps", "")
     visitor.draw()
     assert visitor.told() == "" and visitor.state() == "done"

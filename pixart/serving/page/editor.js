@@ -18,7 +18,7 @@ const maskFile = () => {
 };
 const keep = () => {
   props.value = source ? JSON.stringify({image: source, mask: maskFile()}) : '';
-  trigger('input');
+  trigger('input', '');
 };
 const draw = (on, one, colour) => {
   on.strokeStyle = on.fillStyle = colour;
