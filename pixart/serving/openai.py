@@ -299,7 +299,8 @@ class _Shown:
             return None
         if latest.picture != self._picture:
             self._picture, self._count = latest.picture, 0
-        is_due = latest.step * (self._wanted + 1) >= job.steps * (self._count + 1)
+        every = max(1, job.steps // (self._wanted + 1))  # as `_preview_every` has it
+        is_due = latest.step >= every * (self._count + 1)
         if self._count >= self._wanted or not is_due or latest.step >= job.steps:
             return None
         self._count += 1
