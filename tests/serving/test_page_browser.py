@@ -207,7 +207,7 @@ def test_a_picture_with_a_painted_mask_is_sent(
     assert order.pictures["image"].size == order.pictures["mask"].size == (200, 120)
     mask = order.pictures["mask"].convert("L")
     assert mask.getpixel((100, 60)) == 255 and mask.getpixel((100, 5)) == 0
-    assert 0.02 < sum(mask.getdata()) / 255 / (200 * 120) < 0.3
+    assert 0.02 < sum(mask.tobytes()) / 255 / (200 * 120) < 0.3
 
 
 def test_a_picture_of_the_gallery_gives_settings_command_and_a_beginning(

@@ -33,11 +33,11 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
     async def draw(request: gr.Request, *values: Any) -> list[dict[str, Any]]:
         given = dict(zip(names, values, strict=True))
         settings = {name: given[name] for name in SETTINGS if given[name] is not None}
-        asked = Asked(
-            settings, tuple(map(tuple, given["loras"])), tuple(given["controls"]), given["count"],
-            given["format"],
-        )  # fmt: skip
         try:
+            asked = Asked(
+                settings, _pairs(given["loras"]), tuple(given["controls"]), given["count"],
+                given["format"],
+            )  # fmt: skip
             job = await actions.draw(asked, str(request.state.owner))
         except Refusal as refusal:
             raise gr.Error(refusal.reason, print_exception=False) from refusal
@@ -58,6 +58,12 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
     draw.__signature__ = inspect.Signature(parameters, return_annotation=list[dict[str, Any]])  # type: ignore[attr-defined]
     draw.__annotations__ = {"request": gr.Request, **kinds, "return": list[dict[str, Any]]}
     return draw
+
+
+def _pairs(loras: Any) -> tuple[tuple[str, float], ...]:
+    if not all(isinstance(one, list) and len(one) == 2 for one in loras):
+        raise Refusal(400, "loras must be pairs of a name and a weight", field="loras")
+    return tuple((name, weight) for name, weight in loras)
 
 
 def _kind(name: str) -> Any:

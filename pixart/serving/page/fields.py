@@ -55,7 +55,7 @@ def sizes(service: Service) -> Fields:
                 value="", label="Resolution", elem_id="resolution", min_width=140,
             ),
             "size": gr.Textbox(
-                label="Exact size", placeholder="such as 1344x768", max_lines=1, elem_id="size",
+                label="Exact size", placeholder="1344x768", max_lines=1, elem_id="size",
                 min_width=140,
             ),
         }  # fmt: skip
@@ -94,10 +94,10 @@ def beginning() -> Fields:
     fields: Fields = {"begin": picture_editor("begin", "picture to begin with", has_mask=True)}
     with gr.Row():
         fields["strength"] = _number(
-            "strength", "How much of it is drawn anew (0 to 1)", "0.6, with a mask 1",
+            "strength", "How much of it is drawn anew (0 to 1)", "0.6",
         )  # fmt: skip
         fields["outpaint"] = gr.Textbox(
-            label="Beyond its edges: left, top, right, bottom", placeholder="such as 0,0,128,0", max_lines=1,
+            label="Beyond its edges: left, top, right, bottom", placeholder="0,0,128,0", max_lines=1,
             elem_id="outpaint", min_width=140,
         )  # fmt: skip
     fields["upscale"] = gr.Dropdown(
