@@ -24,6 +24,7 @@ from pixart.serving.events import ALIVE, KIND, Events, event, follow
 from pixart.serving.forms import body_of, values_of
 from pixart.serving.openai_fields import (
     BESIDE,
+    EXAMPLES,
     FORMATS,
     IGNORED,
     Drawn,
@@ -101,7 +102,7 @@ def _told(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "response_model": Pictures,
         "responses": {200: {"description": description, "content": stream}},
-        "openapi_extra": body_of(model, form=model is Edit),
+        "openapi_extra": body_of(model, EXAMPLES[model], form=model is Edit),
     }
 
 
