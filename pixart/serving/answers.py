@@ -137,10 +137,9 @@ def _is_kept(name: str, is_public: bool) -> bool:
 
 def page_policy(page: bytes) -> str:
     """The policy of a page of HTML: of scripts within it those that are there now."""
-    hashes = (
-        base64.b64encode(hashlib.sha256(one).digest()).decode() for one in _SCRIPT.findall(page)
-    )
-    return PAGE_POLICY.format(scripts="".join(f" 'sha256-{one}'" for one in dict.fromkeys(hashes)))
+    scripts = dict.fromkeys(filter(None, _SCRIPT.findall(page)))
+    hashes = (base64.b64encode(hashlib.sha256(one).digest()).decode() for one in scripts)
+    return PAGE_POLICY.format(scripts="".join(f" 'sha256-{one}'" for one in hashes))
 
 
 def _is_of(message: Message, kind: bytes) -> bool:
