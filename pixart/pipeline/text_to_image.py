@@ -51,7 +51,8 @@ class Pipeline:
     scheduler: the name of the one to draw with by default, None for that of scheduler_config.
     sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
     attention: the precision of self-attention's products, "int8" or "fp8", None for that of the model.
-    weight_files: what the parts were read from, for `weights`.
+    weight_files: what the parts were read from, for `weights`. resident: all parts stay where they are once
+    they are loaded, for whoever draws again and again and has memory for all of them.
     """
 
     opened: OpenedTransformer
@@ -68,6 +69,7 @@ class Pipeline:
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     attention: str | None = None
     controls: Controls = field(default_factory=Controls, repr=False)
+    resident: bool = False
     captions: CaptionStore = field(init=False, repr=False)
     graphs: PictureGraphs = field(init=False, repr=False)
 
@@ -278,7 +280,8 @@ class Pipeline:
         progress: Callable[[str], object] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> None:
-        """Encode prompts ahead of drawing, then let go of T5: what comes next needs the memory.
+        """Encode prompts ahead of drawing, then let go of T5: what comes next needs the memory, unless the
+        pipeline is `resident`.
 
         cancel: asked before each prompt. What is encoded by then is not encoded again.
         """
@@ -290,7 +293,8 @@ class Pipeline:
                 if progress is not None:
                     progress(text)
         finally:
-            self.text_encoder.release()
+            if not self.resident:
+                self.text_encoder.release()
 
     def forget_prompts(self) -> None:
         """Let go of what `prepare` keeps in host memory: 2.4 MB a prompt of T5-XXL."""
@@ -383,7 +387,7 @@ class Pipeline:
 
     def make_room(self) -> None:
         """T5 and the transformer need not fit together: on a GPU, all but T5 waits on the host."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or self.resident:
             return
         if self.opened.is_loaded:
             self.transformer.to("cpu")

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from pixart.pipeline.metadata import SAMPLERS
-from pixart.serving.a1111_answers import Images, PngInfo, Progress, images_of, progress_of
+from pixart.serving.a1111_answers import Images, PngInfo, Progress, Refused, images_of, progress_of
 from pixart.serving.a1111_fields import Picture, Text
 from pixart.serving.a1111_reading import (
     ENLARGERS,
@@ -24,6 +24,7 @@ from pixart.serving.a1111_reading import (
     order_from,
 )
 from pixart.serving.clients import owner_of
+from pixart.serving.documents import REFUSALS
 from pixart.serving.infotext import infotext
 from pixart.serving.orders import Job
 from pixart.serving.refusal import Refusal
@@ -34,7 +35,10 @@ from pixart.serving.service import Service
 Owner = Annotated[str, Depends(owner_of)]
 LOOK_SECONDS = 1.0  # between two looks at whether a client is still there
 KARRAS = "-karras"
-_REFUSED: dict[int | str, dict[str, Any]] = {"4XX": {"description": "Refused, in one line."}}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Refused, "description": "Refused, in one line that names the field."},
+    "5XX": {"model": Refused, "description": "Failed, or no room now."},
+}
 # What there is none of here, and clients ask for.
 _EMPTY_LISTS = (
     "sd-vae", "sd-modules", "prompt-styles", "hypernetworks", "face-restorers", "realesrgan-models",
@@ -49,10 +53,13 @@ class Sent(BaseModel):
 
 def router(service: Service) -> APIRouter:
     """All routes under /sdapi/v1, and the lists of ControlNet."""
-    routes = APIRouter(tags=["A1111"], responses=_REFUSED)
-    _add_drawing(routes, _Calls(service))
-    _add_lists(routes, service)
-    _add_options(routes, service)
+    routes = APIRouter(tags=["A1111"])
+    calls = APIRouter(prefix="/sdapi/v1", responses=_REFUSED)
+    _add_drawing(calls, _Calls(service))
+    _add_lists(calls, service)
+    _add_options(calls, service)
+    routes.include_router(calls)
+    routes.include_router(_controlnet(service))
     return routes
 
 
@@ -119,41 +126,41 @@ class _Calls:
 
 
 def _add_drawing(routes: APIRouter, calls: _Calls) -> None:
-    @routes.post("/sdapi/v1/txt2img")
+    @routes.post("/txt2img")
     async def txt2img(body: Text, owner: Owner, request: Request) -> Images:
         """Pictures from text. Answers when they are drawn, or interrupted: with those that are finished."""
         return await calls.draw(body, owner, request)
 
-    @routes.post("/sdapi/v1/img2img")
+    @routes.post("/img2img")
     async def img2img(body: Picture, owner: Owner, request: Request) -> Images:
         """Pictures from a picture, or in a part of it."""
         return await calls.draw(body, owner, request)
 
-    @routes.get("/sdapi/v1/progress")
+    @routes.get("/progress")
     async def progress(owner: Owner, skip_current_image: bool = False) -> Progress:
         """Of the caller's own picture that is drawn, or else waits."""
         return progress_of(calls.current(owner), calls.waiting(owner), not skip_current_image)
 
-    @routes.post("/sdapi/v1/interrupt")
+    @routes.post("/interrupt")
     async def interrupt(owner: Owner) -> dict[str, Any]:
         """End the caller's own picture that is drawn or comes next, within a step."""
         calls.interrupt(owner)
         return {}
 
-    @routes.post("/sdapi/v1/skip")
+    @routes.post("/skip")
     async def skip(owner: Owner) -> dict[str, Any]:
         """The same for a single picture."""
         calls.skip(owner)
         return {}
 
-    @routes.post("/sdapi/v1/png-info")
+    @routes.post("/png-info")
     async def png_info(body: Sent) -> PngInfo:
         """What a picture says about how it was drawn."""
         return await run_in_threadpool(_png_info, body.image)
 
 
 def _add_options(routes: APIRouter, service: Service) -> None:
-    @routes.get("/sdapi/v1/options")
+    @routes.get("/options")
     async def options() -> dict[str, Any]:
         """Those that clients read."""
         return {
@@ -164,7 +171,7 @@ def _add_options(routes: APIRouter, service: Service) -> None:
             "samples_format": "png",
         }
 
-    @routes.post("/sdapi/v1/options")
+    @routes.post("/options")
     async def set_options(values: Annotated[dict[str, Any], Body()]) -> None:
         """Taken where they change nothing: all clients draw with one model."""
         check_options(values, service)
@@ -189,13 +196,18 @@ def _add_lists(routes: APIRouter, service: Service) -> None:
         **{name: [] for name in _EMPTY_LISTS},
     }  # fmt: skip
     for name, answer in lists.items():
-        _add_constant(routes, f"/sdapi/v1/{name}", answer)
+        _add_constant(routes, f"/{name}", answer)
     for name in ("checkpoints", "loras", "vae"):
-        _add_constant(routes, f"/sdapi/v1/refresh-{name}", None, "POST")
+        _add_constant(routes, f"/refresh-{name}", None, "POST")
+
+
+def _controlnet(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/controlnet", responses=REFUSALS)
     modules = ["none", "canny", "softedge_hed", "depth", "openpose"]
-    _add_constant(routes, "/controlnet/model_list", {"model_list": [*offer.controls]})
-    _add_constant(routes, "/controlnet/module_list", {"module_list": modules, "module_detail": {}})
-    _add_constant(routes, "/controlnet/version", {"version": 2})
+    _add_constant(routes, "/model_list", {"model_list": [*service.offer.controls]})
+    _add_constant(routes, "/module_list", {"module_list": modules, "module_detail": {}})
+    _add_constant(routes, "/version", {"version": 2})
+    return routes
 
 
 def _add_constant(routes: APIRouter, path: str, answer: Any, method: str = "GET") -> None:

@@ -15,6 +15,15 @@ from pixart.serving.orders import Job
 _NOT_ECHOED = {"init_images", "mask", "alwayson_scripts", "override_settings"}
 
 
+class Refused(BaseModel):
+    """detail: one line, which names the field and the way out. error: a word for programs."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
 class Images(BaseModel):
     """images: base64 of files. parameters: what was asked for. info: JSON, as text."""
 

@@ -1,14 +1,13 @@
 """The application: all routes, the page and the guard before them, around one service."""
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pixart import __version__
+from pixart.serving import a1111, health, jobs_api, openai, page
+from pixart.serving.guard import Guard
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
@@ -29,25 +28,20 @@ def make_app(service: Service, *, ui: bool) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse_values},
     )
-    for part in filter(_is_there, ("openai", "jobs_api", "a1111", "health")):
-        app.include_router(import_module(f"pixart.serving.{part}").router(service))
-    if ui and _is_there("page"):  # last: it answers for every path that is left
-        import_module("pixart.serving.page").mount(app, service)
-    if _is_there("guard"):
-        app.add_middleware(import_module("pixart.serving.guard").Guard, service=service)
+    for part in (openai, jobs_api, a1111, health):
+        app.include_router(part.router(service))
+    if ui:  # last: it answers for every path that is left
+        page.mount(app, service)
+    app.add_middleware(Guard, service=service)
     return app
-
-
-def _is_there(part: str) -> bool:
-    """Until all parts have landed."""
-    return find_spec(f"pixart.serving.{part}") is not None
 
 
 async def _refuse(_: Request, error: Exception) -> None:
     """No such path, or no such method there: in the one form that all refusals have."""
     assert isinstance(error, HTTPException)
     reason = f"{error.detail}; /openapi.json tells what there is"
-    raise Refusal(error.status_code, reason, code="not_found")
+    code = error.detail.lower().replace(" ", "_")
+    raise Refusal(error.status_code, reason, code=code, further=error.headers)
 
 
 async def _refuse_values(_: Request, error: Exception) -> None:

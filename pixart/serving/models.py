@@ -2,7 +2,7 @@
 
 import gc
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from pixart.pipeline.text_to_image import Pipeline
 from pixart.preprocess import parse_places
 from pixart.releases import RELEASES
 from pixart.serving.options import Options
+from pixart.tensors import read_tensors
+from pixart.text.encoder import TextEncoder
 
 Loras = tuple[tuple[str, float], ...]
 KEPT = 2  # pipelines beside the plain one, each with a transformer of its own where it has LoRAs
@@ -59,7 +61,7 @@ class Models:
         for path in loras.values():
             load_lora(empty_model(self.plain.opened.config), [(path, 1.0)])
         self.plain.weight_files = self._weight_files((), ())
-        self.plain.memory = self._left()
+        self._settle_memory()
         self._others: OrderedDict[tuple[Loras, tuple[str, ...]], Pipeline] = OrderedDict()
         self._drawing = self.plain
 
@@ -85,7 +87,7 @@ class Models:
         return replace(self.plain, controls=self.plain.controls.of(opened))
 
     def take(self, loras: Loras, controls: tuple[str, ...]) -> Pipeline:
-        """The pipeline to draw with; on a GPU the one before makes room for it."""
+        """The pipeline to draw with; on a GPU the one before makes room for it, unless all have room."""
         pipe = self._find(loras, controls)
         if pipe is not self._drawing:
             self._drawing.make_room()
@@ -160,14 +162,17 @@ class Models:
             "cuda_graph": "auto",
         }
 
-    def _left(self) -> int:
-        """Bytes for what is drawn: those that are free but for the weights still to come. Asked once, so
-        that no picture's bits depend on what others have drawn."""
-        opened, device = self.plain.opened, self.plain.device
-        size = sum(tensor.numel() for tensor in opened.tensors().values())
-        copies = 1 if device.type != "cpu" else 1 + (KEPT if self._loras else 0)
-        dtype = opened.dtype or torch.float32
-        return max(0, free_memory(device) - copies * size * dtype.itemsize)
+    def _settle_memory(self) -> None:
+        """Decide once what memory there is to draw with, so that no picture's bits depend on what others have
+        drawn: what is free but for weights still to come. T5 stays where it takes half of that at most."""
+        plain, device = self.plain, self.plain.device
+        size = sum(tensor.numel() for tensor in plain.opened.tensors().values())
+        copies = 1 + (KEPT if self._loras else 0)
+        itemsize = (plain.opened.dtype or torch.float32).itemsize
+        left = max(0, free_memory(device) - copies * size * itemsize)
+        encoder = _size_of(plain.text_encoder, plain.weight_files["text_encoder"])
+        plain.resident = 2 * encoder <= left
+        plain.memory = left - round(encoder) if plain.resident else left
 
     def let_go(self) -> None:
         """Of all that can be had again: after memory has run out."""
@@ -175,7 +180,15 @@ class Models:
         self._drawing.make_room()
         self._drawing = self.plain
         self.plain.forget_prompts()
+        self.plain.text_encoder.release()
         _collect(self.plain.device)
+
+
+def _size_of(encoder: TextEncoder, files: Iterable[Path]) -> float:
+    """Bytes of the text encoder when it is loaded."""
+    count = sum(tensor.numel() for file in files for tensor in read_tensors(file).values())
+    by_quantization = {"8bit": 1.0, "4bit": 0.5}
+    return count * by_quantization.get(encoder.quantization or "", encoder.dtype.itemsize)
 
 
 def _collect(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,10 @@ class PipelinePainter:
             self._forget()
         started = time.perf_counter()
         pipe = self._models.drawing
-        self._with_memory(lambda: pipe.prepare(texts, self._encoded.add, cancel))
+        with warnings.catch_warnings():
+            # It shows the prompt, and what people ask for is nobody else's to read.
+            warnings.filterwarnings("ignore", "the prompt is longer than", UserWarning)
+            self._with_memory(lambda: pipe.prepare(texts, self._encoded.add, cancel))
         self._spent_on_text += time.perf_counter() - started
 
     def draw(self, order: Order, number: int, hooks: Hooks) -> Result:
@@ -124,7 +128,8 @@ class PipelinePainter:
         content = encode_picture(drawn.image, metadata, order.format, order.quality)
         parameters, size = metadata.to_parameters(), drawn.image.size
         seconds = _sum(before, drawn.seconds, {"write": time.perf_counter() - started})
-        return Result(content, order.format, *size, drawn.request, parameters, seconds)
+        tokens, _ = pipe.caption_tokens(asked.prompt, asked.negative)
+        return Result(content, order.format, *size, drawn.request, parameters, seconds, tokens)
 
     def _asked_model(self, order: Order) -> dict[str, object]:
         return self._models.asked(order.loras, order.controls)

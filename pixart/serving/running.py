@@ -1,9 +1,12 @@
 """From options to a server that runs: libraries, port, model, application, and a clean end."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart import process
+from pixart.config import EMBEDDED
 from pixart.generation.console import Console
 from pixart.serving.choices import find_loras, parse_controls
 from pixart.serving.listening import bound
@@ -32,6 +35,8 @@ def serve(options: Options) -> None:
     from pixart.serving.server import Server
     from pixart.serving.temporary import private_folder
 
+    loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
+    controls = parse_controls(options.control)
     clients, hosts = (
         Clients.read(options.token_file),
         Hosts(options.host, options.name, options.https),
@@ -40,7 +45,7 @@ def serve(options: Options) -> None:
     with bound(options.host, options.port, options.token_file) as port:
         with console.with_libraries():
             console.remark(f"opening {model_name(options)}")
-            service = open_service(options, clients, hosts)
+            service = open_service(options, loras, controls, clients, hosts)
         try:
             process.at_work()
             with private_folder():
@@ -62,23 +67,22 @@ def check_libraries(*, ui: bool) -> None:
         )
 
 
-def open_service(options: Options, clients: "Clients", hosts: "Hosts") -> "Service":
+def open_service(
+    options: Options,
+    loras: Mapping[str, Path],
+    controls: Mapping[str, str],
+    clients: "Clients",
+    hosts: "Hosts",
+) -> "Service":
     """Open the model, and put a queue before it, which is to be closed."""
-    loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
-    controls = parse_controls(options.control)
-    from pixart.config import EMBEDDED
     from pixart.serving.painter import PipelinePainter
     from pixart.serving.queue import Queue
     from pixart.serving.service import Offer, Service
 
     painter = PipelinePainter.open(options, loras, controls)
-    limits = limits_of(options)
+    name, limits = model_name(options), limits_of(options)
     offer = Offer(
-        model_name(options),
-        painter.native,
-        painter.multiple,
-        tuple(loras),
-        tuple(controls),
-        is_embedded=(options.model or EMBEDDED) == EMBEDDED and options.transformer is None,
-    )
+        name, painter.native, painter.multiple, tuple(loras), tuple(controls),
+        is_embedded=name == EMBEDDED and options.transformer is None,
+    )  # fmt: skip
     return Service(Queue(painter, limits), offer, clients, limits, hosts)

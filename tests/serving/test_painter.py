@@ -84,6 +84,7 @@ def test_a_picture_is_that_of_the_pipeline(shared: PipelinePainter, pipe: Pipeli
     assert np.array_equal(pixels(found), np.asarray(wanted.image))
     assert found.request == wanted.request
     assert (found.width, found.height) == wanted.image.size
+    assert found.text_tokens == pipe.caption_tokens(CIRCLE.prompt)[0] > 0
 
 
 @pytest.fixture
@@ -312,6 +313,27 @@ def test_what_others_take_of_memory_changes_no_picture(
     for place in ("pixart.pipeline.drawing", "pixart.vae.autoencoder"):
         monkeypatch.setattr(f"{place}.free_memory", lambda _: 0)
     assert drawn(shared, Order((CIRCLE,))).content == before.content
+
+
+def test_the_text_encoder_stays_where_it_has_room(
+    own: PipelinePainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = own._models.plain.text_encoder
+    own.prepare(waiting("a"), lambda: False)
+    assert encoder.is_loaded
+    monkeypatch.setattr(models, "free_memory", lambda _: 0)
+    tight = PipelinePainter.open(Options(), {}, {})
+    tight.prepare(waiting("a"), lambda: False)
+    assert not tight._models.plain.text_encoder.is_loaded
+    own.close()
+    assert not encoder.is_loaded
+
+
+def test_a_prompt_that_is_too_long_is_not_shown_to_whoever_serves(
+    own: PipelinePainter, recwarn: pytest.WarningsRecorder
+) -> None:
+    own.prepare(waiting("a small red circle " * 100), lambda: False)
+    assert not recwarn.list
 
 
 def test_a_lora_for_another_model_is_refused_when_the_service_opens(

@@ -280,9 +280,7 @@ def test_muon_takes_the_same_steps_of_matrices_cut_among_processes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (130, 64), (65, 128)])
-def test_muon_takes_pytorchs_steps(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_muon_takes_pytorchs_steps(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, where bf16 is multiplied as PyTorch's Muon does everywhere."""
     monkeypatch.setattr("pixart.training.optimizers.has_bf16_products", lambda _: True)
     torch.manual_seed(0)
