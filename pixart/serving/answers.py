@@ -1,5 +1,8 @@
 """Answers as they leave: with the headers that bind a browser, and errors as one line of JSON."""
 
+import base64
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from starlette.types import Message, Send
@@ -9,13 +12,16 @@ from pixart.serving.refusal import Refusal
 Header = tuple[bytes, bytes]
 # Our own answers are shown, never run.
 POLICY = "default-src 'none'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-# Gradio's page has its settings in an inline script, compiles templates, and styles its elements one by
-# one; nothing of it, and nothing that it is led to, leaves this server.
+# Gradio's page compiles templates, styles its elements one by one, and has its settings in scripts within
+# the page, each of which is allowed by its hash: one that somebody brings in is none of them. Nothing of it,
+# and nothing that it is led to, leaves this server.
 PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+PAGE = "/"
+_SCRIPT = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _NOT_NEEDED = ("accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "magnetometer",
                "microphone", "midi", "payment", "usb")  # fmt: skip
 HEADERS = {
@@ -42,19 +48,39 @@ class Answer:
         self._send, self._method, self._path = send, method, path
         self.cookies: Sequence[str] = ()
         self.has_begun = self._is_broken = False
+        self._held: tuple[Message, list[bytes]] | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._is_broken = message["status"] >= 500 and not _is_json(message)
-            if (
-                self._is_broken
-            ):  # a page of somebody else's for a fault of ours: `end` says it instead
-                return
-            self.has_begun = True
-            policy = PAGE_POLICY if self._path == "/" else POLICY
-            message = {**message, "headers": self._headers(message.get("headers", ()), policy)}
-        if not self._is_broken:
+            # A page of somebody else's for a fault of ours is not shown: `end` says it instead.
+            self._is_broken = message["status"] >= 500 and not _is_of(message, b"application/json")
+            if not self._is_broken:
+                await self._begin(message)
+        elif self._held is not None:
+            await self._hold(message)
+        elif not self._is_broken:
             await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        self.has_begun = True
+        if self._path == PAGE and _is_of(message, b"text/html"):
+            self._held = message, []  # until all its scripts are known
+        else:
+            await self._send_head(message, POLICY)
+
+    async def _hold(self, message: Message) -> None:
+        assert self._held is not None
+        start, parts = self._held
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            self._held = None
+            page = b"".join(parts)
+            await self._send_head(start, page_policy(page))
+            await self._send({"type": "http.response.body", "body": page})
+
+    async def _send_head(self, message: Message, policy: str) -> None:
+        headers = self._headers(message.get("headers", ()), policy)
+        await self._send({**message, "headers": headers})
 
     async def end(self) -> None:
         """Nothing more comes from the application."""
@@ -109,6 +135,13 @@ def _is_kept(name: str, is_public: bool) -> bool:
     return is_public or name != "cache-control"
 
 
-def _is_json(message: Message) -> bool:
+def page_policy(page: bytes) -> str:
+    """The policy of a page of HTML: of scripts within it those that are there now."""
+    scripts = dict.fromkeys(filter(None, _SCRIPT.findall(page)))
+    hashes = (base64.b64encode(hashlib.sha256(one).digest()).decode() for one in scripts)
+    return PAGE_POLICY.format(scripts="".join(f" 'sha256-{one}'" for one in hashes))
+
+
+def _is_of(message: Message, kind: bytes) -> bool:
     kinds = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
-    return any(kind.startswith(b"application/json") for kind in kinds)
+    return any(value.startswith(kind) for value in kinds)

@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pixart.command import one_line
 from pixart.process import write_line
 from pixart.serving import login
-from pixart.serving.answers import Answer
+from pixart.serving.answers import PAGE, Answer
 from pixart.serving.bodies import Bodies, Gone
 from pixart.serving.clients import LOCAL, token_of
-from pixart.serving.heads import Head, check, without_hearsay
+from pixart.serving.heads import Head, check, heard
 from pixart.serving.rates import Crowd, Rates
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
@@ -148,6 +148,6 @@ class Guard:
         return {
             **scope,
             "scheme": "https" if self._hosts.https else scope.get("scheme", "http"),
-            "headers": without_hearsay(scope),
+            "headers": heard(scope, is_packed=scope["path"] != PAGE),
             "state": {**scope.get("state", {}), "owner": owner},
         }

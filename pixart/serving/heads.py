@@ -113,6 +113,12 @@ def check(head: Head, hosts: Hosts) -> None:
         raise Refusal(403, "this request was made by another page", code="other_origin")
 
 
-def without_hearsay(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers but for those by which a client would tell where it is, and what we are called."""
-    return [one for one in scope["headers"] if not _HEARSAY.fullmatch(one[0].lower())]
+def heard(scope: Scope, *, is_packed: bool) -> list[tuple[bytes, bytes]]:
+    """The headers but for those by which a client would tell where it is, and what we are called. is_packed:
+    whether the answer may be compressed."""
+    return [
+        (name, value)
+        for name, value in scope["headers"]
+        if not _HEARSAY.fullmatch(name.lower())
+        and (is_packed or name.lower() != b"accept-encoding")
+    ]

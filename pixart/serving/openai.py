@@ -24,6 +24,7 @@ from pixart.serving.events import ALIVE, KIND, Events, event, follow
 from pixart.serving.forms import body_of, values_of
 from pixart.serving.openai_fields import (
     BESIDE,
+    EXAMPLES,
     FORMATS,
     IGNORED,
     Drawn,
@@ -101,7 +102,7 @@ def _told(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "response_model": Pictures,
         "responses": {200: {"description": description, "content": stream}},
-        "openapi_extra": body_of(model, form=model is Edit),
+        "openapi_extra": body_of(model, EXAMPLES[model], form=model is Edit),
     }
 
 
@@ -299,7 +300,8 @@ class _Shown:
             return None
         if latest.picture != self._picture:
             self._picture, self._count = latest.picture, 0
-        is_due = latest.step * (self._wanted + 1) >= job.steps * (self._count + 1)
+        every = max(1, job.steps // (self._wanted + 1))  # as `_preview_every` has it
+        is_due = latest.step >= every * (self._count + 1)
         if self._count >= self._wanted or not is_due or latest.step >= job.steps:
             return None
         self._count += 1

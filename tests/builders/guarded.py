@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from fastapi import Depends, FastAPI
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 
 from pixart.serving.clients import Clients, owner_of
 from pixart.serving.guard import Guard
@@ -18,6 +18,7 @@ from pixart.serving.service import Service
 
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"
 TOKENS = {"ann": ANN, "bob": BOB}
+PAGE = "<html><script>first()</script><script type='module' src='/a.js'></script><script data-x>\n2\n</script>"
 BASE = "http://127.0.0.1:7860"
 
 
@@ -66,12 +67,13 @@ def small_app() -> FastAPI:
         return StreamingResponse(parts(), media_type="text/event-stream")
 
     @app.get("/")
-    def page() -> PlainTextResponse:
+    def page(request: Request) -> HTMLResponse:
         headers = {
             "Access-Control-Allow-Origin": "*", "Server": "x", "Cache-Control": "public, max-age=9",
             "Content-Security-Policy": "default-src *",
         }  # fmt: skip
-        return PlainTextResponse("page", headers=headers)
+        assert "accept-encoding" not in request.headers  # the guard reads what it finds in the page
+        return HTMLResponse(PAGE, headers=headers)
 
     @app.get("/assets/a.js")
     def asset() -> PlainTextResponse:

@@ -94,5 +94,5 @@ def refused(answer: httpx.Response, *statuses: int) -> str:
     assert "Traceback" not in answer.text and 'File "' not in answer.text
     assert len(answer.text) < 3000
     said = answer.json()
-    error = said["error"]
+    error = said.get("error")
     return str(error["message"] if isinstance(error, dict) else said["detail"])

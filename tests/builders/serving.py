@@ -51,6 +51,7 @@ class StubPainter:
     def hold(self) -> None:
         """Stop before the next step, until `release` or `let_step`."""
         self._free.clear()
+        self._may_step = threading.Semaphore(0)
 
     def release(self) -> None:
         self._free.set()

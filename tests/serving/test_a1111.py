@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from serving import Running, StubPainter, eventually, running_service
 
+from pixart.serving.a1111_fields import Text
+from pixart.serving.a1111_reading import order_from
 from pixart.serving.clients import Clients
 from pixart.serving.infotext import parse_parameters
 from pixart.serving.limits import Limits
@@ -149,14 +151,18 @@ def test_extra_networks_can_be_left_out(
     assert (_drawn(running).loras, _drawn(running).requests[0].prompt) == ((), "a circle")
 
 
-def test_hires_fix_is_our_enlarging(running: Running, post: Callable[..., httpx.Response]) -> None:
-    # The stub does not enlarge; what it is asked for is what counts.
-    body = {"prompt": "x", "enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.4}
-    post("txt2img", **body, hr_scale=1.5)
-    request = _drawn(running).requests[0]
-    assert (request.upscale, request.upscale_strength) == ("1.5x", 0.4)
-    post("txt2img", **body, hr_resize_x=256, hr_resize_y=256)
-    assert _drawn(running).requests[0].upscale == "256x256"
+@pytest.mark.parametrize(
+    ("body", "upscale"),
+    [
+        ({"hr_scale": 1.5}, "1.5x"),
+        ({}, "2x"),
+        ({"hr_resize_x": 256, "hr_resize_y": 192}, "256x192"),
+    ],
+)
+def test_hires_fix_is_our_enlarging(body: dict[str, Any], upscale: str, running: Running) -> None:
+    usual = {"prompt": "x", "enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.4}
+    [request] = order_from(Text(**usual, **body), running.service).requests
+    assert (request.upscale, request.upscale_strength) == (upscale, 0.4)
 
 
 def test_img2img_begins_with_the_picture(

@@ -1,9 +1,11 @@
 """How answers leave: headers that bind a browser, and errors as one line."""
 
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 import pytest
-from guarded import TOKENS, asking, guard, raw, reason_of, run
+from guarded import PAGE, TOKENS, asking, guard, raw, reason_of, run
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,18 @@ def test_every_answer_binds_the_browser(path: str, tokens: Any) -> None:
     assert "http" not in policies[0] and "*" not in policies[0]
     assert "server" not in headers and "access-control-allow-origin" not in headers
     assert path == "/assets/a.js" or headers.get_list("cache-control") == ["no-store"]
+
+
+def test_of_scripts_within_the_page_those_run_that_were_sent() -> None:
+    def allowed(script: str) -> str:
+        return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+
+    answer = asking(guard())("GET", "/")
+    policy = answer.headers["content-security-policy"]
+    (scripts,) = [part for part in policy.split("; ") if part.startswith("script-src")]
+    assert answer.text == PAGE and "'unsafe-inline'" not in scripts
+    assert allowed("first()") in scripts and allowed("\n2\n") in scripts
+    assert allowed("alert(1)") not in scripts and scripts.count("sha256-") == 2
 
 
 def test_what_is_the_same_for_everybody_may_be_kept() -> None:
