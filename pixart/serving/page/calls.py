@@ -68,7 +68,7 @@ def _pairs(loras: Any) -> tuple[tuple[str, float], ...]:
 
 def _kind(name: str) -> Any:
     kinds = [one for one in kinds_of(name) if one is not type(None)]
-    plain = [
+    plain: list[Any] = [
         one if isinstance(one, type) and one in (str, int, float, bool) else list[Any]
         for one in kinds
     ]
