@@ -5,6 +5,7 @@ Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption toke
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pixart.config import KVCompression, PixArtConfig
 from pixart.distributed import cut_again, whole
 from pixart.model.compression import compress_tokens, layer_norm
+from pixart.model.exchange import Share
 from pixart.model.folding import FoldedProjection, folds
 from pixart.model.mlp import MLP
 from pixart.model.projection import scaled_queries, scales_queries
@@ -82,11 +84,18 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(width) if has_norm else None
         self._folded = FoldedProjection()
 
-    def forward(self, x: Tensor, grid: tuple[int, int], is_perturbed: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        is_perturbed: bool = False,
+        share: Share | None = None,
+    ) -> Tensor:
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C).
 
         is_perturbed: every token attends to itself alone, the identity in the place of the attention
-        map (perturbed-attention guidance, arXiv:2403.17377).
+        map (perturbed-attention guidance, arXiv:2403.17377). share: x and grid are this process's rows
+        of a picture, whose other keys and values other processes have.
         """
         if is_perturbed:
             return self.proj(self._own_values(x))
@@ -99,11 +108,11 @@ class SelfAttention(nn.Module):
         else:
             parts = self._merge(x, grid, self.compression, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
-        if self.precision is None:
-            out = flash_attention(q, k, v, scale=SCALE_OF_SCALED if is_scaled else None)
-        else:
-            out = flash_attention(q, k, v, precision=self.precision)  # (B, N, H, D)
-        return self.proj(out.flatten(2))
+        scale = SCALE_OF_SCALED if is_scaled else None
+        attention = partial(flash_attention, scale=scale, precision=self.precision)
+        if share is not None:
+            attention = partial(share.attend, attention, self.compression)
+        return self.proj(attention(q, k, v).flatten(2))  # of (B, N, H, D)
 
     def _own_values(self, x: Tensor) -> Tensor:
         """(B, N, C): the value of each token.
@@ -199,6 +208,7 @@ class Block(nn.Module):
         lengths: Tensor | None,
         grid: tuple[int, int],
         is_perturbed: bool = False,
+        share: Share | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x: (B, N, C); modulated: x ready for self-attention. Returns both for the next block.
 
@@ -206,10 +216,10 @@ class Block(nn.Module):
         of whatever follows; (B, C) each. So each of the three passes over the tokens ends one
         branch, and all but the first prepare the next. next_rows None: x changes before the next
         block, so that nothing is prepared for it, and what is returned in its place is x.
-        is_perturbed: of SelfAttention.
+        is_perturbed, share: of SelfAttention.
         """
         gate_attention, shift_mlp, scale_mlp, gate_mlp = rows
-        x = gate_add(x, self.attn(modulated, grid, is_perturbed), gate_attention)
+        x = gate_add(x, self.attn(modulated, grid, is_perturbed, share), gate_attention)
         # PixArt's cross-attention is neither normed nor gated: it sees the residual stream itself.
         branch = self.cross_attn(x, caption, lengths)  # (B, N, C)
         x, modulated = gate_add_modulate(x, branch, None, shift_mlp, scale_mlp)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pixart.config import PixArtConfig
 from pixart.model.blocks import Block, EncodedCaption, KeysValues, modulation_rows
+from pixart.model.exchange import Share
 from pixart_kernels import gate_add, gate_add_modulate
 
 COPIES = 13  # of the published controls
@@ -121,7 +122,7 @@ class Steering:
     """Controls on their way along the base, through one call of it.
 
     shared: (B, 6·C) of the base's t_block. hints: (B, N, C) and captions of each control. run: may
-    compute a block again in the backward pass.
+    compute a block again in the backward pass. share: of SelfAttention.
     """
 
     def __init__(
@@ -133,12 +134,13 @@ class Steering:
         shared: Tensor,
         grid: tuple[int, int],
         run: Run,
+        share: Share | None = None,
     ) -> None:
         self._walks = [
             _Walk(control, hint, caption, shared)
             for control, hint, caption in zip(controls, hints, captions, strict=True)
         ]
-        self._rest: tuple[Any, ...] = (lengths, grid)
+        self._rest: tuple[Any, ...] = (lengths, grid, False, share)
         self._run = run
 
     def reaches(self, layer: int) -> bool:

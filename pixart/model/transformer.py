@@ -25,6 +25,7 @@ from pixart.model.blocks import (
 from pixart.model.compression import initialise
 from pixart.model.control import COPIES, Control, ControlNet, Run, Steering
 from pixart.model.embedders import CaptionEmbedder, PatchEmbedder, PositionTables, SinusoidEmbedder
+from pixart.model.exchange import Share, TokenExchange, rows_together
 from pixart_kernels import modulate
 
 
@@ -82,6 +83,7 @@ class PixArt(nn.Module):
         *,
         perturbed: Collection[int] = (),
         controls: Sequence[Control] = (),
+        exchange: TokenExchange | None = None,
     ) -> Tensor:
         """One denoising step. Returns (B, out_channels, h, w) in the dtype that it computed in.
 
@@ -95,6 +97,9 @@ class PixArt(nn.Module):
             micro-conditioned models and no others; fewer rows than B are repeated in turn.
         perturbed: blocks in which every token attends to itself alone (perturbed-attention guidance).
         controls: what steers it; what several add up to, each times its scale.
+        exchange: shares the tokens among processes, each of which is given all arguments whole and returns
+            the whole prediction. Gradients of weights are those of its own tokens, times the processes: the
+            mean over the processes is the gradient. ValueError for too few rows of tokens to share.
         """
         _check_perturbed(perturbed, self.config)
         batch = _check_latents(latents, self.config)
@@ -103,17 +108,20 @@ class PixArt(nn.Module):
         t = self._embed_timesteps(timesteps, batch, latents.device)  # (B, C)
         t = self._add_sizes(t, image_size, aspect_ratio)
         tokens, lengths = self._caption_tokens(caption, caption_mask, batch)  # (B, L, C), (B,)
-        x = self.x_embedder(latents.to(self.dtype))  # (B, N, C)
-        x = x + self.position_tables(grid, x)  # (B, N, C)
+        share = None if exchange is None else exchange.share(grid, self._rows_together(controls))
+        x = self.x_embedder(_own_rows(latents, side, share).to(self.dtype))  # (B, N, C)
+        x = x + _own(self.position_tables(grid, x), share)  # (B, N, C)
         is_encoded = isinstance(caption, EncodedCaption)
-        hints = [self._hint_tokens(each, batch, grid) for each in controls]
+        hints = [_own(self._hint_tokens(each, batch, grid), share) for each in controls]
         seen = [_caption_of(each, tokens[0], is_encoded, batch) for each in controls]
         shared = self.t_block(t)  # (B, 6·C)
         run = partial(self._run, self.training or any(each.network.training for each in controls))
-        steering = Steering(controls, hints, seen, lengths, shared, grid, run)
+        own_grid = grid if share is None else share.grid
+        steering = Steering(controls, hints, seen, lengths, shared, own_grid, run, share)
         rows = [*modulation_rows(shared, self._blocks), self._last_rows(t)]
-        modulated = self._apply_blocks(x, rows, tokens, lengths, grid, perturbed, steering, run)
-        return self._unpatchify(self.final_layer(modulated), grid)
+        given = (tokens, lengths, own_grid, perturbed, share)
+        patches = self.final_layer(self._apply_blocks(x, rows, *given, steering, run))
+        return self._unpatchify(patches if share is None else share.whole(patches), grid)
 
     def encode_caption(
         self,
@@ -170,6 +178,10 @@ class PixArt(nn.Module):
             )
         return tokens.repeat(batch // rows, 1, 1)
 
+    def _rows_together(self, controls: Sequence[Control]) -> int:
+        configs = [self.config, *(each.network.config for each in controls)]
+        return rows_together(config.kv_compression for config in configs)
+
     def _caption_tokens(
         self, caption: Tensor | EncodedCaption, mask: Tensor | None, batch: int
     ) -> tuple[Sequence[Tensor | KeysValues], Tensor | None]:
@@ -222,6 +234,7 @@ class PixArt(nn.Module):
         lengths: Tensor | None,
         grid: tuple[int, int],
         perturbed: Collection[int],
+        share: Share | None,
         steering: Steering,
         run: Run,
     ) -> Tensor:
@@ -231,7 +244,7 @@ class PixArt(nn.Module):
             own, following = rows[layer][2:], rows[layer + 1][:2]
             is_steered = steering.reaches(layer + 1)
             inputs = (x, modulated, own, None if is_steered else following, captions[layer])
-            x, modulated = run(layer, block, *inputs, lengths, grid, layer in perturbed)
+            x, modulated = run(layer, block, *inputs, lengths, grid, layer in perturbed, share)
             if is_steered:
                 x, modulated = steering.apply(x, layer + 1, following)
         return modulated
@@ -301,6 +314,14 @@ class PixArt(nn.Module):
         if problems:
             raise ValueError(f"state_dict must fit the model, got {', '.join(problems)}")
         self.load_state_dict(given, strict=False)
+
+
+def _own(tokens: Tensor, share: Share | None) -> Tensor:
+    return tokens if share is None else share.own(tokens)
+
+
+def _own_rows(latents: Tensor, side: int, share: Share | None) -> Tensor:
+    return latents if share is None else share.rows_of(latents, side)
 
 
 def _linears(*modules: nn.Module | None) -> list[nn.Linear]:

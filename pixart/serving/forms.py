@@ -35,10 +35,12 @@ async def values_of(request: Request, model: type[BaseModel], most: int) -> dict
         await form.close()
 
 
-def body_of(model: type[BaseModel], *, form: bool = False) -> dict[str, Any]:
+def body_of(
+    model: type[BaseModel], example: Mapping[str, Any], *, form: bool = False
+) -> dict[str, Any]:
     """What a document says of a body, for `openapi_extra`. form: whether it may be a form too."""
     schema = model.model_json_schema()
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    content: dict[str, Any] = {"application/json": {"schema": schema, "example": example}}
     if form:
         content[FORM] = {"schema": schema}
     return {"requestBody": {"required": True, "content": content}}

@@ -26,6 +26,7 @@ JobOrder = settings_model(
         Field(0, ge=0, description="Steps from one preview to the next, 0 for none."),
     ),
 )
+_EXAMPLE = {"prompt": "a red circle on black", "n": 2, "seed": 1, "steps": 4, "preview_every": 2}
 _Id = Annotated[str, Path(description="Of a job, as it was answered.")]
 _Number = Annotated[int, Path(ge=0, le=2**31, description="Of a picture in its order, from 0.")]
 
@@ -120,7 +121,7 @@ def router(service: Service) -> APIRouter:
         status_code=202,
         summary="Order pictures",
         responses={202: {"headers": {"Location": {"schema": {"type": "string"}}}}},
-        openapi_extra=body_of(JobOrder, form=True),
+        openapi_extra=body_of(JobOrder, _EXAMPLE, form=True),
     )
     async def order(request: Request, response: Response, owner: Owner) -> JobAnswer:
         """Takes JSON, or a form whose pictures are files. The answer comes at once; `events` tells more."""
@@ -142,7 +143,9 @@ def router(service: Service) -> APIRouter:
         summary="How far a job is, as it goes on",
         response_class=Response,
         responses={
-            200: content(KIND, "Events `job`, each with the whole job; the last one is `end`."),
+            200: content(
+                KIND, "Events `job`, each with the whole job; the last one is `end`, or `error`."
+            ),
             204: {
                 "description": "It had ended by the event that the client saw last: come no more."
             },
@@ -228,12 +231,15 @@ def _seen(text: str | None) -> int | None:
 async def _events(
     service: Service, job: Job, owner: str, seen: int | None
 ) -> AsyncGenerator[bytes, None]:
-    async for now in follow(service.queue, job, owner):
-        if now is None:
-            yield ALIVE
-        elif now.version != seen or now.has_ended:
-            name = "end" if now.has_ended else "job"
-            yield event(name, answer_of(now).model_dump(), now.version)
+    try:
+        async for now in follow(service.queue, job, owner):
+            if now is None:
+                yield ALIVE
+            elif now.version != seen or now.has_ended:
+                name = "end" if now.has_ended else "job"
+                yield event(name, answer_of(now).model_dump(), now.version)
+    except Refusal as refusal:  # it has been deleted while the client was slow to listen
+        yield event("error", refusal.content("/v1"))
 
 
 def _result(job: Job, number: int) -> Result:

@@ -24,6 +24,7 @@ from pixart.serving.events import ALIVE, KIND, Events, event, follow
 from pixart.serving.forms import body_of, values_of
 from pixart.serving.openai_fields import (
     BESIDE,
+    EXAMPLES,
     FORMATS,
     IGNORED,
     Drawn,
@@ -101,7 +102,7 @@ def _told(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "response_model": Pictures,
         "responses": {200: {"description": description, "content": stream}},
-        "openapi_extra": body_of(model, form=model is Edit),
+        "openapi_extra": body_of(model, EXAMPLES[model], form=model is Edit),
     }
 
 
@@ -117,7 +118,7 @@ async def _answer(
     asked = _asked(given, _name(model))
     job = await run_in_threadpool(_submit, given, asked, service, owner)
     if asked.is_streamed:
-        return Events(_events(service, job, asked))
+        return Events(_events(service, job, asked), lambda: _forget(service, job))
     try:
         return _pictures(await _ended(request, service, job), asked, service)
     finally:  # it has all in the answer; of a client that has gone, nobody waits for it
@@ -282,8 +283,6 @@ async def _events(service: Service, job: Job, asked: _Asked) -> AsyncGenerator[b
                 _check_done(now, finished)
     except Refusal as refusal:
         yield event("error", refusal.content("/v1"))
-    finally:
-        _forget(service, job)
 
 
 class _Shown:

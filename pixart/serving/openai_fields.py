@@ -96,6 +96,15 @@ Edit = settings_model(
     input_fidelity=_one_of("high", "low", help="No effect: strength decides."),
     complexity=_one_of("low", "medium", "high", help="No effect: nothing is planned."),
 )
+# The smallest picture that can be sent in a line: 16 pixels of one colour, a side.
+_DOT = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAFklEQVR42mP8z0AaYGIY1TCqYdhqAABALgEfFO4+Ag"
+    "AAAABJRU5ErkJggg=="
+)
+EXAMPLES: Mapping[type[BaseModel], Mapping[str, Any]] = {
+    Generation: {"prompt": "a red circle on black", "n": 1, "size": "auto", "seed": 1, "steps": 4},
+    Edit: {"prompt": "a red circle on black", "image": _DOT, "strength": 0.5, "steps": 4},
+}
 # Of the fields above, those that are no settings of a picture.
 BESIDE = frozenset((
     "model", "output_format", "output_compression", "response_format", "background", "stream",

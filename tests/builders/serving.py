@@ -49,7 +49,7 @@ class StubPainter:
         self._free.set()
 
     def hold(self) -> None:
-        """Stop before the next step, and before the end of `prepare`, until `release` or `let_step`."""
+        """Stop before the next step, until `release` or `let_step`."""
         self._free.clear()
         self._may_step = threading.Semaphore(0)
 

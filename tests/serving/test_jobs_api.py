@@ -165,6 +165,18 @@ def test_who_comes_back_is_told_what_is_new_alone(client: httpx.Client, held: St
     assert (answer.status_code, answer.content) == (204, b"")
 
 
+def test_a_job_that_is_deleted_ends_its_events(
+    running: Running, client: httpx.Client, held: StubPainter
+) -> None:
+    place = ordered(client)
+    with client.stream("GET", f"{place}/events") as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("id: ")
+        client.delete(place)
+        names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert names[-1] in ("end", "error")  # by whether it was heard of before it was forgotten
+
+
 @pytest.mark.parametrize("last", ["x", "-1", "9" * 40, "²"])
 def test_an_event_id_of_somebody_elses_is_none(client: httpx.Client, last: str) -> None:
     place = ordered(client)
