@@ -32,7 +32,7 @@ def main() -> None:
         shown = "document.querySelector('#now img.picture')?.naturalWidth"
         shots = []
         for width, dark in ((WIDTH, False), (NARROW, True)):
-            visitor.open(width=width, height=HEIGHT, dark=dark)
+            browser.look(width=width, height=HEIGHT, dark=dark)
             visitor.wait(lambda: browser.evaluate(shown) == painter.native)
             shot = Image.open(browser.screenshot(f"readme-page-{width}")).convert("RGB")
             shots.append(shot.crop((0, 0, width, HEIGHT)))
