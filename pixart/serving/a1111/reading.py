@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from pixart.pictures import upright
 from pixart.pipeline.metadata import SAMPLERS
 from pixart.serving.a1111.fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
 from pixart.serving.calls.schemas import order_of
@@ -150,7 +151,7 @@ def _from_picture(body: Picture, service: Service) -> dict[str, Any]:
         raise invalid("init_images", "must be one picture", len(body.init_images))
     image = picture_of_text(body.init_images[0], "init_images", service.limits)
     has_size = bool(body.width or body.height)
-    is_own = image.size == (body.width, body.height)
+    is_own = upright(image).size == (body.width, body.height)
     settings: dict[str, Any] = {
         "image": image,
         "strength": STRENGTH if body.denoising_strength is None else body.denoising_strength,
@@ -182,7 +183,7 @@ def _larger(body: Text) -> dict[str, Any]:
             raise invalid("hr_scale", f"must be from 1 to {MOST_SCALE}", scale)
         upscale = f"{scale:.6g}x"
     strength = None if isinstance(body, Picture) else body.denoising_strength
-    return {"upscale": upscale, "upscale_strength": strength}
+    return {"upscale": upscale, "upscale_strength": strength, "upscale_guidance": body.hr_cfg}
 
 
 def _units(body: Text) -> Iterator[Mapping[str, Any]]:
