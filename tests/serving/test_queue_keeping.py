@@ -114,12 +114,23 @@ def test_pictures_of_orders_that_wait_take_so_many_bytes(
     queue: Queue, painter: StubPainter
 ) -> None:
     painter.hold()
-    for _ in range(3):
-        queue.submit(order("a cat", pictures=sent()), "me")
+    for owner in ("me", "them", "us"):
+        queue.submit(order("a cat", pictures=sent()), owner)
     with pytest.raises(Refusal, match="the pictures of the orders that wait take 90,000") as full:
         queue.submit(order("a cat", pictures=sent()), "you")
     assert full.value.status == 429
     assert queue.submit(order("a cat"), "you").state == "waiting"
+
+
+def test_pictures_of_one_client_leave_room_for_those_of_others(
+    queue: Queue, painter: StubPainter
+) -> None:
+    painter.hold()
+    queue.submit(order("a cat", pictures=sent()), "me")
+    with pytest.raises(Refusal, match="the pictures of your orders that wait take 30,000"):
+        queue.submit(order("a cat", pictures=sent()), "me")
+    for owner, pictures in (("me", {}), ("you", sent())):
+        assert queue.submit(order("a cat", pictures=pictures), owner).state == "waiting"
 
 
 def test_one_order_is_taken_whatever_its_pictures_are(queue: Queue) -> None:
