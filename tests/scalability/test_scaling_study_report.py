@@ -66,6 +66,7 @@ def made(run: Run, loss: float, share: float, flops: int = 10**8) -> dict[str, A
         "accuracy": accuracy,
         "seconds": 1.0,
         "cpu_seconds": 2.0,
+        "processor": "p",
     }
 
 
@@ -189,3 +190,11 @@ def test_all_sizes_are_measured_at_the_shared_step_and_the_levels() -> None:
 def test_the_committed_report_is_made_of_the_committed_results() -> None:
     found = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == compose(found)
+
+
+def test_a_report_says_which_processors_the_runs_took() -> None:
+    study = told([made(run, 0.2, 0.5) for run in RUNS])
+    study["runs"][0]["processor"] = "q"
+    said = f"in 1 minutes on 2 cores, {2 * len(RUNS) / 60:.0f} CPU-minutes of training and measuring "
+    said += f"({len(RUNS) - 1} runs on p, 1 runs on q), torch 2, diffusers 0, 2026-01-01"
+    assert said in compose(study)
