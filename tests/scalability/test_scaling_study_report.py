@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixart.scalability.study.claims import CLAIMS, Claim, difference, judged
-from pixart.scalability.study.fits import measurements
+from pixart.scalability.study.fits import best_size, measurements
 from pixart.scalability.study.plan import (
     AGAIN,
     BASE,
@@ -195,6 +195,17 @@ def test_the_committed_report_is_made_of_the_committed_results() -> None:
 def test_a_report_says_which_processors_the_runs_took() -> None:
     study = told([made(run, 0.2, 0.5) for run in RUNS])
     study["runs"][0]["processor"] = "q"
-    said = f"in 1 minutes on 2 cores, {2 * len(RUNS) / 60:.0f} CPU-minutes of training and measuring "
+    said = (
+        f"in 1 minutes on 2 cores, {2 * len(RUNS) / 60:.0f} CPU-minutes of training and measuring "
+    )
     said += f"({len(RUNS) - 1} runs on p, 1 runs on q), torch 2, diffusers 0, 2026-01-01"
     assert said in compose(study)
+
+
+def test_sizes_that_end_at_a_level_are_compared_there() -> None:
+    """Steps are whole, so that a run ends within half a step of its compute, on either side."""
+    study = told([made(run, 0.2, 0.5) for run in RUNS])
+    ends = {run["marks"][-1]["tflop"] for run in study["runs"] if run["compute"] == 8.0}
+    assert min(ends) < 8.0  # or nothing is tried here
+    found = best_size(Results(study), 8.0)
+    assert found is not None and found.sizes >= 5
