@@ -56,8 +56,8 @@ def _generate(options: Options, report: Report, console: Console, team: Team) ->
         options = replace(options, seed=int(team.said(str(secrets.randbelow(2**32)))))
         console.remark(f"seed {options.seed}")
     run = team.agreed(lambda: _planned(options, report, console, team))
-    if not team.is_alone and team.said(run.digest) != run.digest:
-        raise ValueError("output must be a folder that all processes see, got one that differs")
+    first = team.said(run.digest)
+    team.agreed(lambda: _check_same(run.digest, first))
     jobs, cells = run.jobs, run.cells
     if run.pipe is not None and run.left:
         process.at_work()
@@ -89,6 +89,11 @@ class _Run:
             (job.index, str(job.path), job.there is None, str(job.request)) for job in self.jobs
         ]
         return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _check_same(digest: str, first: str) -> None:
+    if digest != first:
+        raise ValueError("output must be a folder that all processes see, got one that differs")
 
 
 def _planned(options: Options, report: Report, console: Console, team: Team) -> _Run:
