@@ -4,10 +4,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from pixart import __version__
-from pixart.serving import a1111, health, jobs_api, openai, page
-from pixart.serving.guard import Guard
+from pixart.serving import page
+from pixart.serving.a1111 import routes as a1111
+from pixart.serving.calls import health, jobs, openai
+from pixart.serving.guarding.guard import Guard
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
@@ -28,7 +31,7 @@ def make_app(service: Service, *, ui: bool) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse_values},
     )
-    for part in (openai, jobs_api, a1111, health):
+    for part in (openai, jobs, a1111, health):
         app.include_router(part.router(service))
     if ui:  # last: it answers for every path that is left
         page.mount(app, service)
@@ -36,7 +39,7 @@ def make_app(service: Service, *, ui: bool) -> FastAPI:
     return app
 
 
-async def _refuse(_: Request, error: Exception) -> None:
+async def _refuse(_: Request, error: Exception) -> Response:
     """No such path, or no such method there: in the one form that all refusals have."""
     assert isinstance(error, HTTPException)
     reason = f"{error.detail}; /openapi.json tells what there is"
@@ -44,7 +47,7 @@ async def _refuse(_: Request, error: Exception) -> None:
     raise Refusal(error.status_code, reason, code=code, further=error.headers)
 
 
-async def _refuse_values(_: Request, error: Exception) -> None:
+async def _refuse_values(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = str(first["loc"][-1])

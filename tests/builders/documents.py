@@ -14,6 +14,7 @@ GUIDES = (
     "pixart/evaluation/README.md",
     "pixart/evaluation/preference/README.md",
     "pixart/scalability/README.md",
+    "pixart/serving/README.md",
     "bench/README.md",
     "kernels/README.md",
     ".github/CONTRIBUTING.md",

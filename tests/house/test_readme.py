@@ -68,7 +68,13 @@ def _known_options() -> str:
 
 
 @pytest.mark.parametrize(
-    "document", ["pixart/README.md", "pixart/training/README.md", "pixart/evaluation/README.md"]
+    "document",
+    [
+        "pixart/README.md",
+        "pixart/training/README.md",
+        "pixart/evaluation/README.md",
+        "pixart/serving/README.md",
+    ],
 )
 def test_options_that_a_guide_names_exist(document: str) -> None:
     code = " ".join(re.findall(r"`([^`]+)`", prose(document)))

@@ -9,9 +9,11 @@ A block is one of these, so that none escapes:
     text    what a command prints
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -204,10 +206,16 @@ def _environment(place: Path, checkout: Path) -> dict[str, str]:
 
 
 def _run(command: list[str], example: Example, checkout: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, f"{example.place}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    with subprocess.Popen(
+        command, cwd=checkout, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, errors = process.communicate(timeout=600)
+        finally:  # what an example that failed left in the background
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"{example.place}\n{out[-2000:]}{errors[-4000:]}"
 
 
 def _smaller(text: str) -> str:

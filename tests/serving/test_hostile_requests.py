@@ -12,7 +12,11 @@ from PIL import Image
 from serving import Running, running_service
 
 from pixart.config import EMBEDDED
+from pixart.pipeline.request import Request
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.limits import Limits
+from pixart.serving.options import Options
+from pixart.serving.orders import Order
 from pixart.serving.service import Offer
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -219,3 +223,13 @@ def test_no_preflight_of_another_page_succeeds(client: httpx.Client, path: str) 
 def test_nothing_answers_that_nobody_needs(client: httpx.Client) -> None:
     for method in ("TRACE", "PROPFIND", "PUT", "PATCH"):
         refused(client.request(method, "/v1/jobs"), 405)
+
+
+@pytest.mark.slow
+def test_no_path_is_a_scheduler_to_the_model() -> None:
+    """Which the painter here does not look at."""
+    painter = PipelinePainter.open(Options(), {}, {})
+    for name in ADDRESSES:
+        with pytest.raises(ValueError, match="^scheduler"):
+            painter.check(Order((Request("a", scheduler=name),)))
+    painter.close()

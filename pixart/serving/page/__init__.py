@@ -8,13 +8,21 @@ if TYPE_CHECKING:
 
     from pixart.serving.service import Service
 
+_ENVIRONMENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    # Numbers of its own on every event, in memory: the fewest that it keeps, and never added up.
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**12),
+}
+
 
 def mount(app: "FastAPI", service: "Service") -> None:
     """Put the page at "/", behind the routes that `app` has already. ImportError without Gradio.
 
-    Nothing is told to anybody: Gradio reads its environment when it is imported, so it is told here.
+    Nothing is told to anybody, and nothing of any event is kept: Gradio reads its environment when it is
+    imported, so it is told here.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(_ENVIRONMENT)
     from pixart.serving.page import blocks
 
     blocks.mount(app, service)

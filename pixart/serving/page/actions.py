@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from pixart.resolution import resolve_size
-from pixart.serving import schemas
-from pixart.serving.orders import Job
+from pixart.serving.calls import schemas
+from pixart.serving.orders import MEDIA_TYPES, Job
 from pixart.serving.page.form import Asked, Read, asked_of
 from pixart.serving.page.reading import read_settings
 from pixart.serving.refusal import Refusal
@@ -32,6 +32,10 @@ class Actions:
     def _submit(self, asked: Asked | Mapping[str, Any], owner: str) -> Job:
         if not isinstance(asked, Asked):
             asked = asked_of(asked)
+        if asked.format not in MEDIA_TYPES:
+            raise Refusal(400, f"format must be one of {', '.join(MEDIA_TYPES)}", field="format")
+        if type(asked.count) is not int:
+            raise Refusal(400, "count must be a whole number", field="count")
         order = schemas.order_of(
             asked.settings, self.service, loras=asked.loras, controls=asked.controls, n=asked.count,
             preview_every=PREVIEW_EVERY, format=asked.format,

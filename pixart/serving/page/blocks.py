@@ -77,7 +77,8 @@ class _Page:
             )  # fmt: skip
 
     def _lay_out(self) -> None:
-        service, form = self.service, {}
+        service = self.service
+        form: fields.Fields = {}
         with gr.Row(elem_id="top"):
             gr.HTML(_heading(service), apply_default_css=False, elem_id="heading", scale=1)
             self.reader = file_reader("reader")
@@ -103,12 +104,12 @@ class _Page:
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                     form |= fields.advanced()
             with gr.Column(elem_id="pictures", min_width=300):
-                again = {"js_on_load": _AGAIN, "apply_default_css": False}
+                again: dict[str, Any] = {"js_on_load": _AGAIN, "apply_default_css": False}
                 self.now = gr.HTML(show.now(None), elem_id="now", **again)
                 gr.HTML("<h2>Your pictures</h2>", apply_default_css=False)
                 self.gallery = gr.HTML(show.gallery([]), elem_id="gallery", **again)
         self.followed = gr.Textbox(visible=False)
-        self.form: fields.Fields = form
+        self.form = form
 
     def _connect(self) -> None:
         shown = [self.now, self.gallery, self.told, self.followed, self.draw, self.cancel]
@@ -224,7 +225,8 @@ def _heading(service: Service) -> str:
     largest = (
         int(service.limits.body * 0.7) - HEAD
     )  # a mask goes with it, and base64 is longer by a third
+    leave = '<a href="/logout">Log out</a>' if service.clients.has_tokens else ""
     return (
-        f'<div class="head"><h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p></div>'
+        f'<div class="head"><h1>{TITLE}</h1><p>{show.escape(service.offer.model)}</p>{leave}</div>'
         f'<span id="limits" data-picture="{largest}" hidden></span>'
     )

@@ -33,11 +33,11 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
     async def draw(request: gr.Request, *values: Any) -> list[dict[str, Any]]:
         given = dict(zip(names, values, strict=True))
         settings = {name: given[name] for name in SETTINGS if given[name] is not None}
-        asked = Asked(
-            settings, tuple(map(tuple, given["loras"])), tuple(given["controls"]), given["count"],
-            given["format"],
-        )  # fmt: skip
         try:
+            asked = Asked(
+                settings, _pairs(given["loras"]), tuple(given["controls"]), given["count"],
+                given["format"],
+            )  # fmt: skip
             job = await actions.draw(asked, str(request.state.owner))
         except Refusal as refusal:
             raise gr.Error(refusal.reason, print_exception=False) from refusal
@@ -60,9 +60,15 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
     return draw
 
 
+def _pairs(loras: Any) -> tuple[tuple[str, float], ...]:
+    if not all(isinstance(one, list) and len(one) == 2 for one in loras):
+        raise Refusal(400, "loras must be pairs of a name and a weight", field="loras")
+    return tuple((name, weight) for name, weight in loras)
+
+
 def _kind(name: str) -> Any:
     kinds = [one for one in kinds_of(name) if one is not type(None)]
-    plain = [
+    plain: list[Any] = [
         one if isinstance(one, type) and one in (str, int, float, bool) else list[Any]
         for one in kinds
     ]

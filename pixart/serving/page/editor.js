@@ -1,8 +1,10 @@
 // A picture to begin with or to go by, and its mask. element, props, trigger, watch: given by gr.HTML.
 const find = query => element.querySelector(query);
-const [stage, img, canvas, file, note] = ['.stage', 'img', 'canvas', 'input[type=file]', '.note'].map(find);
+const [stage, canvas, file, note] = ['.stage', 'canvas', 'input[type=file]', '.note'].map(find);
 const [brushes, paint, brush] = ['.brushes', '.paint', '.brush'].map(find);
 const context = canvas.getContext('2d');
+const img = new Image();
+img.alt = canvas.dataset.what;
 let source = null, strokes = [], stroke = null;
 
 const maskFile = () => {
@@ -16,7 +18,7 @@ const maskFile = () => {
 };
 const keep = () => {
   props.value = source ? JSON.stringify({image: source, mask: maskFile()}) : '';
-  trigger('input');
+  trigger('input', '');
 };
 const draw = (on, one, colour) => {
   on.strokeStyle = on.fillStyle = colour;
@@ -34,7 +36,7 @@ const redraw = () => {
 const show = () => { stage.hidden = brushes.hidden = !source; };
 const remove = () => {
   [source, strokes, file.value, note.textContent] = [null, [], '', ''];
-  img.removeAttribute('src');
+  img.remove();
   show();
 };
 const open = blob => {
@@ -48,6 +50,7 @@ const open = blob => {
   reader.onload = () => {
     img.onload = () => {
       source = reader.result;
+      stage.prepend(img);
       strokes = [];
       [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
       note.textContent = `${img.naturalWidth} × ${img.naturalHeight} pixels`;

@@ -49,7 +49,7 @@ def _markup(id: str, what: str, has_mask: bool) -> str:
     return (
         f'<label class="file" for="{id}-file">Choose a {escape(what)}</label>'
         f'<input id="{id}-file" type="file" accept="image/png,image/jpeg,image/webp">'
-        f'<div class="stage" hidden><img alt="The {escape(what)}"><canvas aria-label="Mask"></canvas></div>'
+        f'<div class="stage" hidden><canvas data-what="The {escape(what)}" aria-label="Mask"></canvas></div>'
         f'<div class="brushes" hidden>{brush if has_mask else ""}'
         f'<button type="button" class="remove">Remove the picture</button></div>'
         f'<p class="note" role="status"></p>'

@@ -55,7 +55,7 @@ def sizes(service: Service) -> Fields:
                 value="", label="Resolution", elem_id="resolution", min_width=140,
             ),
             "size": gr.Textbox(
-                label="Exact size", placeholder="such as 1344x768", max_lines=1, elem_id="size",
+                label="Exact size", placeholder="1344x768", max_lines=1, elem_id="size",
                 min_width=140,
             ),
         }  # fmt: skip
@@ -94,16 +94,15 @@ def beginning() -> Fields:
     fields: Fields = {"begin": picture_editor("begin", "picture to begin with", has_mask=True)}
     with gr.Row():
         fields["strength"] = _number(
-            "strength", "How much is drawn anew (0 to 1)", "0.6, with a mask 1",
+            "strength", "How much of it is drawn anew (0 to 1)", "0.6",
         )  # fmt: skip
         fields["outpaint"] = gr.Textbox(
-            label="Go on beyond its edges by", placeholder="left,top,right,bottom in pixels", max_lines=1,
+            label="Beyond its edges: left, top, right, bottom", placeholder="0,0,128,0", max_lines=1,
             elem_id="outpaint", min_width=140,
         )  # fmt: skip
     fields["upscale"] = gr.Dropdown(
-        [("no", ""), *((one, one) for one in _ENLARGED)], value="", label="Then draw it larger",
-        info="A picture with no strength given is made larger as it is. Any size may be typed.",
-        elem_id="upscale", allow_custom_value=True,
+        [("no", ""), *((one, one) for one in _ENLARGED)], value="", allow_custom_value=True,
+        label="Then draw it larger (any size may be typed)", elem_id="upscale",
     )  # fmt: skip
     return fields
 
@@ -117,8 +116,8 @@ def control(service: Service) -> Fields:
                 label="Control", elem_id="control", min_width=140,
             ),
             "control_preprocessor": gr.Dropdown(
-                [("none: it is one already", ""), *((one, one) for one in PREPROCESSORS if one != "none")],
-                value="", label="What is made of the picture first", elem_id="control_preprocessor",
+                [("nothing", ""), *((one, one) for one in PREPROCESSORS if one != "none")],
+                value="", label="The picture is prepared by", elem_id="control_preprocessor",
                 min_width=140,
             ),
             "control_scale": _number("control_scale", "How strong", "1"),
@@ -179,7 +178,7 @@ def _pictures() -> Fields:
             "upscale_guidance": _number(
                 "upscale_guidance", "Enlarging: guidance", "1, none"
             ),
-            "tiles": _number("tiles", "Windows, side in pixels", "the whole at once", whole=True),
+            "tiles": _number("tiles", "Windows, side in pixels", "none", whole=True),
         }  # fmt: skip
     with gr.Row():
         fields["fit"] = gr.Dropdown(

@@ -4,7 +4,7 @@ const input = element.querySelector('input');
 const read = file => {
   const part = file.type == 'image/webp' ? file : file.slice(0, 2 ** 20);
   const reader = new FileReader();
-  reader.onload = () => { props.value = reader.result; trigger('submit'); };
+  reader.onload = () => { props.value = reader.result; trigger('submit', ''); };
   reader.readAsDataURL(part);
 };
 input.addEventListener('change', () => {

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 from itertools import islice
 
-from pixart.serving.orders import Job, Result
+from pixart.serving.orders import Job, Preview, Result
 from pixart.serving.page.command_line import command_of
 from pixart.serving.page.reading import metadata_of
 
@@ -56,7 +56,8 @@ def _picture(job: Job) -> str:
     if not job.has_ended and job.preview is not None:
         return (
             f'<img class="preview" alt="So far: {prompt}" width="{job.preview.width}" '
-            f'height="{job.preview.height}" src="/v1/jobs/{escape(job.id)}/preview?version={job.version}">'
+            f'height="{job.preview.height}" {_ratio(job.preview)} '
+            f'src="/v1/jobs/{escape(job.id)}/preview?version={job.version}">'
         )
     if not job.results:
         return ""
@@ -65,9 +66,14 @@ def _picture(job: Job) -> str:
     return (
         f'<a href="{image_of(job, number)}" target="_blank" rel="noopener">'
         f'<img class="picture" alt="{escape(result.request.prompt)}" width="{result.width}" '
-        f'height="{result.height}" src="{image_of(job, number)}"></a>'
+        f'height="{result.height}" {_ratio(result)} src="{image_of(job, number)}"></a>'
         f"{_tools(job, number, result)}"
     )
+
+
+def _ratio(picture: Preview | Result) -> str:
+    """So that the style can say how wide it is where it may be so high."""
+    return f'style="--ratio: {picture.width / picture.height:.4f}"'
 
 
 def _prompt(job: Job, number: int) -> str:

@@ -1,7 +1,7 @@
 """Streams of server-sent events about a job."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -35,16 +35,20 @@ async def follow(
 
 
 class Events(StreamingResponse):
-    """A stream whose generator is closed as soon as the client has gone: what it does at its end, such as
-    cancelling a job, is not left to the garbage collector."""
+    """A stream. at_end: called when it has ended or its client has gone, even before the first event, which
+    the generator itself would not hear of."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], at_end: Callable[[], object] | None = None
+    ) -> None:
         # Proxies such as nginx hold a stream back unless they are told not to.
         super().__init__(events, media_type=KIND, headers={"X-Accel-Buffering": "no"})
-        self._events = events
+        self._events, self._at_end = events, at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            if self._at_end is not None:
+                self._at_end()
             await self._events.aclose()

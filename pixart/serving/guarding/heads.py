@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 from pixart.serving.refusal import Refusal
 
 MOST_HEADERS, MOST_HEAD, MOST_TARGET = 100, 32_768, 8192  # the latter two in bytes
@@ -47,14 +47,14 @@ class Head:
             if number == MOST_HEADERS:
                 raise Refusal(431, f"a request must have {MOST_HEADERS} headers at most")
             values.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        for name in _SINGLE & values.keys():
-            if len(values[name]) > 1:
-                raise Refusal(400, f"{name} must be given once, got it {len(values[name])} times")
+        for once in _SINGLE & values.keys():
+            if len(values[once]) > 1:
+                raise Refusal(400, f"{once} must be given once, got it {len(values[once])} times")
         client, server = scope.get("client"), scope.get("server")
         return cls(
             scope["method"],
             scope["path"],
-            {name: "; ".join(given) for name, given in values.items()},
+            {key: "; ".join(given) for key, given in values.items()},
             scope.get("scheme", "http"),
             client[0] if client else "",
             (server[0], server[1]) if server else ("", None),
