@@ -13,8 +13,8 @@ from pixart.serving.listening import bound
 from pixart.serving.options import Options, check_options, limits_of, model_name
 
 if TYPE_CHECKING:
-    from pixart.serving.clients import Clients
-    from pixart.serving.hosts import Hosts
+    from pixart.serving.guarding.clients import Clients
+    from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.service import Service
 
 # By extra, what of it is imported, as its packages are called.
@@ -30,8 +30,8 @@ def serve(options: Options) -> None:
     check_options(options)
     check_libraries(ui=options.ui)
     from pixart.serving.app import make_app
-    from pixart.serving.clients import Clients
-    from pixart.serving.hosts import Hosts
+    from pixart.serving.guarding.clients import Clients
+    from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.server import Server
     from pixart.serving.temporary import private_folder
 
@@ -75,8 +75,8 @@ def open_service(
     hosts: "Hosts",
 ) -> "Service":
     """Open the model, and put a queue before it, which is to be closed."""
-    from pixart.serving.painter import PipelinePainter
-    from pixart.serving.queue import Queue
+    from pixart.serving.drawing.painter import PipelinePainter
+    from pixart.serving.drawing.queue import Queue
     from pixart.serving.service import Offer, Service
 
     painter = PipelinePainter.open(options, loras, controls)

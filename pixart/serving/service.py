@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 from pixart.serving.limits import Limits
 from pixart.serving.orders import JobQueue
 
 if TYPE_CHECKING:
-    from pixart.serving.clients import Clients
+    from pixart.serving.guarding.clients import Clients
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from page_visitor import Visitor
 from PIL import Image
 from serving import running_service
 
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.options import Options
-from pixart.serving.painter import PipelinePainter
 from pixart.serving.service import Offer
 
 PICTURE = Path(__file__).parent.parent.parent / "pixart" / "assets" / "pictures" / "page.png"

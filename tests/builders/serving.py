@@ -15,9 +15,9 @@ from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import encode_picture
 from pixart.pipeline.request import Request
 from pixart.resolution import resolve_size
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Hooks, Order, Preview, Result
-from pixart.serving.queue import Queue
 from pixart.serving.service import Offer, Service
 
 SIDE = 128  # pixels, where a request leaves the size open
@@ -198,6 +198,6 @@ def running_service(
 
 
 def _no_tokens() -> Any:
-    from pixart.serving import clients
+    from pixart.serving.guarding import clients
 
     return clients.Clients() if hasattr(clients, "Clients") else None

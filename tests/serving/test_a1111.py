@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from serving import Running, StubPainter, eventually, running_service
 
-from pixart.serving.a1111_fields import Text
-from pixart.serving.a1111_reading import order_from
-from pixart.serving.clients import Clients
-from pixart.serving.infotext import parse_parameters
+from pixart.serving.a1111.fields import Text
+from pixart.serving.a1111.infotext import parse_parameters
+from pixart.serving.a1111.reading import order_from
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.service import Offer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Counting requests by the minute, in bounded memory."""
 
-from pixart.serving import rates
-from pixart.serving.rates import Crowd, Rates
+from pixart.serving.guarding import rates
+from pixart.serving.guarding.rates import Crowd, Rates
 
 
 class Clock:

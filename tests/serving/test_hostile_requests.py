@@ -13,10 +13,10 @@ from serving import Running, running_service
 
 from pixart.config import EMBEDDED
 from pixart.pipeline.request import Request
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.limits import Limits
 from pixart.serving.options import Options
 from pixart.serving.orders import Order
-from pixart.serving.painter import PipelinePainter
 from pixart.serving.service import Offer
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -13,7 +13,7 @@ from serving import Running, eventually, running_service
 
 from pixart.pipeline.pictures import read_texts
 from pixart.pipeline.request import SETTINGS
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.page.doors import parse_event
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Offer
@@ -50,8 +50,8 @@ def content_of(picture: dict[str, Any]) -> bytes:
 
 def test_the_embedded_model_draws_for_a_program() -> None:
     pytest.importorskip("gradio")
+    from pixart.serving.drawing.painter import PipelinePainter
     from pixart.serving.options import Options
-    from pixart.serving.painter import PipelinePainter
 
     with running_service(PipelinePainter.open(Options(), {}, {}), ui=True) as running:
         client = client_of(running)

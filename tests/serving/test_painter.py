@@ -19,11 +19,11 @@ from pixart.pipeline.pictures import read_picture
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled
-from pixart.serving import models, painter
+from pixart.serving.drawing import models, painter
+from pixart.serving.drawing.painter import PipelinePainter
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.options import Options
 from pixart.serving.orders import Hooks, Order, Preview, Result
-from pixart.serving.painter import PipelinePainter
-from pixart.serving.queue import Queue
 
 CIRCLE = Request("a small red circle", seed=3, steps=2)
 SQUARE = Request("a large blue square", seed=4, steps=2)

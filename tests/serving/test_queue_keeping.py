@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from serving import StubPainter, eventually, order
 
-from pixart.serving import results
+from pixart.serving.drawing import results
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.drawing.results import bytes_of
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Job, Order
-from pixart.serving.queue import Queue
 from pixart.serving.refusal import Refusal
-from pixart.serving.results import bytes_of
 
 LIMITS = Limits(keep_seconds=100, keep_bytes=100_000)
 

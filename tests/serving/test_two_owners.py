@@ -8,7 +8,7 @@ import pytest
 from hostile import refused
 from serving import Running, StubPainter, eventually, running_service
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from pixart.resolution import resolve_size
-from pixart.serving import schemas
+from pixart.serving.calls import schemas
 from pixart.serving.orders import MEDIA_TYPES, Job
 from pixart.serving.page.form import Asked, Read, asked_of
 from pixart.serving.page.reading import read_settings

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.refusal import Refusal
 
 _HEARTBEAT = re.compile(r"/heartbeat/(\w+)/?$")

@@ -278,7 +278,7 @@ def open_sent(field: str, sent: Any, service: Service) -> "Image":
     """A picture that is `Sent`. Refusal (400, 413) that names the field."""
     from PIL.Image import Image
 
-    from pixart.serving.sent_pictures import picture_of_bytes, picture_of_text
+    from pixart.serving.calls.sent_pictures import picture_of_bytes, picture_of_text
 
     if isinstance(sent, Image):
         return sent

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Message, Receive
 
-from pixart.serving.heads import Head
+from pixart.serving.guarding.heads import Head
 from pixart.serving.refusal import Refusal
 
 SECONDS = 120.0  # for a body, however it trickles in

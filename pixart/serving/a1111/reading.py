@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from pixart.pipeline.metadata import SAMPLERS
-from pixart.serving.a1111_fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
+from pixart.serving.a1111.fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
+from pixart.serving.calls.schemas import order_of
+from pixart.serving.calls.sent_pictures import picture_of_text
 from pixart.serving.orders import MEDIA_TYPES, Format, Order
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import order_of
-from pixart.serving.sent_pictures import picture_of_text
 from pixart.serving.service import Service
 
 ENLARGERS = ("PixArt", "Latent")  # names of our one way; Latent is what clients begin with

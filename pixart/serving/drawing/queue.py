@@ -13,11 +13,11 @@ from typing import Any
 
 from pixart.command import message_of, one_line
 from pixart.files import CheckpointError
+from pixart.serving.drawing.results import Shelf, bytes_sent
+from pixart.serving.drawing.turns import Turns
 from pixart.serving.limits import Limits, check_asked, check_resolved
 from pixart.serving.orders import ENDED, Figures, Hooks, Job, Order, Painter, Preview, Result, State
 from pixart.serving.refusal import Refusal
-from pixart.serving.results import Shelf, bytes_sent
-from pixart.serving.turns import Turns
 
 logger = logging.getLogger("pixart")
 _FIRST_GUESS = 5.0  # seconds a picture, until there has been one
