@@ -8,6 +8,7 @@ from typing import Any
 from pixart.pipeline.metadata import SAMPLERS, Metadata, NewerVersionError
 from pixart.pipeline.pictures import read_texts
 from pixart.pipeline.request import checked
+from pixart.serving.infotext import pairs_of
 from pixart.serving.page.form import Read, values_of
 from pixart.serving.service import Offer
 
@@ -104,8 +105,7 @@ def parse_parameters(text: str) -> Read:
     prompt, _, negative = "\n".join(words).partition("Negative prompt:")
     values: dict[str, Any] = {"prompt": prompt.strip(), "negative": negative.strip()}
     left = []
-    pairs = re.findall(r'\s*([^:,"]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
-    settings = {name.strip(): value.strip() for name, value in pairs}
+    settings = dict(pairs_of(last))
     for name, (setting, kind) in _KNOWN.items():
         if name in settings:
             try:
