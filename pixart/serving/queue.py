@@ -155,18 +155,25 @@ class Queue:
         return job
 
     def _check_room(self, order: Order, owner: str) -> None:
-        """Refusal for an order that there is no room for."""
+        """Refusal for an order that there is no room for. No client takes more than it leaves for others, so
+        that a few do not fill the queue before the rest."""
         if self._is_closing:
             raise Refusal(503, "the service ends; try again later", code="closing", retry_after=60)
-        limits, seconds = self._limits, self._a_picture
-        own = self._waiting(owner)
-        held = sum(_bytes_held(entry.job) for entry in self._entries.values())
+        limits, seconds, sent = self._limits, self._a_picture, bytes_sent(order)
+        own, free = self._waiting(owner), limits.queue - self._waiting()
+        held, own_held = self._held(), self._held(owner)
         if own >= limits.queue_of_client:
             reason = f"{own} of your orders wait, {limits.queue_of_client} may"
-        elif self._waiting() >= limits.queue:
+        elif free <= 0:
             reason = f"{limits.queue} orders wait, no more may"
-        elif held and held + bytes_sent(order) > limits.keep_bytes:
-            reason = f"the pictures of the orders that wait take {held:,} bytes"
+        elif own and own >= free:
+            reason = (
+                f"{own} of your orders wait, and the {free} places that are left are for others"
+            )
+        elif held and held + own_held * bool(sent) + sent > limits.keep_bytes:
+            reason = (
+                f"the pictures of the orders that wait take {held:,} bytes, {own_held:,} are yours"
+            )
         else:
             return
         self._refused += 1
@@ -180,6 +187,11 @@ class Queue:
             entry is not self._drawn and owner in (None, entry.job.owner)
             for entry in self._entries.values()
         )
+
+    def _held(self, owner: str | None = None) -> int:
+        """Bytes, by the orders of one client or all that have not ended."""
+        jobs = (entry.job for entry in self._entries.values())
+        return sum(_bytes_held(job) for job in jobs if owner in (None, job.owner))
 
     def _tell(self, entry: _Entry, **changes: Any) -> Job:
         """Another version of a job, and word of it to those that wait."""
