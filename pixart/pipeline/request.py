@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pixart.files import near
 from pixart.pipeline.limits import check_value, check_values
@@ -17,6 +17,8 @@ from pixart.pipeline.limits import check_value, check_values
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# How processes share pictures: see pixart.pipeline.parallel.
+Parallel = Literal["auto", "pictures", "guidance", "sequence", "guidance+sequence"]
 VERSION = 7  # other fields, another number; pixart.pipeline.metadata reads what 1 to 6 wrote
 
 

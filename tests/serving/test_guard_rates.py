@@ -2,8 +2,8 @@
 
 import contextlib
 
-from pixart.serving import rates
-from pixart.serving.rates import Crowd, Rates
+from pixart.serving.guarding import rates
+from pixart.serving.guarding.rates import Crowd, Rates
 
 
 class Clock:

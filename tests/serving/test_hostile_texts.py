@@ -14,13 +14,13 @@ from pixart.config import EMBEDDED
 from pixart.files import near, parse_json
 from pixart.pipeline.pictures import GALLERY_KEY
 from pixart.pipeline.request import SETTINGS, Request, check_keys
-from pixart.serving.a1111_fields import Text
-from pixart.serving.a1111_reading import is_model, order_from
-from pixart.serving.infotext import infotext, pairs_of
+from pixart.serving.a1111.fields import Text
+from pixart.serving.a1111.infotext import infotext, pairs_of
+from pixart.serving.a1111.reading import is_model, order_from
+from pixart.serving.calls.sent_pictures import bytes_of_text
 from pixart.serving.limits import Limits
 from pixart.serving.page.reading import parse_parameters
 from pixart.serving.refusal import Refusal
-from pixart.serving.sent_pictures import bytes_of_text
 from pixart.serving.service import Offer, Service
 
 MANY = 300_000

@@ -8,9 +8,9 @@ from serving import StubPainter, eventually, order
 
 from pixart.pipeline.request import Request
 from pixart.sampler.loop import Cancelled
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Job, Order
-from pixart.serving.queue import Queue
 from pixart.serving.refusal import Refusal
 
 

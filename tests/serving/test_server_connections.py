@@ -11,10 +11,10 @@ from serving import SIDE, SOON, StubPainter, eventually
 from pixart.config import EMBEDDED
 from pixart.serving import server
 from pixart.serving.app import make_app
-from pixart.serving.clients import Clients
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.listening import Port
-from pixart.serving.queue import Queue
 from pixart.serving.service import Offer, Service
 
 MOST = 6

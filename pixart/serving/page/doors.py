@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pixart.files import parse_json, printable, short
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.bodies import given_again
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.refusal import Refusal
 
 _HEARTBEAT = re.compile(r"/heartbeat/(\w+)/?$")
@@ -43,11 +45,11 @@ class Doors:
             owner = scope["state"]["owner"]
             scope = {**scope, **self._named(scope, owner)}
             if scope["method"] == "POST":
-                asked = parse_event(await _body(receive))
+                asked = parse_event(await Request(scope, receive).body())
                 self._check_event(asked)
                 if "session_hash" in asked:
                     asked["session_hash"] = self._name(owner, asked["session_hash"])
-                receive = _again(json.dumps(asked).encode(), receive)
+                receive = given_again(json.dumps(asked).encode(), receive)
         await self._app(scope, receive, send)
 
     def _named(self, scope: Scope, owner: str) -> Scope:
@@ -103,29 +105,3 @@ def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, list):
         for one in value:
             yield from _parts(one)
-
-
-async def _body(receive: Receive) -> bytes:
-    """All of it; the guard has bounded it."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    return b"".join(parts)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def once() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once

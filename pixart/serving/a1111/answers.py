@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from pixart import __version__
 from pixart.pipeline.metadata import SAMPLERS
-from pixart.serving.a1111_fields import Text
+from pixart.serving.a1111.fields import Text
 from pixart.serving.orders import Job
 
 _NOT_ECHOED = {"init_images", "mask", "alwayson_scripts", "override_settings"}

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pixart.files import near
+from pixart.pictures import upright
 from pixart.pipeline.metadata import SAMPLERS
-from pixart.serving.a1111_fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
+from pixart.serving.a1111.fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
+from pixart.serving.calls.schemas import order_of
+from pixart.serving.calls.sent_pictures import picture_of_text
 from pixart.serving.orders import MEDIA_TYPES, Format, Order
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import order_of
-from pixart.serving.sent_pictures import picture_of_text
 from pixart.serving.service import Service
 
 ENLARGERS = ("PixArt", "Latent")  # names of our one way; Latent is what clients begin with
@@ -157,7 +158,7 @@ def _from_picture(body: Picture, service: Service) -> dict[str, Any]:
         raise invalid("init_images", "must be one picture", len(body.init_images))
     image = picture_of_text(body.init_images[0], "init_images", service.limits)
     has_size = bool(body.width or body.height)
-    is_own = image.size == (body.width, body.height)
+    is_own = upright(image).size == (body.width, body.height)
     settings: dict[str, Any] = {
         "image": image,
         "strength": STRENGTH if body.denoising_strength is None else body.denoising_strength,
@@ -189,7 +190,7 @@ def _larger(body: Text) -> dict[str, Any]:
             raise invalid("hr_scale", f"must be from 1 to {MOST_SCALE}", scale)
         upscale = f"{scale:.6g}x"
     strength = None if isinstance(body, Picture) else body.denoising_strength
-    return {"upscale": upscale, "upscale_strength": strength}
+    return {"upscale": upscale, "upscale_strength": strength, "upscale_guidance": body.hr_cfg}
 
 
 def _units(body: Text) -> Iterator[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from pixart import __version__
-from pixart.serving.documents import REFUSALS, content
+from pixart.serving.calls.documents import REFUSALS, content
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 

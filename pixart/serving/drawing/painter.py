@@ -17,7 +17,7 @@ from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.pictures import check_room, encode_picture
 from pixart.pipeline.request import Request
 from pixart.sampler.loop import Cancelled, Progress
-from pixart.serving.models import Models
+from pixart.serving.drawing.models import Models
 from pixart.serving.options import Options
 from pixart.serving.orders import Hooks, Order, Preview, Result
 

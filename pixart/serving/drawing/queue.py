@@ -13,11 +13,11 @@ from typing import Any
 
 from pixart.command import message_of, one_line
 from pixart.files import CheckpointError
+from pixart.serving.drawing.results import Shelf, bytes_sent
+from pixart.serving.drawing.turns import Turns
 from pixart.serving.limits import Limits, check_asked, check_resolved
 from pixart.serving.orders import ENDED, Figures, Hooks, Job, Order, Painter, Preview, Result, State
 from pixart.serving.refusal import Refusal
-from pixart.serving.results import Shelf, bytes_sent
-from pixart.serving.turns import Turns
 
 logger = logging.getLogger("pixart")
 _FIRST_GUESS = 5.0  # seconds a picture, until there has been one
@@ -161,7 +161,7 @@ class Queue:
             raise Refusal(503, "the service ends; try again later", code="closing", retry_after=60)
         limits, seconds, sent = self._limits, self._a_picture, bytes_sent(order)
         own, free = self._waiting(owner), limits.queue - self._waiting()
-        held, own_held = self._held(), self._held(owner)
+        held, own_held = self._bytes_held(), self._bytes_held(owner)
         if own >= limits.queue_of_client:
             reason = f"{own} of your orders wait, {limits.queue_of_client} may"
         elif free <= 0:
@@ -170,10 +170,10 @@ class Queue:
             reason = (
                 f"{own} of your orders wait, and the {free} places that are left are for others"
             )
-        elif held and held + own_held * bool(sent) + sent > limits.keep_bytes:
-            reason = (
-                f"the pictures of the orders that wait take {held:,} bytes, {own_held:,} are yours"
-            )
+        elif sent and own_held and own_held + sent > limits.keep_bytes // 2:
+            reason = f"the pictures of your orders that wait take {own_held:,} bytes"
+        elif held and held + sent > limits.keep_bytes:
+            reason = f"the pictures of the orders that wait take {held:,} bytes"
         else:
             return
         self._refused += 1
@@ -188,9 +188,9 @@ class Queue:
             for entry in self._entries.values()
         )
 
-    def _held(self, owner: str | None = None) -> int:
-        """Bytes, by the orders of one client or all that have not ended."""
-        jobs = (entry.job for entry in self._entries.values())
+    def _bytes_held(self, owner: str | None = None) -> int:
+        """By the pictures of orders that have not ended, of one client or all."""
+        jobs = [entry.job for entry in self._entries.values()]
         return sum(_bytes_held(job) for job in jobs if owner in (None, job.owner))
 
     def _tell(self, entry: _Entry, **changes: Any) -> Job:
@@ -307,7 +307,7 @@ class Queue:
 
 
 def _bytes_held(job: Job) -> int:
-    """By an order that has not ended."""
+    """By the pictures that it was sent with and those that are finished."""
     return bytes_sent(job.order) + sum(len(result.content) for result in job.results)
 
 

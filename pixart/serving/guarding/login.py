@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
-from pixart.serving.clients import SESSION_SECONDS, Clients
-from pixart.serving.heads import Head
-from pixart.serving.rates import Rates
+from pixart.serving.guarding.clients import SESSION_SECONDS, Clients
+from pixart.serving.guarding.heads import Head
+from pixart.serving.guarding.rates import Rates
 from pixart.serving.refusal import Refusal
 
 LOGIN, LOGOUT = "/login", "/logout"

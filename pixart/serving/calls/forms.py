@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pixart.files import parse_json, printable
+from pixart.serving.calls.schemas import parsed
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import parsed
 
 FORM = "multipart/form-data"
 MOST_FIELDS, MOST_FILES = 200, 20

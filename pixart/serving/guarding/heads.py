@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 from pixart.serving.refusal import Refusal
 
 MOST_HEADERS, MOST_HEAD, MOST_TARGET = 100, 32_768, 8192  # the latter two in bytes

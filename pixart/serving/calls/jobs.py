@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from pixart.serving.clients import owner_of
-from pixart.serving.documents import REFUSALS, content, pictures
-from pixart.serving.events import ALIVE, KIND, Events, event, follow
-from pixart.serving.forms import body_of, values_of
+from pixart.serving.calls.documents import REFUSALS, content, pictures
+from pixart.serving.calls.events import ALIVE, KIND, Events, event, follow
+from pixart.serving.calls.forms import body_of, values_of
+from pixart.serving.calls.schemas import ordering, settings_model, settings_of, submit
+from pixart.serving.guarding.clients import owner_of
 from pixart.serving.orders import MEDIA_TYPES, Format, Job, Result, State
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import ordering, settings_model, settings_of, submit
 from pixart.serving.service import Service
 
 JobOrder = settings_model(

@@ -9,12 +9,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pixart.command import one_line
 from pixart.process import write_line
-from pixart.serving import login
-from pixart.serving.answers import PAGE, Answer
-from pixart.serving.bodies import Bodies, Gone
-from pixart.serving.clients import LOCAL, token_of
-from pixart.serving.heads import Head, check, heard
-from pixart.serving.rates import Crowd, Rates
+from pixart.serving.guarding import login
+from pixart.serving.guarding.answers import PAGE, Answer
+from pixart.serving.guarding.bodies import Bodies, Gone
+from pixart.serving.guarding.clients import LOCAL, token_of
+from pixart.serving.guarding.heads import Head, check, heard
+from pixart.serving.guarding.rates import Crowd, Rates
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 

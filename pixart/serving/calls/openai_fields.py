@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from pixart.serving.calls.schemas import ordering, other_names, sent_picture, settings_model
 from pixart.serving.orders import Format
-from pixart.serving.schemas import ordering, other_names, sent_picture, settings_model
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 FORMATS: Mapping[OutputFormat, Format] = {"png": "png", "jpeg": "jpg", "webp": "webp"}

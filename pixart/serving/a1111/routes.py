@@ -14,22 +14,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from pixart.pipeline.metadata import SAMPLERS
-from pixart.serving.a1111_answers import Images, PngInfo, Progress, Refused, images_of, progress_of
-from pixart.serving.a1111_fields import Picture, Text
-from pixart.serving.a1111_reading import (
+from pixart.serving.a1111.answers import Images, PngInfo, Progress, Refused, images_of, progress_of
+from pixart.serving.a1111.fields import Picture, Text
+from pixart.serving.a1111.infotext import infotext
+from pixart.serving.a1111.reading import (
     ENLARGERS,
     SCHEDULES,
     VAES,
     check_options,
     order_from,
 )
-from pixart.serving.clients import owner_of
-from pixart.serving.documents import REFUSALS
-from pixart.serving.infotext import infotext
+from pixart.serving.calls.documents import REFUSALS
+from pixart.serving.calls.schemas import refusal_of
+from pixart.serving.calls.sent_pictures import bytes_of_text
+from pixart.serving.guarding.clients import owner_of
 from pixart.serving.orders import Job
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import refusal_of
-from pixart.serving.sent_pictures import bytes_of_text
 from pixart.serving.service import Service
 
 Owner = Annotated[str, Depends(owner_of)]

@@ -19,7 +19,7 @@ IGNORED = {
     "save_images", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
     "comments", "include_init_images", "force_task_id", "seed_enable_extras", "image_cfg_scale",
     "distilled_cfg_scale", "inpaint_full_res", "inpaint_full_res_padding", "refiner_switch_at", "s_tmin",
-    "s_tmax", "script_args", "subseed", "hr_cfg", "hr_distilled_cfg", "url", "auth", "user", "mask_blur",
+    "s_tmax", "script_args", "subseed", "hr_distilled_cfg", "url", "auth", "user", "mask_blur",
     "mask_blur_x", "mask_blur_y",
 }  # fmt: skip
 # Of A1111, and not here.
@@ -80,6 +80,7 @@ class Text(BaseModel):
     hr_resize_x: int | None = 0
     hr_resize_y: int | None = 0
     hr_upscaler: str | None = None
+    hr_cfg: float | None = Field(None, description="cfg_scale of the enlarged one.")
     denoising_strength: float | None = Field(
         None, description="With enable_hr: of the enlarged one."
     )

@@ -18,11 +18,10 @@ from starlette.requests import ClientDisconnect
 
 from pixart.pictures import upright
 from pixart.pipeline.limits import ALPHA
-from pixart.serving.clients import owner_of
-from pixart.serving.documents import REFUSALS
-from pixart.serving.events import ALIVE, KIND, Events, event, follow
-from pixart.serving.forms import body_of, values_of
-from pixart.serving.openai_fields import (
+from pixart.serving.calls.documents import REFUSALS
+from pixart.serving.calls.events import ALIVE, KIND, Events, event, follow
+from pixart.serving.calls.forms import body_of, values_of
+from pixart.serving.calls.openai_fields import (
     BESIDE,
     EXAMPLES,
     FORMATS,
@@ -37,9 +36,10 @@ from pixart.serving.openai_fields import (
     Pictures,
     Usage,
 )
+from pixart.serving.calls.schemas import open_sent, ours, settings_of, submit
+from pixart.serving.guarding.clients import owner_of
 from pixart.serving.orders import Job, Preview, Result
 from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import open_sent, ours, settings_of, submit
 from pixart.serving.service import Service
 
 if TYPE_CHECKING:
