@@ -140,3 +140,27 @@ def test_one_order_is_taken_whatever_its_pictures_are(queue: Queue) -> None:
 def test_long_prompts_count_as_well(queue: Queue) -> None:
     short, long = ended(queue, order("a")), ended(queue, order("a" * 1500))
     assert bytes_of(long) - bytes_of(short) >= 1499
+
+
+def test_who_has_most_loses_the_oldest_where_bytes_are_short(
+    queue: Queue, painter: StubPainter
+) -> None:
+    mine = ended(queue, order("a cat"))
+    for _ in range(2 * LIMITS.keep_bytes // bytes_of(mine)):
+        job = queue.submit(order("a cat"), "you")
+        eventually(lambda id=job.id: queue.get(id, "you").has_ended)  # type: ignore[misc]
+    assert queue.get(mine.id, "me").is_kept
+    assert queue.figures().kept_bytes <= LIMITS.keep_bytes
+
+
+def test_orders_that_came_to_nothing_push_no_picture_out(
+    queue: Queue, painter: StubPainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "MOST_KEPT", 3)
+    mine = ended(queue, order("a cat")), ended(queue, order("a cat"))
+    painter.hold()
+    for number in range(20):
+        owner = f"nobody {number}"
+        queue.cancel(queue.submit(order("a dog"), owner).id, owner)
+    assert all(queue.get(job.id, "me").is_kept for job in mine)
+    assert queue.figures().kept_jobs == 3

@@ -7,12 +7,11 @@ what is drawn anew is drawn in the whole picture.
 """
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pixart.files import printable
+from pixart.files import near, printable
 from pixart.serving.refusal import Refusal
 
 STRENGTH, MASK_BLUR = 0.75, 4  # A1111's, where a client leaves them out
@@ -120,7 +119,7 @@ def check_off(body: Text) -> None:
             continue
         if name in _NEUTRAL or name in _FEATURES:
             raise invalid(name, "must be left out, there is no such feature here", value)
-        near = get_close_matches(name, [*known, *_FEATURES], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        meant = near(name, [*known, *_FEATURES])
+        hint = f"; did you mean {meant!r}?" if meant else ""
         reason = printable(f"unknown field {name!r}{hint}")
         raise Refusal(400, reason, code="unknown_parameter", field=printable(name))

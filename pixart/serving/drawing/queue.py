@@ -155,16 +155,21 @@ class Queue:
         return job
 
     def _check_room(self, order: Order, owner: str) -> None:
-        """Refusal for an order that there is no room for."""
+        """Refusal for an order that there is no room for. No client takes more than it leaves for others, so
+        that a few do not fill the queue before the rest."""
         if self._is_closing:
             raise Refusal(503, "the service ends; try again later", code="closing", retry_after=60)
-        limits, seconds = self._limits, self._a_picture
-        own, sent = self._waiting(owner), bytes_sent(order)
+        limits, seconds, sent = self._limits, self._a_picture, bytes_sent(order)
+        own, free = self._waiting(owner), limits.queue - self._waiting()
         held, own_held = self._bytes_held(), self._bytes_held(owner)
         if own >= limits.queue_of_client:
             reason = f"{own} of your orders wait, {limits.queue_of_client} may"
-        elif self._waiting() >= limits.queue:
+        elif free <= 0:
             reason = f"{limits.queue} orders wait, no more may"
+        elif own and own >= free:
+            reason = (
+                f"{own} of your orders wait, and the {free} places that are left are for others"
+            )
         elif sent and own_held and own_held + sent > limits.keep_bytes // 2:
             reason = f"the pictures of your orders that wait take {own_held:,} bytes"
         elif held and held + sent > limits.keep_bytes:

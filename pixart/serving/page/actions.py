@@ -31,7 +31,7 @@ class Actions:
     def _submit(self, asked: Asked | Mapping[str, Any], owner: str) -> Job:
         if not isinstance(asked, Asked):
             asked = asked_of(asked)
-        if asked.format not in MEDIA_TYPES:
+        if asked.format not in list(MEDIA_TYPES):  # whatever it is, a list even
             raise Refusal(400, f"format must be one of {', '.join(MEDIA_TYPES)}", field="format")
         if type(asked.count) is not int:
             raise Refusal(400, "count must be a whole number", field="count")
