@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.config import EMBEDDED
 from pixart.generation.console import Console
 from pixart.serving.choices import find_loras, parse_controls
 from pixart.serving.listening import bound
@@ -37,10 +36,8 @@ def serve(options: Options) -> None:
 
     loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
     controls = parse_controls(options.control)
-    clients, hosts = (
-        Clients.read(options.token_file),
-        Hosts(options.host, options.name, options.https),
-    )
+    clients = Clients.read(options.token_file)
+    hosts = Hosts(options.host, options.name, options.https)
     console = Console(options.quiet)
     with bound(options.host, options.port, options.token_file) as port:
         with console.with_libraries():
@@ -81,8 +78,5 @@ def open_service(
 
     painter = PipelinePainter.open(options, loras, controls)
     name, limits = model_name(options), limits_of(options)
-    offer = Offer(
-        name, painter.native, painter.multiple, tuple(loras), tuple(controls),
-        is_embedded=name == EMBEDDED and options.transformer is None,
-    )  # fmt: skip
+    offer = Offer(name, painter.native, painter.multiple, tuple(loras), tuple(controls))
     return Service(Queue(painter, limits), offer, clients, limits, hosts)

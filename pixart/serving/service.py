@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 class Offer:
     """What a client may choose by name; no request names a path or a URL. model: its name, as `/v1/models`
     has it. loras, controls: names of the service's lists. native: the side in pixels of the model's own
-    square. multiple: of which heights and widths must be. is_embedded: whether it is the small model that
-    comes with the library."""
+    square. multiple: of which heights and widths must be."""
 
     model: str
     native: int
     multiple: int
     loras: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
-    is_embedded: bool = False
 
 
 @dataclass(frozen=True)

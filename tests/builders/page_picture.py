@@ -22,7 +22,7 @@ COLOURS = 128
 
 def main() -> None:
     painter = PipelinePainter.open(Options(), {}, {})
-    offer = Offer("shapes", painter.native, painter.multiple, is_embedded=True)
+    offer = Offer("shapes", painter.native, painter.multiple)
     browser = start()
     with running_service(painter, offer=offer, ui=True) as running:
         visitor = Visitor(browser, running.url, width=WIDTH, height=HEIGHT)

@@ -56,15 +56,6 @@ def test_a_name_is_a_host_and_nothing_more(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host, is_loopback",
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.0.0.5", True), ("0.0.0.0", False),
-     ("::", False), ("192.168.1.5", False), ("machine", False)],
-)  # fmt: skip
-def test_loopback_is_told_from_addresses_that_others_reach(host: str, is_loopback: bool) -> None:
-    assert Hosts(host).is_loopback is is_loopback
-
-
-@pytest.mark.parametrize(
     "origin, host, is_same",
     [
         ("http://127.0.0.1:7860", "127.0.0.1:7860", True),

@@ -113,7 +113,7 @@ def test_no_file_and_no_other_server_is_read_through_gradio(
     ann: httpx.Client, trap: Trap, route: str
 ) -> None:
     """GHSA-j36p and the rest: absolute paths, ways out of a folder, addresses of the server's network."""
-    for address in (*ADDRESSES, trap.url, trap.url.replace("http:/", "http:/").replace("//", "/")):
+    for address in (*ADDRESSES, trap.url, trap.url.replace("//", "/")):
         path = f"/gradio_api/{route}{address}".encode("unicode_escape").decode().replace(" ", "%20")
         for method in ("GET", "HEAD", "POST"):
             answer = ask(ann, method, path)
@@ -196,7 +196,7 @@ def test_what_is_no_event_is_refused(ann: httpx.Client, route: str) -> None:
      "/gradio_api/queue/data?session_hash=a"],
 )  # fmt: skip
 def test_the_page_is_behind_the_guard(running: Running, ann: httpx.Client, path: str) -> None:
-    refused(httpx.get(running.url + path), 401)
+    refused(httpx.get(running.url + path, timeout=60), 401)
     refused(ann.get(path, headers={"Host": "evil.example"}), 421)
     site = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     refused(ann.get(path, headers=site), 403)

@@ -28,7 +28,7 @@ from pixart.serving.page.reading import HEAD, parse_parameters, read_settings
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Offer, Service
 
-OFFER = Offer("shapes", SIDE, 16, loras=("sketch", "ink"), controls=("edges",), is_embedded=True)
+OFFER = Offer("shapes", SIDE, 16, loras=("sketch", "ink"), controls=("edges",))
 ODD = "it's \"a\" $(red) `circle`; --seed=5\n& 'so' on \\ \u2028 é"
 
 

@@ -30,7 +30,7 @@ def embedded() -> Iterator[Running]:
     from pixart.serving.options import Options
 
     painter = PipelinePainter.open(Options(), {}, {"edges": EMBEDDED_CONTROL})
-    offer = Offer("shapes", painter.native, painter.multiple, controls=("edges",), is_embedded=True)
+    offer = Offer("shapes", painter.native, painter.multiple, controls=("edges",))
     with running_service(painter, offer=offer, ui=True) as running:
         yield running
 
@@ -39,7 +39,7 @@ def embedded() -> Iterator[Running]:
 def flat() -> Iterator[Running]:
     """With flat colours, and everything offered."""
     pytest.importorskip("gradio")
-    offer = Offer("shapes", 128, 16, ("sketch", "ink"), ("edges",), is_embedded=True)
+    offer = Offer("shapes", 128, 16, ("sketch", "ink"), ("edges",))
     with running_service(offer=offer, ui=True) as running:
         yield running
 

@@ -7,12 +7,11 @@ what is drawn anew is drawn in the whole picture.
 """
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pixart.files import printable
+from pixart.files import near, printable
 from pixart.serving.refusal import Refusal
 
 STRENGTH, MASK_BLUR = 0.75, 4  # A1111's, where a client leaves them out
@@ -20,7 +19,7 @@ IGNORED = {
     "save_images", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
     "comments", "include_init_images", "force_task_id", "seed_enable_extras", "image_cfg_scale",
     "distilled_cfg_scale", "inpaint_full_res", "inpaint_full_res_padding", "refiner_switch_at", "s_tmin",
-    "s_tmax", "script_args", "subseed", "hr_cfg", "hr_distilled_cfg", "url", "auth", "user", "mask_blur",
+    "s_tmax", "script_args", "subseed", "hr_distilled_cfg", "url", "auth", "user", "mask_blur",
     "mask_blur_x", "mask_blur_y",
 }  # fmt: skip
 # Of A1111, and not here.
@@ -81,6 +80,7 @@ class Text(BaseModel):
     hr_resize_x: int | None = 0
     hr_resize_y: int | None = 0
     hr_upscaler: str | None = None
+    hr_cfg: float | None = Field(None, description="cfg_scale of the enlarged one.")
     denoising_strength: float | None = Field(
         None, description="With enable_hr: of the enlarged one."
     )
@@ -119,7 +119,7 @@ def check_off(body: Text) -> None:
             continue
         if name in _NEUTRAL or name in _FEATURES:
             raise invalid(name, "must be left out, there is no such feature here", value)
-        near = get_close_matches(name, [*known, *_FEATURES], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        meant = near(name, [*known, *_FEATURES])
+        hint = f"; did you mean {meant!r}?" if meant else ""
         reason = printable(f"unknown field {name!r}{hint}")
         raise Refusal(400, reason, code="unknown_parameter", field=printable(name))

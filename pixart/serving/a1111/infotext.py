@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 
 from pixart.pictures import PictureError
 from pixart.pipeline.pictures import read_texts
@@ -25,13 +26,25 @@ def infotext(content: bytes) -> tuple[str, dict[str, str]]:
 def parse_parameters(text: str) -> dict[str, str]:
     """Prompts, then one last line of `Name: value, ...`."""
     *prompts, last = text.strip().split("\n")
-    pairs = _PAIR.findall(last)
+    pairs = [*pairs_of(last)]
     if len(pairs) < 3:  # no settings: all of it is prompts
         prompts, pairs = [*prompts, last], []
     whole = "\n".join(prompts)
     prompt, _, negative = whole.partition(_NEGATIVE)
     found = {"Prompt": prompt.strip(), "Negative prompt": negative.strip()}
-    return found | {name: _unquoted(value.strip()) for name, value in pairs}
+    return found | {name: _unquoted(value) for name, value in pairs}
+
+
+def pairs_of(line: str) -> Iterator[tuple[str, str]]:
+    """The settings of the last line, and their values as they are written."""
+    # From comma to comma: where a search may begin anywhere, a line of spaces takes hours.
+    at = 0
+    while at < len(line):
+        if found := _PAIR.match(line, at):
+            yield found[1], found[2].strip()
+            at = found.end()
+        else:
+            at = line.find(",", at) + 1 or len(line)
 
 
 def _unquoted(value: str) -> str:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from pixart.files import near
+from pixart.pictures import upright
 from pixart.pipeline.metadata import SAMPLERS
 from pixart.serving.a1111.fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
 from pixart.serving.calls.schemas import order_of
@@ -28,6 +29,7 @@ _UNIT = {  # of ControlNet, at the values that ask for nothing that is not here
     "resize_mode": (0, 1, "Just Resize", "Crop and Resize", "Inner Fit (Scale to Fit)"),
 }
 MOST_SCALE = 16
+MOST_NUMBER = 1e9  # of a ControlNet unit, before the setting itself bounds it
 PREVIEW_EVERY = 5  # steps, for those who ask for progress
 
 
@@ -76,8 +78,9 @@ def scheduler_of(sampler: str | None, schedule: str | None) -> str | None:
     known = {theirs.lower(): ours for ours, theirs in SAMPLERS.items()} | {s: s for s in SAMPLERS}
     ours = known.get(sampler.strip().lower())
     if ours is None:
-        near = get_close_matches(sampler, SAMPLERS.values(), 1, 0)[0]
-        raise invalid("sampler_name", f"must be one of /sdapi/v1/samplers, such as {near}", sampler)
+        meant = near(sampler, SAMPLERS.values(), 0)
+        must = f"must be one of /sdapi/v1/samplers, such as {meant}"
+        raise invalid("sampler_name", must, sampler)
     if suffix and not ours.endswith(suffix):
         ours += suffix
     if ours not in SAMPLERS:
@@ -91,8 +94,8 @@ def without_loras(prompt: str, known: tuple[str, ...]) -> tuple[str, tuple[tuple
     for match in _LORA.finditer(prompt):
         name, weight = match[1].strip(), match[2]
         if name not in known:
-            near = get_close_matches(name, known, 1, 0)
-            must = f"such as {near[0]}" if near else "of which there are none here"
+            meant = near(name, known, 0)
+            must = f"such as {meant}" if meant else "of which there are none here"
             raise invalid("prompt", f"must name LoRAs of /sdapi/v1/loras, {must}", match[0])
         try:
             found.append((name, float(weight) if weight else 1.0))
@@ -103,8 +106,13 @@ def without_loras(prompt: str, known: tuple[str, ...]) -> tuple[str, tuple[tuple
 
 def is_model(name: object, service: Service) -> bool:
     """Whether a checkpoint's name or title is that of the model that is served."""
-    text = re.sub(r"\s*\[[0-9a-f]*\]$", "", str(name))
-    return text.removesuffix(".safetensors") == service.offer.model
+    return _without_hash(str(name)).removesuffix(".safetensors") == service.offer.model
+
+
+def _without_hash(title: str) -> str:
+    """A name as A1111 writes it in its lists: `name [hash]`."""
+    name, bracket, hash = title.rpartition("[")
+    return name.rstrip() if bracket and re.fullmatch(r"[0-9a-f]*\]", hash) else title
 
 
 def check_options(values: Mapping[str, Any], service: Service) -> None:
@@ -150,7 +158,7 @@ def _from_picture(body: Picture, service: Service) -> dict[str, Any]:
         raise invalid("init_images", "must be one picture", len(body.init_images))
     image = picture_of_text(body.init_images[0], "init_images", service.limits)
     has_size = bool(body.width or body.height)
-    is_own = image.size == (body.width, body.height)
+    is_own = upright(image).size == (body.width, body.height)
     settings: dict[str, Any] = {
         "image": image,
         "strength": STRENGTH if body.denoising_strength is None else body.denoising_strength,
@@ -182,7 +190,7 @@ def _larger(body: Text) -> dict[str, Any]:
             raise invalid("hr_scale", f"must be from 1 to {MOST_SCALE}", scale)
         upscale = f"{scale:.6g}x"
     strength = None if isinstance(body, Picture) else body.denoising_strength
-    return {"upscale": upscale, "upscale_strength": strength}
+    return {"upscale": upscale, "upscale_strength": strength, "upscale_guidance": body.hr_cfg}
 
 
 def _units(body: Text) -> Iterator[Mapping[str, Any]]:
@@ -247,13 +255,13 @@ def _module(unit: Mapping[str, Any]) -> str:
 def _control_name(unit: Mapping[str, Any], service: Service) -> str:
     """Of the service's list; A1111 writes a hash behind it."""
     text = str(unit.get("model") or "")
-    name = re.sub(r"\s*\[[0-9a-f]*\]$", "", text)
+    name = _without_hash(text)
     if name in service.offer.controls:
         return name
-    near = get_close_matches(name, service.offer.controls, 1, 0)
+    meant = near(name, service.offer.controls, 0)
     must = (
-        f"must be one of /controlnet/model_list, such as {near[0]}"
-        if near
+        f"must be one of /controlnet/model_list, such as {meant}"
+        if meant
         else "must be off: none is here"
     )
     raise invalid("model of a ControlNet unit", must, text)
@@ -263,6 +271,7 @@ def _number(unit: Mapping[str, Any], name: str, default: float) -> float:
     value = unit.get(name)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= MOST_NUMBER:
         raise invalid(f"{name} of a ControlNet unit", "must be a number", value)
     return float(value)

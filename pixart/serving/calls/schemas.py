@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pixart.files import printable
 from pixart.pipeline.limits import ALPHA, FITS, MAX_BLUR, MAX_CONTROLS, MAX_SIDE, MIN_TILE, PICTURES
 from pixart.pipeline.request import OF_DIFFUSERS, SETTINGS, Request, check_keys, checked, kinds_of
-from pixart.serving.limits import check_asked
+from pixart.serving.limits import MAX_WEIGHT, check_asked
 from pixart.serving.orders import Format, Job, Order
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Sent: TypeAlias = "Image | bytes | str"
 SEEDS = 2**32  # of which one is drawn where none is given: every client can hold such a number
 RANDOM = -1  # as a seed, the same as none
-MAX_WEIGHT = 16.0  # of a LoRA, to either side
 # Names of other programs for settings of ours; a generator is no number, and a mask_image no picture alone.
 OTHER_NAMES = {theirs: ours for theirs, ours in OF_DIFFUSERS.items() if theirs != "generator"}
 
@@ -316,7 +315,9 @@ def _check_names(field: str, names: Sequence[str], known: Sequence[str]) -> None
 def _check_weight(name: str, weight: object) -> None:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not abs(weight) <= MAX_WEIGHT:  # type: ignore[arg-type]
-        reason = f"loras must have weights from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, got {weight!r} for {name}"
+        reason = (
+            f"loras must have weights from -{MAX_WEIGHT} to {MAX_WEIGHT}, got {weight!r} for {name}"
+        )
         raise Refusal(400, printable(reason), code="invalid_value", field="loras")
 
 

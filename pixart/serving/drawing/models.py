@@ -18,13 +18,13 @@ from pixart.pipeline.metadata import MODEL_OPTIONS
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.preprocess import parse_places
 from pixart.releases import RELEASES
+from pixart.serving.limits import MAX_WEIGHT, MOST_LORAS
 from pixart.serving.options import Options
 from pixart.tensors import read_tensors
 from pixart.text.encoder import TextEncoder
 
 Loras = tuple[tuple[str, float], ...]
 KEPT = 2  # pipelines beside the plain one, each with a transformer of its own where it has LoRAs
-MOST_LORAS = 8  # of one order
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,8 +76,10 @@ class Models:
             raise ValueError(f"loras must be {MOST_LORAS} at most, got {len(loras)}")
         for name, weight in loras:
             _check_name("loras", name, self._loras)
-            if not abs(weight) <= 100:
-                raise ValueError(f"loras must have weights from -100 to 100, got {weight}")
+            if not abs(weight) <= MAX_WEIGHT:
+                raise ValueError(
+                    f"loras must have weights from -{MAX_WEIGHT} to {MAX_WEIGHT}, got {weight}"
+                )
         for name in controls:
             _check_name("controls", name, self._controls)
 

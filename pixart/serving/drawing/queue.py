@@ -155,17 +155,24 @@ class Queue:
         return job
 
     def _check_room(self, order: Order, owner: str) -> None:
-        """Refusal for an order that there is no room for."""
+        """Refusal for an order that there is no room for. No client takes more than it leaves for others, so
+        that a few do not fill the queue before the rest."""
         if self._is_closing:
             raise Refusal(503, "the service ends; try again later", code="closing", retry_after=60)
-        limits, seconds = self._limits, self._a_picture
-        own = self._waiting(owner)
-        held = sum(_bytes_held(entry.job) for entry in self._entries.values())
+        limits, seconds, sent = self._limits, self._a_picture, bytes_sent(order)
+        own, free = self._waiting(owner), limits.queue - self._waiting()
+        held, own_held = self._bytes_held(), self._bytes_held(owner)
         if own >= limits.queue_of_client:
             reason = f"{own} of your orders wait, {limits.queue_of_client} may"
-        elif self._waiting() >= limits.queue:
+        elif free <= 0:
             reason = f"{limits.queue} orders wait, no more may"
-        elif held and held + bytes_sent(order) > limits.keep_bytes:
+        elif own and own >= free:
+            reason = (
+                f"{own} of your orders wait, and the {free} places that are left are for others"
+            )
+        elif sent and own_held and own_held + sent > limits.keep_bytes // 2:
+            reason = f"the pictures of your orders that wait take {own_held:,} bytes"
+        elif held and held + sent > limits.keep_bytes:
             reason = f"the pictures of the orders that wait take {held:,} bytes"
         else:
             return
@@ -180,6 +187,11 @@ class Queue:
             entry is not self._drawn and owner in (None, entry.job.owner)
             for entry in self._entries.values()
         )
+
+    def _bytes_held(self, owner: str | None = None) -> int:
+        """By the pictures of orders that have not ended, of one client or all."""
+        jobs = [entry.job for entry in self._entries.values()]
+        return sum(_bytes_held(job) for job in jobs if owner in (None, job.owner))
 
     def _tell(self, entry: _Entry, **changes: Any) -> Job:
         """Another version of a job, and word of it to those that wait."""
@@ -295,7 +307,7 @@ class Queue:
 
 
 def _bytes_held(job: Job) -> int:
-    """By an order that has not ended."""
+    """By the pictures that it was sent with and those that are finished."""
     return bytes_sent(job.order) + sum(len(result.content) for result in job.results)
 
 

@@ -1,5 +1,7 @@
 """What has ended: kept for a time and up to so many bytes, then remembered, then forgotten."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING
@@ -47,11 +49,12 @@ class Shelf:
         self._remembered.pop(id, None)
 
     def sweep(self, now: float) -> None:
-        """Let go of what is too old or too much, the oldest first. The last one to end stays until it is too
-        old, so that no limit is too small for a picture."""
+        """Let go of what is too old, and of what is too much: the oldest of the client that has most, so that
+        nobody's pictures go for another's. The last one to end stays until it is too old, so that no limit
+        is too small for a picture."""
         seconds = self._limits.keep_seconds
-        while self._kept and self._is_over(_age(next(iter(self._kept.values())), now)):
-            job = self._kept.pop(next(iter(self._kept)))
+        while (job := self._next_to_go(now)) is not None:
+            del self._kept[job.id]
             self.bytes -= bytes_of(job)
             bare = replace(job, version=job.version + 1, results=(), preview=None, is_kept=False)
             self._remembered[job.id] = bare
@@ -61,9 +64,16 @@ class Shelf:
                 break
             del self._remembered[id]
 
-    def _is_over(self, age: float) -> bool:
-        is_too_much = self.bytes > self._limits.keep_bytes or len(self._kept) > MOST_KEPT
-        return age >= self._limits.keep_seconds or (is_too_much and len(self._kept) > 1)
+    def _next_to_go(self, now: float) -> Job | None:
+        jobs = [*self._kept.values()]
+        if jobs and _age(jobs[0], now) >= self._limits.keep_seconds:
+            return jobs[0]
+        if self.bytes > self._limits.keep_bytes:
+            return _oldest_of_most(jobs[:-1], bytes_of)
+        if len(jobs) > MOST_KEPT:  # orders that came to nothing are had for nothing
+            bare = next((job for job in jobs[:-1] if not job.results), None)
+            return bare or _oldest_of_most(jobs[:-1], lambda _: 1)
+        return None
 
     def seconds_left(self, now: float) -> float | None:
         """Until there is something to let go of, None for never."""
@@ -73,6 +83,15 @@ class Shelf:
             *(2 * seconds - _age(job, now) for job in [*self._remembered.values()][:1]),
         ]
         return min(max(0.0, min(left)), TIMEOUT_MAX) if left else None
+
+
+def _oldest_of_most(jobs: list[Job], size: Callable[[Job], int]) -> Job | None:
+    """Of the client whose jobs come to the largest size; None where there are none."""
+    shares: Counter[str] = Counter()
+    for job in jobs:
+        shares[job.owner] += size(job)
+    most = max(shares.values(), default=0)
+    return next((job for job in jobs if shares[job.owner] == most), None)
 
 
 def _age(job: Job, now: float) -> float:

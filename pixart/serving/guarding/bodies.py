@@ -33,9 +33,8 @@ class Bodies:
 
     @asynccontextmanager
     async def whole(self, head: Head, receive: Receive) -> AsyncIterator[Receive]:
-        """What gives the body in one message, and then what comes after it. Refusal: 400 for lengths that
-        contradict, 408, 413, 415 for a kind that is not taken, 503 while too much is held for others.
-        Gone."""
+        """See `given_again`. Refusal: 400 for lengths that contradict, 408, 413, 415 for a kind that is not
+        taken, 503 while too much is held for others. Gone."""
         length = _declared(head)
         if not head.changes_something:
             if length or head.get("transfer-encoding"):
@@ -53,7 +52,7 @@ class Bodies:
                 raise Refusal(400, reason)
             if content:
                 _check_kind(head)
-            yield _again(content, receive)
+            yield given_again(content, receive)
 
     async def _read(self, receive: Receive, share: "_Share") -> bytes:
         try:
@@ -120,7 +119,8 @@ def _check_kind(head: Head) -> None:
         raise Refusal(415, reason, code="media_type")
 
 
-def _again(content: bytes, receive: Receive) -> Receive:
+def given_again(content: bytes, receive: Receive) -> Receive:
+    """What gives a body that was read already, in one message, and then what comes after it."""
     is_given = False
 
     async def give() -> Message:

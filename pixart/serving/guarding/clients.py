@@ -164,7 +164,8 @@ def _check_token(token: str, place: str) -> None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        with path.open("rb") as stream:
+        # A named pipe to which nobody writes would be waited for.
+        with open(path, "rb", opener=_at_once) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"--token-file {path} must be a file, it is none")
@@ -181,6 +182,10 @@ def _lines(path: Path) -> list[str]:
         return content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--token-file {printable(str(path), 200)} must be UTF-8 text") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _digest(text: str) -> bytes:

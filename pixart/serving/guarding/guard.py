@@ -18,7 +18,7 @@ from pixart.serving.guarding.rates import Crowd, Rates
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
-AT_ONCE = 128  # requests of one client, streams of events among them
+AT_ONCE, ALL_AT_ONCE = 128, 384  # requests of one client and of all, streams of events among them
 STRANGERS_RATE = 60  # requests a minute without a token that is ours, of one address
 FOR_EVERYBODY = "/healthz"  # says nothing of anybody
 _WEBSOCKET_REFUSED = 1008
@@ -31,7 +31,7 @@ class Guard:
         self._app, self._clients, self._hosts = app, service.clients, service.hosts
         self._bodies, self._forms = Bodies(service.limits.body), Bodies(login.MOST_FORM, 10.0)
         self._rates, self._strangers = Rates(service.limits.rate), Rates(STRANGERS_RATE)
-        self._crowd, self._door = Crowd(AT_ONCE), login.Door(service.clients)
+        self._crowd, self._door = Crowd(AT_ONCE, ALL_AT_ONCE), login.Door(service.clients)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,7 +71,7 @@ class Guard:
             self._count(owner, head)
         with self._crowd.entered(owner or head.address) as has_room:
             if not has_room:
-                reason = f"at most {AT_ONCE} requests of one client are answered at once"
+                reason = f"at most {AT_ONCE} requests of one client are answered at once, and fewer while many ask"
                 raise Refusal(429, reason, code="too_many", retry_after=1)
             async with self._bodies.whole(head, receive) as whole:
                 await self._app(self._scope(scope, owner), whole, answer)

@@ -28,11 +28,6 @@ class Hosts:
                     f"--name must be a host without scheme, port and path, such as draw.example.org, got {name!r}"
                 )
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach what is listened at."""
-        return _is_loopback(self.listened)
-
     def knows(self, host: str, reached: str | None = None) -> bool:
         """Whether a Host header is ours. reached: the address of ours that the connection came in at."""
         split = _split(host, 80)

@@ -39,16 +39,18 @@ class Rates:
 
 
 class Crowd:
-    """Requests that are answered at the same time, by who asks."""
+    """Requests that are answered at the same time, by who asks. most: of one. all: of all together, of which
+    nobody takes more than is left for others."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, all: int) -> None:
+        self._most, self._all = most, all
         self._inside: Counter[str] = Counter()
 
     @contextmanager
     def entered(self, who: str) -> Iterator[bool]:
         """Whether there is room for one more; it is taken until the end of the block."""
-        if self._inside[who] >= self._most:
+        own, free = self._inside[who], self._all - self._inside.total()
+        if own >= self._most or (own and own >= free):
             yield False
             return
         self._inside[who] += 1
