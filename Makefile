@@ -77,7 +77,7 @@ weak-to-strong: $(READY)
 weak-to-strong-seeds: $(READY)
 	$(BIN)/python -m bench.studies.weak_to_strong.seeds
 
-# Which denoiser and which data scale, on the embedded world; an hour. A second start goes on.
+# Which denoiser and which data scale, on the embedded world; 135 CPU-minutes. A second start goes on.
 scaling-study: $(READY)
 	$(BIN)/python -m pixart.scaling study --output bench/studies/scaling
 

@@ -2,11 +2,14 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeGuard, TypeVar
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
+
+from pixart.command import FAILURE, exit_code
 
 if TYPE_CHECKING:  # its import takes a second, which a picture needs not wait
     from torch.distributed.tensor import DTensor
@@ -27,14 +30,16 @@ def share(batch: Sequence[Item], rank: int, world: int) -> list[Item]:
     return list(batch[rank * part : (rank + 1) * part])
 
 
-def connect(device: torch.device) -> None:
-    """Join the processes that torchrun started, if it did, and take this process's own GPU."""
+def connect(device: torch.device, timeout: timedelta | None = None) -> None:
+    """Join the processes that torchrun started, if it did, and take this process's own GPU. timeout: how
+    long one waits for the others, None for PyTorch's 10 or 30 minutes."""
     if "RANK" not in os.environ or distributed.is_initialized():
         return
     if device.type == "cuda":
         # Before the group: every process would otherwise take GPU 0.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timeout)
 
 
 def leave(code: int) -> NoReturn:
@@ -134,6 +139,53 @@ def said_by_first(text: str) -> str:
     sent = sent.to(meeting_device())
     distributed.broadcast(sent, 0)
     return bytes(sent.tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def together(work: Callable[[], Item]) -> Item:
+    """What each process does by itself; where it fails in some, it fails in all of them: in the first of
+    these with its own error, in the others with FailedElsewhere."""
+    failure, result = None, None
+    try:
+        result = work()
+    except Exception as error:
+        if not distributed.is_initialized():
+            raise
+        failure = error
+    code = 0 if failure is None else exit_code(failure) or FAILURE
+    failed = [(number, code) for number, code in enumerate(gathered(code)) if code]
+    if failure is not None and failed[0][0] == rank():
+        raise failure
+    if failed:
+        raise FailedElsewhere(failed[0][1])
+    return cast(Item, result)
+
+
+class FailedElsewhere(RuntimeError):
+    """Another process failed, and says why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process failed")
+        self.exit_code = exit_code
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other process has failed, of all that ask this when they fail; one that has not met the
+    others yet is if it is number 0."""
+    if not distributed.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        return bool(distributed.distributed_c10d._get_default_store().add("pixart/failed", 1) == 1)
+    except RuntimeError:  # whoever keeps the count has left
+        return False
+
+
+def gathered(item: Item) -> list[Item]:
+    """What each process has, by rank."""
+    if not distributed.is_initialized():
+        return [item]
+    items: list[Any] = [None] * world_size()
+    distributed.all_gather_object(items, item)
+    return items
 
 
 def meeting_device() -> torch.device:

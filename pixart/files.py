@@ -6,6 +6,7 @@ is none at its path: a reader may meet that, and a crash leave it so, with the o
 `.NAME.HEX.old`.
 """
 
+import difflib
 import errno
 import hashlib
 import json
@@ -266,8 +267,11 @@ def _whole_number(digits: str) -> int | float:
 def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"has {key!r} twice")
+            seen.add(key)
     return values
 
 
@@ -321,6 +325,13 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that a word was perhaps meant to be, None for none. Of a word of megabytes the beginning
+    alone is looked at: the comparison takes seconds for each of them."""
+    found = difflib.get_close_matches(word[:_LONGEST_WORD], known, 1, cutoff)
+    return found[0] if found else None
 
 
 def printable(text: str, most: int = _LONGEST_LINE) -> str:

@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.command import BAD_INPUT, DONE, exit_code, message_of, run_command
+from pixart.command import BAD_INPUT, DONE, FAILURE, exit_code, message_of, run_command
 
 if TYPE_CHECKING:
     from pixart.generation.options import Options
@@ -25,19 +25,49 @@ NAME, KEPT = "generate", "cancelled; finished pictures are kept"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    return run_command(NAME, lambda: _run(arguments), KEPT)
+    """Run the command line; returns the exit code. Under torchrun it ends the process."""
+    if not process.is_one_of_many():
+        return run_command(NAME, lambda: _run(arguments), KEPT)
+    code = run_command(NAME, lambda: _run_beside_others(arguments), KEPT)
+    from pixart.distributed import leave
+
+    leave(code)
+
+
+def _run_beside_others(arguments: list[str] | None) -> int:
+    """As one of torchrun's processes: of those that fail, the first one says why."""
+    try:
+        return _run(arguments)
+    except BaseException as error:
+        if _speaks(error):
+            raise
+        if isinstance(error, KeyboardInterrupt) or process.ENDING.asked is not None:
+            return process.ENDING.code()
+        if isinstance(error, SystemExit):
+            return DONE if error.code is None else FAILURE
+        return exit_code(error) or FAILURE
+
+
+def _speaks(error: BaseException) -> bool:
+    distributed = sys.modules.get("pixart.distributed")
+    if distributed is None:  # nothing is imported for it: this may be an import that was cut off
+        return process.place()[0] == 0
+    return not isinstance(error, distributed.FailedElsewhere) and distributed.is_first_to_fail()
 
 
 def _run(arguments: list[str] | None) -> int:
     from pixart.generation.report import Report
 
     report = Report()
-    if "--json" in (sys.argv if arguments is None else arguments):
+    is_first = process.place()[0] == 0
+    if is_first and "--json" in (sys.argv if arguments is None else arguments):
         process.on_leaving(lambda: _as_json(report, error=process.ENDING.message()) + "\n")
+    from dataclasses import replace
+
     from pixart.generation.options import parse_options
 
-    return run(parse_options(NAME, arguments), report)
+    options = parse_options(NAME, arguments)
+    return run(replace(options, json=options.json and is_first), report)
 
 
 def run(options: "Options", report: "Report") -> int:

@@ -103,9 +103,10 @@ class Ending:
 
     def leave(self) -> "NoReturn":
         """End the process now: last words on standard output, a line on standard error, the code."""
-        if self.last_words is not None:
+        speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes of a run the first
+        if speaks and self.last_words is not None:
             _write(1, sys.stdout, self.last_words())
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes of a run the first speaks
+        if speaks:
             _write(self.error_output, sys.stderr, f"{self.name}: {self.message()}\n")
         self.end()
 
@@ -235,6 +236,24 @@ def _give_up(stream: "Any") -> None:
         stream.flush()
     except (OSError, ValueError):  # closed, or not a file: nothing will be written
         return
+
+
+def is_one_of_many() -> bool:
+    """Whether torchrun started this process beside others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
+def place() -> "tuple[int, int]":
+    """Number of this process among those that torchrun started, and how many they are; 0 of 1 without it.
+    ValueError for variables that cannot be."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    are_numbers = all(text.isascii() and text.isdigit() and len(text) < 9 for text in (rank, world))
+    if not are_numbers or int(rank) >= int(world):
+        raise ValueError(
+            f"RANK must be a number below WORLD_SIZE, got {rank[:20]!r} and {world[:20]!r}; "
+            "torchrun sets both"
+        )
+    return int(rank), int(world)
 
 
 def write_line(line: str) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.measure.results import Row
-from bench.reporting import comparisons, editing, host, pages, plots, scaling
+from bench.reporting import comparisons, editing, exchange, host, pages, plots, scaling
 from bench.reporting.comparisons import Comparison
 from bench.reporting.plots import Named
 from bench.reporting.targets import CASE, MODELS, TARGETS, Target
@@ -32,6 +32,7 @@ def render(results: Sequence[Named]) -> str:
         "TARGETS": _targets(results),
         "HOST": host.overview(results),
         "EDITING": editing.overview(results),
+        "EXCHANGE": exchange.overview(),
         "PLOTS": "\n\n".join(pictures),
         "GROWTH": "\n".join(_growth(results)),
         "PAGES": table(("page", "command", "date", "commit", "remarks"), _pages(results)),

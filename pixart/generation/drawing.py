@@ -1,9 +1,10 @@
 """What `python -m pixart.generate` does: jobs in, files and a report out."""
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pixart import process
@@ -17,6 +18,7 @@ from pixart.generation.previews import check_options as check_previews
 from pixart.generation.prompts import naming
 from pixart.generation.report import Report
 from pixart.generation.sheet import Cell, write_sheet
+from pixart.generation.team import Team
 from pixart.pipeline.metadata import CUDA_GRAPH, Metadata
 from pixart.pipeline.pictures import (
     check_writable,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 def generate(options: Options, report: Report) -> None:
     """Draw what the options ask for, and keep the report of files, sizes and seconds by stage."""
+    team = Team.of(options)
+    options = team.options(options)
     console = Console(options.quiet)
     with console.with_libraries():  # before anything slow is imported: libraries log as they are
         from pixart.device import peak_memory
@@ -43,14 +47,57 @@ def generate(options: Options, report: Report) -> None:
         peak_memory()  # what it imports is imported now
         # What a picture says may be wrong in ways that are only found on the way.
         with naming("" if options.from_image is None else str(options.from_image)):
-            _generate(options, report, console)
+            team.meet(options)
+            _generate(options, report, console, team)
 
 
-def _generate(options: Options, report: Report, console: Console) -> None:
-    check_previews(options)
+def _generate(options: Options, report: Report, console: Console, team: Team) -> None:
     if options.seed == "random":
-        options = replace(options, seed=secrets.randbelow(2**32))
+        options = replace(options, seed=int(team.said(str(secrets.randbelow(2**32)))))
         console.remark(f"seed {options.seed}")
+    run = team.agreed(lambda: _planned(options, report, console, team))
+    first = team.said(run.digest)
+    team.agreed(lambda: _check_same(run.digest, first))
+    jobs, cells = run.jobs, run.cells
+    if run.pipe is not None and run.left:
+        process.at_work()
+        cells |= _draw_all(run.pipe, run, report, console, team)
+    if run.options.grid and team.rank == 0:
+        process.at_work()
+        with report.timed("write"):
+            sheet = write_sheet([cells[job.index] for job in jobs], run.options)
+        report.grid = str(sheet)
+        console.remark(report.grid)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is to be drawn. cells: what is there already. left: what is not. before: of the picture that is
+    drawn again. pipe: None where nothing needs it."""
+
+    jobs: list[Job]
+    left: list[Job]
+    cells: dict[int, Cell]
+    options: Options
+    before: Metadata | None
+    pipe: "Pipeline | None"
+
+    @property
+    def digest(self) -> str:
+        """Of all jobs and files: processes that share them must agree."""
+        known = [
+            (job.index, str(job.path), job.there is None, str(job.request)) for job in self.jobs
+        ]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _check_same(digest: str, first: str) -> None:
+    if digest != first:
+        raise ValueError("output must be a folder that all processes see, got one that differs")
+
+
+def _planned(options: Options, report: Report, console: Console, team: Team) -> _Run:
+    check_previews(options)
     jobs, options = plan(options)
     before = None if options.from_image is None else read_metadata(options.from_image)
     pipe = None
@@ -62,14 +109,8 @@ def _generate(options: Options, report: Report, console: Console) -> None:
     check_writable([job.path for job in left])
     if left:
         pipe = pipe or _open(options, report, console)
-        process.at_work()
-        cells |= _draw_all(pipe, left, len(cells), options, before, report, console)
-    if options.grid:
-        process.at_work()
-        with report.timed("write"):
-            sheet = write_sheet([cells[job.index] for job in jobs], options)
-        report.grid = str(sheet)
-        console.remark(report.grid)
+        team.choose(pipe, left, _resolved(pipe, left), options)
+    return _Run(jobs, left, cells, options, before, pipe)
 
 
 def _those_there(jobs: Sequence[Job], report: Report, console: Console) -> dict[int, Cell]:
@@ -90,27 +131,32 @@ def _those_there(jobs: Sequence[Job], report: Report, console: Console) -> dict[
 
 
 def _draw_all(
-    pipe: "Pipeline",
-    jobs: Sequence[Job],
-    done: int,
-    options: Options,
-    before: Metadata | None,
-    report: Report,
-    console: Console,
+    pipe: "Pipeline", run: _Run, report: Report, console: Console, team: Team
 ) -> dict[int, Cell]:
-    """Draw and write each picture; returns what is in which file. done: pictures that are there. before:
-    of the picture that is drawn again."""
-    passed = [len(group) for group in passes(_resolved(pipe, jobs), options.batch)]
-    notes = [pipe.size_of(job.request).note for job in jobs]
+    """Draw and write each picture that is left; returns what is in which file."""
+    options, jobs = run.options, iter(run.left)
+    passes_of_all = passes(_resolved(pipe, run.left), options.batch)
+    groups = team.own([next(jobs) for _ in group] for group in passes_of_all)
+    own = [job for group in groups for job in group]
+    notes = [pipe.size_of(job.request).note for job in own]
     for note in dict.fromkeys(notes):
         console.remark(note)
-    _warn_of_unknown_words(options, jobs, console)
-    texts = len({text for job in jobs for text in (job.request.prompt, job.request.negative)})
+    _warn_of_unknown_words(options, run.left, console)
+    texts = dict.fromkeys(t for job in run.left for t in (job.request.prompt, job.request.negative))
     cells = {}
-    previews = Previews.of(pipe, [job.path for job in jobs], options, console)
-    with RunBar(console, texts, passed, done) as bar, previews:
-        pictures = _draw(pipe, jobs, options.batch, bar, previews)
-        for job, note, drawn in zip(jobs, notes, pictures, strict=True):
+    previews = Previews.of(pipe, [job.path for job in own], options, console)
+    passed = [len(group) for group in groups]
+    with RunBar(console, len(texts), passed, len(run.cells)) as bar, previews:
+        if not team.is_alone:
+            team.share(pipe)
+            _share_prompts(pipe, list(texts), own, bar, report)
+        # Others' pictures between two passes would be missing where they are put together anew.
+        together = [own] if team.is_alone else groups
+        encoding = bar.encode if team.is_alone else None
+        pictures = _draw(pipe, together, options.batch, bar, previews, encoding)
+        for job, note, drawn in zip(own, notes, pictures, strict=True):
+            if not team.writes:
+                continue
             metadata = Metadata.of(drawn, pipe, job.asked, job.asked_model)
             bar.note("write")
             with process.Whole():  # a picture that is there is in the report
@@ -123,9 +169,23 @@ def _draw_all(
             bar.finish()
             cells[job.index] = Cell(job.path, metadata.request, job.swept)
             console.remark(str(job.path) + ("" if is_ours else " was drawn elsewhere meanwhile"))
-            if before is not None:
-                _compare(before, metadata, str(options.from_image), console)
-    return cells
+            if run.before is not None:
+                _compare(run.before, metadata, str(options.from_image), console)
+    found = team.collect(report, cells)
+    for index in sorted(found.keys() - cells.keys()):
+        console.remark(str(found[index].path))
+    return found
+
+
+def _share_prompts(
+    pipe: "Pipeline", texts: list[str], own: Sequence[Job], bar: RunBar, report: Report
+) -> None:
+    """T5 is loaded by the first process only."""
+    from pixart.pipeline.parallel import share_prompts
+
+    needed = {text for job in own for text in (job.request.prompt, job.request.negative)}
+    with report.timed("text"):
+        share_prompts(pipe, texts, needed, bar.encode)
 
 
 def _resolved(pipe: "Pipeline", jobs: Sequence[Job]) -> list[Request]:
@@ -178,7 +238,12 @@ def _open(options: Options, report: Report, console: Console) -> "Pipeline":
 
 
 def _draw(
-    pipe: "Pipeline", jobs: Sequence[Job], batch: int, bar: RunBar, previews: Previews
+    pipe: "Pipeline",
+    groups: Sequence[Sequence[Job]],
+    batch: int,
+    bar: RunBar,
+    previews: Previews,
+    encode: Callable[[], object] | None,
 ) -> Iterator[Drawn]:
     """The pictures: T5 first, then the transformer; they need not fit together."""
 
@@ -189,13 +254,14 @@ def _draw(
     def decoding(done: int, total: int) -> None:
         bar.note(f"decode {done}/{total}")
 
-    yield from pipe.draw_many(
-        [job.request for job in jobs],
-        batch=batch,
-        callback=step,
-        encoding=lambda _: bar.encode(),
-        decoding=decoding,
-    )
+    for jobs in groups:
+        yield from pipe.draw_many(
+            [job.request for job in jobs],
+            batch=batch,
+            callback=step,
+            encoding=None if encode is None else lambda _: encode(),
+            decoding=decoding,
+        )
 
 
 def _write(job: Job, drawn: Drawn, metadata: Metadata, options: Options) -> tuple[Job, bool]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pixart.command import parse
-from pixart.pipeline.request import PER_CONTROL, SETTINGS, as_options, is_flag
+from pixart.pipeline.request import PER_CONTROL, SETTINGS, Parallel, as_options, is_flag
 
 # A size is one option; prompts have three ways in.
 SAMPLING = tuple(name for name in SETTINGS if name not in ("prompt", "height", "width"))
@@ -114,6 +114,10 @@ class _General(_Rest):
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Record a denoising step once per size and replay it: quicker where the CPU launches more slowly than
     the GPU computes. auto: on CUDA, for pictures of up to 1024x1024 pixels. CUDA only."""
+    parallel: Parallel = "auto"
+    """How the processes that torchrun started share the pictures. pictures: each draws its own. All draw
+    each picture together by guidance, whose halves are for two, by sequence, which shares the tokens, or by
+    both. auto: pictures where there is one for each process, otherwise together."""
     attention: Literal["int8", "fp8"] | None = None
     """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
     --dtype."""

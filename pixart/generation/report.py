@@ -1,7 +1,7 @@
 """What a run tells with --json: each picture with its settings and seconds, and how long the whole took."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,20 @@ class Report:
         """One more picture is drawn, in so many seconds of each stage."""
         self.drawn += 1
         for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    def share(self, indices: Collection[int]) -> dict[str, Any]:
+        """What this process adds to the report of a run that several share: pictures by these jobs, and what
+        was spent on them. Opening models and encoding prompts is not added up: all do it at once."""
+        spent = {stage: self.seconds[stage] for stage in self.seconds.keys() - {"load", "text"}}
+        images = {index: self.images[index] for index in indices}
+        return {"images": images, "drawn": len(images), "seconds": spent if images else {}}
+
+    def merge(self, share: dict[str, Any]) -> None:
+        """Add what another process has drawn."""
+        self.images |= share["images"]
+        self.drawn += share["drawn"]
+        for stage, spent in share["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def to_dict(self) -> dict[str, Any]:

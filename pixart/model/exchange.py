@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pixart.config import KVCompression
+from pixart.config import KVCompression, PixArtConfig
 from pixart.cost import merged_keys
 
 # PyTorch 2.13 renamed it, and warns of the older name.
@@ -49,6 +49,19 @@ def split_rows(rows: int, processes: int, multiple: int = 1) -> list[slice]:
 def gathers(tokens: int, keys: int, heads: int, processes: int) -> bool:
     """Whether a layer gathers its keys and values; otherwise it exchanges heads."""
     return (processes - 1) * keys < tokens or heads % processes != 0
+
+
+def layer_bytes(
+    config: PixArtConfig, layer: int, grid: tuple[int, int], processes: int, itemsize: int
+) -> tuple[float, float]:
+    """Bytes that each of the processes receives in a layer's forward for one picture, on average: where it
+    gathers keys and values, and where it exchanges heads."""
+    compression, tokens = config.kv_compression, grid[0] * grid[1]
+    keys = tokens
+    if compression is not None and compression.applies_to(layer):
+        keys = merged_keys(compression, grid)
+    from_others = (processes - 1) / processes * config.hidden_size * itemsize
+    return 2 * keys * from_others, 2 * (tokens + keys) / processes * from_others
 
 
 def rows_together(compressions: Iterable[KVCompression | None]) -> int:

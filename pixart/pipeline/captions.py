@@ -40,10 +40,12 @@ class CaptionStore:
 
     def ensure(self, text: str) -> None:
         """See to it that a text, and the null caption if it is blank, need T5 no more."""
-        text = as_trained(text, self.family)
-        self._ensure(text, padded=False)
-        if not text and self._shows_padded_null:
-            self._ensure(text, padded=True)
+        for key in self._keys(text):
+            self._ensure(*key)
+
+    def encoded(self, text: str) -> dict[tuple[str, bool], PromptEmbeddings]:
+        """What `ensure` sees to, as `held` has it: for processes that have no T5."""
+        return {key: self.features(*key) for key in self._keys(text)}
 
     def pair(self, prompt: str, negative: str) -> tuple[PromptEmbeddings, PromptEmbeddings]:
         """(conditional, unconditional); a blank negative is the null caption."""
@@ -65,6 +67,11 @@ class CaptionStore:
             table = self.opened.load().y_embedder.y_embedding[None]
             whole = PromptEmbeddings(table, torch.ones(table.shape[:2], dtype=torch.bool))
         return whole.to(prompt.features.device, prompt.features.dtype).with_mask_of(prompt)
+
+    def _keys(self, text: str) -> list[tuple[str, bool]]:
+        text = as_trained(text, self.family)
+        is_padded_too = not text and self._shows_padded_null
+        return [(text, False), (text, True)] if is_padded_too else [(text, False)]
 
     @property
     def _has_table(self) -> bool:

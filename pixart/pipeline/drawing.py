@@ -36,6 +36,7 @@ from pixart.sampler.loop import (
     sample,
     seed_generators,
 )
+from pixart.sampler.mesh import Mesh
 from pixart.sampler.schedulers import Scheduler
 from pixart.sampler.windows import Windows
 from pixart.text.encoder import PromptEmbeddings
@@ -65,6 +66,7 @@ class Parts(Protocol):
     graphs: PictureGraphs
     controls: Controls
     attention: str | None
+    mesh: Mesh | None
 
     @property
     def memory(self) -> int | None: ...
@@ -90,6 +92,8 @@ def draw_all(
 ) -> Iterator[Drawn]:
     """The pictures of resolved requests in their order: all prompts first, then pass by pass. batch: at
     most, of a pass."""
+    if pipe.mesh is not None:
+        hooks = replace(hooks, cancel=_agreed(pipe.mesh, hooks.cancel))
     before: dict[str, float] = {}
     with timed(before, "text"):
         texts = [text for request in requests for text in (request.prompt, request.negative)]
@@ -102,6 +106,11 @@ def draw_all(
         for drawn in Pass(pipe, group, hooks, inputs).draw():
             yield replace(drawn, seconds=before | drawn.seconds)
             before = dict.fromkeys(before, 0.0)
+
+
+def _agreed(mesh: Mesh, cancel: Callable[[], bool] | None) -> Callable[[], bool]:
+    """True where it is in one of the processes: they stop at the same step, or the others would wait."""
+    return lambda: mesh.any(cancel is not None and cancel())
 
 
 class Pass:
@@ -117,11 +126,16 @@ class Pass:
         self._stages = stages_of(like, pipe.multiple)
         self._seen = max((stage.seen for stage in self._stages), key=math.prod)
         batched, tile = like.batched, like.tile
-        if batched is None:
+        self._splits_guidance = pipe.mesh is not None and pipe.mesh.guidance > 1
+        if self._splits_guidance:
+            batched = False  # each half has a call of its own
+        elif batched is None:
             batched = self._fits_batched(*self._seen)
-        if like.image or like.upscale or like.control_image:
+        if like.image or like.upscale or like.control_image or pipe.mesh is not None:
             pipe.vae.to(pipe.device)
             tile = pipe.vae.choose_tile(self._stages[-1].height, self._stages[-1].width, tile)
+        if pipe.mesh is not None:
+            tile = _smallest(pipe.mesh, tile)
         self._group = [replace(request, batched=batched, tile=tile) for request in group]
         self._canvas = make_canvas(like, inputs) if like.image else None
         self._fault: NotFinitePicture | None = None
@@ -197,7 +211,7 @@ class Pass:
             like.steps,
             guidance=stage.guidance,
             start=start,
-            batched=bool(like.batched),
+            batched=bool(like.batched) or self._splits_guidance,
             generators=generators,
             callback=report,
             cancel=self._hooks.cancel,
@@ -277,7 +291,7 @@ class Pass:
         denoiser = PictureDenoiser(
             pipe.transformer, prompts, *size, pipe.device, graphs,
             perturbed=parse_blocks(blocks) if blocks else (),
-            controls=self._controls(stage),
+            controls=self._controls(stage), mesh=pipe.mesh,
         )  # fmt: skip
         if stage.seen == size:
             return denoiser
@@ -298,7 +312,16 @@ class Pass:
         tokens = self._count * height * width // pipe.multiple**2
         size = pipe.transformer.dtype.itemsize
         free = free_memory(pipe.device) if pipe.memory is None else pipe.memory
+        if pipe.mesh is not None:  # all make the same calls
+            free, tokens = pipe.mesh.least(free), -(-tokens // pipe.mesh.tokens)
         return 2 * tokens * config.hidden_size * 16 * size < free / 2
+
+
+def _smallest(mesh: Mesh, tile: int | bool | None) -> int | bool:
+    """The tile of the process that has least memory."""
+    whole = 2**31
+    least = mesh.least(whole if tile is False or tile is None else int(tile))
+    return False if least == whole else least
 
 
 @contextmanager

@@ -20,11 +20,21 @@ class PictureGraphs:
     """The recordings of a pipeline. ValueError where the device cannot make any and they are wanted.
 
     wanted: True for every picture, False for none, "auto" on a CUDA device for those of up to
-    AUTO_PIXELS, until a step cannot be recorded.
+    AUTO_PIXELS, until a step cannot be recorded. is_shared: other processes draw the same pictures, which
+    exchange what a recording cannot hold: "auto" is then none.
     """
 
-    def __init__(self, wanted: CudaGraphChoice, device: torch.device) -> None:
+    def __init__(
+        self, wanted: CudaGraphChoice, device: torch.device, is_shared: bool = False
+    ) -> None:
         check_cuda_graph(wanted, device)
+        if is_shared:
+            if wanted is True:
+                raise ValueError(
+                    "cuda_graph must be left out where processes draw a picture together, got True: a "
+                    "recording cannot hold what they exchange"
+                )
+            wanted = False
         self.is_asked_for = wanted is True
         self._graphs = CudaGraphs() if wanted and device.type == "cuda" else None
 

@@ -21,6 +21,7 @@ PICTURES = ("image", "mask", "control_image")  # settings that name files of pic
 ALPHA = "alpha"  # as a mask, no file: where the picture itself is transparent
 FITS = ("crop", "exact")
 MAX_CONTROLS = 16
+_LONGEST_LIST = 1000  # characters of numbers of blocks
 
 # None of these is left to the model: without one, nothing of its kind is done.
 OFF_WHEN_NONE = (
@@ -89,6 +90,10 @@ def parse_border(text: str) -> tuple[int, int, int, int]:
 def parse_blocks(text: str) -> tuple[int, ...]:
     """Numbers of blocks, in order, from "14" or "12-14,20"."""
     numbers: set[int] = set()
+    if len(text) > _LONGEST_LIST:
+        raise ValueError(
+            f"pag_blocks must be {_LONGEST_LIST} characters at most, got {len(text):,}"
+        )
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)

@@ -4,19 +4,21 @@ The options of the command line are made of these fields, and a line of JSON, th
 and a request over the network are their `to_dict`. Importing this module imports no torch.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import groupby
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
+from pixart.files import near
 from pixart.pipeline.limits import check_value, check_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# How processes share pictures: see pixart.pipeline.parallel.
+Parallel = Literal["auto", "pictures", "guidance", "sequence", "guidance+sequence"]
 VERSION = 7  # other fields, another number; pixart.pipeline.metadata reads what 1 to 6 wrote
 
 
@@ -271,10 +273,8 @@ def check_keys(keys: Iterable[str], known: Iterable[str]) -> None:
     for key in keys:
         if key not in known:
             elsewhere = OF_DIFFUSERS.get(str(key))
-            near = (
-                [elsewhere] if elsewhere in known else difflib.get_close_matches(str(key), known, 1)
-            )
-            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            meant = elsewhere if elsewhere in known else near(str(key), known)
+            way_out = f"did you mean {meant!r}?" if meant else f"known are {', '.join(known)}"
             raise ValueError(f"unknown setting {key!r}; {way_out}")
 
 

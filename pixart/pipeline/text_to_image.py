@@ -32,6 +32,7 @@ from pixart.pipeline.stages import check_stages, with_stages
 from pixart.pipeline.upscale import UPSCALE_GUIDANCE
 from pixart.resolution import Resolved
 from pixart.sampler.loop import Cancelled, Progress
+from pixart.sampler.mesh import Mesh
 from pixart.sampler.schedulers import Scheduler, make_scheduler
 from pixart.text.encoder import Quantization, TextEncoder
 from pixart.vae.autoencoder import VAE, Tiled
@@ -70,8 +71,10 @@ class Pipeline:
     attention: str | None = None
     controls: Controls = field(default_factory=Controls, repr=False)
     resident: bool = False
+    mesh: Mesh | None = field(init=False, default=None, repr=False)
     captions: CaptionStore = field(init=False, repr=False)
     graphs: PictureGraphs = field(init=False, repr=False)
+    _preview: Preview | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.graphs = PictureGraphs(self.cuda_graph, self.device)
@@ -164,9 +167,15 @@ class Pipeline:
     def transformer(self, model: PixArt) -> None:
         self.opened.replace(model)
         self.graphs.clear()
-        kept = self.weight_files.items()
-        self.weight_files = {part: files for part, files in kept if part in _BESIDE}
+        beside = self.weight_files.items()
+        self.weight_files = {part: files for part, files in beside if part in _BESIDE}
         self.__dict__.pop("weights", None)
+
+    def share(self, mesh: Mesh | None) -> None:
+        """Draw each picture together with other processes, None for alone. All must ask for the same
+        pictures, which all are given. ValueError where CUDA graphs are asked for."""
+        self.graphs.clear()
+        self.mesh, self.graphs = mesh, PictureGraphs(self.cuda_graph, self.device, mesh is not None)
 
     @property
     def multiple(self) -> int:
@@ -254,9 +263,8 @@ class Pipeline:
         scheduler, steps, guidance and its interval, and the numbers of all that it asks for beside.
         ValueError for what this model cannot draw, or for a picture that it cannot be drawn from.
 
-        batched and tile stay open until free memory decides. A scheduler of the pipeline's own that
-        has no name here stays None. pictures are those of `draw_many`.
-        """
+        batched and tile stay open until free memory decides, and a scheduler of its own that has no name
+        here stays None. pictures are those of `draw_many`."""
         return self._resolve(request, Inputs(pictures))
 
     def _resolve(self, request: Request, inputs: Inputs) -> Request:
@@ -310,9 +318,8 @@ class Pipeline:
         decoding: Tiled | None = None,
     ) -> Drawn:
         """One picture; the options are those of `draw_many`."""
-        [drawn] = self.draw_many(
-            [request], pictures=pictures, callback=callback, cancel=cancel, decoding=decoding
-        )
+        hooks: dict[str, Any] = {"callback": callback, "cancel": cancel, "decoding": decoding}
+        [drawn] = self.draw_many([request], pictures=pictures, **hooks)
         return drawn
 
     def draw_many(
@@ -334,9 +341,9 @@ class Pipeline:
         picture drawn alone. NotFinitePicture is raised for one of NaN or infinity, after those before.
         pictures: what requests name as image, mask or control_image; a name that is not there is a file.
 
-        callback: called after every step of a pass. cancel: asked before each prompt, pass and step;
-        when it returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt
-        when it is encoded. decoding: called with the VAE's tiles done and in all.
+        callback: called after every step of a pass. cancel: asked before each prompt, pass and step; when it
+        returns True, pixart.sampler.Cancelled is raised. encoding: called with each prompt when it is
+        encoded. decoding: called with the VAE's tiles done and in all.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
@@ -348,11 +355,8 @@ class Pipeline:
     def preview(self, latents: torch.Tensor) -> "list[Image]":
         """What a callback's Progress.predicted, (B, C, h, w), is a picture of: RGB, one pixel for each
         latent. pixart.vae.Preview(pipe.vae, taesd) decodes at full size instead."""
+        self._preview = self._preview or Preview(self.vae)
         return self._preview(latents)
-
-    @cached_property
-    def _preview(self) -> Preview:
-        return Preview(self.vae)
 
     def solver(self, name: str | None) -> Scheduler:
         return make_scheduler(name or self.scheduler, self.scheduler_config)
@@ -363,7 +367,7 @@ class Pipeline:
         return self.captions.mask
 
     def caption_tokens(self, prompt: str, negative: str = "") -> tuple[int, int]:
-        """How many tokens of a prompt, and of what guidance compares it with, the transformer sees."""
+        """How many tokens of a prompt, and of what guidance compares it with, are seen."""
         conditional, unconditional = self.captions.pair(prompt, negative)
         return int(conditional.mask.sum()), int(unconditional.mask.sum())
 
@@ -373,9 +377,8 @@ class Pipeline:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """A sha256 of the weight files of each part ("transformer", "text_encoder", "vae", "lora",
-        "control"), as `files.fingerprint` reads them: files over 2 MiB at 512 places. Names do not count. A
-        model of the caller's has none."""
+        """A sha256 of each part's weight files ("transformer", "text_encoder", "vae", "lora", "control"), as
+        `files.fingerprint` reads them, whatever their names. A model of the caller's has none."""
         return {
             part: fingerprint_files({str(number): file for number, file in enumerate(files)})
             for part, files in sorted(self.weight_files.items())

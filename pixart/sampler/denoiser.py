@@ -14,6 +14,7 @@ from pixart.model.control import Control, ControlNet
 from pixart.model.transformer import PixArt
 from pixart.sampler.cuda_graphs import CudaGraphs
 from pixart.sampler.guidance import Captions
+from pixart.sampler.mesh import Mesh
 from pixart.text.encoder import PromptEmbeddings
 
 
@@ -39,7 +40,8 @@ class PictureDenoiser:
     prompts: the embeddings of each choice of captions; those of "perturbed" are the conditional ones.
     height, width: pixels, for micro-conditioned models. graphs: replays recorded launches; the model must
     then be on a CUDA device. controls: what steers the picture. perturbed: blocks in which attention is
-    the identity when captions are "perturbed".
+    the identity when captions are "perturbed". mesh: the processes that draw the picture together, all of
+    which make the same calls; no recording can hold what they exchange.
     """
 
     def __init__(
@@ -53,7 +55,10 @@ class PictureDenoiser:
         *,
         controls: Sequence[PictureControl] = (),
         perturbed: Collection[int] = (),
+        mesh: Mesh | None = None,
     ) -> None:
+        if mesh is not None and graphs is not None:
+            raise ValueError("graphs must be None with a mesh: no recording holds an exchange")
         self.transformer, self.prompts, self.device, self.graphs = (
             transformer,
             prompts,
@@ -62,6 +67,7 @@ class PictureDenoiser:
         )
         self.controls = [control for control in controls if control.scale != 0]
         self.perturbed = tuple(sorted(set(perturbed)))
+        self.mesh = mesh
         self._size = (height, width)
         self._encoded: dict[tuple[str, int | None], EncodedCaption] = {}
         self._hints: dict[int, Tensor] = {}
@@ -72,6 +78,15 @@ class PictureDenoiser:
             self._sizes = (size, size[:, :1] / size[:, 1:])
 
     def __call__(self, latents: Tensor, timesteps: Tensor, captions: Captions, /) -> Tensor:
+        if captions == "both" and self.mesh is not None and self.mesh.guidance > 1:
+            return self.mesh.both(self._half, latents, timesteps)
+        return self._evaluate(latents, timesteps, captions)
+
+    def _half(self, is_conditional: bool, latents: Tensor, timesteps: Tensor) -> Tensor:
+        captions: Captions = "conditional" if is_conditional else "unconditional"
+        return self._evaluate(latents, timesteps, captions)
+
+    def _evaluate(self, latents: Tensor, timesteps: Tensor, captions: Captions) -> Tensor:
         perturbed = self.perturbed if captions == "perturbed" else ()
         seen = "conditional" if captions == "perturbed" else captions
         caption = self._encode(seen)
@@ -85,6 +100,7 @@ class PictureDenoiser:
                 *self._sizes,
                 perturbed=perturbed,
                 controls=controls,
+                exchange=None if self.mesh is None else self.mesh.exchange,
             )
         given = (self.transformer, latents, timesteps, caption, self._sizes)
         return self.graphs(*given, perturbed=perturbed, controls=controls)
@@ -105,7 +121,7 @@ class PictureDenoiser:
             )
             part = PictureDenoiser(
                 self.transformer, self.prompts, height, width, self.device, self.graphs,
-                controls=hints, perturbed=self.perturbed,
+                controls=hints, perturbed=self.perturbed, mesh=self.mesh,
             )  # fmt: skip
             part._encoded = self._encoded
             self._crops[key] = part

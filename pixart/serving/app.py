@@ -7,8 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pixart import __version__
-from pixart.serving import a1111, health, jobs_api, openai, page
-from pixart.serving.guard import Guard
+from pixart.serving import page
+from pixart.serving.a1111 import routes as a1111
+from pixart.serving.calls import health, jobs, openai
+from pixart.serving.guarding.guard import Guard
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
@@ -29,7 +31,7 @@ def make_app(service: Service, *, ui: bool) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse_values},
     )
-    for part in (openai, jobs_api, a1111, health):
+    for part in (openai, jobs, a1111, health):
         app.include_router(part.router(service))
     if ui:  # last: it answers for every path that is left
         page.mount(app, service)

@@ -12,12 +12,14 @@ _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  #
 
 
 def find_loras(folder: Path) -> dict[str, Path]:
-    """Names and places of the LoRAs in a folder, in order: .safetensors files, and folders that hold one.
-    ValueError for a folder with none, and for a name that a prompt could not hold."""
+    """Names and places of the LoRAs in a folder, in order: .safetensors files, and folders that hold one;
+    hidden ones are passed over. ValueError for a folder with none, and for a name that a prompt could not hold."""
     if not folder.is_dir():
         raise NotADirectoryError(f"--lora-folder must be a folder, got {printable(str(folder))}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # such as what macOS leaves beside each file: ._NAME
+            continue
         if path.is_dir() and any((path / name).is_file() for name in _ADAPTERS):
             _add(found, path.name, path)
         elif path.suffix == ".safetensors" and path.is_file():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pixart.pipeline.request import Request
 from pixart.serving.refusal import Refusal
 
+MOST_LORAS, MAX_WEIGHT = 8, 16  # of one order; of a LoRA, to either side
 MOST_TILES = 4096  # of one picture: each is begun and joined on its own, however small
 
 
@@ -17,7 +18,8 @@ class Limits:
     it, and of what not to draw. body: bytes of one request. picture_pixels: of a picture that is sent.
     queue: orders that wait. queue_of_client: of these, those of one client. rate: requests a minute that
     one client may make, those for progress not counted. keep_seconds, keep_bytes: how long, and how much at
-    most, finished orders are kept.
+    most, finished orders are kept; the pictures of orders that wait may take as much again, half of it those
+    of one client.
     """
 
     pixels: int = 17_000_000

@@ -41,20 +41,21 @@ class Options:
     token_file: Path | None = None
     """A file of tokens, NAME:TOKEN a line, # for a comment. Each is a client of its own, and nobody else is
     served."""
-    max_pixels: int = 17_000_000
+    max_pixels: int = Limits.pixels
     """Of one picture, its enlargement too."""
-    max_steps: int = 200
+    max_steps: int = Limits.steps
     """Of one picture."""
-    max_images: int = 16
+    max_images: int = Limits.images
     """Of one order."""
-    max_queue: int = 64
+    max_queue: int = Limits.queue
     """Orders that wait; half of them at most are one client's."""
-    rate: int = 240
+    rate: int = Limits.rate
     """Requests a minute that one client may make, those for progress not counted."""
-    keep_minutes: float = 60.0
+    keep_minutes: float = Limits.keep_seconds / 60
     """How long finished pictures are kept."""
-    keep_megabytes: int = 1024
-    """How much of them is kept at most; the oldest go first."""
+    keep_megabytes: int = Limits.keep_bytes // 2**20
+    """How much of them is kept at most; the oldest go first. Pictures that wait to be drawn from may take as
+    much again."""
     ui: bool = True
     """Serve the page (the extra `ui`) beside the calls (the extra `serve`)."""
     kv_compress: str | None = None

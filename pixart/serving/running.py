@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.config import EMBEDDED
 from pixart.generation.console import Console
 from pixart.serving.choices import find_loras, parse_controls
 from pixart.serving.listening import bound
 from pixart.serving.options import Options, check_options, limits_of, model_name
 
 if TYPE_CHECKING:
-    from pixart.serving.clients import Clients
-    from pixart.serving.hosts import Hosts
+    from pixart.serving.guarding.clients import Clients
+    from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.service import Service
 
 # By extra, what of it is imported, as its packages are called.
@@ -30,17 +29,15 @@ def serve(options: Options) -> None:
     check_options(options)
     check_libraries(ui=options.ui)
     from pixart.serving.app import make_app
-    from pixart.serving.clients import Clients
-    from pixart.serving.hosts import Hosts
+    from pixart.serving.guarding.clients import Clients
+    from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.server import Server
     from pixart.serving.temporary import private_folder
 
     loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
     controls = parse_controls(options.control)
-    clients, hosts = (
-        Clients.read(options.token_file),
-        Hosts(options.host, options.name, options.https),
-    )
+    clients = Clients.read(options.token_file)
+    hosts = Hosts(options.host, options.name, options.https)
     console = Console(options.quiet)
     with bound(options.host, options.port, options.token_file) as port:
         with console.with_libraries():
@@ -75,14 +72,11 @@ def open_service(
     hosts: "Hosts",
 ) -> "Service":
     """Open the model, and put a queue before it, which is to be closed."""
-    from pixart.serving.painter import PipelinePainter
-    from pixart.serving.queue import Queue
+    from pixart.serving.drawing.painter import PipelinePainter
+    from pixart.serving.drawing.queue import Queue
     from pixart.serving.service import Offer, Service
 
     painter = PipelinePainter.open(options, loras, controls)
     name, limits = model_name(options), limits_of(options)
-    offer = Offer(
-        name, painter.native, painter.multiple, tuple(loras), tuple(controls),
-        is_embedded=name == EMBEDDED and options.transformer is None,
-    )  # fmt: skip
+    offer = Offer(name, painter.native, painter.multiple, tuple(loras), tuple(controls))
     return Service(Queue(painter, limits), offer, clients, limits, hosts)

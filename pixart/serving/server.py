@@ -96,15 +96,37 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """Closes itself where the head of a request does not come: uvicorn waits for ever for the first."""
+    """Closes itself where the head of a request does not come: uvicorn waits for ever for the first. Where
+    there are too many, the one on which nothing has been asked for the longest time makes room."""
 
+    _since = 0.0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._since = self.loop.time()
+        self._make_room()
         self._deadline = self.loop.call_later(HEAD_SECONDS, transport.close)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is answered or sent, but for the beginning of its head."""
+        return self.conn.their_state is h11.IDLE and (
+            self.cycle is None or self.cycle.response_complete
+        )
+
+    def _make_room(self) -> None:
+        connections = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection) and not one.transport.is_closing()
+        ]
+        if len(connections) >= CONNECTIONS:  # this one is idle at least
+            idle = (one for one in connections if one.is_idle)
+            min(idle, key=lambda one: one._since).transport.close()
+
     def data_received(self, data: bytes) -> None:
+        self._since = self.loop.time()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._forget_deadline()

@@ -3,27 +3,25 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 from pixart.serving.limits import Limits
 from pixart.serving.orders import JobQueue
 
 if TYPE_CHECKING:
-    from pixart.serving.clients import Clients
+    from pixart.serving.guarding.clients import Clients
 
 
 @dataclass(frozen=True)
 class Offer:
     """What a client may choose by name; no request names a path or a URL. model: its name, as `/v1/models`
     has it. loras, controls: names of the service's lists. native: the side in pixels of the model's own
-    square. multiple: of which heights and widths must be. is_embedded: whether it is the small model that
-    comes with the library."""
+    square. multiple: of which heights and widths must be."""
 
     model: str
     native: int
     multiple: int
     loras: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
-    is_embedded: bool = False
 
 
 @dataclass(frozen=True)

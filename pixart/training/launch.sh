@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Train a recipe on all GPUs of one machine or of many; arguments are those of `python -m pixart.train`.
+# Draw pictures on them where the first argument is generate; the others are those of `python -m pixart.generate`.
 #
 #   one machine   launch.sh sigma --output runs/sigma --parallel fsdp
+#   pictures      launch.sh generate --prompts prompts.txt --model sigma-1024
 #   Slurm         sbatch --nodes 4 --gpus-per-node 8 launch.sh sigma --output /shared/sigma ...
 #   many by hand  NODES=4 HEAD=first-host:29500 launch.sh sigma ...       (the same on each of them)
 #
@@ -33,6 +35,11 @@ if [[ ${NODES:-1} -gt 1 ]]; then
 fi
 # torchrun would give up on a run that is being saved after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-170}
+module=pixart.train
+if [[ ${1:-} == generate ]]; then
+    module=pixart.generate
+    shift
+fi
 # The bare -- keeps torchrun from reading our options as its own.
 exec "${run[@]}" python -m torch.distributed.run "${rendezvous[@]}" \
-    --nproc-per-node "${PROCESSES:-gpu}" -m -- pixart.train "$@"
+    --nproc-per-node "${PROCESSES:-gpu}" -m -- "$module" "$@"

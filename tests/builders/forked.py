@@ -1,10 +1,28 @@
 """Several processes of torch.distributed from one: what they run is imported once for all of them."""
 
+import json
 import os
-import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def lines_of(script: str, *words: str | Path) -> list[dict[str, Any]]:
+    """What a script of tests/parallel prints, a line of JSON for each case, in a process without threads."""
+    paths = (ROOT, ROOT / "kernels", ROOT / "tests" / "builders")
+    env = {**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(ROOT / "tests" / "parallel" / script), *map(str, words)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def among(count: int, work: Callable[[], object]) -> None:
@@ -12,39 +30,48 @@ def among(count: int, work: Callable[[], object]) -> None:
 
     For processes without threads: call it in one of its own, with OMP_NUM_THREADS=1, before any backward
     pass."""
-    port = _free_port()
-    children = [_fork(rank, count, port, work) for rank in range(count)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(codes):
-        raise RuntimeError(f"{count} processes ended with {codes}")
 
-
-def _fork(rank: int, count: int, port: int, work: Callable[[], object]) -> int:
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    code = 1
-    try:
+    def connected() -> int:
         from torch import device
 
         from pixart.distributed import connect
 
         connect(device("cpu"))
         work()
-        code = 0
+        return 0
+
+    codes = codes_among(count, connected)
+    if any(codes):
+        raise RuntimeError(f"{count} processes ended with {codes}")
+
+
+def codes_among(count: int, work: Callable[[], int], said: Path | None = None) -> list[int]:
+    """Exit codes of so many forks that run `work` as torchrun would have started them. said: a folder for
+    what each of them says, as 0.out, 0.err and so on."""
+    # It lives here, as with torchrun: whichever of them ends first, the others can still count.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": store.port}
+    children = [_fork({**place, "RANK": k, "LOCAL_RANK": k}, work, said) for k in range(count)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _fork(place: dict[str, int], work: Callable[[], int], said: Path | None) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    code = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            if said is not None:
+                file = said / f"{place['RANK']}.{name}"
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = work()
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

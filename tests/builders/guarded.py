@@ -9,9 +9,9 @@ from fastapi import Depends, FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 
-from pixart.serving.clients import Clients, owner_of
-from pixart.serving.guard import Guard
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.clients import Clients, owner_of
+from pixart.serving.guarding.guard import Guard
+from pixart.serving.guarding.hosts import Hosts
 from pixart.serving.limits import Limits
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service

@@ -10,8 +10,8 @@ from page_visitor import Visitor
 from PIL import Image
 from serving import running_service
 
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.options import Options
-from pixart.serving.painter import PipelinePainter
 from pixart.serving.service import Offer
 
 PICTURE = Path(__file__).parent.parent.parent / "pixart" / "assets" / "pictures" / "page.png"
@@ -22,7 +22,7 @@ COLOURS = 128
 
 def main() -> None:
     painter = PipelinePainter.open(Options(), {}, {})
-    offer = Offer("shapes", painter.native, painter.multiple, is_embedded=True)
+    offer = Offer("shapes", painter.native, painter.multiple)
     browser = start()
     with running_service(painter, offer=offer, ui=True) as running:
         visitor = Visitor(browser, running.url, width=WIDTH, height=HEIGHT)

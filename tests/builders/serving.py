@@ -15,9 +15,10 @@ from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
 from pixart.pipeline.pictures import encode_picture
 from pixart.pipeline.request import Request
 from pixart.resolution import resolve_size
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Hooks, Order, Preview, Result
-from pixart.serving.queue import Queue
 from pixart.serving.service import Offer, Service
 
 SIDE = 128  # pixels, where a request leaves the size open
@@ -159,7 +160,7 @@ def running_service(
     painter: Any = None,
     *,
     offer: Offer | None = None,
-    clients: Any = None,
+    clients: Clients | None = None,
     limits: Limits | None = None,
     ui: bool = False,
     **parts: Any,
@@ -175,8 +176,8 @@ def running_service(
     painter = painter or StubPainter()
     limits = limits or Limits()
     queue = Queue(painter, limits)
-    offer = offer or Offer(EMBEDDED, native=SIDE, multiple=16, is_embedded=True)
-    service = Service(queue, offer, clients or _no_tokens(), limits, **parts)
+    offer = offer or Offer(EMBEDDED, native=SIDE, multiple=16)
+    service = Service(queue, offer, clients or Clients(), limits, **parts)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(
             make_app(service, ui=ui), log_level="warning", lifespan="on", proxy_headers=False,
@@ -195,9 +196,3 @@ def running_service(
             queue.close()
             server.should_exit = True
             thread.join(SOON)
-
-
-def _no_tokens() -> Any:
-    from pixart.serving import clients
-
-    return clients.Clients() if hasattr(clients, "Clients") else None

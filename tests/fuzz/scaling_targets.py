@@ -82,7 +82,8 @@ def make_results(folder: Path) -> Path:
         "shares": "0.5",
     }
     kept = settings(run, TINY) | {"identity": identity(run, TINY), "parameters": 10, "marks": [mark],
-        "forward_flops": 9, "steps": 1, "levels": {"4": 1}, "accuracy": [drawn], "cpu_seconds": 1.0}  # fmt: skip
+        "forward_flops": 9, "steps": 1, "levels": {"4": 1}, "accuracy": [drawn], "cpu_seconds": 1.0,
+        "processor": "p"}  # fmt: skip
     told = {"version": VERSION, "scale": kept["scale"], "seconds": 9, "runs": [kept]}
     (folder / "pictures").mkdir()
     (folder / "pictures" / "72x2.png").write_bytes(b"")

@@ -56,7 +56,7 @@ STAND_INS = {
     "pip": 'exec "$PYTHON" "$STAND_INS/install.py" "$@"',
     # Slurm is not here: the script runs once, as on one machine.
     "sbatch": 'while [[ $1 == --* ]]; do shift 2; done; exec bash "$@"',
-    # The published recipe needs hundreds of GPUs, and launch.sh has tests of its own: options are read.
+    # They need several GPUs, and launch.sh has tests of its own: options are read.
     "torchrun": 'exec "$PYTHON" "$STAND_INS/torchrun.py" "$@"',
 }
 PROGRAMS = {
@@ -74,8 +74,12 @@ for word in sys.argv[2:]:
 """,
     "torchrun.py": """
 import sys
+from pixart.generation.options import parse_options
 from pixart.train import read_command
 words = sys.argv[sys.argv.index("--") + 1 :]
+if words[0] == "pixart.generate":
+    print(f"{len(parse_options('generate', words[1:]).prompt)} prompts")
+    sys.exit()
 assert words[0] == "pixart.train", words
 options, stages = read_command(words[1:])
 print(f"{options.recipe}: {len(stages)} stages")

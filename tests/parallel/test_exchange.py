@@ -1,32 +1,20 @@
 """Pictures whose tokens are shared among 2, 3 and 4 processes, against the same on one."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import lines_of
 
-from pixart.config import KVCompression
-from pixart.model.exchange import gathers, rows_together, split_rows
+from pixart.config import KVCompression, PixArtConfig
+from pixart.model.exchange import gathers, layer_bytes, rows_together, split_rows
 
-ROOT = Path(__file__).parent.parent.parent
 PROCESSES = (2, 3, 4)
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[int, str], dict[str, Any]]:
     """What each case found, by processes and name."""
-    paths = (ROOT, ROOT / "kernels", ROOT / "tests" / "builders")
-    env = {**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-    env.pop("TRITON_INTERPRET", None)
-    script = Path(__file__).with_name("exchange_cases.py")
-    command = [sys.executable, str(script), *map(str, PROCESSES)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = lines_of("exchange_cases.py", *map(str, PROCESSES))
     return {(line["processes"], line["case"]): line for line in lines}
 
 
@@ -89,13 +77,21 @@ def test_merged_keys_are_gathered_up_to_as_many_processes_as_merged_tokens(
 
 
 @pytest.mark.parametrize("processes", range(2, 9))
-def test_what_a_layer_receives_is_the_least_of_both_ways(processes: int) -> None:
-    """As counted from what is sent: keys and values, or three parts of all tokens of some heads."""
-    for tokens, keys in ((65536, 65536), (65536, 16384), (65536, 4096), (59049, 6561)):
-        gather = 2 * keys * (processes - 1) / processes
-        swap = (2 * tokens + 2 * keys) * (processes - 1) / processes**2
-        wins = gathers(tokens, keys, heads=840, processes=processes)
-        assert wins == (gather < swap), (tokens, keys)
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4])
+def test_the_way_that_is_taken_receives_less(processes: int, ratio: int) -> None:
+    compression = KVCompression((0,), ratio) if ratio > 1 else None
+    config = PixArtConfig(hidden_size=840, num_heads=840, depth=1, kv_compression=compression)
+    grid = (144, 144)
+    gather, heads = layer_bytes(config, 0, grid, processes, itemsize=2)
+    keys = 144 * 144 // ratio**2
+    assert gathers(144 * 144, keys, heads=840, processes=processes) == (gather < heads)
+
+
+def test_volumes_are_those_of_the_sizes() -> None:
+    """XL/2 at 4096 px in bf16, dense, on two: 28 layers of 4 tensors of half the tokens, half of each."""
+    gather, heads = layer_bytes(PixArtConfig(), 0, (256, 256), processes=2, itemsize=2)
+    assert 28 * heads == 28 * 4 * (65536 / 2) / 2 * 1152 * 2 == pytest.approx(4.23e9, rel=1e-3)
+    assert gather == heads
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixart.scalability.study.claims import CLAIMS, Claim, difference, judged
-from pixart.scalability.study.fits import measurements
+from pixart.scalability.study.fits import best_size, measurements
 from pixart.scalability.study.plan import (
     AGAIN,
     BASE,
@@ -66,6 +66,7 @@ def made(run: Run, loss: float, share: float, flops: int = 10**8) -> dict[str, A
         "accuracy": accuracy,
         "seconds": 1.0,
         "cpu_seconds": 2.0,
+        "processor": "p",
     }
 
 
@@ -189,3 +190,24 @@ def test_all_sizes_are_measured_at_the_shared_step_and_the_levels() -> None:
 def test_the_committed_report_is_made_of_the_committed_results() -> None:
     found = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == compose(found)
+
+
+def test_a_report_says_which_processors_the_runs_took() -> None:
+    study = told([made(run, 0.2, 0.5) for run in RUNS])
+    study["runs"][0]["processor"] = "q"
+    said = (
+        f"in 1 minutes on 2 cores, {2 * len(RUNS) / 60:.0f} CPU-minutes of training and measuring "
+    )
+    said += f"({len(RUNS) - 1} runs on p, 1 runs on q), torch 2, diffusers 0, 2026-01-01"
+    assert said in compose(study)
+
+
+def test_sizes_that_end_at_a_level_are_compared_there() -> None:
+    """Steps are whole, so that a run ends within half a step of its compute, on either side."""
+    runs = [made(run, 0.2, 0.5) for run in SIZES if run.compute == 8.0]
+    for number, run in enumerate(runs):
+        run["parameters"] += number  # no two are of one size
+        step = run["forward_flops"] * 48 / 1e12
+        run["marks"][-1]["tflop"] = 8.0 + 0.4 * step * (-1) ** number
+    found = best_size(Results(told(runs)), 8.0)
+    assert found is not None and found.sizes == len(runs) == 5

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pixart.serving.events import Events, event
+from pixart.serving.calls.events import Events, event
 
 
 @pytest.mark.parametrize("goes_after", [0, 1, 2])

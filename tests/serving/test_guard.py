@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from guarded import ANN, BASE, TOKENS, asking, guard, raw, reason_of, run
 
-from pixart.serving import guard as guarding
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding import guard as guarding
+from pixart.serving.guarding.hosts import Hosts
 
 
 @pytest.mark.parametrize("name, token", TOKENS.items())

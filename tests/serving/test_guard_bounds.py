@@ -8,7 +8,7 @@ import pytest
 from guarded import ANN, BOB, TOKENS, asking, guard, raw, reason_of, run
 from starlette.responses import PlainTextResponse
 
-from pixart.serving import guard as guarding
+from pixart.serving.guarding import guard as guarding
 
 
 @pytest.mark.parametrize(

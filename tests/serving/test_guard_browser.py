@@ -10,7 +10,7 @@ from browser import Browser, browser  # noqa: F401  # a fixture
 from selenium.webdriver.common.by import By
 from serving import Running, eventually, running_service
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 
 pytestmark = pytest.mark.slow
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"

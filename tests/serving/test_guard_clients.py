@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pixart.serving import clients
-from pixart.serving.clients import Clients, read_tokens, token_of
+from pixart.serving.guarding import clients
+from pixart.serving.guarding.clients import Clients, read_tokens, token_of
 
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"
 

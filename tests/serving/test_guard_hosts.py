@@ -2,7 +2,7 @@
 
 import pytest
 
-from pixart.serving.hosts import Hosts
+from pixart.serving.guarding.hosts import Hosts
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,6 @@ def test_the_host_that_is_listened_at_is_known() -> None:
 def test_a_name_is_a_host_and_nothing_more(name: str) -> None:
     with pytest.raises(ValueError, match="^--name must be a host without scheme, port and path"):
         Hosts(names=(name,))
-
-
-@pytest.mark.parametrize(
-    "host, is_loopback",
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.0.0.5", True), ("0.0.0.0", False),
-     ("::", False), ("192.168.1.5", False), ("machine", False)],
-)  # fmt: skip
-def test_loopback_is_told_from_addresses_that_others_reach(host: str, is_loopback: bool) -> None:
-    assert Hosts(host).is_loopback is is_loopback
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from guarded import ANN, TOKENS, asking, guard, raw, run
 
-from pixart.serving import login
+from pixart.serving.guarding import login
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 

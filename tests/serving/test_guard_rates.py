@@ -1,7 +1,9 @@
 """Counting requests by the minute, in bounded memory."""
 
-from pixart.serving import rates
-from pixart.serving.rates import Crowd, Rates
+import contextlib
+
+from pixart.serving.guarding import rates
+from pixart.serving.guarding.rates import Crowd, Rates
 
 
 class Clock:
@@ -40,7 +42,7 @@ def test_those_that_ask_no_more_are_forgotten_first() -> None:
 
 
 def test_a_crowd_has_room_again_when_one_leaves() -> None:
-    crowd = Crowd(2)
+    crowd = Crowd(2, 9)
     with (
         crowd.entered("ann") as first,
         crowd.entered("ann") as second,
@@ -50,4 +52,17 @@ def test_a_crowd_has_room_again_when_one_leaves() -> None:
         assert (first, second, third, other) == (True, True, False, True)
     with crowd.entered("ann") as again:
         assert again
+    assert not crowd._inside
+
+
+def test_however_large_a_crowd_a_newcomer_has_room() -> None:
+    crowd = Crowd(4, 9)
+    with contextlib.ExitStack() as inside:
+        counts: dict[str, int] = {}
+        for who in ("ann", "bob", "cy"):
+            counts[who] = 0
+            while inside.enter_context(crowd.entered(who)):
+                counts[who] += 1
+        assert counts == {"ann": 4, "bob": 3, "cy": 1}
+        assert inside.enter_context(crowd.entered("dee"))
     assert not crowd._inside

@@ -19,7 +19,7 @@ def running() -> Iterator[Running]:
 @pytest.fixture(autouse=True)
 def lives(running: Running) -> Iterator[None]:
     yield
-    assert httpx.get(f"{running.url}/healthz").status_code == 200
+    assert httpx.get(f"{running.url}/healthz", timeout=60).status_code == 200
 
 
 def said(running: Running, content: bytes) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from hostile import ADDRESSES, refused
 from serving import Running, running_service
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"
@@ -196,7 +196,7 @@ def test_what_is_no_event_is_refused(ann: httpx.Client, route: str) -> None:
      "/gradio_api/queue/data?session_hash=a"],
 )  # fmt: skip
 def test_the_page_is_behind_the_guard(running: Running, ann: httpx.Client, path: str) -> None:
-    refused(httpx.get(running.url + path), 401)
+    refused(httpx.get(running.url + path, timeout=60), 401)
     refused(ann.get(path, headers={"Host": "evil.example"}), 421)
     site = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     refused(ann.get(path, headers=site), 403)

@@ -13,10 +13,10 @@ from serving import Running, running_service
 
 from pixart.config import EMBEDDED
 from pixart.pipeline.request import Request
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.limits import Limits
 from pixart.serving.options import Options
 from pixart.serving.orders import Order
-from pixart.serving.painter import PipelinePainter
 from pixart.serving.service import Offer
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -35,10 +35,10 @@ CHOICES = [name for name, *_ in with_name("")]
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    offer = Offer(EMBEDDED, 128, 16, loras=("style",), controls=("edge",), is_embedded=True)
+    offer = Offer(EMBEDDED, 128, 16, loras=("style",), controls=("edge",))
     with running_service(offer=offer, limits=LIMITS) as running:
         yield running
-        alive = httpx.get(f"{running.url}/healthz").json()
+        alive = httpx.get(f"{running.url}/healthz", timeout=60).json()
         assert alive["status"] == "ok" and alive["waiting"] == 0
         assert running.painter.drawn == []  # nothing of all this was drawn
 
@@ -187,7 +187,7 @@ def test_no_path_leads_to_a_file(client: httpx.Client, method: str) -> None:
 
 
 def routes(running: Running) -> list[tuple[str, str]]:
-    document = httpx.get(f"{running.url}/openapi.json").json()
+    document = httpx.get(f"{running.url}/openapi.json", timeout=60).json()
     return [(method.upper(), path) for path, item in document["paths"].items() for method in item]
 
 

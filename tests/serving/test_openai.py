@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from serving import Running, StubPainter, eventually, running_service
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.service import Offer
 

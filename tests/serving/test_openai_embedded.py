@@ -14,8 +14,8 @@ from serving import running_service
 
 from pixart import Pipeline
 from pixart.pipeline.pictures import KEY
+from pixart.serving.drawing.painter import PipelinePainter
 from pixart.serving.options import Options
-from pixart.serving.painter import PipelinePainter
 
 pytestmark = pytest.mark.slow
 PROMPT = "a small green star above a large yellow cross on a black background"

@@ -16,7 +16,8 @@ from pixart.generation.options import parse_options
 from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.pictures import encode_picture
 from pixart.pipeline.request import SETTINGS, Request
-from pixart.serving.clients import Clients
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Job, Order
 from pixart.serving.page import show
@@ -24,11 +25,10 @@ from pixart.serving.page.actions import Actions
 from pixart.serving.page.command_line import command_of
 from pixart.serving.page.form import Asked, asked_of, values_of
 from pixart.serving.page.reading import HEAD, parse_parameters, read_settings
-from pixart.serving.queue import Queue
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Offer, Service
 
-OFFER = Offer("shapes", SIDE, 16, loras=("sketch", "ink"), controls=("edges",), is_embedded=True)
+OFFER = Offer("shapes", SIDE, 16, loras=("sketch", "ink"), controls=("edges",))
 ODD = "it's \"a\" $(red) `circle`; --seed=5\n& 'so' on \\ \u2028 é"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from serving import Running, order, running_service
 
 from pixart.config import EMBEDDED_CONTROL
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.service import Offer
 
 __all__ = ["browser"]
@@ -26,11 +26,11 @@ TOKENS = {"ann": "ann's token is long", "bob": "bob's token is long too"}
 def embedded() -> Iterator[Running]:
     """With the embedded model, which draws in a second or two."""
     pytest.importorskip("gradio")
+    from pixart.serving.drawing.painter import PipelinePainter
     from pixart.serving.options import Options
-    from pixart.serving.painter import PipelinePainter
 
     painter = PipelinePainter.open(Options(), {}, {"edges": EMBEDDED_CONTROL})
-    offer = Offer("shapes", painter.native, painter.multiple, controls=("edges",), is_embedded=True)
+    offer = Offer("shapes", painter.native, painter.multiple, controls=("edges",))
     with running_service(painter, offer=offer, ui=True) as running:
         yield running
 
@@ -39,7 +39,7 @@ def embedded() -> Iterator[Running]:
 def flat() -> Iterator[Running]:
     """With flat colours, and everything offered."""
     pytest.importorskip("gradio")
-    offer = Offer("shapes", 128, 16, ("sketch", "ink"), ("edges",), is_embedded=True)
+    offer = Offer("shapes", 128, 16, ("sketch", "ink"), ("edges",))
     with running_service(offer=offer, ui=True) as running:
         yield running
 

@@ -13,7 +13,7 @@ from serving import Running, eventually, running_service
 
 from pixart.pipeline.pictures import read_texts
 from pixart.pipeline.request import SETTINGS
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.page.doors import parse_event
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Offer
@@ -27,15 +27,19 @@ PLAIN = {"data": ["x", 1, True, None, ["a", [0.5]]], "event_data": None}
 def running() -> Iterator[Running]:
     pytest.importorskip("gradio")
     clients = Clients({"ann": ANN, "bob": BOB})
-    offer = Offer("shapes", 128, 16, loras=("ink",), is_embedded=True)
+    offer = Offer("shapes", 128, 16, loras=("ink",))
     with running_service(clients=clients, offer=offer, ui=True) as running:
         yield running
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 def client_of(running: Running, token: str | None = None) -> Any:
     from gradio_client import Client
 
-    headers = {"Authorization": f"Bearer {token}"} if token else None
+    headers = bearer(token) if token else None
     return Client(running.url, headers=headers, verbose=False, analytics_enabled=False)
 
 
@@ -50,8 +54,8 @@ def content_of(picture: dict[str, Any]) -> bytes:
 
 def test_the_embedded_model_draws_for_a_program() -> None:
     pytest.importorskip("gradio")
+    from pixart.serving.drawing.painter import PipelinePainter
     from pixart.serving.options import Options
-    from pixart.serving.painter import PipelinePainter
 
     with running_service(PipelinePainter.open(Options(), {}, {}), ui=True) as running:
         client = client_of(running)
@@ -90,7 +94,7 @@ def test_what_is_asked_is_what_is_drawn_for_its_client(running: Running, ann: An
         assert one["picture"].startswith("data:image/webp;base64,")
         address = running.url + one["url"]
         mine, other = (
-            httpx.get(address, headers={"Authorization": f"Bearer {token}"}) for token in (ANN, BOB)
+            httpx.get(address, headers=bearer(token), timeout=60) for token in (ANN, BOB)
         )
         assert mine.content == content_of(one) and other.status_code == 404
     job = running.service.queue.list("ann")[-1]
@@ -129,17 +133,16 @@ def test_programs_wait_in_our_queue_and_in_no_other(running: Running, ann: Any) 
 def test_nobody_hears_of_the_session_of_another(running: Running) -> None:
     def join(token: str) -> httpx.Response:
         body = {"data": [], "fn_index": 0, "session_hash": "known", "event_data": None}
-        return httpx.post(f"{running.url}/gradio_api/queue/join", json=body, headers=bearer(token))
-
-    def bearer(token: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {token}"}
+        return httpx.post(
+            f"{running.url}/gradio_api/queue/join", json=body, headers=bearer(token), timeout=60
+        )
 
     def heard(token: str) -> str:
         """What there is to hear until Gradio has no more, or breaks off."""
         address, parts = f"{running.url}/gradio_api/queue/data?session_hash=known", []
         with (
             contextlib.suppress(httpx.RemoteProtocolError),
-            httpx.stream("GET", address, headers=bearer(token)) as answer,
+            httpx.stream("GET", address, headers=bearer(token), timeout=60) as answer,
         ):
             parts.extend(answer.iter_text())
         return "".join(parts)
@@ -160,10 +163,9 @@ def test_nobody_hears_of_the_session_of_another(running: Running) -> None:
     ],
 )  # fmt: skip
 def test_gradios_other_routes_are_closed(running: Running, path: str) -> None:
-    headers = {"Authorization": f"Bearer {ANN}"}
-    for method in ("GET", "POST"):
+    for method, body in (("GET", None), ("POST", {})):
         answer = httpx.request(
-            method, running.url + path, headers=headers, json={} if method == "POST" else None
+            method, running.url + path, headers=bearer(ANN), json=body, timeout=60
         )
         assert answer.status_code in (400, 404, 405) and "root:" not in answer.text
 

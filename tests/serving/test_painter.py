@@ -19,11 +19,11 @@ from pixart.pipeline.pictures import read_picture
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled
-from pixart.serving import models, painter
+from pixart.serving.drawing import models, painter
+from pixart.serving.drawing.painter import PipelinePainter
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.options import Options
 from pixart.serving.orders import Hooks, Order, Preview, Result
-from pixart.serving.painter import PipelinePainter
-from pixart.serving.queue import Queue
 
 CIRCLE = Request("a small red circle", seed=3, steps=2)
 SQUARE = Request("a large blue square", seed=4, steps=2)
@@ -183,7 +183,7 @@ def test_a_file_names_no_place_of_a_picture_that_was_sent(
         ({"requests": (Request("x", image="/etc/passwd"),)}, "pictures must come with the order"),
         ({"requests": (Request("x", image="image", mask="other"),)}, "got the name 'other'"),
         ({"loras": (("../hard", 1.0),)}, "loras must be of this service, which has soft, hard"),
-        ({"loras": (("hard", float("nan")),)}, "weights from -100 to 100, got nan"),
+        ({"loras": (("hard", float("nan")),)}, "weights from -16 to 16, got nan"),
         ({"loras": (("hard", 1.0),) * 9}, "loras must be 8 at most, got 9"),
         ({"controls": ("depth",)}, "controls must be of this service, which has edges"),
         ({"controls": ("edges",)}, "a control_image each, got none for edges"),

@@ -8,9 +8,9 @@ from serving import StubPainter, eventually, order
 
 from pixart.pipeline.request import Request
 from pixart.sampler.loop import Cancelled
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Job, Order
-from pixart.serving.queue import Queue
 from pixart.serving.refusal import Refusal
 
 
@@ -21,7 +21,7 @@ def painter() -> StubPainter:
 
 @pytest.fixture
 def queue(painter: StubPainter) -> Iterator[Queue]:
-    queue = Queue(painter, Limits(queue=6, queue_of_client=4))
+    queue = Queue(painter, Limits(queue=9, queue_of_client=4))
     yield queue
     painter.release()
     queue.close()
@@ -185,11 +185,26 @@ def test_a_client_may_have_so_many_orders_waiting_and_others_more(
     with pytest.raises(Refusal, match="4 of your orders wait, 4 may") as full:
         queue.submit(order("too many"), "me")
     assert full.value.status == 429 and full.value.headers["Retry-After"]
-    for _ in range(2):
-        queue.submit(order("waits"), "you")
-    with pytest.raises(Refusal, match="6 orders wait, no more may"):
-        queue.submit(order("too many"), "her")
-    assert queue.figures().refused == 2 and queue.figures().waiting == 6
+    queue.submit(order("waits"), "you")
+    assert queue.figures().refused == 1 and queue.figures().waiting == 5
+
+
+def test_however_many_fill_the_queue_a_newcomer_has_a_place(
+    queue: Queue, painter: StubPainter
+) -> None:
+    painter.hold()
+    queue.submit(order("drawn"), "me")
+    eventually(lambda: len(painter.drawn) == 1)
+    taken = []
+    for owner in ("me", "you", "her"):
+        with pytest.raises(Refusal, match="of your orders wait"):
+            while True:
+                queue.submit(order("waits"), owner)
+                taken.append(owner)
+    assert [taken.count(owner) for owner in ("me", "you", "her")] == [4, 3, 1]
+    queue.submit(order("waits"), "him")
+    with pytest.raises(Refusal, match="9 orders wait, no more may"):
+        queue.submit(order("too many"), "nobody")
 
 
 def test_an_order_that_cannot_be_drawn_is_refused_at_once(queue: Queue) -> None:

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from serving import StubPainter, eventually, order
 
-from pixart.serving import results
+from pixart.serving.drawing import results
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.drawing.results import bytes_of
 from pixart.serving.limits import Limits
 from pixart.serving.orders import Job, Order
-from pixart.serving.queue import Queue
 from pixart.serving.refusal import Refusal
-from pixart.serving.results import bytes_of
 
 LIMITS = Limits(keep_seconds=100, keep_bytes=100_000)
 
@@ -114,12 +114,23 @@ def test_pictures_of_orders_that_wait_take_so_many_bytes(
     queue: Queue, painter: StubPainter
 ) -> None:
     painter.hold()
-    for _ in range(3):
-        queue.submit(order("a cat", pictures=sent()), "me")
+    for owner in ("me", "them", "us"):
+        queue.submit(order("a cat", pictures=sent()), owner)
     with pytest.raises(Refusal, match="the pictures of the orders that wait take 90,000") as full:
         queue.submit(order("a cat", pictures=sent()), "you")
     assert full.value.status == 429
     assert queue.submit(order("a cat"), "you").state == "waiting"
+
+
+def test_pictures_of_one_client_leave_room_for_those_of_others(
+    queue: Queue, painter: StubPainter
+) -> None:
+    painter.hold()
+    queue.submit(order("a cat", pictures=sent()), "me")
+    with pytest.raises(Refusal, match="the pictures of your orders that wait take 30,000"):
+        queue.submit(order("a cat", pictures=sent()), "me")
+    for owner, pictures in (("me", {}), ("you", sent())):
+        assert queue.submit(order("a cat", pictures=pictures), owner).state == "waiting"
 
 
 def test_one_order_is_taken_whatever_its_pictures_are(queue: Queue) -> None:
@@ -129,3 +140,27 @@ def test_one_order_is_taken_whatever_its_pictures_are(queue: Queue) -> None:
 def test_long_prompts_count_as_well(queue: Queue) -> None:
     short, long = ended(queue, order("a")), ended(queue, order("a" * 1500))
     assert bytes_of(long) - bytes_of(short) >= 1499
+
+
+def test_who_has_most_loses_the_oldest_where_bytes_are_short(
+    queue: Queue, painter: StubPainter
+) -> None:
+    mine = ended(queue, order("a cat"))
+    for _ in range(2 * LIMITS.keep_bytes // bytes_of(mine)):
+        job = queue.submit(order("a cat"), "you")
+        eventually(lambda id=job.id: queue.get(id, "you").has_ended)  # type: ignore[misc]
+    assert queue.get(mine.id, "me").is_kept
+    assert queue.figures().kept_bytes <= LIMITS.keep_bytes
+
+
+def test_orders_that_came_to_nothing_push_no_picture_out(
+    queue: Queue, painter: StubPainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "MOST_KEPT", 3)
+    mine = ended(queue, order("a cat")), ended(queue, order("a cat"))
+    painter.hold()
+    for number in range(20):
+        owner = f"nobody {number}"
+        queue.cancel(queue.submit(order("a dog"), owner).id, owner)
+    assert all(queue.get(job.id, "me").is_kept for job in mine)
+    assert queue.figures().kept_jobs == 3

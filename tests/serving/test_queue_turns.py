@@ -5,8 +5,8 @@ import random
 import pytest
 from serving import StubPainter, eventually, order
 
-from pixart.serving.queue import Queue
-from pixart.serving.turns import Turns
+from pixart.serving.drawing.queue import Queue
+from pixart.serving.drawing.turns import Turns
 
 
 def drained(turns: Turns) -> list[str]:

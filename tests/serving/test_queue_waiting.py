@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from serving import SOON, StubPainter, eventually, order
 
+from pixart.serving.drawing.queue import Queue
 from pixart.serving.orders import Job
-from pixart.serving.queue import Queue
 
 
 @pytest.fixture

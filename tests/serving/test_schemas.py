@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 
 from pixart.pipeline.request import SETTINGS, Request, checked
-from pixart.serving.limits import Limits, check_resolved
-from pixart.serving.refusal import Refusal
-from pixart.serving.schemas import (
+from pixart.serving.calls.schemas import (
     RANGES,
     SEEDS,
     order_of,
@@ -24,6 +22,8 @@ from pixart.serving.schemas import (
     settings_of,
     submit,
 )
+from pixart.serving.limits import Limits, check_resolved
+from pixart.serving.refusal import Refusal
 from pixart.serving.service import Offer, Service
 
 MODEL = settings_model("Model", **other_names())

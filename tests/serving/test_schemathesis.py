@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import running_service
 
 from pixart.serving.app import make_app
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 from pixart.serving.service import Offer, Service
 

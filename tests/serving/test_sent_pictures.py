@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pixart.serving.calls.sent_pictures import bytes_of_text, picture_of_bytes, picture_of_text
 from pixart.serving.limits import Limits
 from pixart.serving.refusal import Refusal
-from pixart.serving.sent_pictures import bytes_of_text, picture_of_bytes, picture_of_text
 
 LIMITS = Limits(picture_pixels=10_000)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

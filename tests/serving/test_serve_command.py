@@ -172,7 +172,7 @@ def test_nothing_of_the_service_is_imported_by_other_commands() -> None:
 @pytest.mark.slow
 def test_a_picture_comes_from_one_that_is_started_for_real(tmp_path: Path) -> None:
     with served(tmp_path, "--no-ui") as one:
-        assert httpx.get(f"{one.url}healthz").json()["status"] == "ok"
+        assert httpx.get(f"{one.url}healthz", timeout=60).json()["status"] == "ok"
         body = {"prompt": PROMPT, "seed": 1}
         answer = httpx.post(f"{one.url}sdapi/v1/txt2img", json=body, timeout=SECONDS)
         content = base64.b64decode(answer.json()["images"][0])

@@ -43,7 +43,7 @@ def test_one_that_ends_in_the_middle_of_a_picture_starts_clean(
     with served(tmp_path, "--no-ui", "--port", str(first.port)) as second:
         assert second.port == first.port
         assert not {*left} & {*second.leftovers()} and len(second.leftovers()) == 1
-        assert httpx.get(f"{second.url}v1/jobs").json()["data"] == []
+        assert httpx.get(f"{second.url}v1/jobs", timeout=60).json()["data"] == []
         assert _draw(second) == before
         assert second.end(signal.SIGINT) == 130
     assert second.leftovers() == []

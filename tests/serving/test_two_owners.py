@@ -8,7 +8,7 @@ import pytest
 from hostile import refused
 from serving import Running, StubPainter, eventually, running_service
 
-from pixart.serving.clients import Clients
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
 
 ANN, BOB = "ann's-token-0123456789", "bob's-token-0123456789"
@@ -105,7 +105,7 @@ def test_ids_cannot_be_guessed(ann: httpx.Client) -> None:
 
 def test_a_stranger_sees_nothing(running: Running, ann: httpx.Client) -> None:
     id = job_of(ann, running.painter)
-    with httpx.Client(base_url=running.url) as stranger:
+    with httpx.Client(base_url=running.url, timeout=60) as stranger:
         for path in (
             f"/v1/jobs/{id}",
             f"/v1/jobs/{id}/images/0",
@@ -121,7 +121,7 @@ def test_a_stranger_sees_nothing(running: Running, ann: httpx.Client) -> None:
 
 def test_two_browsers_without_tokens_are_two_clients() -> None:
     with running_service() as running:
-        browsers = [httpx.Client(base_url=running.url) for _ in range(2)]
+        browsers = [httpx.Client(base_url=running.url, timeout=60) for _ in range(2)]
         for browser in browsers:
             browser.get("/openapi.json", headers={"Accept": "text/html"})
             assert browser.cookies
@@ -129,13 +129,13 @@ def test_two_browsers_without_tokens_are_two_clients() -> None:
         id = one.post("/v1/jobs", json={"prompt": SECRET}).json()["id"]
         assert one.get(f"/v1/jobs/{id}").status_code == 200
         refused(other.get(f"/v1/jobs/{id}"), 404)
-        refused(httpx.get(f"{running.url}/v1/jobs/{id}"), 404)
+        refused(httpx.get(f"{running.url}/v1/jobs/{id}", timeout=60), 404)
         for browser in browsers:
             browser.close()
 
 
 def test_two_browsers_with_one_token_see_the_same(running: Running, ann: httpx.Client) -> None:
     id = ann.post("/v1/jobs", json={"prompt": "a"}).json()["id"]
-    with httpx.Client(base_url=running.url) as browser:
+    with httpx.Client(base_url=running.url, timeout=60) as browser:
         browser.post("/login", data={"token": ANN})
         assert browser.get(f"/v1/jobs/{id}").status_code == 200

@@ -23,10 +23,10 @@ def commands(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(commands: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def launch(commands: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     env = {**kept, "PATH": f"{commands}:{os.environ['PATH']}", **variables}
-    command = ["bash", str(SCRIPT), "sigma", "--start", "x y"]
+    command = ["bash", str(SCRIPT), *(words or ("sigma", "--start", "x y"))]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=20)
 
 
@@ -55,3 +55,14 @@ def test_many_machines_without_a_head_are_refused(commands: Path) -> None:
     done = launch(commands, NODES="2")
     assert done.returncode != 0 and "HOST:PORT of the first machine" in done.stderr
     assert "h:1" in lines(launch(commands, NODES="2", HEAD="h:1"))
+
+
+def test_pictures_are_drawn_by_the_same_script(commands: Path) -> None:
+    printed = lines(launch(commands, "generate", "a circle", "--size", "1k", PROCESSES="2"))
+    assert printed[-7:] == ["2", "-m", "--", "pixart.generate", "a circle", "--size", "1k"]
+    # Only as the first word: a recipe may be called so elsewhere.
+    assert lines(launch(commands, "sigma", "generate"))[-3:] == [
+        "pixart.train",
+        "sigma",
+        "generate",
+    ]

@@ -1,5 +1,6 @@
 """The study's report: README.md from results.json and a template, and its plots."""
 
+from collections import Counter
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -78,9 +79,13 @@ def compose(told: dict[str, Any]) -> str:
 
 def _made(told: dict[str, Any]) -> str:
     machine, libraries = told["machine"], told["machine"]["libraries"]
+    spent = sum(run["cpu_seconds"] for run in told["runs"]) / 60
+    runs = Counter(run["processor"] for run in told["runs"])
+    shares = [f"{count} runs on {processor}" for processor, count in runs.most_common()]
     return (
-        f"in {told['seconds'] / 60:.0f} minutes on {machine['cores']} cores of {machine['processor']}, "
-        f"torch {libraries['torch']}, diffusers {libraries['diffusers']}, {told['date']}"
+        f"in {told['seconds'] / 60:.0f} minutes on {machine['cores']} cores, {spent:.0f} CPU-minutes of "
+        f"training and measuring ({', '.join(shares)}), torch {libraries['torch']}, diffusers "
+        f"{libraries['diffusers']}, {told['date']}"
     )
 
 

@@ -25,6 +25,7 @@ KEYS = {
     "marks",
     "accuracy",
     "cpu_seconds",
+    "processor",
 }
 LIBRARIES = ("torch", "diffusers", "numpy")
 
@@ -49,7 +50,7 @@ class Store:
 
     def add(self, found: dict[str, Any], seconds: float) -> None:
         """Keep a finished run. seconds: since this start began, or since the last call."""
-        self.finished[found["name"]] = found
+        self.finished[found["name"]] = found | {"processor": processor_name()}
         self.seconds += seconds
         self.write()
 

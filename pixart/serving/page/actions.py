@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from pixart.resolution import resolve_size
-from pixart.serving import schemas
+from pixart.serving.calls import events, schemas
 from pixart.serving.orders import MEDIA_TYPES, Job
 from pixart.serving.page.form import Asked, Read, asked_of
 from pixart.serving.page.reading import read_settings
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
-WAIT = 20.0  # seconds, after which a job that stands still is looked at again
 PAUSE = 0.1  # seconds between what a page is told of one job
 PREVIEW_EVERY = 1  # steps
 
@@ -32,7 +31,7 @@ class Actions:
     def _submit(self, asked: Asked | Mapping[str, Any], owner: str) -> Job:
         if not isinstance(asked, Asked):
             asked = asked_of(asked)
-        if asked.format not in MEDIA_TYPES:
+        if asked.format not in list(MEDIA_TYPES):  # whatever it is, a list even
             raise Refusal(400, f"format must be one of {', '.join(MEDIA_TYPES)}", field="format")
         if type(asked.count) is not int:
             raise Refusal(400, "count must be a whole number", field="count")
@@ -47,13 +46,10 @@ class Actions:
 
     async def follow(self, job: Job) -> AsyncIterator[Job]:
         """The job as it stands, each time that it has changed, until it has ended."""
-        yield job
-        while not job.has_ended:
-            version = job.version
-            job = await self.service.queue.wait(job.id, job.owner, version, WAIT)
-            if job.version != version:
-                yield job
-                await asyncio.sleep(0 if job.has_ended else PAUSE)
+        async for now in events.follow(self.service.queue, job, job.owner):
+            if now is not None:
+                yield now
+                await asyncio.sleep(0 if now.has_ended else PAUSE)
 
     async def draw(self, asked: Asked, owner: str) -> Job:
         """Once it is done. Refusal (400) for one that failed or was cancelled."""

@@ -1,12 +1,17 @@
 """The layout of the page, and which action follows which event."""
 
+import re
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Response
+from gradio import queueing
 
+from pixart.command import one_line
+from pixart.process import write_line
 from pixart.serving.orders import Job
 from pixart.serving.page import calls, fields, show
 from pixart.serving.page.actions import Actions
@@ -34,9 +39,10 @@ _EVENT: dict[str, Any] = {
 def mount(app: FastAPI, service: Service) -> None:
     """Put the page at "/" of an application; behind its other routes, as it answers for all paths."""
     app.get(_SCRIPT, include_in_schema=False)(_page_script)
+    blocks = make_page(service)
     gr.mount_gradio_app(
         app,
-        make_page(service),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,
@@ -51,7 +57,19 @@ def mount(app: FastAPI, service: Service) -> None:
         head=f'<script src="{_SCRIPT}"></script>',
     )
     mounted = app.router.routes[-1]
-    mounted.app = Doors(mounted.app, service.clients)  # type: ignore[attr-defined]
+    events = {id: len(event.inputs) for id, event in blocks.fns.items() if event.fn is not None}
+    mounted.app = Doors(mounted.app, service.clients, events)  # type: ignore[attr-defined]
+    queueing.traceback = _Lines()  # type: ignore[assignment]
+
+
+class _Lines:
+    """In the place of the module `traceback` for Gradio's queue: what it says of an event that fails holds
+    what a client sent, line ends and all."""
+
+    @staticmethod
+    def print_exc() -> None:
+        error = sys.exc_info()[1]
+        write_line(one_line(f"pixart.serve: the page: {type(error).__name__}: {error}"))
 
 
 def _page_script() -> Response:
@@ -180,7 +198,7 @@ class _Page:
 
     def on_cancel(self, id: str, request: gr.Request) -> str:
         try:
-            self.actions.cancel(id, _owner(request))
+            self.actions.cancel(str(id), _owner(request))
         except Refusal as refusal:
             return _told(refusal.reason, "bad")
         return _told("")
@@ -197,7 +215,7 @@ class _Page:
     def on_again(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         owner = _owner(request)
         id, _, number = str(event._data).rpartition("/")
-        if not number.isdecimal():
+        if not re.fullmatch("[0-9]{1,4}", number):
             return [*[gr.skip()] * len(self.form), _told("there is no such picture", "bad")]
         return self._filled(partial(self.actions.read_job, id, int(number), owner))
 

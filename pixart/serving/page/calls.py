@@ -35,8 +35,8 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
         settings = {name: given[name] for name in SETTINGS if given[name] is not None}
         try:
             asked = Asked(
-                settings, _pairs(given["loras"]), tuple(given["controls"]), given["count"],
-                given["format"],
+                settings, _pairs(given["loras"]), tuple(_list("controls", given["controls"])),
+                given["count"], given["format"],
             )  # fmt: skip
             job = await actions.draw(asked, str(request.state.owner))
         except Refusal as refusal:
@@ -61,9 +61,16 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
 
 
 def _pairs(loras: Any) -> tuple[tuple[str, float], ...]:
-    if not all(isinstance(one, list) and len(one) == 2 for one in loras):
+    pairs = _list("loras", loras)
+    if not all(isinstance(one, list) and len(one) == 2 for one in pairs):
         raise Refusal(400, "loras must be pairs of a name and a weight", field="loras")
-    return tuple((name, weight) for name, weight in loras)
+    return tuple((name, weight) for name, weight in pairs)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise Refusal(400, f"{name} must be a list", field=name)
+    return value or []
 
 
 def _kind(name: str) -> Any:

@@ -6,13 +6,16 @@ pictures come as text within an event and go out through our own routes, which k
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pixart.serving.clients import Clients
+from pixart.files import parse_json, printable, short
+from pixart.serving.guarding.bodies import given_again
+from pixart.serving.guarding.clients import Clients
 from pixart.serving.refusal import Refusal
 
 _HEARTBEAT = re.compile(r"/heartbeat/(\w+)/?$")
@@ -24,14 +27,15 @@ _OPEN = re.compile(
 
 
 class Doors:
-    """Around Gradio's app. Refusal: 404 for a route that is closed, 400 for values that are no plain ones.
+    """Around Gradio's app. Refusal: 404 for a route that is closed, 400 for values that are no plain ones, or
+    are not as many as an event has. events: how many each has, by its number.
 
     A browser makes up the name of its session. Gradio is given another one, made of that and of the client:
     so nobody hears of the session of another, whose name he may have learnt.
     """
 
-    def __init__(self, app: ASGIApp, clients: Clients) -> None:
-        self._app, self._clients = app, clients
+    def __init__(self, app: ASGIApp, clients: Clients, events: Mapping[int, int]) -> None:
+        self._app, self._clients, self._events = app, clients, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -41,10 +45,11 @@ class Doors:
             owner = scope["state"]["owner"]
             scope = {**scope, **self._named(scope, owner)}
             if scope["method"] == "POST":
-                asked = parse_event(await _body(receive))
+                asked = parse_event(await Request(scope, receive).body())
+                self._check_event(asked)
                 if "session_hash" in asked:
                     asked["session_hash"] = self._name(owner, asked["session_hash"])
-                receive = _again(json.dumps(asked).encode(), receive)
+                receive = given_again(json.dumps(asked).encode(), receive)
         await self._app(scope, receive, send)
 
     def _named(self, scope: Scope, owner: str) -> Scope:
@@ -62,6 +67,16 @@ class Doors:
             "query_string": urlencode(pairs).encode(),
         }
 
+    def _check_event(self, asked: Mapping[str, Any]) -> None:
+        if (number := asked.get("fn_index")) is None:
+            return
+        count = self._events.get(number) if type(number) is int else None
+        if count is None:
+            raise Refusal(404, f"fn_index {short(number)} is no event", code="not_found")
+        data = asked.get("data", [])
+        if "data" in asked and not (isinstance(data, list) and len(data) == count):
+            raise Refusal(400, f"data must be a list of {count} values for this event")
+
     def _name(self, owner: str, session: object) -> str:
         return self._clients.sign("session", owner, str(session))
 
@@ -70,11 +85,15 @@ def parse_event(body: bytes) -> dict[str, Any]:
     """What an event sends. Refusal (400) unless its values are texts, numbers and lists of them: an object
     there is how Gradio is told of a file or a URL."""
     try:
-        asked = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the body must be JSON", code="invalid_json") from None
+        asked = parse_json(body or b"{}", "the body", len(body) + 2, unique=True)
+    except ValueError as error:
+        raise Refusal(400, printable(str(error)), code="invalid_json") from None
     if not isinstance(asked, dict):
         raise Refusal(400, "the body must be an object of JSON", code="invalid_json")
+    try:
+        json.dumps(asked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, over which the answers to this client would end
+        raise Refusal(400, "the body must be text that UTF-8 can write") from None
     for name in ("data", "event_data"):
         if any(isinstance(one, dict) for one in _parts(asked.get(name))):
             raise Refusal(400, f"{name} must be texts, numbers and lists of them; it has an object")
@@ -86,29 +105,3 @@ def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, list):
         for one in value:
             yield from _parts(one)
-
-
-async def _body(receive: Receive) -> bytes:
-    """All of it; the guard has bounded it."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    return b"".join(parts)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def once() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once

@@ -7,7 +7,7 @@ model. Importing this imports no Gradio.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -130,7 +130,9 @@ def _add_control(settings: dict[str, Any], given: Mapping[str, Any]) -> tuple[st
     return (given["control"],)
 
 
-def _loras(names: Sequence[str], weights: str) -> tuple[tuple[str, float], ...]:
+def _loras(names: Any, weights: str) -> tuple[tuple[str, float], ...]:
+    if not isinstance(names, list | tuple):
+        raise Refusal(400, "loras must be a list of names", field="loras")
     try:
         numbers = [float(one) for one in weights.split(",")] if weights.strip() else [1.0]
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 from pixart.pipeline.metadata import SAMPLERS, Metadata, NewerVersionError
 from pixart.pipeline.pictures import read_texts
 from pixart.pipeline.request import checked
+from pixart.serving.a1111.infotext import parse_parameters as parse_infotext
 from pixart.serving.page.form import Read, values_of
 from pixart.serving.service import Offer
 
@@ -97,15 +98,14 @@ _KNOWN: dict[str, tuple[str, Callable[[str], Any]]] = {
 def parse_parameters(text: str) -> Read:
     """Of the lines that A1111 and tools like it write: a prompt, a negative one, and a line of settings.
     ValueError where there is none."""
-    lines = text.strip().split("\n")
-    if not re.match(r"Steps: \d+", lines[-1]):
+    settings = parse_infotext(text)
+    if not settings.get("Steps", "").isdecimal():
         raise ValueError(_NOTHING)
-    *words, last = lines
-    prompt, _, negative = "\n".join(words).partition("Negative prompt:")
-    values: dict[str, Any] = {"prompt": prompt.strip(), "negative": negative.strip()}
+    values: dict[str, Any] = {
+        "prompt": settings["Prompt"],
+        "negative": settings["Negative prompt"],
+    }
     left = []
-    pairs = re.findall(r'\s*([^:,"]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
-    settings = {name.strip(): value.strip() for name, value in pairs}
     for name, (setting, kind) in _KNOWN.items():
         if name in settings:
             try:

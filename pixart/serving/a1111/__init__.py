@@ -1,0 +1,1 @@
+"""The calls of A1111's web UI that its clients use."""

@@ -1,0 +1,1 @@
+"""The queue, and what draws: one worker that owns the pipeline."""

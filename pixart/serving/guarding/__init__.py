@@ -1,0 +1,1 @@
+"""Who may ask: the guard before everything else, and what it looks at."""
