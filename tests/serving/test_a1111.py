@@ -312,27 +312,28 @@ def test_what_img2img_cannot_do_is_refused(
     assert said in answer.json()["detail"]
 
 
-def test_what_clients_ask_for_at_their_start_is_there(running: Running) -> None:
-    with httpx.Client(base_url=f"{running.url}/sdapi/v1", timeout=60) as client:
-        [model] = client.get("/sd-models").json()
-        assert (model["title"], model["model_name"], model["filename"]) == ("shapes",) * 3
-        assert client.get("/options").json()["sd_model_checkpoint"] == model["title"]
-        samplers = [one["name"] for one in client.get("/samplers").json()]
-        assert {"Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM"} <= {*samplers}
-        schedules = [one["label"] for one in client.get("/schedulers").json()]
-        assert schedules == ["Automatic", "Karras"]
-        assert [one["name"] for one in client.get("/loras").json()] == ["marker", "ink wash"]
-        for name in (
-            "upscalers",
-            "latent-upscale-modes",
-            "sd-vae",
-            "prompt-styles",
-            "face-restorers",
-        ):
-            assert isinstance(client.get(f"/{name}").json(), list), name
-        for name in ("memory", "cmd-flags", "embeddings", "scripts"):
-            assert isinstance(client.get(f"/{name}").json(), dict), name
-        assert client.post("/refresh-checkpoints").json() is None
+def test_what_clients_ask_for_at_their_start_is_there(
+    running: Running, client: httpx.Client
+) -> None:
+    [model] = client.get("/sd-models").json()
+    assert (model["title"], model["model_name"], model["filename"]) == ("shapes",) * 3
+    assert client.get("/options").json()["sd_model_checkpoint"] == model["title"]
+    samplers = [one["name"] for one in client.get("/samplers").json()]
+    assert {"Euler a", "DPM++ 2M", "DPM++ 2M Karras", "DDIM"} <= {*samplers}
+    schedules = [one["label"] for one in client.get("/schedulers").json()]
+    assert schedules == ["Automatic", "Karras"]
+    assert [one["name"] for one in client.get("/loras").json()] == ["marker", "ink wash"]
+    for name in (
+        "upscalers",
+        "latent-upscale-modes",
+        "sd-vae",
+        "prompt-styles",
+        "face-restorers",
+    ):
+        assert isinstance(client.get(f"/{name}").json(), list), name
+    for name in ("memory", "cmd-flags", "embeddings", "scripts"):
+        assert isinstance(client.get(f"/{name}").json(), dict), name
+    assert client.post("/refresh-checkpoints").json() is None
     models = httpx.get(f"{running.url}/controlnet/model_list", timeout=60).json()
     assert models == {"model_list": ["edges", "depth-map"]}
 

@@ -113,7 +113,7 @@ def test_no_file_and_no_other_server_is_read_through_gradio(
     ann: httpx.Client, trap: Trap, route: str
 ) -> None:
     """GHSA-j36p and the rest: absolute paths, ways out of a folder, addresses of the server's network."""
-    for address in (*ADDRESSES, trap.url, trap.url.replace("http:/", "http:/").replace("//", "/")):
+    for address in (*ADDRESSES, trap.url, trap.url.replace("//", "/")):
         path = f"/gradio_api/{route}{address}".encode("unicode_escape").decode().replace(" ", "%20")
         for method in ("GET", "HEAD", "POST"):
             answer = ask(ann, method, path)

@@ -12,7 +12,7 @@ from pixart.serving.calls.events import ALIVE, KIND, Events, event, follow
 from pixart.serving.calls.forms import body_of, values_of
 from pixart.serving.calls.schemas import ordering, settings_model, settings_of, submit
 from pixart.serving.guarding.clients import owner_of
-from pixart.serving.orders import MEDIA_TYPES, Format, Job, Result, State
+from pixart.serving.orders import MEDIA_TYPES, Format, Job, JobQueue, Result, State
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
 
@@ -28,6 +28,7 @@ JobOrder = settings_model(
 )
 _EXAMPLE = {"prompt": "a red circle on black", "n": 2, "seed": 1, "steps": 4, "preview_every": 2}
 _Id = Annotated[str, Path(description="Of a job, as it was answered.")]
+_Owner = Annotated[str, Depends(owner_of)]
 _Number = Annotated[int, Path(ge=0, le=2**31, description="Of a picture in its order, from 0.")]
 
 
@@ -113,8 +114,14 @@ def _preview_url(job: Job) -> str | None:
 def router(service: Service) -> APIRouter:
     """`/v1/jobs` and what is below."""
     routes = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSALS)
+    _add_orders(routes, service)
+    _add_pictures(routes, service.queue)
+    _add_ends(routes, service.queue)
+    return routes
+
+
+def _add_orders(routes: APIRouter, service: Service) -> None:
     queue = service.queue
-    Owner = Annotated[str, Depends(owner_of)]
 
     @routes.post(
         "",
@@ -123,7 +130,7 @@ def router(service: Service) -> APIRouter:
         responses={202: {"headers": {"Location": {"schema": {"type": "string"}}}}},
         openapi_extra=body_of(JobOrder, _EXAMPLE, form=True),
     )
-    async def order(request: Request, response: Response, owner: Owner) -> JobAnswer:
+    async def order(request: Request, response: Response, owner: _Owner) -> JobAnswer:
         """Takes JSON, or a form whose pictures are files. The answer comes at once; `events` tells more."""
         values = await values_of(request, JobOrder, service.limits.body)
         job = await run_in_threadpool(_submit, values, service, owner)
@@ -131,11 +138,11 @@ def router(service: Service) -> APIRouter:
         return answer_of(job)
 
     @routes.get("", summary="Your jobs that are kept, the oldest first")
-    def list_jobs(owner: Owner) -> JobList:
+    def list_jobs(owner: _Owner) -> JobList:
         return JobList(data=[answer_of(job) for job in queue.list(owner)])
 
     @routes.get("/{id}", summary="A job as it stands")
-    def get(id: _Id, owner: Owner) -> JobAnswer:
+    def get(id: _Id, owner: _Owner) -> JobAnswer:
         return answer_of(queue.get(id, owner))
 
     @routes.get(
@@ -153,7 +160,7 @@ def router(service: Service) -> APIRouter:
     )
     async def events(
         id: _Id,
-        owner: Owner,
+        owner: _Owner,
         last_event_id: Annotated[
             str | None, Header(description="The id of the last event that was seen.")
         ] = None,
@@ -163,6 +170,8 @@ def router(service: Service) -> APIRouter:
             return Response(status_code=204)
         return Events(_events(service, job, owner, seen))
 
+
+def _add_pictures(routes: APIRouter, queue: JobQueue) -> None:
     @routes.get(
         "/{id}/images/{number}",
         summary="A finished picture's file",
@@ -174,7 +183,7 @@ def router(service: Service) -> APIRouter:
     def image(
         id: _Id,
         number: _Number,
-        owner: Owner,
+        owner: _Owner,
         download: Annotated[bool, Query(description="As a file to save.")] = False,
     ) -> Response:
         job = queue.get(id, owner)
@@ -190,7 +199,7 @@ def router(service: Service) -> APIRouter:
         response_class=Response,
         responses={200: pictures("What the steps so far come to, small.", "image/jpeg")},
     )
-    def preview(id: _Id, owner: Owner) -> Response:
+    def preview(id: _Id, owner: _Owner) -> Response:
         latest = queue.get(id, owner).preview
         if latest is None:
             reason = (
@@ -199,8 +208,10 @@ def router(service: Service) -> APIRouter:
             raise Refusal(404, reason, code="not_found")
         return Response(latest.content, media_type="image/jpeg")
 
+
+def _add_ends(routes: APIRouter, queue: JobQueue) -> None:
     @routes.post("/{id}/cancel", summary="Stop a job; what is finished stays")
-    def cancel(id: _Id, owner: Owner) -> JobAnswer:
+    def cancel(id: _Id, owner: _Owner) -> JobAnswer:
         return answer_of(queue.cancel(id, owner))
 
     @routes.delete(
@@ -209,11 +220,9 @@ def router(service: Service) -> APIRouter:
         response_class=Response,
         summary="Stop a job and forget its pictures",
     )
-    def delete(id: _Id, owner: Owner) -> Response:
+    def delete(id: _Id, owner: _Owner) -> Response:
         queue.delete(id, owner)
         return Response(status_code=204)
-
-    return routes
 
 
 def _submit(values: dict[str, Any], service: Service, owner: str) -> Job:
