@@ -27,8 +27,8 @@ from pixart.config import KVCompression, PixArtConfig
 from pixart.cost import merged_keys
 
 # PyTorch 2.13 renamed it, and warns of the older name.
-_all_gather: Callable[..., Any] = getattr(distributed, "all_gather_single", None) or getattr(
-    distributed, "all_gather_into_tensor", None
+_all_gather: Any = getattr(
+    distributed, "all_gather_single", getattr(distributed, "all_gather_into_tensor", None)
 )
 Group = Any  # torch.distributed.ProcessGroup, which a build of PyTorch without it has not
 

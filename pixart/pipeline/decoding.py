@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pixart.pipeline.request import Request
 from pixart.vae.autoencoder import VAE, Tiled
+from pixart.vae.strips import Strips
 
 
 class NotFinitePicture(RuntimeError):
@@ -13,14 +14,18 @@ class NotFinitePicture(RuntimeError):
 
 
 def decode(
-    vae: VAE, latent: Tensor, request: Request, progress: Tiled | None
+    vae: VAE,
+    latent: Tensor,
+    request: Request,
+    progress: Tiled | None,
+    strips: Strips | None = None,
 ) -> tuple[Tensor, int | bool]:
-    """Latents (1, C, h, w) to the pixels of `VAE.decode`, and the tile that the VAE took. Raises
-    NotFinitePicture."""
+    """Latents (1, C, h, w) to the pixels of `VAE.decode`, and the tile that the VAE took. strips:
+    as there. Raises NotFinitePicture."""
     _check_finite(latent, request, "latents", "a lower guidance, or a checkpoint that is whole")
     height, width = (count * vae.downsample for count in latent.shape[2:])
     tile = vae.choose_tile(height, width, request.tile)
-    image = vae.decode(latent, tile=tile, progress=progress)
+    image = vae.decode(latent, tile=tile, progress=progress, strips=strips)
     _check_finite(image, request, "pixels", "a VAE that does not overflow")
     return image, tile
 

@@ -269,7 +269,8 @@ class Pass:
         self, latent: torch.Tensor, request: Request, progress: Tiled | None
     ) -> tuple[torch.Tensor, int | bool]:
         self._pipe.vae.to(self._pipe.device)
-        return decode(self._pipe.vae, latent, request, progress)
+        strips = None if self._pipe.mesh is None else self._pipe.mesh.strips
+        return decode(self._pipe.vae, latent, request, progress, strips)
 
     def _report(self, done: int, total: int) -> Callable[[Progress], object] | None:
         """The callback of a stage that comes after so many steps, of so many in all."""

@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 
 from pixart.distributed import world_size
 from pixart.model.exchange import TokenExchange
+from pixart.vae.strips import Strips
 
 
 class Mesh:
@@ -32,6 +33,7 @@ class Mesh:
             device.type, (guidance, tokens), mesh_dim_names=("guidance", "tokens")
         )
         self.exchange = TokenExchange(mesh.get_group("tokens")) if tokens > 1 else None
+        self.strips = Strips()
         self._half = mesh.get_local_rank("guidance")
         self._halves = mesh.get_group("guidance")
 

@@ -18,11 +18,19 @@ from pixart.device import free_memory
 from pixart.files import read_json
 from pixart.libraries import importing, silenced
 from pixart.tensors import check_size
-from pixart.vae.tiling import count_passes, decoder_stages, encoder_stages, run_tiled
+from pixart.vae.tiling import (
+    count_band_passes,
+    count_passes,
+    decoder_stages,
+    encoder_stages,
+    run_tiled,
+)
 from pixart.weights import check_finite, check_loaded, errors_naming, find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pixart.vae.strips import Strips
 
 Generators = torch.Generator | list[torch.Generator] | None
 Tiled = Callable[[int, int], object]  # (tiles done, tiles in all)
@@ -100,12 +108,15 @@ class VAE:
         *,
         tile: int | bool | None = None,
         progress: Tiled | None = None,
+        strips: "Strips | None" = None,
     ) -> Tensor:
         """Scaled latents (B, C, h, w) to images (B, 3, H, W) about [-1, 1], float32, not clamped.
 
         One image at a time, so that an image is the same in any batch. tile: the side of the tiles
         in pixels, True for 512, False for none, None to choose by the free memory. progress: called
-        with the tiles done and the tiles in all of each image, one for an untiled image.
+        with the tiles done and the tiles in all of each image, one for an untiled image. strips: the
+        processes that share the work, if it is tiled or they are more than two: the statistics of normalisations
+        cost as much again.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(
@@ -116,14 +127,19 @@ class VAE:
         for latent in latents.to(self.device).split(1):
             # Unscaled in fp32, then rounded once.
             latent = (latent / self.scaling_factor + self.shift_factor).to(self.dtype)
-            if plan.tile:
-                image = self._decode_tiled(latent, plan, progress)
+            if strips is not None and (plan.tile or strips.processes > 2):
+                image = self._decode_shared(latent, plan, strips, progress)
             else:
-                image = self.model.decode(latent)[0]
-                if progress is not None:
-                    progress(1, 1)
+                image = self._decode_alone(latent, plan, progress)
             images.append(image.to(self.device, torch.float32))
         return torch.cat(images)
+
+    def _decode_alone(self, latent: Tensor, plan: Plan, progress: Tiled | None) -> Tensor:
+        if plan.tile:
+            return self._decode_tiled(latent, plan, progress)
+        image = self.model.decode(latent)[0]
+        _counted(progress, 1)()
+        return image
 
     def choose_tile(self, height: int, width: int, tile: int | bool | None = None) -> int | bool:
         """The `tile` with which `decode` would decode an image of that many pixels: False, or a
@@ -181,25 +197,32 @@ class VAE:
         features = encoder.conv_act(encoder.conv_norm_out(features))
         return self._quantised(encoder.conv_out(features))
 
-    def _decode_tiled(self, latent: Tensor, plan: Plan, progress: Tiled | None = None) -> Tensor:
-        assert plan.tile
+    def _decode_shared(
+        self, latent: Tensor, plan: Plan, strips: "Strips", progress: Tiled | None
+    ) -> Tensor:
+        parts = strips.split(latent.shape[2])
+        if parts is None:  # a small picture: each decodes it for itself
+            return self._decode_alone(latent, plan, progress)
+        stages, features = decoder_stages(self.model.decoder), self._to_middle(latent)
+        tile = plan.tile or 2 * self.downsample * max(latent.shape[2:])
+        own = parts[strips.rank]
+        passes = count_band_passes(stages, own.stop - own.start, latent.shape[3], tile)
+        return strips.run(stages, features, parts, tile, _counted(progress, passes))
+
+    def _to_middle(self, latent: Tensor) -> Tensor:
+        """What the decoder's stages begin with."""
         if self.model.post_quant_conv is not None:
             latent = self.model.post_quant_conv(latent)
         decoder = self.model.decoder
-        features = decoder.mid_block(decoder.conv_in(latent))
+        return decoder.mid_block(decoder.conv_in(latent))
+
+    def _decode_tiled(self, latent: Tensor, plan: Plan, progress: Tiled | None = None) -> Tensor:
+        assert plan.tile
+        features = self._to_middle(latent)
         features = features.cpu() if plan.on_host else features
-        stages = decoder_stages(decoder)
-        height, width = features.shape[2:]
-        passes = count_passes(stages, height, width, plan.tile)
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, passes)
-
-        return run_tiled(stages, features, plan.tile, self.device, advance)
+        stages = decoder_stages(self.model.decoder)
+        passes = count_passes(stages, features.shape[2], features.shape[3], plan.tile)
+        return run_tiled(stages, features, plan.tile, self.device, _counted(progress, passes))
 
     def _plan(self, direction: str, pixels: int, tile: int | bool | None) -> Plan:
         if tile is False:
@@ -229,6 +252,19 @@ class VAE:
         if direction == "decode":  # a level's first tensor still has the channels of the one below
             channels = (*channels[1:], channels[-1])
         return max(width / 4**level for level, width in enumerate(channels))
+
+
+def _counted(progress: Tiled | None, passes: int) -> Callable[[], None]:
+    """Calls progress with one more of so many."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, passes)
+
+    return advance
 
 
 def _scaling_factor(value: object) -> float:

@@ -63,6 +63,19 @@ class Tile:
 
 
 Run = Callable[[Tile, Tile], Tensor]
+Part = tuple[int, Tensor, Tensor]  # pixels, and mean and variance of each group in them
+
+
+@dataclass(frozen=True)
+class Band:
+    """The rows [start, stop) of a picture of `height` rows, in x (1, C, rows, W) from row `first` on, with HALO
+    rows on both sides where there are any."""
+
+    x: Tensor
+    first: int
+    start: int
+    stop: int
+    height: int
 
 
 class _Collected(Exception):
@@ -70,13 +83,15 @@ class _Collected(Exception):
 
 
 class SharedNorms:
-    """The group normalisations of a stage, in the order in which they run, while it is tiled."""
+    """The group normalisations of a stage, in the order in which they run, while it is tiled. others: turns
+    the statistics of what is here into those of all processes."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, others: Callable[..., list[Part]] | None = None) -> None:
+        self._others = others
         modules = [child for module in stage.modules for child in module.modules()]
         self.norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
         self._collecting: nn.GroupNorm | None = None
-        self._parts: list[tuple[int, Tensor, Tensor]] = []
+        self._parts: list[Part] = []
         self._tile: tuple[Tile, Tile]
         self._known: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
 
@@ -99,12 +114,10 @@ class SharedNorms:
             with suppress(_Collected):
                 run(*self._tile)
         self._collecting = None
-        pixels, means, variances = zip(*self._parts, strict=True)
-        share = means[0].new_tensor(pixels)[:, None] / sum(pixels)  # (tiles, 1)
-        mean = (share * torch.stack(means)).sum(0)
-        # The variance of all is what is within tiles plus what is among their means.
-        spread = torch.stack(variances) + (torch.stack(means) - mean) ** 2
-        self._known[norm] = mean, (share * spread).sum(0)
+        known = _combined(self._parts)
+        if self._others is not None:
+            known = _combined(self._others(*known))
+        self._known[norm] = known[1:]
 
     def _bound(self, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
@@ -126,6 +139,16 @@ class SharedNorms:
         groups = core.to(wide).reshape(norm.num_groups, -1)
         variance, mean = torch.var_mean(groups, 1, correction=0)
         self._parts.append((groups.shape[1], mean, variance))
+
+
+def _combined(parts: list[Part]) -> Part:
+    """The statistics of all together."""
+    pixels, means, variances = zip(*parts, strict=True)
+    share = means[0].new_tensor(pixels)[:, None] / sum(pixels)  # (parts, 1)
+    mean = (share * torch.stack(means)).sum(0)
+    # The variance of all is what is within parts plus what is among their means.
+    spread = torch.stack(variances) + (torch.stack(means) - mean) ** 2
+    return sum(pixels), mean, (share * spread).sum(0)
 
 
 def decoder_stages(decoder: Any) -> list[Stage]:
@@ -178,6 +201,52 @@ def run_tiled(
     return x
 
 
+def run_band(
+    stage: Stage,
+    band: Band,
+    tile: int,
+    others: Callable[..., list[Part]],
+    advance: Callable[[], object],
+) -> Tensor:
+    """A stage on a band of a picture whose other bands other processes have: the rows that come of its own.
+    others: see SharedNorms."""
+    side = tile // 2 if stage.enlarges else tile
+    grid = [
+        (rows, columns)
+        for rows in _tiles(band.height, side, band.start, band.stop)
+        for columns in _tiles(band.x.shape[3], side)
+    ]
+
+    def run(rows: Tile, columns: Tile) -> Tensor:
+        read = slice(rows.start - band.first, rows.stop - band.first)
+        advance()
+        return run_whole(stage, band.x[:, :, read, columns.start : columns.stop])
+
+    shared = SharedNorms(stage, others)
+    with shared.installed():
+        for norm in shared.norms:
+            shared.collect(norm, run, grid)
+        lines: dict[int, list[Tensor]] = {}
+        for rows, columns in grid:
+            part = run(rows, columns)
+            height, width = part.shape[2:]
+            kept = part[..., rows.core(height), columns.core(width)]
+            lines.setdefault(rows.start, []).append(kept)
+    return torch.cat([torch.cat(line, 3) for line in lines.values()], 2)
+
+
+def count_band_passes(stages: list[Stage], rows: int, width: int, tile: int) -> int:
+    """How many tiles `run_band` visits in all decoder stages, from so many rows on."""
+    passes = 0
+    for stage in stages:
+        side = tile // 2 if stage.enlarges else tile
+        tiles = len(_tiles(rows, side)) * len(_tiles(width, side))
+        passes += tiles * (len(SharedNorms(stage).norms) + 1)
+        if stage.enlarges:
+            rows, width = 2 * rows, 2 * width
+    return passes
+
+
 def count_passes(stages: list[Stage], height: int, width: int, tile: int) -> int:
     """How many visits `run_tiled` makes for decoder stages on height by width positions."""
     passes = 0
@@ -227,16 +296,14 @@ def _run_stage(
     return out
 
 
-def _tiles(length: int, side: int) -> list[Tile]:
-    """As few stretches as the side allows, of nearly equal even length."""
-    count = -(-length // side)
+def _tiles(length: int, side: int, start: int = 0, stop: int | None = None) -> list[Tile]:
+    """As few stretches of [start, stop) of an axis as the side allows, of nearly equal even length."""
+    stop = length if stop is None else stop
+    count = -(-(stop - start) // side)
     # Even: a downsampling then takes the same pairs of pixels as in the whole image.
-    step = -(-length // (2 * count)) * 2
-    starts = range(0, length, step)
-    return [
-        Tile(max(s - HALO, 0), min(s + step + HALO, length), s, min(s + step, length))
-        for s in starts
-    ]
+    step = -(-(stop - start) // (2 * count)) * 2
+    cores = [(s, min(s + step, stop)) for s in range(start, stop, step)]
+    return [Tile(max(s - HALO, 0), min(e + HALO, length), s, e) for s, e in cores]
 
 
 def _plain_resnets(block: Any) -> list[nn.Module]:

@@ -4,6 +4,7 @@ alone. Prints a line of JSON for each case."""
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,10 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     for name, changes in MODELS.items():
         for size, batch in ((SQUARE, 1), (ODD, 2)):
             case = f"{name}, {size[0]}x{size[1]}, batch {batch}"
-            yield case, lambda c=changes, s=size, b=batch: drawn(model_of(c), s, b)
+            yield (
+                case,
+                partial(lambda *how: drawn(model_of(how[0]), *how[1:]), changes, size, batch),
+            )
     mixed = MODELS["mixed"]
     sized = model_of({"micro_condition": True})
     yield "sizes", lambda: drawn(sized, ODD, 2, **sizes())
@@ -57,7 +61,7 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     yield "bf16", lambda: drawn(model_of(mixed).bfloat16(), ODD, 2)
     yield "controlled", lambda: controlled(model_of(mixed))
     for name in ("dense", "dense of 2 heads", "R2", "mixed"):
-        yield f"trained {name}", lambda n=name: trained(model_of(MODELS[n]))
+        yield f"trained {name}", partial(lambda n: trained(model_of(MODELS[n])), name)
     yield "trained in checkpoints", lambda: trained(model_of(mixed), checkpoints=1)
     yield "broken gather", lambda: broken("_gathered", model_of(MODELS["R4"]))
     yield "broken swap", lambda: broken("_swapped", model_of({}))
@@ -100,7 +104,7 @@ def trained(model: PixArt, checkpoints: int = 0) -> dict[str, float]:
         model.zero_grad()
         loss = model(latents, timesteps, caption, exchange=shared).square().mean()
         loss.backward()
-        gradients = [caption.grad, *(parameter.grad for parameter in model.parameters())]
+        gradients = [x.grad for x in (caption, *model.parameters()) if x.grad is not None]
         if shared is not None:
             for gradient in gradients:
                 torch.distributed.all_reduce(gradient)
@@ -136,7 +140,7 @@ def run_cases() -> None:
         ways.append(rule(*sizes))
         return ways[-1]
 
-    exchange.gathers = noted
+    exchange.gathers = noted  # type: ignore[assignment]
     for name, case in cases():
         ways.clear()
         found = case()

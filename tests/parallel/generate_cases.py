@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from forked import codes_among
@@ -52,7 +53,8 @@ def elsewhere() -> None:
 
 def lots() -> None:
     """Each process draws another lot."""
-    drawing.secrets.randbelow = lambda _: 100 + int(os.environ["RANK"])
+    lot = 100 + int(os.environ["RANK"])
+    drawing.secrets = SimpleNamespace(randbelow=lambda _: lot)  # type: ignore[assignment]
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {

@@ -9,6 +9,7 @@ from guarded import ANN, BOB, TOKENS, asking, guard, raw, reason_of, run
 from starlette.responses import PlainTextResponse
 
 from pixart.serving.guarding import guard as guarding
+from pixart.serving.guarding.bodies import MOST_VALUES
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,16 @@ def test_a_body_is_bounded_by_what_comes_and_by_what_is_announced() -> None:
     assert run(raw(guarded, [b"1" * 60, b"1" * 60], {}))[0] == 413
     never_read = run(raw(guarded, [None], {"content-length": "999999999999"}))
     assert never_read[0] == 413
+
+
+def test_json_has_so_many_values() -> None:
+    ask, kind = asking(guard()), {"Content-Type": "application/json"}
+    few, many = (b"[1" + b",1" * count + b"]" for count in (MOST_VALUES, MOST_VALUES + 1))
+    assert ask("POST", "/v1/size", content=few, headers=kind).json() == len(few)
+    refused = ask("POST", "/v1/size", content=many, headers=kind)
+    assert refused.status_code == 413 and "100,000 values at most" in reason_of(refused)
+    files = {"image": b"," * (MOST_VALUES + 1)}  # of a picture they tell nothing
+    assert ask("POST", "/v1/images/edits", files=files).status_code == 200
 
 
 @pytest.mark.parametrize("length", ["5", "20", "-1", "x", "1e3", "+4", "\xb3", "9" * 19])

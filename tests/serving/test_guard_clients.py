@@ -1,6 +1,7 @@
 """Tokens of a file, cookies of browsers, and whom each stands for."""
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (clients.MAX_FILE + 1))
     with pytest.raises(ValueError, match="bytes at most"):
         read_tokens(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes of files")
+def test_a_pipe_to_which_nobody_writes_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ValueError, match="must be a file, it is none"):
+        read_tokens(tmp_path / "pipe")
 
 
 def test_a_token_names_its_client_and_no_other_text_does() -> None:

@@ -48,7 +48,21 @@ def test_the_host_that_is_listened_at_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "https://draw.example.org", "draw.example.org:80", "a/b", "a b"]
+    "name",
+    [
+        "",
+        "https://draw.example.org",
+        "draw.example.org:80",
+        "a/b",
+        "a b",
+        "*",
+        "*.example.org",
+        "0.0.0.0",
+        "::",
+        "[::]",
+        "a\nb",
+        "a;b",
+    ],
 )
 def test_a_name_is_a_host_and_nothing_more(name: str) -> None:
     with pytest.raises(ValueError, match="^--name must be a host without scheme, port and path"):

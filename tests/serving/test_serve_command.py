@@ -102,6 +102,7 @@ def test_loras_have_the_names_of_their_files_and_folders(tmp_path: Path) -> None
     (tmp_path / "ink wash").mkdir()
     (tmp_path / "ink wash" / "adapter_model.safetensors").touch()
     (tmp_path / "README.md").touch()
+    (tmp_path / "._marker.safetensors").touch()  # as macOS leaves it
     (tmp_path / "empty").mkdir()
     assert [*find_loras(tmp_path)] == ["ink wash", "marker"]
 

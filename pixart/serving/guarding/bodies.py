@@ -11,6 +11,9 @@ from pixart.serving.refusal import Refusal
 
 SECONDS = 120.0  # for a body, however it trickles in
 AT_ONCE = 8  # bodies of the largest size that all clients together may have in memory
+MOST_VALUES = (
+    100_000  # of JSON, as its commas tell: millions keep a server busy for seconds before any check
+)
 JSON = "application/json"  # which no form of another page can send
 _FILES = ("multipart/form-data", JSON)
 KINDS = {
@@ -50,8 +53,9 @@ class Bodies:
             if length is not None and length != len(content):
                 reason = f"content-length must be that of the body, {len(content):,} bytes, got {length:,}"
                 raise Refusal(400, reason)
-            if content:
-                _check_kind(head)
+            if content and _check_kind(head) == JSON and content.count(b",") > MOST_VALUES:
+                reason = f"a body must have {MOST_VALUES:,} values at most"
+                raise Refusal(413, reason, code="too_large")
             yield given_again(content, receive)
 
     async def _read(self, receive: Receive, share: "_Share") -> bytes:
@@ -111,12 +115,13 @@ def _declared(head: Head) -> int | None:
     return int(text)
 
 
-def _check_kind(head: Head) -> None:
+def _check_kind(head: Head) -> str:
     kind = head.get("content-type").partition(";")[0].strip().lower()
     kinds = KINDS.get(head.path, (JSON,))
     if kind not in kinds:
         reason = f"the body must be sent as {' or '.join(kinds)}, got {kind[:80]!r}"
         raise Refusal(415, reason, code="media_type")
+    return kind
 
 
 def given_again(content: bytes, receive: Receive) -> Receive:

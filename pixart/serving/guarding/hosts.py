@@ -5,9 +5,11 @@ Host header, and is not ours.
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -23,7 +25,8 @@ class Hosts:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if not _is_address(name) and _split(name, 80) != (_plain(name), 80):
+            is_name = _NAME.fullmatch(name) and _split(name, 80) == (_plain(name), 80)
+            if _is_unspecified(_plain(name)) or not (_is_address(_plain(name)) or is_name):
                 raise ValueError(
                     f"--name must be a host without scheme, port and path, such as draw.example.org, got {name!r}"
                 )
