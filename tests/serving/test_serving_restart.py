@@ -29,7 +29,13 @@ def _begin(one: Served) -> None:
     eventually(lambda: httpx.get(address, timeout=SECONDS).json()["step"] > 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="kill"),
+        pytest.param(signal.SIGTERM, id="term", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_one_that_ends_in_the_middle_of_a_picture_starts_clean(
     number: signal.Signals, tmp_path: Path
 ) -> None:
