@@ -349,3 +349,17 @@ def test_the_gallery_has_the_newest_first_and_no_more_than_it_shows(actions: Act
     order = [shown.index(f"seed {seed}<") for seed in (21, 20, 11, 10)]
     assert order == sorted(order)
     assert show.gallery(actions.jobs("ann") * 20).count("<li>") == show.SHOWN
+
+
+@pytest.mark.parametrize("count", [0, 17])
+def test_a_wrong_number_of_pictures_is_told_by_the_name_of_the_field(
+    actions: Actions, count: int
+) -> None:
+    with pytest.raises(Refusal, match=f"count must be a whole number from 1 to 16, got '{count}'"):
+        asyncio.run(actions.submit({"prompt": "a circle", "count": str(count)}, "ann"))
+
+
+def test_a_picture_without_a_prompt_has_a_name_for_readers(actions: Actions) -> None:
+    job = asyncio.run(actions.draw(Asked({"prompt": "", "seed": 1}), "ann"))
+    for page in (show.now(job), show.gallery([job])):
+        assert 'alt="No prompt"' in page and 'alt=""' not in page

@@ -17,7 +17,14 @@ from pixart.serving.service import Offer
 __all__ = ["browser"]
 pytestmark = pytest.mark.slow
 PROMPT = "a large red circle on the left and a small blue star on the right on white"
-LOOKS = [(1280, 900, False), (1280, 900, True), (390, 844, False), (390, 844, True)]
+LOOKS = [
+    (1280, 900, False),
+    (390, 844, True),
+    *(
+        pytest.param(*look, marks=pytest.mark.exhaustive)
+        for look in ((1280, 900, True), (390, 844, False))
+    ),
+]
 SHOWN = "document.querySelector('#now img.picture').naturalWidth"
 TOKENS = {"ann": "ann's token is long", "bob": "bob's token is long too"}
 

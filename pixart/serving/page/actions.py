@@ -33,8 +33,12 @@ class Actions:
             asked = asked_of(asked)
         if asked.format not in list(MEDIA_TYPES):  # whatever it is, a list even
             raise Refusal(400, f"format must be one of {', '.join(MEDIA_TYPES)}", field="format")
-        if type(asked.count) is not int:
-            raise Refusal(400, "count must be a whole number", field="count")
+        most = self.service.limits.images
+        if type(asked.count) is not int or not 1 <= asked.count <= most:
+            reason = (
+                f"count must be a whole number from 1 to {most}, got {str(asked.count)[:100]!r}"
+            )
+            raise Refusal(400, reason, field="count")
         order = schemas.order_of(
             asked.settings, self.service, loras=asked.loras, controls=asked.controls, n=asked.count,
             preview_every=PREVIEW_EVERY, format=asked.format,

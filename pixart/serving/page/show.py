@@ -52,7 +52,7 @@ def said(job: Job) -> str:
 
 
 def _picture(job: Job) -> str:
-    prompt = escape(_prompt(job, job.picture))
+    prompt = _described(_prompt(job, job.picture))
     if not job.has_ended and job.preview is not None:
         return (
             f'<img class="preview" alt="So far: {prompt}" width="{job.preview.width}" '
@@ -65,7 +65,7 @@ def _picture(job: Job) -> str:
     result = job.results[number]
     return (
         f'<a href="{image_of(job, number)}" target="_blank" rel="noopener">'
-        f'<img class="picture" alt="{escape(result.request.prompt)}" width="{result.width}" '
+        f'<img class="picture" alt="{_described(result.request.prompt)}" width="{result.width}" '
         f'height="{result.height}" {_ratio(result)} src="{image_of(job, number)}"></a>'
         f"{_tools(job, number, result)}"
     )
@@ -81,6 +81,11 @@ def _prompt(job: Job, number: int) -> str:
     return requests[min(number, len(requests) - 1)].prompt
 
 
+def _described(prompt: str) -> str:
+    """What a picture, and the link around it, is called; never nothing."""
+    return escape(prompt if prompt.strip() else "No prompt")
+
+
 def gallery(jobs: list[Job]) -> str:
     """The pictures of one client, the newest first."""
     found = list(islice(_figures(jobs), SHOWN))
@@ -93,7 +98,7 @@ def _figures(jobs: list[Job]) -> Iterator[str]:
     for job in reversed(jobs):
         for number in reversed(range(len(job.results))):
             result = job.results[number]
-            prompt = escape(result.request.prompt)
+            prompt = _described(result.request.prompt)
             yield (
                 f'<li><figure><a href="{image_of(job, number)}" target="_blank" rel="noopener">'
                 f'<img loading="lazy" alt="{prompt}" width="{result.width}" height="{result.height}" '
