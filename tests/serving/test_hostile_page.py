@@ -248,3 +248,12 @@ def test_no_one_hears_of_another_ones_events(ann: httpx.Client, bob: httpx.Clien
     own: list[str] = []
     heard(ann, "shared", own)
     assert any("process_" in line for line in own)
+
+
+def test_what_one_has_called_nobody_else_hears_of(ann: httpx.Client, bob: httpx.Client) -> None:
+    event = ann.post("/gradio_api/call/draw", json={"data": []}).json()["event_id"]
+    heard = f"/gradio_api/call/draw/{event}"
+    refused, none = bob.get(heard), bob.get("/gradio_api/call/draw/0123")
+    assert (refused.status_code, none.status_code) == (404, 404)
+    assert refused.text.replace(event, "0123") == none.text
+    assert "event: " in ann.get(heard).text

@@ -1,9 +1,9 @@
 """The line `parameters` of gallery tools, read from a picture that a client sent."""
 
-import json
 import re
 from collections.abc import Iterator
 
+from pixart.files import parse_json
 from pixart.pictures import PictureError
 from pixart.pipeline.pictures import read_texts
 from pixart.serving.refusal import Refusal
@@ -51,6 +51,6 @@ def _unquoted(value: str) -> str:
     if not value.startswith('"'):
         return value
     try:
-        return str(json.loads(value))
+        return str(parse_json(value, "parameters"))
     except ValueError:
         return value

@@ -58,8 +58,17 @@ def mount(app: FastAPI, service: Service) -> None:
     )
     mounted = app.router.routes[-1]
     events = {id: len(event.inputs) for id, event in blocks.fns.items() if event.fn is not None}
-    mounted.app = Doors(mounted.app, service.clients, events)  # type: ignore[attr-defined]
+    doors = Doors(mounted.app, service.clients, events, partial(_session_of, blocks._queue))  # type: ignore[attr-defined]
+    mounted.app = doors  # type: ignore[attr-defined]
     queueing.traceback = _Lines()  # type: ignore[assignment]
+
+
+def _session_of(queue: queueing.Queue, event: str) -> str:
+    """Of an event that is called, or has ended and not been heard of yet."""
+    if (found := queue.event_ids_to_events.get(event)) is not None:
+        return str(found.session_hash)
+    sessions = queue.pending_event_ids_session.items()
+    return next((session for session, events in sessions if event in events), "")
 
 
 class _Lines:

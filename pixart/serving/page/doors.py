@@ -6,7 +6,8 @@ pictures come as text within an event and go out through our own routes, which k
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -19,6 +20,7 @@ from pixart.serving.guarding.clients import Clients
 from pixart.serving.refusal import Refusal
 
 _HEARTBEAT = re.compile(r"/heartbeat/(\w+)/?$")
+_CALL, _CALLED = re.compile(r"/call/draw/?$"), re.compile(r"/call/draw/(\w+)/?$")
 _OPEN = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|pwa_icon(/\d+)?|(assets|static|svelte)/.+"
     r"|gradio_api/(info|startup-events|app_id|theme\.css|heartbeat/\w+|queue/(join|data)|cancel|reset"
@@ -28,14 +30,22 @@ _OPEN = re.compile(
 
 class Doors:
     """Around Gradio's app. Refusal: 404 for a route that is closed, 400 for values that are no plain ones, or
-    are not as many as an event has. events: how many each has, by its number.
+    are not as many as an event has. events: how many each has, by its number. session_of: the session
+    of an event that was called, "" for none that is known.
 
     A browser makes up the name of its session. Gradio is given another one, made of that and of the client:
     so nobody hears of the session of another, whose name he may have learnt.
     """
 
-    def __init__(self, app: ASGIApp, clients: Clients, events: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        clients: Clients,
+        events: Mapping[int, int],
+        session_of: Callable[[str], str],
+    ) -> None:
         self._app, self._clients, self._events = app, clients, events
+        self._session_of = session_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -43,11 +53,15 @@ class Doors:
             if not _OPEN.fullmatch(path):
                 raise Refusal(404, f"there is nothing at {path[:200]}", code="not_found")
             owner = scope["state"]["owner"]
+            called = _CALLED.search(path)
+            if called and not self._session_of(called[1]).startswith(self._mark(owner)):
+                raise Refusal(404, f"event {called[1][:64]} is not there", code="not_found")
             scope = {**scope, **self._named(scope, owner)}
             if scope["method"] == "POST":
                 asked = parse_event(await Request(scope, receive).body())
                 self._check_event(asked)
-                if "session_hash" in asked:
+                if "session_hash" in asked or _CALL.search(path):
+                    asked.setdefault("session_hash", secrets.token_hex(16))
                     asked["session_hash"] = self._name(owner, asked["session_hash"])
                 receive = given_again(json.dumps(asked).encode(), receive)
         await self._app(scope, receive, send)
@@ -78,7 +92,11 @@ class Doors:
             raise Refusal(400, f"data must be a list of {count} values for this event")
 
     def _name(self, owner: str, session: object) -> str:
-        return self._clients.sign("session", owner, str(session))
+        return self._mark(owner) + self._clients.sign("session", owner, str(session))
+
+    def _mark(self, owner: str) -> str:
+        """With which the names of all sessions of a client begin."""
+        return self._clients.sign("sessions", owner)
 
 
 def parse_event(body: bytes) -> dict[str, Any]:

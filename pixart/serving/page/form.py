@@ -5,12 +5,12 @@ the editor keeps them), "guidance_start" and "guidance_end", "apg", ... An empty
 model. Importing this imports no Gradio.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from pixart.files import parse_json
 from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
 from pixart.serving.orders import Format
 from pixart.serving.refusal import Refusal
@@ -103,9 +103,9 @@ def _interval(given: Mapping[str, Any], start: str, end: str) -> tuple[float, fl
 def pictures_of(text: str) -> tuple[str | None, str | None]:
     """The picture and the mask in what an editor keeps, as data URLs."""
     try:
-        kept = json.loads(text or "{}")
+        kept = parse_json(text or "{}", "image")
         found = tuple(kept.get(name) for name in ("image", "mask"))
-    except (ValueError, TypeError, RecursionError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         found = (0, 0)
     if not all(one is None or isinstance(one, str) for one in found):
         raise Refusal(400, "image must be a picture; choose it again", field="image")
