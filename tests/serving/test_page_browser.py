@@ -54,7 +54,7 @@ def flat() -> Iterator[Running]:
 @pytest.fixture
 def visitor(flat: Running, browser: Browser) -> Iterator[Visitor]:
     """A new browser, as far as the server knows."""
-    browser.show(flat.url)
+    browser.show(f"{flat.url}/healthz")  # a page that is left while it opens tells of errors
     browser.driver.delete_all_cookies()
     yield Visitor(browser, flat.url)
     flat.painter.release()
