@@ -245,9 +245,9 @@ def test_the_page_is_for_every_reader(
     embedded: Running, browser: Browser, width: int, height: int, dark: bool
 ) -> None:
     name = f"page-{{}}-{width}-{'dark' if dark else 'light'}"
-    visitor = Visitor(browser, embedded.url, width=width, height=height, dark=dark)
+    browser.show(f"{embedded.url}/healthz")
     browser.driver.delete_all_cookies()
-    visitor.open(width=width, height=height, dark=dark)
+    visitor = Visitor(browser, embedded.url, width=width, height=height, dark=dark)
     for place in ("empty", "drawn", "open"):
         if place == "drawn":
             visitor.write("prompt", PROMPT)
