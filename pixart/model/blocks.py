@@ -109,7 +109,9 @@ class SelfAttention(nn.Module):
             parts = self._merge(x, grid, self.compression, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
         scale = SCALE_OF_SCALED if is_scaled else None
-        attention = partial(flash_attention, scale=scale, precision=self.precision)
+        # A precision is named where there is one: what is measured beside these operators knows none.
+        settings = {} if self.precision is None else {"precision": self.precision}
+        attention = partial(flash_attention, scale=scale, **settings)
         if share is not None:
             attention = partial(share.attend, attention, self.compression)
         return self.proj(attention(q, k, v).flatten(2))  # of (B, N, H, D)

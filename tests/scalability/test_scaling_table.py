@@ -144,8 +144,18 @@ def test_a_narrow_unet_with_weights_is_counted_as_one_without(family: str) -> No
     assert _independently(row, modules[1], 64) == (found[0].layers, found[0].attention)
 
 
+OFTEN = ("SD2-C320", "TD2", "pixart-h1024-d28")  # one of each kind; the others take minutes
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[] if name in OFTEN else pytest.mark.exhaustive)
+        for name, row in ROWS.items()
+    ],
+    ids=list(ROWS),
+)
 def test_every_smaller_row_runs_as_it_is_counted(row: Row) -> None:
     if sum(weight.numel() for weight in row.build().parameters()) > SMALL:
         pytest.skip("above a billion parameters")

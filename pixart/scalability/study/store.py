@@ -50,7 +50,7 @@ class Store:
 
     def add(self, found: dict[str, Any], seconds: float) -> None:
         """Keep a finished run. seconds: since this start began, or since the last call."""
-        self.finished[found["name"]] = found | {"processor": processor_name()}
+        self.finished[found["name"]] = found
         self.seconds += seconds
         self.write()
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixart.config import EMBEDDED
+from pixart.device import processor_name
 from pixart.diffusion import training_loss
 from pixart.evaluation.caption_accuracy import Task, captions
 from pixart.evaluation.metrics.shapes import check_caption
@@ -239,6 +240,7 @@ def train(run: Run, bench: Bench, folder: Path, until: float) -> dict[str, Any]:
         "accuracy": accuracies,
         "seconds": round(time.time() - began, 1),
         "cpu_seconds": round(time.process_time() - started, 1),
+        "processor": processor_name(),
     }
 
 
