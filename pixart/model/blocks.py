@@ -3,9 +3,10 @@
 Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption tokens, C channels, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +111,8 @@ class SelfAttention(nn.Module):
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
         scale = SCALE_OF_SCALED if is_scaled else None
         # A precision is named where there is one: what is measured beside these operators knows none.
-        settings = {} if self.precision is None else {"precision": self.precision}
-        attention = partial(flash_attention, scale=scale, **settings)
+        settings: dict[str, Any] = {} if self.precision is None else {"precision": self.precision}
+        attention: Callable[..., Tensor] = partial(flash_attention, scale=scale, **settings)
         if share is not None:
             attention = partial(share.attend, attention, self.compression)
         return self.proj(attention(q, k, v).flatten(2))  # of (B, N, H, D)
