@@ -208,6 +208,7 @@ def has_bf16_products(device: torch.device) -> bool:
     return bool(found)
 
 
+@cache
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of matrix products as linear layers make them, the most that any of several sizes
     reached in about so many seconds: what shares of this device's peak are shares of.
