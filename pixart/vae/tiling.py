@@ -210,12 +210,7 @@ def run_band(
 ) -> Tensor:
     """A stage on a band of a picture whose other bands other processes have: the rows that come of its own.
     others: see SharedNorms."""
-    side = tile // 2 if stage.enlarges else tile
-    grid = [
-        (rows, columns)
-        for rows in _tiles(band.height, side, band.start, band.stop)
-        for columns in _tiles(band.x.shape[3], side)
-    ]
+    grid = _grid(stage, band.height, band.x.shape[3], tile, band.start, band.stop)
 
     def run(rows: Tile, columns: Tile) -> Tensor:
         read = slice(rows.start - band.first, rows.stop - band.first)
@@ -239,9 +234,7 @@ def count_band_passes(stages: list[Stage], rows: int, width: int, tile: int) -> 
     """How many tiles `run_band` visits in all decoder stages, from so many rows on."""
     passes = 0
     for stage in stages:
-        side = tile // 2 if stage.enlarges else tile
-        tiles = len(_tiles(rows, side)) * len(_tiles(width, side))
-        passes += tiles * (len(SharedNorms(stage).norms) + 1)
+        passes += len(_grid(stage, rows, width, tile)) * (len(SharedNorms(stage).norms) + 1)
         if stage.enlarges:
             rows, width = 2 * rows, 2 * width
     return passes
@@ -258,9 +251,13 @@ def count_passes(stages: list[Stage], height: int, width: int, tile: int) -> int
     return passes
 
 
-def _grid(stage: Stage, height: int, width: int, tile: int) -> list[tuple[Tile, Tile]]:
+def _grid(
+    stage: Stage, height: int, width: int, tile: int, start: int = 0, stop: int | None = None
+) -> list[tuple[Tile, Tile]]:
+    """The tiles of the rows [start, stop) of a picture."""
     side = tile // 2 if stage.enlarges else tile
-    return [(rows, columns) for rows in _tiles(height, side) for columns in _tiles(width, side)]
+    bands = _tiles(height, side, start, stop)
+    return [(rows, columns) for rows in bands for columns in _tiles(width, side)]
 
 
 def _run_stage(
