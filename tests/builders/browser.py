@@ -3,6 +3,8 @@
     from browser import Browser, browser   # in a test file; `browser` is a fixture
 
     browser.show(path_or_url, width=390, dark=True, scripts=False)
+    browser.follow("a.next")               # a click that leads to another page, and that page is there
+    browser.wait(lambda: browser.driver.title == "done")
     browser.screenshot("report-390-dark")  # the whole page, kept in tests/artefacts/
     assert browser.faults() == []          # what a reader with other eyes, or a keyboard, would miss
 
@@ -12,7 +14,7 @@ looked up, so that a page which asks anybody but this machine shows an error in 
 
 import shutil
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,8 @@ class Browser:
         self.look(width=width, height=height, dark=dark, still=still)
         self._tell("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.driver.get_log("browser")  # of the page before
-        self.driver.get(page.resolve().as_uri() if isinstance(page, Path) else page)
+        address = page.resolve().as_uri() if isinstance(page, Path) else page
+        self._arrive(lambda: self.driver.get(address))
 
     def look(
         self, *, width: int = 1280, height: int = 900, dark: bool = False, still: bool = True
@@ -73,6 +76,31 @@ class Browser:
         }
         features = [{"name": name, "value": value} for name, value in wanted.items()]
         self._tell("Emulation.setEmulatedMedia", features=features)
+
+    def wait(self, until: Callable[[], object], *, seconds: float = 60) -> None:
+        """Ask until the answer is true. A page that is being replaced answers with any error of the
+        driver's, so that those are no answer."""
+        from selenium.common.exceptions import WebDriverException
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        waiting = WebDriverWait(
+            self.driver, seconds, poll_frequency=0.05, ignored_exceptions=[WebDriverException]
+        )
+        waiting.until(lambda _: until())
+
+    def follow(self, selector: str) -> None:
+        """Click what leads to another page, and wait for that page."""
+        self._arrive(self.driver.find_element("css selector", selector).click)
+
+    def _arrive(self, leave: Callable[[], object]) -> None:
+        """At another page: Chromium's driver does not always wait for it, neither after a click nor where
+        the page before was still loading."""
+        before = self.driver.find_element("css selector", ":root")
+        leave()
+        # The element of the page before is only compared by its name: asked, it answers with an error
+        # that differs between versions of Chromium.
+        self.wait(lambda: self.driver.find_element("css selector", ":root") != before)
+        self.wait(lambda: self.evaluate("document.readyState") == "complete")
 
     def screenshot(self, name: str) -> Path:
         """The whole page as tests/artefacts/NAME.png, which git ignores."""

@@ -15,7 +15,6 @@ from browser import Browser
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
-SECONDS = 60
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 # The file is put where a hand would let go of it.
 _DROP = """
@@ -45,9 +44,7 @@ class Visitor:
         return str(self.browser.evaluate(f"document.querySelector({what!r})?.textContent || ''"))
 
     def wait(self, until: Callable[[], object]) -> None:
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        WebDriverWait(self.browser.driver, SECONDS, poll_frequency=0.05).until(lambda _: until())
+        self.browser.wait(until)
 
     def field(self, name: str) -> "WebElement":
         return self.find(f"#{name} textarea, #{name} input")

@@ -1,7 +1,7 @@
 """The pages of a study in a real Chromium: keys, no JavaScript, coming back, and what they look like."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,6 @@ def find(browser: Browser, what: str) -> "WebElement":
     return browser.driver.find_element("css selector", what)
 
 
-def wait(browser: Browser, until: Callable[[], object]) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    WebDriverWait(browser.driver, 20, poll_frequency=0.05).until(lambda _: until())
-
-
 def where(browser: Browser) -> str:
     return str(browser.evaluate("document.getElementById('where')?.textContent"))
 
@@ -58,7 +52,7 @@ def ready(browser: Browser, number: int) -> None:
     """The pair of that number is shown, with its pictures."""
     at = f"Pair {number} of"
     shown = "document.documentElement.classList.contains('ready')"
-    wait(browser, lambda: where(browser).startswith(at) and browser.evaluate(shown))
+    browser.wait(lambda: where(browser).startswith(at) and browser.evaluate(shown))
 
 
 def press(browser: Browser, keys: str) -> None:
@@ -73,7 +67,7 @@ def votes(server: Server) -> list[Vote]:
 
 def test_keys_vote_and_undo(server: Server, browser: Browser) -> None:
     browser.show(server.address)
-    find(browser, "a.button").click()
+    browser.follow("a.button")
     ready(browser, 1)
     press(browser, "1")
     assert "Quality: First" in str(browser.evaluate("document.getElementById('said').textContent"))
@@ -86,12 +80,11 @@ def test_keys_vote_and_undo(server: Server, browser: Browser) -> None:
     kept = votes(server)
     assert [(v.quality, v.alignment) for v in kept] == [("left", "tie"), ("right", "right")]
     assert {v.agent for v in kept} == {"server desk keys"}
-    wait(
-        browser,
+    browser.wait(
         lambda: "Pair 3" in str(browser.evaluate("document.getElementById('said').textContent")),
     )
     press(browser, "u")
-    wait(browser, lambda: len(votes(server)) == 1)
+    browser.wait(lambda: len(votes(server)) == 1)
     ready(browser, 2)
     assert kept[1].pair in browser.driver.current_url
     # Whoever needs the keys for something else turns them off, and they stay so.
@@ -106,14 +99,14 @@ def test_keys_vote_and_undo(server: Server, browser: Browser) -> None:
 
 def test_mouse_and_zoom(server: Server, browser: Browser) -> None:
     browser.show(server.address)
-    find(browser, "a.button").click()
+    browser.follow("a.button")
     ready(browser, 1)
     width = browser.evaluate("document.getElementById('left').clientWidth")
     find(browser, "#left").click()
     assert browser.evaluate("document.getElementById('left').clientWidth") > 2 * width
     browser.evaluate("document.querySelectorAll('figure a')[0].scrollTo(10, 20)")
     same = "document.querySelectorAll('figure a')[1].scrollTop === 20"
-    wait(browser, lambda: browser.evaluate(same))
+    browser.wait(lambda: browser.evaluate(same))
     press(browser, "z")
     assert browser.evaluate("document.getElementById('left').clientWidth") == width
     for question in ("quality", "alignment"):
@@ -126,19 +119,19 @@ def test_mouse_and_zoom(server: Server, browser: Browser) -> None:
 
 def test_all_of_it_works_without_scripts(server: Server, browser: Browser) -> None:
     browser.show(server.address, scripts=False)
-    find(browser, "a.button").click()
+    browser.follow("a.button")
     total = len(server.booth.study.pairs)
     for number in range(1, total + 1):
-        wait(browser, lambda at=f"Pair {number} of {total}": at in browser.driver.page_source)
-        wait(browser, lambda: browser.evaluate(SHOWN))
+        browser.wait(lambda at=f"Pair {number} of {total}": at in browser.driver.page_source)
+        browser.wait(lambda: browser.evaluate(SHOWN))
         assert not find(browser, "#zoom").is_displayed()
         find(browser, "input[name=quality][value=tie]").click()
         find(browser, "input[name=alignment][value=left]").click()
-        find(browser, "#ballot button[type=submit]").click()
-    wait(browser, lambda: "All done" in browser.driver.page_source)
+        browser.follow("#ballot button[type=submit]")
+    browser.wait(lambda: "All done" in browser.driver.page_source)
     assert len(votes(server)) == total
-    find(browser, "#undo button").click()
-    wait(browser, lambda: f"Pair {total} of" in browser.driver.page_source)
+    browser.follow("#undo button")
+    browser.wait(lambda: f"Pair {total} of" in browser.driver.page_source)
     assert len(votes(server)) == total - 1
 
 
@@ -148,7 +141,7 @@ def test_a_voter_comes_back_after_a_restart(built: tuple[Study, Key], browser: B
         browser.show(server.address)
         browser.driver.delete_all_cookies()
         browser.show(server.address)
-        find(browser, "a.button").click()
+        browser.follow("a.button")
         ready(browser, 1)
         press(browser, "11")
         ready(browser, 2)
@@ -157,7 +150,7 @@ def test_a_voter_comes_back_after_a_restart(built: tuple[Study, Key], browser: B
         browser.show(server.address)
         assert f"You: 1 of {len(built[0].pairs)}" in browser.driver.page_source
         assert "Go on" in browser.driver.page_source
-        find(browser, "a.button").click()
+        browser.follow("a.button")
         ready(browser, 2)
 
 
@@ -224,7 +217,7 @@ def test_the_page_without_a_server_keeps_votes_and_gives_them(
     )
     find(browser, "#save").click()
     saved = tmp_path / "votes.json"
-    wait(browser, saved.is_file)
+    browser.wait(saved.is_file)
     assert len(json.loads(saved.read_text())["votes"]) == 2
     assert add(Add(study.folder, (saved,))).startswith("2 votes added")
     assert add(Add(study.folder, (saved,))).startswith("0 votes added")
@@ -234,7 +227,7 @@ def test_the_page_without_a_server_keeps_votes_and_gives_them(
     for number in range(3, len(study.pairs) + 1):
         ready(browser, number)
         press(browser, "11")
-    wait(browser, lambda: not find(browser, "#done").get_attribute("hidden"))
+    browser.wait(lambda: not find(browser, "#done").get_attribute("hidden"))
     assert find(browser, "#done h1").is_displayed()
     browser.show(page, scripts=False)
     assert find(browser, "noscript h1").is_displayed() and not find(browser, "#save").is_displayed()
@@ -249,7 +242,7 @@ def test_a_long_prompt_leaves_the_questions_in_sight(browser: Browser, tmp_path:
         browser.show(server.address)
         browser.driver.delete_all_cookies()
         browser.show(server.address)
-        find(browser, "a.button").click()
+        browser.follow("a.button")
         ready(browser, 1)
         button = find(browser, "#ballot button[type=submit]").rect
         assert button["y"] + button["height"] <= 900

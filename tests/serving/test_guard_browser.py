@@ -4,11 +4,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from browser import Browser, browser  # noqa: F401  # a fixture
 from selenium.webdriver.common.by import By
-from serving import Running, eventually, running_service
+from serving import Running, running_service
 
 from pixart.serving.guarding.clients import Clients
 
@@ -24,7 +25,7 @@ def running() -> Iterator[Running]:
 
 def log_in(window: Browser, token: str) -> None:
     window.driver.find_element(By.NAME, "token").send_keys(token)
-    window.driver.find_element(By.CSS_SELECTOR, "button").click()
+    window.follow("button")
 
 
 @pytest.mark.parametrize("width, dark", [(1280, False), (390, True)])
@@ -51,7 +52,7 @@ def test_one_logs_in_and_leaves(
     browser.show(f"{running.url}/login")
     assert "You are logged in" in browser.driver.page_source
     browser.show(f"{running.url}/logout", width=width)
-    browser.driver.find_element(By.CSS_SELECTOR, "button").click()
+    browser.follow("button")
     assert browser.driver.current_url.endswith("/login")
     browser.show(f"{running.url}/v1/jobs")
     assert browser.driver.current_url.endswith("/login")
@@ -80,6 +81,12 @@ def other_site(content: str) -> Iterator[str]:
         server.shutdown()
 
 
+def cookies(window: Browser, running: Running) -> list[dict[str, Any]]:
+    """Those of one service: a browser keeps them by host, whatever the port."""
+    _, _, port = running.url.rpartition(":")
+    return [one for one in window.driver.get_cookies() if one["name"].endswith(f"-{port}")]
+
+
 def text_of(window: Browser) -> str:
     return str(window.driver.execute_script("return document.body.innerText"))
 
@@ -87,12 +94,12 @@ def text_of(window: Browser) -> str:
 def test_a_link_from_another_site_finds_the_same_visitor(browser: Browser) -> None:  # noqa: F811
     with running_service() as running, other_site(f'<a href="{running.url}/">x</a>') as site:
         browser.show(f"{running.url}/openapi.json")
-        first = browser.driver.get_cookies()
+        first = cookies(browser, running)
         assert len(first) == 1 and first[0]["httpOnly"] and first[0]["sameSite"] == "Strict"
         browser.show(site)
-        browser.driver.find_element(By.CSS_SELECTOR, "a").click()
+        browser.follow("a")
         browser.show(f"{running.url}/openapi.json")
-        assert [one["value"] for one in browser.driver.get_cookies()] == [first[0]["value"]]
+        assert [one["value"] for one in cookies(browser, running)] == [first[0]["value"]]
 
 
 ATTACK = """<body><form id="form" method="post" action="URL/v1/jobs" enctype="text/plain">
@@ -113,10 +120,10 @@ def test_another_page_reads_nothing_and_orders_nothing(browser: Browser) -> None
         browser.show(f"{running.url}/openapi.json")  # a visitor, with a cookie
         with other_site(ATTACK.replace("URL", running.url)) as site:
             browser.show(site)
-            eventually(lambda: browser.driver.execute_script("return window.seen.length") == 3)
+            browser.wait(lambda: browser.driver.execute_script("return window.seen.length") == 3)
             seen = browser.driver.execute_script("return window.seen")
             assert "read:refused" in seen and "asked:refused" in seen
             browser.driver.execute_script("document.getElementById('form').submit()")
-            eventually(lambda: browser.driver.current_url.startswith(running.url))
+            browser.wait(lambda: browser.driver.current_url.startswith(running.url))
             assert "another page" in text_of(browser)
         assert running.painter.drawn == [] and running.service.queue.figures().waiting == 0

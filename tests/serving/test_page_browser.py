@@ -147,7 +147,8 @@ def test_two_browsers_with_two_tokens_see_their_own_alone(browser: Browser) -> N
             for one, (name, token) in zip((browser, second), TOKENS.items(), strict=True):
                 one.show(running.url)
                 assert one.driver.current_url.endswith("/login")
-                one.driver.find_element("css selector", "input").send_keys(token, "\n")
+                one.driver.find_element("css selector", "input").send_keys(token)
+                one.follow("button")
                 visitors.append(Visitor(one, running.url))
                 visitors[-1].write("prompt", f"a picture of {name}")
                 visitors[-1].draw()
