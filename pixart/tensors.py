@@ -43,8 +43,11 @@ def container(path: Path) -> str:
             raise CheckpointError(f"{path}: must be a file, got a folder, a pipe or a device")
         with path.open("rb") as file:
             head = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
     if not head:
         raise CheckpointError(f"{path}: is empty; {AGAIN}")
     # 8 bytes with the length of the header, then the header, which is JSON.

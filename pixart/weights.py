@@ -306,6 +306,11 @@ def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None 
         patterns = None if allow_patterns is None else list(allow_patterns)
         return Path(snapshot_download(repository, allow_patterns=patterns, **options))
     except (OSError, ValueError, HfHubHTTPError) as error:
+        if not may_download():  # what the library advises is an option that nobody has here
+            raise CheckpointError(
+                f"{name}: is neither a local path nor in the hub's cache, and nothing is downloaded to plan; "
+                f"check the name, or download it first: hf download {repository}"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{name}: is no local path, and the hub did not give it ({reason}); "

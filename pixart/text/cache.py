@@ -39,7 +39,7 @@ _LEFT_OVER = re.compile(r"\.[0-9a-f]{40}\.[a-z0-9_]{8}")  # of written_aside, by
 logger = logging.getLogger("pixart")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """One prompt's features (L, C), how many tokens of them count, and the text that was cut."""
 

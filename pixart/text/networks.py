@@ -1,5 +1,8 @@
 """The networks that read prompts, from a pipeline's `text_encoder/`: T5, and the text half of a CLIP.
 
+T5 is computed here (`stream`, `t5`), from that folder or from a file that stands for its weights. What
+bitsandbytes has quantised, and CLIPs, are transformers' (`OfTransformers`).
+
 OpenCLIP-H has 24 layers, of which Stable Diffusion 2 uses the output of the 23rd, the penultimate one,
 followed by the final LayerNorm. diffusers' repository of it holds 23 layers, whose last output is just that;
 of a full OpenCLIP-H in the layout of transformers the 24th layer is left out here, so that both give the
@@ -7,15 +10,20 @@ same features. Of every other CLIP the last layer is used, as Stable Diffusion 1
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
-from pixart.files import CheckpointError, read_json
+from pixart.files import CheckpointError, listed, read_json
 from pixart.libraries import importing, silenced
 from pixart.tensors import check_size
+from pixart.text.stored import EMBEDDING, Weights, read_weights
+from pixart.text.stream import Footprint, Ids, T5Network, choose_memory
+from pixart.text.t5 import BIAS, DEFAULTS, T5Shape, check_epsilon
 from pixart.weights import T5_WEIGHTS, check_finite, check_loaded, errors_naming, find_weights
 
 Kind = Literal["t5", "clip"]
@@ -24,10 +32,6 @@ OPENCLIP_H = {"hidden_size": 1024, "num_hidden_layers": 24}  # the text half; 23
 _CLIP_TYPES = ("clip", "clip_text_model")
 _CLIP_CLASSES = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
 # What transformers takes for a size that a config.json leaves out.
-_T5_DEFAULTS = {
-    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-}  # fmt: skip
 _CLIP_DEFAULTS = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 8, "max_position_embeddings": 77,
@@ -83,15 +87,169 @@ def _clip_config(folder: Path) -> dict[str, Any]:
     return _CLIP_DEFAULTS | (inner if isinstance(inner, dict) else config)
 
 
+class Network(Protocol):
+    """An encoder: prompts in, features (L, C) of each out. has_passes: whether prompts had better go through
+    together."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def has_passes(self) -> bool: ...
+    def __call__(self, prompts: Sequence[Ids]) -> list[Tensor]: ...
+
+
+class OfTransformers:
+    """One of transformers' models, in eval mode, which gives `last_hidden_state`."""
+
+    has_passes = False
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.model, self.vocabulary = model, model.config.vocab_size
+        self._dtype, self._device = dtype, device
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Ids]) -> list[Tensor]:
+        return [self._encoded(*prompt) for prompt in prompts]
+
+    def _encoded(self, ids: Sequence[int], padding: int) -> Tensor:
+        mask = [1] * (len(ids) - padding) + [0] * padding
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self._device),
+            attention_mask=torch.tensor([mask], device=self._device),
+        )
+        return output.last_hidden_state[0].to(self._dtype)
+
+
+@dataclass(frozen=True)
+class OpenedT5:
+    """A T5 whose names and shapes are checked, and whose weights are mapped from the disk. where: its folder
+    or file, for messages."""
+
+    weights: Weights
+    shape: T5Shape
+    where: Path
+
+    def footprint(self, dtype: torch.dtype, device: torch.device) -> Footprint:
+        return Footprint.of(self.weights, self.shape, dtype, device)
+
+    def load(self, dtype: torch.dtype, device: torch.device, memory: str) -> T5Network:
+        """memory: "auto" asks what is free. ValueError where what cannot be mapped was to be streamed."""
+        chosen = choose_memory(memory, self.weights, self.footprint(dtype, device), device)
+        return T5Network(self.weights, self.shape, dtype, device, chosen, str(self.where))
+
+
+def open_t5(folder: Path, variant: str | None, file: Path | None = None) -> OpenedT5:
+    """The T5 of a folder; file: what stands for the folder's weights. CheckpointError for what is not there,
+    or has another shape than config.json says."""
+    if file is None:
+        files, _ = find_weights(folder, variant, T5_WEIGHTS)
+        _check_t5_size(folder, files)
+        shape, weights = read_shape(folder), read_weights(files)
+        check_complete(folder, _differences(weights, shape), None)
+        return OpenedT5(weights, shape, folder)
+    shape, weights = read_shape(folder), read_weights([file])
+    check_encoder(file, weights)
+    if problem := _misfit(file, weights, shape):
+        raise CheckpointError(
+            f"{file}: {problem}; the pipeline's {folder / 'config.json'} asks for a T5 of width {shape.width} "
+            f"and {shape.layers} blocks"
+        )
+    return OpenedT5(weights, shape, file)
+
+
+def read_shape(folder: Path) -> T5Shape:
+    """CheckpointError for a config.json that is missing or has what no T5 has."""
+    file = folder / "config.json"
+    config = read_json(file)
+    try:
+        return T5Shape.of(config)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def check_encoder(file: Path, weights: Weights, may_hold_decoder: bool = False) -> None:
+    """CheckpointError unless a file holds the encoder of a T5 and nothing beside it."""
+    if EMBEDDING not in weights.tensors or BIAS not in weights.tensors:
+        has = listed([*weights.others, *weights.tensors]) or "no tensors"
+        raise CheckpointError(f"{file}: must hold the encoder of T5, got {has}")
+    others = weights.others
+    decoder = re.compile(r"(?:decoder|dec)\..*|lm_head\..*|output\.weight")
+    if may_hold_decoder:
+        others = [name for name in others if not decoder.fullmatch(name)]
+    elif any(decoder.fullmatch(name) for name in others):
+        raise CheckpointError(
+            f"{file}: must hold the encoder of T5 alone, got a decoder too; write the encoder to a file of its "
+            "own with python -m pixart.convert --text-encoder"
+        )
+    if others:
+        raise CheckpointError(
+            f"{file}: must hold the encoder of T5 and nothing else, got {listed(others)}"
+        )
+
+
+def _differences(weights: Weights, shape: T5Shape) -> dict[str, list[Any]]:
+    """As transformers' loading_info has them."""
+    wanted, found = shape.tensors, weights.tensors
+    wrong = [(name, found[name].shape, size) for name, size in wanted.items()
+             if name in found and found[name].shape != size]  # fmt: skip
+    return {
+        "missing_keys": [name for name in wanted if name not in found],
+        "mismatched_keys": wrong,
+        "unexpected_keys": [*(name for name in found if name not in wanted), *weights.others],
+    }
+
+
+def _misfit(file: Path, weights: Weights, shape: T5Shape) -> str | None:
+    """How a file's T5 differs from the one that is asked for."""
+    found = _differences(weights, shape)
+    try:
+        own = T5Shape.seen_in({name: one.shape for name, one in weights.tensors.items()})
+    except ValueError as error:
+        return str(error)
+    if (own.width, own.layers) != (shape.width, shape.layers):
+        return f"holds a T5 of width {own.width} and {own.layers} blocks"
+    for kind in ("missing", "mismatched", "unexpected"):
+        names = [entry if isinstance(entry, str) else entry[0] for entry in found[f"{kind}_keys"]]
+        if names:
+            words = {
+                "missing": "lacks",
+                "mismatched": "has in other sizes",
+                "unexpected": "has beside",
+            }
+            return f"{words[kind]} {listed(sorted(names))}"
+    return None
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder's weights were stored quantised, which only transformers opens."""
+    return "quantization_config" in _config(folder)
+
+
 def load_network(
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
     quantization: str | None,
     variant: str | None,
+    file: Path | None = None,
+    memory: str = "auto",
+) -> Network:
+    """The encoder. file: what stands for a T5's weights. memory: "resident", "stream", or "auto", which asks
+    what is free. CheckpointError for what is not there, has another shape, or is not finite."""
+    is_ours = file is not None or not is_packed(folder)
+    if kind_of(folder) == "clip" or quantization or not is_ours:
+        model = _load_with_transformers(folder, dtype, device, quantization, variant)
+        return OfTransformers(model, dtype, device)
+    return open_t5(folder, variant, file).load(dtype, device, memory)
+
+
+def _load_with_transformers(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+    variant: str | None,
 ) -> Any:
-    """The encoder in eval mode, whose `last_hidden_state` is the features. CheckpointError for what is not
-    there, has another shape, or is not finite."""
     files, variant = find_weights(folder, variant, T5_WEIGHTS)
     is_clip = kind_of(folder) == "clip"
     (_check_clip_size if is_clip else _check_t5_size)(folder, files)
@@ -132,16 +290,9 @@ def _clip_class(folder: Path) -> tuple[Any, dict[str, Any]]:
     return CLIPTextModel, {"config": config}
 
 
-def _check_epsilon(name: str, value: object) -> None:
-    """An infinite one makes every caption the same, all zeros."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= 1:  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number above 0, up to 1, got {value!r:.60}")
-
-
 def _check_t5_size(folder: Path, files: list[Path]) -> None:
-    config = {**_T5_DEFAULTS, **read_json(folder / "config.json")}
-    held = _check_sizes(folder, config, _T5_DEFAULTS, "layer_norm_epsilon", files)
+    config = {**DEFAULTS, **read_json(folder / "config.json")}
+    held = _check_sizes(folder, config, DEFAULTS, "layer_norm_epsilon", files)
     width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     layer = 4 * width * inner + 2 * width * config["d_ff"]
     least = config["vocab_size"] * width + config["num_layers"] * layer
@@ -167,7 +318,7 @@ def _check_sizes(
 ) -> int:
     """How many numbers the files hold. CheckpointError for sizes that are none."""
     try:
-        _check_epsilon(epsilon, config.get(epsilon, 1e-6))
+        check_epsilon(epsilon, config.get(epsilon, 1e-6))
         return check_size(config, names, files)
     except CheckpointError:
         raise

@@ -192,7 +192,7 @@ def test_a_cache_that_was_asked_for_and_cannot_be_used_is_one_line(
 def test_features_that_are_not_finite_are_refused_and_not_kept(pipeline: Path, cache: Path) -> None:
     model = encoder(pipeline, cache)
     model.encode(["a dog"])
-    weight = model._ready_model().encoder.block[0].layer[1].DenseReluDense.wo.weight
+    weight = model._ready_network()._blocks[0]["layer.1.DenseReluDense.wo.weight"].parts[0]
     weight.data.fill_(3e38)
     with pytest.raises(NotFiniteError, match="finite features, got others for 'a cat'; use bf16"):
         model.encode(["a cat"])

@@ -204,7 +204,7 @@ def test_half_precision_keeps_the_feed_forward_of_t5_from_overflowing(pipeline: 
     for dtype in (torch.bfloat16, torch.float16):
         model = encoder(pipeline, dtype=dtype)
         assert model.encode(["a cat"]).features.dtype == dtype
-        down = model._model.encoder.block[0].layer[1].DenseReluDense.wo.weight
+        down = model._network._blocks[0]["layer.1.DenseReluDense.wo.weight"].parts[0]
         assert down.dtype == (torch.float32 if dtype == torch.float16 else dtype)
 
 
