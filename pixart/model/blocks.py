@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixart.config import KVCompression, PixArtConfig
+from pixart.cost import merged_grid
 from pixart.distributed import cut_again, whole
-from pixart.model.compression import compress_tokens, layer_norm
+from pixart.model.compression import averaging, compress_tokens, layer_norm, mean_tokens
 from pixart.model.exchange import Share
 from pixart.model.folding import FoldedProjection, folds
-from pixart.model.mlp import MLP
+from pixart.model.mlp import MLP, is_plain
 from pixart.model.projection import scaled_queries, scales_queries
 from pixart_kernels import SCALE_OF_SCALED, flash_attention, gate_add, gate_add_modulate
 
@@ -91,12 +92,15 @@ class SelfAttention(nn.Module):
         grid: tuple[int, int],
         is_perturbed: bool = False,
         share: Share | None = None,
+        ratio: int | None = None,
     ) -> Tensor:
         """x: (B, N, C), its N tokens row by row from a grid of (rows, cols). Returns (B, N, C).
 
         is_perturbed: every token attends to itself alone, the identity in the place of the attention
         map (perturbed-attention guidance, arXiv:2403.17377). share: x and grid are this process's rows
-        of a picture, whose other keys and values other processes have.
+        of a picture, whose other keys and values other processes have. ratio: merge keys and values
+        ratio × ratio, in this call, None for what the block does: a dense block by their mean, without
+        training; one that compresses merges further what it has merged, by the mean too.
         """
         if is_perturbed:
             return self.proj(self._own_values(x))
@@ -104,18 +108,47 @@ class SelfAttention(nn.Module):
         can_scale = self.q_norm is None and self.precision is None
         head_dim = width // self.num_heads
         is_scaled = can_scale and scales_queries(x, self.qkv, head_dim)
-        if self.compression is None and self.q_norm is None and not is_scaled:
+        compression, further = self._merging(ratio)
+        if compression is None and self.q_norm is None and not is_scaled:
             q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, head_dim).unbind(2)
         else:
-            parts = self._merge(x, grid, self.compression, is_scaled)
+            parts = self._merge(x, grid, compression, further, is_scaled)
             q, k, v = (each.unflatten(2, (self.num_heads, -1)) for each in parts)
         scale = SCALE_OF_SCALED if is_scaled else None
         # A precision is named where there is one: what is measured beside these operators knows none.
         settings: dict[str, Any] = {} if self.precision is None else {"precision": self.precision}
         attention: Callable[..., Tensor] = partial(flash_attention, scale=scale, **settings)
         if share is not None:
-            attention = partial(share.attend, attention, self.compression)
+            seen = compression if further == 1 else averaging(ratio or 1)
+            attention = partial(share.attend, attention, seen)
         return self.proj(attention(q, k, v).flatten(2))  # of (B, N, H, D)
+
+    def _merging(self, ratio: int | None) -> tuple[KVCompression | None, int]:
+        """How keys and values are merged, and by how much further then."""
+        own = self.compression
+        if ratio is None:
+            return own, 1
+        if own is None:
+            return (None if ratio == 1 else averaging(ratio)), 1
+        return own, ratio // own.ratio
+
+    def _merges_first(self, x: Tensor) -> bool:
+        """Whether tokens are merged before they are projected: the mean of projections is the projection of
+        the mean, which is of R² times fewer tokens, unless a norm stands between."""
+        return self.k_norm is None and is_plain(self.qkv, x)
+
+    def _project_merged(
+        self, x: Tensor, grid: tuple[int, int], ratio: int, is_scaled: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, N, C), and k, v (B, M, C) of the means of x."""
+        width, weights, biases = x.shape[2], self.qkv.weight, self.qkv.bias
+        if is_scaled:
+            q = scaled_queries(x, weights[:width], biases[:width], width // self.num_heads)
+        else:
+            q = F.linear(x, weights[:width], biases[:width])
+        merged = mean_tokens(x, grid, ratio)
+        k, v = F.linear(merged, weights[width:], biases[width:]).chunk(2, dim=-1)
+        return q, k, v
 
     def _own_values(self, x: Tensor) -> Tensor:
         """(B, N, C): the value of each token.
@@ -131,10 +164,24 @@ class SelfAttention(nn.Module):
         return v if self.norm is None else layer_norm(v, self.norm)
 
     def _merge(
-        self, x: Tensor, grid: tuple[int, int], compression: KVCompression | None, is_scaled: bool
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        compression: KVCompression | None,
+        further: int,
+        is_scaled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, N, C) and k, v (B, N or M, C), normed, merged and scaled as the block does."""
-        if compression is not None and not is_scaled and self._folds(x, grid):
+        """q (B, N, C) and k, v (B, N or M, C), normed, merged and scaled as the block does, and then merged
+        further."""
+        if further > 1:
+            assert compression is not None
+            q, k, v = self._merge(x, grid, compression, 1, is_scaled)
+            left = merged_grid(grid, compression.ratio)
+            return (q, *compress_tokens(k, v, left, averaging(further), None, None))
+        is_own = compression is self.compression
+        if compression is not None and not is_own and self._merges_first(x):
+            return self._project_merged(x, grid, compression.ratio, is_scaled)
+        if compression is not None and is_own and not is_scaled and self._folds(x, grid):
             merging = (compression.ratio, self.sr, self.norm)
             return self._folded.project(x, grid, self.qkv, *merging)
         if is_scaled:
@@ -147,7 +194,8 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = layer_norm(q, self.q_norm), layer_norm(k, self.k_norm)
         if compression is not None:
-            k, v = compress_tokens(k, v, grid, compression, self.sr, self.norm)
+            learned = (self.sr, self.norm) if is_own else (None, None)
+            k, v = compress_tokens(k, v, grid, compression, *learned)
         return q, k, v
 
     def _folds(self, x: Tensor, grid: tuple[int, int]) -> bool:
@@ -212,6 +260,7 @@ class Block(nn.Module):
         grid: tuple[int, int],
         is_perturbed: bool = False,
         share: Share | None = None,
+        ratio: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x: (B, N, C); modulated: x ready for self-attention. Returns both for the next block.
 
@@ -219,10 +268,10 @@ class Block(nn.Module):
         of whatever follows; (B, C) each. So each of the three passes over the tokens ends one
         branch, and all but the first prepare the next. next_rows None: x changes before the next
         block, so that nothing is prepared for it, and what is returned in its place is x.
-        is_perturbed, share: of SelfAttention.
+        is_perturbed, share, ratio: of SelfAttention.
         """
         gate_attention, shift_mlp, scale_mlp, gate_mlp = rows
-        x = gate_add(x, self.attn(modulated, grid, is_perturbed, share), gate_attention)
+        x = gate_add(x, self.attn(modulated, grid, is_perturbed, share, ratio), gate_attention)
         # PixArt's cross-attention is neither normed nor gated: it sees the residual stream itself.
         branch = self.cross_attn(x, caption, lengths)  # (B, N, C)
         x, modulated = gate_add_modulate(x, branch, None, shift_mlp, scale_mlp)

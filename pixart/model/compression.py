@@ -3,6 +3,7 @@
 Axis letters: B batch, N image tokens (rows·cols), M merged tokens, C channels, R ratio.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,6 +33,25 @@ def compress_tokens(
         return compress_kv(k, v, weight, bias, *affine, grid=grid, ratio=compression.ratio)
     k, v = (_take_tokens(tokens, grid, compression) for tokens in (k, v))
     return (k, v) if norm is None else (layer_norm(k, norm), layer_norm(v, norm))
+
+
+@lru_cache(maxsize=8)
+def averaging(ratio: int) -> KVCompression:
+    """Merging without training, whatever the block."""
+    return KVCompression((), ratio, "average", "none")
+
+
+def mean_tokens(tokens: Tensor, grid: tuple[int, int], ratio: int) -> Tensor:
+    """(B, M, C) of (B, N, C): the mean of each R×R patch, summed in fp32, as compress_tokens has it for an
+    "average": a grid that R does not divide is completed by repeating its last row or column."""
+    image = tokens.unflatten(1, grid)  # (B, rows, cols, C)
+    for axis, side in ((1, grid[0]), (2, grid[1])):
+        if missing := -side % ratio:
+            last = image.narrow(axis, side - 1, 1)
+            image = torch.cat([image, last.repeat_interleave(missing, axis)], axis)
+    patches = image.unflatten(2, (-1, ratio)).unflatten(1, (-1, ratio))  # (B, m, R, m', R, C)
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    return patches.mean((2, 4), dtype=dtype).to(tokens.dtype).flatten(1, 2)
 
 
 def merging_weights(like: Tensor, ratio: int, sr: nn.Conv2d | None) -> tuple[Tensor, Tensor]:

@@ -102,13 +102,14 @@ def pack_captions(caption: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor 
 
     caption: (B, L, any); mask: (B, L) booleans. Returns the captions and the number of kept tokens,
     (B,) int32, or None if all that remain are kept. A compiled graph cannot cut by a value that is
-    not yet computed: there the length stays L.
+    not yet computed, nor what has no values: there the length stays L.
     """
     if mask is None:
         return caption, None
     lengths = mask.sum(dim=1, dtype=torch.int32)
     longest, shortest = mask.shape[1], 0
-    if not torch.compiler.is_compiling() and lengths.numel():
+    is_known = type(mask) is Tensor and not torch.compiler.is_compiling()
+    if is_known and lengths.numel():
         counts = lengths.tolist()  # waits for the GPU, if that is where the mask is
         longest, shortest = max(max(counts), 1), min(counts)
     # Stable: attention does not see the order of the tokens, but its rounding does.

@@ -64,9 +64,21 @@ def layer_bytes(
     return 2 * keys * from_others, 2 * (tokens + keys) / processes * from_others
 
 
-def rows_together(compressions: Iterable[KVCompression | None]) -> int:
-    """How many rows of tokens must stay with one process, so that all that is merged lies in it."""
-    return math.lcm(*(one.ratio for one in compressions if one is not None))
+def received_bytes(
+    config: PixArtConfig, layer: int, grid: tuple[int, int], processes: int, itemsize: int
+) -> float:
+    """Those of `layer_bytes` the way that the layer takes."""
+    gather, heads = layer_bytes(config, layer, grid, processes, itemsize)
+    compression, tokens = config.kv_compression, grid[0] * grid[1]
+    is_merged = compression is not None and compression.applies_to(layer)
+    keys = merged_keys(compression, grid) if compression and is_merged else tokens
+    return gather if gathers(tokens, keys, config.num_heads, processes) else heads
+
+
+def rows_together(compressions: Iterable[KVCompression | None], ratios: Iterable[int] = ()) -> int:
+    """How many rows of tokens must stay with one process, so that all that is merged lies in it. ratios: of
+    further merging."""
+    return math.lcm(*(one.ratio for one in compressions if one is not None), *ratios)
 
 
 class TokenExchange:

@@ -71,7 +71,8 @@ class FoldedProjection:
         sources = [qkv.weight, qkv.bias]
         sources += [] if sr is None else [sr.weight, cast(Tensor, sr.bias)]
         # Held, so that nothing else can come to lie where they lay.
-        key = [(id(source), source.data_ptr(), source._version, source.dtype) for source in sources]
+        # By its storage, which tensors without numbers have too, and those no address.
+        key = [(id(one), one.untyped_storage()._cdata, one._version, one.dtype) for one in sources]
         if self._kept is None or self._kept[0] != key:
             width = qkv.in_features
             projection = (qkv.weight[width:], qkv.bias[width:])

@@ -6,6 +6,7 @@ from typing import TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pixart_kernels.dispatch.registration import in_forward_mode
 
@@ -65,7 +66,7 @@ def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
     return (
         type(linear) is nn.Linear
         # torchao's quantised weights are subclasses, which know the products of a Linear only.
-        and type(linear.weight) is nn.Parameter
+        and _has_plain_weight(linear)
         and x.device.type != "meta"  # which has no autocast to ask for, and nothing to gain
         and not in_forward_mode()
         and linear.bias is not None
@@ -74,3 +75,9 @@ def is_plain(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
         and not linear._forward_pre_hooks
         and not torch.is_autocast_enabled(x.device.type)
     )
+
+
+def _has_plain_weight(linear: nn.Linear) -> bool:
+    kind = type(linear.weight)
+    # One without numbers asks what would be done; of a compiler's, the plain call becomes the program.
+    return kind is nn.Parameter or (kind is FakeTensor and not torch.compiler.is_compiling())

@@ -4,6 +4,7 @@ Axis letters: B batch, N image tokens (rows·cols), M key tokens, L caption toke
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -26,7 +27,18 @@ from pixart.model.compression import initialise
 from pixart.model.control import COPIES, Control, ControlNet, Run, Steering
 from pixart.model.embedders import CaptionEmbedder, PatchEmbedder, PositionTables, SinusoidEmbedder
 from pixart.model.exchange import Share, TokenExchange, rows_together
+from pixart.plans.schedule import check_ratios
 from pixart_kernels import modulate
+
+
+@dataclass
+class Reuse:
+    """What the blocks after the first ones added in one call, for another. first: how many are computed in any
+    case. change: (B, N, C) that is added in the place of the others; None: they are computed, and what they
+    added is put here."""
+
+    first: int
+    change: Tensor | None = None
 
 
 class PixArt(nn.Module):
@@ -84,6 +96,8 @@ class PixArt(nn.Module):
         perturbed: Collection[int] = (),
         controls: Sequence[Control] = (),
         exchange: TokenExchange | None = None,
+        kv_ratios: Sequence[int] = (),
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """One denoising step. Returns (B, out_channels, h, w) in the dtype that it computed in.
 
@@ -100,15 +114,22 @@ class PixArt(nn.Module):
         exchange: shares the tokens among processes, each of which is given all arguments whole and returns
             the whole prediction. Gradients of weights are those of its own tokens, times the processes: the
             mean over the processes is the gradient. ValueError for too few rows of tokens to share.
+        kv_ratios: for each block how many keys and values it merges, R×R: 1 or more for a dense one, a
+            multiple of its own for one that compresses; () for what each was made for. See SelfAttention.
+        reuse: adds to the picture's tokens what its blocks added before, or keeps what they add; None for a
+            call by itself.
         """
         _check_perturbed(perturbed, self.config)
+        check_ratios(kv_ratios, self.config)
+        _check_reuse(reuse, self.config)
         batch = _check_latents(latents, self.config)
         side = self.config.patch_size
         grid = (latents.shape[2] // side, latents.shape[3] // side)
         t = self._embed_timesteps(timesteps, batch, latents.device)  # (B, C)
         t = self._add_sizes(t, image_size, aspect_ratio)
         tokens, lengths = self._caption_tokens(caption, caption_mask, batch)  # (B, L, C), (B,)
-        share = None if exchange is None else exchange.share(grid, self._rows_together(controls))
+        together = self._rows_together(controls, kv_ratios)
+        share = None if exchange is None else exchange.share(grid, together)
         x = self.x_embedder(_own_rows(latents, side, share).to(self.dtype))  # (B, N, C)
         x = x + _own(self.position_tables(grid, x), share)  # (B, N, C)
         is_encoded = isinstance(caption, EncodedCaption)
@@ -119,7 +140,7 @@ class PixArt(nn.Module):
         own_grid = grid if share is None else share.grid
         steering = Steering(controls, hints, seen, lengths, shared, own_grid, run, share)
         rows = [*modulation_rows(shared, self._blocks), self._last_rows(t)]
-        given = (tokens, lengths, own_grid, perturbed, share)
+        given = (tokens, lengths, own_grid, perturbed, share, kv_ratios, reuse)
         patches = self.final_layer(self._apply_blocks(x, rows, *given, steering, run))
         return self._unpatchify(patches if share is None else share.whole(patches), grid)
 
@@ -178,9 +199,9 @@ class PixArt(nn.Module):
             )
         return tokens.repeat(batch // rows, 1, 1)
 
-    def _rows_together(self, controls: Sequence[Control]) -> int:
+    def _rows_together(self, controls: Sequence[Control], ratios: Sequence[int]) -> int:
         configs = [self.config, *(each.network.config for each in controls)]
-        return rows_together(config.kv_compression for config in configs)
+        return rows_together((config.kv_compression for config in configs), ratios)
 
     def _caption_tokens(
         self, caption: Tensor | EncodedCaption, mask: Tensor | None, batch: int
@@ -235,18 +256,31 @@ class PixArt(nn.Module):
         grid: tuple[int, int],
         perturbed: Collection[int],
         share: Share | None,
+        kv_ratios: Sequence[int],
+        reuse: Reuse | None,
         steering: Steering,
         run: Run,
     ) -> Tensor:
         # A block ends by preparing what follows it, so that the first must be prepared here.
         modulated = modulate(x, *rows[0][:2])
-        for layer, block in enumerate(self._blocks):
+        change = None if reuse is None else reuse.change
+        blocks = self._blocks if reuse is None or change is None else self._blocks[: reuse.first]
+        begun = x
+        for layer, block in enumerate(blocks):
             own, following = rows[layer][2:], rows[layer + 1][:2]
             is_steered = steering.reaches(layer + 1)
-            inputs = (x, modulated, own, None if is_steered else following, captions[layer])
-            x, modulated = run(layer, block, *inputs, lengths, grid, layer in perturbed, share)
+            is_changed = is_steered or (change is not None and layer + 1 == len(blocks))
+            inputs = (x, modulated, own, None if is_changed else following, captions[layer])
+            more = (layer in perturbed, share, kv_ratios[layer] if kv_ratios else None)
+            x, modulated = run(layer, block, *inputs, lengths, grid, *more)
             if is_steered:
                 x, modulated = steering.apply(x, layer + 1, following)
+            if reuse is not None and layer + 1 == reuse.first:
+                begun = x
+        if change is not None:
+            return modulate(x + change, *rows[-1][:2])
+        if reuse is not None:
+            reuse.change = x - begun
         return modulated
 
     def _run(
@@ -348,6 +382,13 @@ def _caption_of(
 def _check_perturbed(perturbed: Collection[int], config: PixArtConfig) -> None:
     if outside := [layer for layer in perturbed if not 0 <= layer < config.depth]:
         raise ValueError(f"perturbed must be blocks from 0 to {config.depth - 1}, got {outside[0]}")
+
+
+def _check_reuse(reuse: Reuse | None, config: PixArtConfig) -> None:
+    if reuse is not None and not 1 <= reuse.first < config.depth:
+        raise ValueError(
+            f"reuse.first must be from 1 to {config.depth - 1} blocks, got {reuse.first}"
+        )
 
 
 def _check_latents(latents: Tensor, config: PixArtConfig) -> int:

@@ -246,6 +246,10 @@ def takes_scaled_queries(x: Tensor, head_dim: int) -> bool:
     kind = x.device.type
     if kind not in TRITON_DEVICES or x.element_size() != 2 or torch.compiler.is_compiling():
         return False
+    if (
+        kind == "cuda" and not torch.cuda.is_available()
+    ):  # of a tensor without numbers: no GPU to ask
+        return False
     return _takes_scaled(x.device, x.dtype, head_dim)
 
 
