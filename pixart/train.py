@@ -39,10 +39,10 @@ class Options:
     """Train a recipe."""
 
     recipe: tyro.conf.Positional[str]
-    """A shipped recipe (alpha, controlnet, kv-convert, lora, scalability, shapes, shapes-clip,
-    shapes-control, shapes-kv, sigma) or a YAML file. Every field of a stage is an option too, and holds for
-    all stages that are trained; --size NAME is a variant's (pixart.variants). In its place, `plot RUN...`
-    draws the curves of runs."""
+    """A shipped recipe (alpha, controlnet, dmd, kv-convert, lcm, lora, scalability, shapes, shapes-clip,
+    shapes-control, shapes-kv, shapes-lcm, shapes-tdm, sigma, tdm) or a YAML file. Every field of a stage is an
+    option too, and holds for all stages that are trained; --size NAME is a variant's (pixart.variants). In its
+    place, `plot RUN...` draws the curves of runs."""
     output: Path | None = None
     """Where stages, logs and states go. Default runs/RECIPE."""
     stage: str | None = None

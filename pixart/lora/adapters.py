@@ -4,10 +4,12 @@ y = W·x + weight · alpha / rank · B·(A·x)        A: (rank, in), B: (out, ra
 """
 
 import copy
+import json
 import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pixart.checkpoint.write import whole_or_not_at_all, write_safetensors
+from pixart.few_step import FewStep, agreed
 from pixart.files import CheckpointError, listed
 from pixart.libraries import importing
 from pixart.lora.files import CONFIG, WEIGHTS, Adapter, read_adapter
@@ -77,8 +80,9 @@ def load_lora(model: PixArt, adapters: Sequence[tuple[str | Path, float]]) -> Pi
     """Put the adapters of files or hub ids on the model, each times its weight; they add up. In place.
 
     They lie beside the weights, frozen and in fp32, until merge_lora puts them in. One of weight 0
-    is checked and left out. All files are read before the model is touched. Raises CheckpointError
-    in one line for what is missing, no plain LoRA, or made for another model.
+    is checked and left out. All files are read before the model is touched. What one of them was distilled
+    for is the model's `config.few_step` then. Raises CheckpointError in one line for what is missing, no
+    plain LoRA, or made for another model, ValueError for two that were distilled for different things.
     """
     if not adapters:
         return model
@@ -89,6 +93,10 @@ def load_lora(model: PixArt, adapters: Sequence[tuple[str | Path, float]]) -> Pi
         if not math.isfinite(weight):
             raise ValueError(f"weight of {source} must be a finite number, got {weight}")
         read.append((read_adapter(source, sizes), weight))
+    said = [("the model", model.config.few_step)]
+    for (source, weight), (adapter, _) in zip(adapters, read, strict=True):
+        said += [(str(source), adapter.few_step)] if weight else []
+    model.config = replace(model.config, few_step=agreed(said))
     for adapter, weight in read:
         if weight:
             _insert(model, adapter, weight)
@@ -130,11 +138,12 @@ def merge_lora(model: Adaptable) -> Adaptable:
     return model
 
 
-def save_lora(model: PixArt, directory: str | Path) -> None:
+def save_lora(model: PixArt, directory: str | Path, *, few_step: FewStep | None = None) -> None:
     """Write the model's adapter as DIRECTORY/adapter_model.safetensors and adapter_config.json.
 
     In peft's layout under the published names, which peft.PeftModel.from_pretrained puts onto a
-    PixArt too. Whole, or not at all (CheckpointWriteError); an adapter that is there is replaced.
+    PixArt too. few_step: what it was distilled for; it is drawn with that wherever it is loaded. Whole, or
+    not at all (CheckpointWriteError); an adapter that is there is replaced.
     """
     directory, names = Path(directory), _adapters(model)
     if len(names) != 1:
@@ -148,7 +157,8 @@ def save_lora(model: PixArt, directory: str | Path) -> None:
     check_finite(tensors, f"the adapter to be saved as {directory}")
     with whole_or_not_at_all(directory) as aside:
         aside.mkdir()
-        write_safetensors(aside / WEIGHTS, tensors, {"format": "pt"})
+        metadata = {} if few_step is None else {"few_step": json.dumps(few_step.to_dict())}
+        write_safetensors(aside / WEIGHTS, tensors, {"format": "pt", **metadata})
         config.save_pretrained(str(aside))
 
 

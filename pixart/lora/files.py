@@ -9,7 +9,7 @@ layer of the model (adapters of a text encoder) is refused, never left out.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 from torch import Size, Tensor
 
 from pixart.checkpoint.names import diffusers_names
+from pixart.few_step import FewStep
 from pixart.files import AGAIN, CheckpointError, listed, parse_json, read_json
+from pixart.releases import adapter_named, adapter_of
 from pixart.tensors import check_plain, container, read_safetensors
 from pixart.weights import check_finite, resolve
 
@@ -48,10 +50,12 @@ _MAX_PATTERNS, _MAX_ALPHA, _MAX_WRAPPERS = 1024, 1e6, 8
 
 @dataclass(frozen=True)
 class Adapter:
-    """A (rank, in) and B (out, rank) of each adapted layer, fp32, and what B·A is times."""
+    """A (rank, in) and B (out, rank) of each adapted layer, fp32, and what B·A is times. few_step: what it
+    makes the model drawn with."""
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scales: Mapping[str, float]
+    few_step: FewStep | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,28 @@ def read_adapter(source: str | Path, sizes: Mapping[str, Size]) -> Adapter:
         layers = [match[1] for match in map(_FACTOR.fullmatch, tensors) if match]
         settings = _settings(file, metadata, [n for n in layers if f"{n}.alpha" not in own])
         adapter = _collect(tensors, own, settings, sizes)
+        adapter = replace(adapter, few_step=_few_step(source, file, metadata))
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     check_finite(tensors, str(file))
     return adapter
+
+
+def _few_step(source: str | Path, file: Path, metadata: Mapping[str, str]) -> FewStep | None:
+    """As the metadata of the weights says, or the configuration beside them, or the adapter's name."""
+    said: Any = None
+    if "few_step" in metadata:
+        said = parse_json(metadata["few_step"], "few_step")
+        if said is None:
+            raise ValueError("few_step must be a mapping, got null")
+    elif file.name == WEIGHTS:
+        said = read_json(file.with_name(CONFIG)).get("few_step")
+    if said is not None:
+        return FewStep.from_dict(said)
+    release = adapter_named(str(source)) or adapter_of(file)
+    return release.few_step if release else None
 
 
 def _number(name: str, tensor: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pixart.graphs.recordings import Recordings
 from pixart.model.blocks import EncodedCaption
 from pixart.model.control import Control
-from pixart.model.transformer import PixArt
+from pixart.model.transformer import PixArt, Reuse
 
 
 class CudaGraphs:
@@ -31,6 +31,8 @@ class CudaGraphs:
         sizes: tuple[Tensor, ...],
         perturbed: Collection[int] = (),
         controls: Sequence[Control] = (),
+        kv_ratios: tuple[int, ...] = (),
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """The transformer's prediction, as a tensor that later calls leave alone.
 
@@ -38,28 +40,43 @@ class CudaGraphs:
         caption. Raises pixart.graphs.capture.GraphError.
         """
 
-        def step(moving: list[Tensor], steady: list[Tensor]) -> Tensor:
+        keeps = reuse is not None and reuse.change is None
+
+        def step(moving: list[Tensor], steady: list[Tensor]) -> tuple[Tensor, ...]:
             latents, timesteps, *sizes = moving
+            own = None
+            if reuse is not None:
+                own = Reuse(reuse.first, None if keeps else sizes.pop())
             given = iter(steady)
             seen = _refilled(caption, given)
             steering = [_refilled_control(control, given) for control in controls]
-            return transformer(
-                latents, timesteps, seen, None, *sizes, perturbed=perturbed, controls=steering
-            )
+            more = {"perturbed": perturbed, "controls": steering, "kv_ratios": kv_ratios}
+            output = transformer(latents, timesteps, seen, None, *sizes, reuse=own, **more)
+            if own is None or not keeps:
+                return (output,)
+            assert own.change is not None
+            return output, own.change
 
         moving, steady = [latents, timesteps, *sizes], [*caption.tensors]
+        if reuse is not None and reuse.change is not None:
+            moving.append(reuse.change)
         for control in controls:
             assert control.caption is not None
             steady += [control.hint, *control.caption.tensors]
-        key = (caption.lengths is not None, tuple(perturbed), tuple(one.scale for one in controls))
+        scales = tuple(one.scale for one in controls)
+        reused = None if reuse is None else (reuse.first, keeps)
+        key = (caption.lengths is not None, tuple(perturbed), scales, kv_ratios, reused)
         # All whose weights the recording reads.
         networks = [control.network for control in controls]
         model = nn.ModuleList([transformer, *networks]) if networks else transformer
         # The model forgets position tables when it has met many grids; a recording reads them.
         tables = transformer.position_tables.tables
-        return self._recordings(
+        output, *change = self._recordings(
             model, step, moving, steady, key=key, holds=lambda: [*tables.values()]
         )
+        if reuse is not None and keeps:
+            [reuse.change] = change
+        return output
 
     def clear(self) -> None:
         """Forget all recordings and give their memory back."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from pixart.sampler.guidance import Captions, Guidance, Guide
 from pixart.sampler.prediction import clean_per_output, predict_clean
 from pixart.sampler.schedulers import Scheduler, default_guidance
-from pixart.sampler.walk import Evaluation, Walk, check_walk
+from pixart.sampler.walk import Evaluation, Steps, Walk, check_walk
 
 
 class Denoiser(Protocol):
@@ -96,7 +96,7 @@ class Start:
 
 def check_sampling(
     scheduler: Scheduler,
-    steps: int | None,
+    steps: Steps | None,
     guidance: Guidance | float | None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     *,
@@ -149,7 +149,7 @@ def sample(
     denoise: Denoiser,
     noise: Tensor,
     scheduler: Scheduler,
-    steps: int | None = None,
+    steps: Steps | None = None,
     *,
     guidance: Guidance | float | None = None,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -161,7 +161,8 @@ def sample(
 ) -> Tensor:
     """Return the latents (B, C, h, w), float32, that the scheduler reaches from unit normal noise.
 
-    scheduler: copied, so one object may serve many calls. steps, guidance: None for its default.
+    scheduler: copied, so one object may serve many calls. steps, guidance: None for its default. steps: how
+    many, or the timesteps themselves, falling, for a scheduler that takes them.
     guidance: a number is the scale of `Guidance`, and guidance_interval its interval.
     start: a picture to begin with, all of it or in part.
     batched: c and u in one call of twice the batch, or in two calls that take half the memory.

@@ -42,6 +42,10 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             _check_limits(name, value)
         elif name == "lambda_min_clipped" and value == -math.inf:  # clips nothing, its default
             continue
+        elif name == "lambda_min_clipped" and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
+            raise ValueError(f"{name} must be a number, got {value!r:.60}")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
     start, end = config.get("beta_start"), config.get("beta_end")

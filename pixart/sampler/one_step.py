@@ -2,7 +2,8 @@
 
 diffusers has none. The published α model of this kind, PixArt-Alpha-DMD-XL-2-512x512, was distilled
 to take pure noise for the state at timestep 400 and to be finished in one prediction:
-x0 = (x - sqrt(1 - a) noise) / sqrt(a), a being the product of alphas there.
+x0 = (x - sqrt(1 - a) noise) / sqrt(a), a being the product of alphas there. Others of its kind begin
+elsewhere, which --timesteps says.
 """
 
 from collections.abc import Sequence
@@ -43,8 +44,14 @@ class OneStep:
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
         self.timesteps = torch.tensor([START])
 
-    def set_timesteps(self, num_inference_steps: int) -> None:
-        """There is one step, whatever is asked for: the sampler refuses other numbers."""
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
+    ) -> None:
+        """There is one step, whatever is asked for: the sampler refuses other numbers. timesteps: where it is,
+        in the place of START."""
+        if timesteps is not None and len(timesteps) != 1:
+            raise ValueError("dmd makes one step")
+        self.timesteps = torch.tensor([START] if timesteps is None else list(timesteps))
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
         return sample

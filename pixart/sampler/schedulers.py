@@ -1,7 +1,7 @@
 """Schedulers by name: diffusers' classes, and the single step of DMD."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixart.libraries import importing
+from pixart.sampler.multistep import DPMSolverMultistepScheduler
 from pixart.sampler.numbers import check_numbers
 from pixart.sampler.one_step import OneStep
 
@@ -40,7 +41,9 @@ _GENERAL = {
     "dpm-solver++": Solver("DPMSolverMultistepScheduler"),
     "sa-solver": Solver("SASolverScheduler"),
     # DDIM is DPM-Solver++ of order 1. diffusers' DDIMScheduler assumes that the number of steps
-    # divides 1000: otherwise its steps fall short of the next timestep and noise remains.
+    # divides 1000: otherwise its steps fall short of the next timestep and noise remains. With given
+    # timesteps it is what few-step models of TDM (arXiv:2503.06674) are drawn with: their last
+    # prediction is the picture.
     "ddim": Solver("DPMSolverMultistepScheduler", {"solver_order": 1}),
     "euler": Solver("EulerDiscreteScheduler"),
     "euler-a": Solver("EulerAncestralDiscreteScheduler"),
@@ -119,25 +122,42 @@ def _make_own(facts: Mapping[str, Any]) -> Any:
             f"{', '.join(OWN)}"
         )
     try:
-        return _class_named(class_name).from_config(facts)
+        return _class_named(class_name, facts).from_config(facts)
     except Exception as error:  # what diffusers raises over a configuration has no common kind
         raise ValueError(
             f"{class_name} cannot be made of this configuration ({' '.join(str(error).split())})"
         ) from error
 
 
-def _class_named(class_name: str) -> Any:
+def _class_named(class_name: str, options: Mapping[str, Any]) -> Any:
+    """The class for these options: ours where it can, as diffusers' takes seconds to import."""
+    ours = DPMSolverMultistepScheduler
+    if class_name == ours.__name__ and ours.takes(options):
+        return ours
+    return of_diffusers(class_name)
+
+
+def of_diffusers(class_name: str) -> Any:
+    """diffusers' class."""
     with importing():
         from diffusers import schedulers
 
     return getattr(schedulers, class_name)
 
 
+def options_of(kind: Any) -> Collection[str]:
+    """The names of what a class of schedulers is configured by."""
+    if kind is DPMSolverMultistepScheduler:
+        return kind.OPTIONS
+    return inspect.signature(kind.__init__).parameters
+
+
 def _build(solver: Solver, facts: Mapping[str, Any]) -> Scheduler:
-    is_ours = solver.class_name == OneStep.__name__
-    scheduler_class: Any = OneStep if is_ours else _class_named(solver.class_name)
-    accepted = inspect.signature(scheduler_class.__init__).parameters
     training = {key: facts.get(key, default) for key, default in _TRAINING.items()}
+    scheduler_class: Any = OneStep
+    if solver.class_name != OneStep.__name__:
+        scheduler_class = _class_named(solver.class_name, {**training, **solver.options})
+    accepted = options_of(scheduler_class)
     refused = [key for key, value in training.items() if value and key not in accepted]
     if refused:
         raise ValueError(
@@ -163,6 +183,33 @@ def _check(scheduler: Scheduler) -> Scheduler:
             f"{scheduler.config.get('beta_end')} in {scheduler.config.num_train_timesteps} steps"
         )
     return scheduler
+
+
+# They add noise at every step: what was computed before it says little of what comes after.
+_STOCHASTIC = (
+    "SASolverScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "OneStep", "DDPMScheduler",
+    "DDPMParallelScheduler", "TCDScheduler", "KDPM2AncestralDiscreteScheduler", "UnCLIPScheduler",
+)  # fmt: skip
+
+
+def adds_noise(scheduler: Scheduler) -> bool:
+    """Whether its steps draw random numbers."""
+    algorithm = str(scheduler.config.get("algorithm_type") or "")
+    return type(scheduler).__name__ in _STOCHASTIC or algorithm.startswith("sde-")
+
+
+# With noise levels of their own diffusers' schedulers refuse timesteps.
+_OWN_LEVELS = (
+    "use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas",
+)  # fmt: skip
+
+
+def takes_timesteps(scheduler: Scheduler, timesteps: Sequence[int]) -> bool:
+    """Whether the walk of this scheduler may be given timestep by timestep, and these ones."""
+    if isinstance(scheduler, OneStep):
+        return len(timesteps) == 1
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    return "timesteps" in taken and not any(scheduler.config.get(name) for name in _OWN_LEVELS)
 
 
 def default_steps(scheduler: Scheduler) -> int:

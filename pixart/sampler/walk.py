@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixart.sampler.schedulers import Scheduler, default_steps
+from pixart.few_step import TAKE_TIMESTEPS, check_timesteps, spelt
+from pixart.sampler.schedulers import Scheduler, default_steps, takes_timesteps
+
+Steps = int | Sequence[int]  # how many, or the timesteps themselves
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,26 @@ class Evaluation:
 class Walk:
     """A copy of a scheduler, set to its steps, and the evaluations in which it makes them.
 
-    strength: of n steps the first round(n * (1 - strength)) are left out; None is the walk from pure
-    noise as diffusers' pipelines have it. ValueError for steps that the scheduler cannot make, and for a
-    strength that leaves none.
+    steps: how many, or the timesteps themselves; None for as many as is usual. strength: of n steps the
+    first round(n * (1 - strength)) are left out, of given timesteps those above 1000 * strength; None is the
+    walk from pure noise as diffusers' pipelines have it. ValueError for steps that the scheduler cannot make,
+    and for a strength that leaves none.
     """
 
     def __init__(
-        self, scheduler: Scheduler, steps: int | None, strength: float | None = None
+        self, scheduler: Scheduler, steps: Steps | None, strength: float | None = None
     ) -> None:
         self.scheduler: Any = copy.deepcopy(scheduler)
-        self.steps = default_steps(scheduler) if steps is None else steps
-        timesteps = _set_timesteps(self.scheduler, self.steps)
+        self.given = tuple(steps) if isinstance(steps, list | tuple) else None
+        wanted: Any = default_steps(scheduler) if steps is None else self.given or steps
+        timesteps = _set_timesteps(self.scheduler, wanted)
+        self.steps: int = wanted if self.given is None else len(self.given)
         self._is_begun = strength is not None
-        self.first = 0 if strength is None else _first_step(self.scheduler, strength)
+        self.first = 0
+        if strength is not None and self.given is None:
+            self.first = _first_step(self.scheduler, strength)
+        elif strength is not None and self.given is not None:
+            self.first = _first_given(self.scheduler, self.given, strength)
         if self.first and _is_pndm(scheduler):
             self.evaluations = _begin_pndm(self.scheduler, self.first)
         else:
@@ -104,11 +115,12 @@ class Walk:
         return {}
 
 
-def check_walk(scheduler: Scheduler, steps: int | None, strength: float | None = None) -> None:
+def check_walk(scheduler: Scheduler, steps: Steps | None, strength: float | None = None) -> None:
     """ValueError for a walk that does not come to its end."""
     walk = Walk(scheduler, steps, strength)
     name = type(scheduler).__name__
-    if fault := _fault(_Key(name, repr(scheduler.config), walk.steps, strength, walk)):
+    key = _Key(name, repr(scheduler.config), walk.given or walk.steps, strength, walk)
+    if fault := _fault(key):
         begun = "" if strength is None else f" from strength {strength:g} on"
         raise ValueError(
             f"{name} cannot draw in {walk.steps} steps{begun} as it is configured ({fault}); "
@@ -117,7 +129,7 @@ def check_walk(scheduler: Scheduler, steps: int | None, strength: float | None =
 
 
 def timesteps_within(
-    scheduler: Scheduler, steps: int | None, interval: tuple[float, float]
+    scheduler: Scheduler, steps: Steps | None, interval: tuple[float, float]
 ) -> tuple[float, float]:
     """Return (high, low): the denoiser is called within this part of the trajectory, as
     `Guidance.interval` counts it, iff high >= timestep >= low. Of calls that share a timestep, as the
@@ -138,7 +150,7 @@ class _Key:
 
     class_name: str
     facts: str
-    steps: int
+    steps: int | tuple[int, ...]
     strength: float | None
     walk: Walk = field(compare=False)
 
@@ -192,6 +204,21 @@ def _first_step(scheduler: Scheduler, strength: float) -> int:
     return first
 
 
+def _first_given(scheduler: Scheduler, timesteps: tuple[int, ...], strength: float) -> int:
+    """The first one at which the noise is no more than the strength asks for: what is begun with has the
+    level of noise that the model is to be evaluated at."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    count = scheduler.config.num_train_timesteps
+    first = sum(timestep > strength * count + 1e-6 for timestep in timesteps)
+    if first == len(timesteps):
+        raise ValueError(
+            f"strength must be at least {timesteps[-1] / count:g} to leave one of timesteps "
+            f"{spelt(timesteps)}, got {strength:g}; take more strength, or lower timesteps"
+        )
+    return first
+
+
 def _begin_pndm(scheduler: Any, first: int) -> list[Evaluation]:
     """PNDM from a later step on. It counts its evaluations and takes the timesteps of its first ones
     from a table, so the walk is made anew, with the linear multistep method from the start: the steps
@@ -227,8 +254,10 @@ def _scales(scheduler: Any, index: int, timestep: Tensor) -> tuple[float, float]
     return 1.0, float(sigma)
 
 
-def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
+def _set_timesteps(scheduler: Any, steps: int | tuple[int, ...]) -> Tensor:
     """Set and return the timesteps, on the CPU: schedulers index their tables by them."""
+    if isinstance(steps, tuple):
+        return _set_given(scheduler, steps)
     limit = _most_steps(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= limit:
         raise ValueError(f"steps must be an integer from 1 to {limit}, got {steps!r}")
@@ -244,6 +273,41 @@ def _set_timesteps(scheduler: Scheduler, steps: int) -> Tensor:
         raise ValueError(f"steps must be at least 2 for this scheduler, got {steps}")
     _check_levels(scheduler, timesteps, steps)
     return timesteps
+
+
+def _set_given(scheduler: Any, timesteps: tuple[int, ...]) -> Tensor:
+    check_timesteps("timesteps", timesteps)
+    name = type(scheduler).__name__
+    if not takes_timesteps(scheduler, timesteps):
+        if takes_timesteps(scheduler, timesteps[:1]):
+            raise ValueError(
+                f"timesteps must be one number for dmd, which makes one step, got {spelt(timesteps)}; name "
+                "ddim or lcm for several"
+            )
+        takers = ", ".join(one for one in TAKE_TIMESTEPS if one != "dmd")
+        raise ValueError(
+            f"timesteps must be left out for {name} as it is configured, which chooses them itself, got "
+            f"{spelt(timesteps)}; give steps, or one of the schedulers {takers}"
+        )
+    if timesteps[0] >= scheduler.config.num_train_timesteps:
+        raise ValueError(
+            f"timesteps must be from 0 to {scheduler.config.num_train_timesteps - 1} for this model, got "
+            f"{timesteps[0]}"
+        )
+    # LCM's warns of any that are not among those it was distilled with by default; who gives them knows.
+    log = logging.getLogger(type(scheduler).__module__)
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        scheduler.set_timesteps(timesteps=list(timesteps))
+    except Exception as error:  # what diffusers raises over a configuration has no common kind
+        raise ValueError(
+            f"timesteps must be such as {name} can make as it is configured, got {spelt(timesteps)} "
+            f"({_one_line(error)})"
+        ) from error
+    finally:
+        log.disabled = was_disabled
+    _check_levels(scheduler, scheduler.timesteps, len(timesteps))
+    return scheduler.timesteps
 
 
 def _most_steps(scheduler: Scheduler) -> int:

@@ -10,15 +10,19 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from pixart.dataset.batches import pad
 from pixart.diffusion import NUM_TIMESTEPS, LossTerms, training_loss
+from pixart.training.distil_settings import DistilSettings
 from pixart.training.stage import (
     CONTROLNET,
+    DISTILLED,
     DRAWN,
+    SEQUENCE,
     ControlSettings,
     Data,
     ResolvedStage,
     Stage,
 )
 
+LATENT = 8  # pixels a latent is wide, for every VAE of the family
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -48,6 +52,24 @@ class TrainingSample:
         values: list[Any] = [getattr(self, one.name) for one in fields(self)]
         moved = (None if one is None else one.to(device, non_blocking=True) for one in values)
         return TrainingSample(*moved)  # type: ignore[arg-type]
+
+
+def noise_sample(
+    features: Tensor, shape: tuple[int, int, int], mean: float | None, generator: torch.Generator
+) -> TrainingSample:
+    """A caption without a picture: features (1, L, D), all of which count, and two draws of noise of that shape,
+    (C, h, w), one in the place of latents. mean: of the logit of its timestep, None for uniform."""
+    height, width = (LATENT * side for side in shape[1:])
+    return TrainingSample(
+        latents=torch.randn((1, *shape), generator=generator),
+        noise=torch.randn((1, *shape), generator=generator),
+        timesteps=draw_timestep(mean, generator),
+        features=features,
+        mask=torch.ones(features.shape[:2], dtype=torch.bool),
+        size=torch.tensor([[height, width]]),
+        aspect_ratio=torch.full((1, 1), height / width),
+        weight=torch.ones(1),
+    )
 
 
 def whole_state(model: nn.Module) -> Any:
@@ -110,18 +132,18 @@ def _read_by(name: str, stage: Stage) -> str:
         return "for prepared data"
     readers = {
         "crop": "autoencoder or decoder",
-        "sizes": "transformer, controlnet, autoencoder or decoder",
+        "sizes": "transformer, tdm, lcm, controlnet, autoencoder or decoder",
         "nameless": "controlnet",
+        "short": " or ".join(DISTILLED),
     }
-    others = "transformer, controlnet, text_encoder or clip"
+    others = "transformer, tdm, lcm, controlnet, text_encoder or clip"
     return f"read where trains is {readers.get(name, others)}"
 
 
 def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
     """Yield what is wrong with fields about drawn data. reads: the fields of `data` that the task reads."""
-    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop", "nameless"} - set(
-        reads
-    )
+    unread = {"captions", "prior", "prior_weight", "scenes", "sizes", "crop", "nameless", "short"}
+    unread -= set(reads)
     yield from unread_data(stage, *sorted(unread))
     if stage.aspect:
         yield f'aspect must be false for the source "{DRAWN}", got true'
@@ -131,16 +153,27 @@ def drawn_data_problems(stage: Stage, *reads: str) -> Iterator[str]:
         yield f"batch.tokens is for prepared data only, got {stage.batch.tokens}"
 
 
-def control_problems(stage: Stage) -> Iterator[str]:
-    """Yield a complaint about settings of a control where none is trained."""
-    if stage.control != ControlSettings():
+def settings_problems(stage: Stage) -> Iterator[str]:
+    """Yield a complaint about settings of what is not trained: a control, or a student."""
+    if stage.trains != CONTROLNET and stage.control != ControlSettings():
         yield f"control is read where trains is {CONTROLNET} only, got trains {stage.trains}"
+    if stage.trains not in DISTILLED and stage.distil != DistilSettings():
+        readers = " or ".join(DISTILLED)
+        yield f"distil is read where trains is {readers} only, got trains {stage.trains}"
 
 
 def part_problems(stage: Stage) -> Iterator[str]:
     """Yield what is wrong with a stage that trains a part of the embedded model by itself."""
+    if stage.parallel == SEQUENCE:
+        yield (
+            f"parallel must be ddp or fsdp where trains is {stage.trains}, got {SEQUENCE}: only a "
+            "transformer has tokens of a picture to share"
+        )
     if stage.lora.rank:
-        yield f"trains must be transformer or controlnet with lora.rank {stage.lora.rank}, got {stage.trains}"
+        yield (
+            f"trains must be transformer, tdm, lcm or controlnet with lora.rank {stage.lora.rank}, got "
+            f"{stage.trains}"
+        )
     if stage.validation.prompts:
         yield (
             f"validation.prompts must be empty where trains is {stage.trains}, which draws "

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ logger = logging.getLogger("pixart")
 
 @dataclass(frozen=True)
 class Found:
-    """What a metric said at a step."""
+    """What a metric said at a step. worse: validations in a row, the last ones, that it finds worse by more
+    than their interval."""
 
     metric: str
     step: int
     value: float
+    worse: int = 0
 
 
 class Best:
@@ -41,6 +43,7 @@ class Best:
 
     def __init__(self, stage: Stage, directory: Path) -> None:
         self.metric, self.directory = stage.validation.best, directory
+        self.patience = stage.validation.patience
         self.found: Found | None = None
         self._sign = 1
         if self.metric:
@@ -53,10 +56,20 @@ class Best:
         the first stays; what is not finite is never the best."""
         if not self.metric:
             return
-        value = float(said_by_first(repr(values.get(self.metric, math.nan))))
+        names = (self.metric, f"{self.metric}/{'high' if self._sign > 0 else 'low'}")
+        said = said_by_first(" ".join(repr(values.get(name, math.nan)) for name in names))
+        value, edge = map(float, said.split())
         best = None if self.found is None else self._sign * self.found.value
         if math.isfinite(value) and (best is None or self._sign * value > best):
             self.found = Found(self.metric, step, value)
+        elif self.found is not None and best is not None:
+            is_worse = self._sign * edge < best  # NaN is not
+            self.found = replace(self.found, worse=self.found.worse + 1 if is_worse else 0)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has been worse than the best for as long as the stage waits."""
+        return bool(self.patience and self.found and self.found.worse >= self.patience)
 
     def is_at(self, step: int) -> bool:
         """Whether this step is the best so far."""
@@ -104,9 +117,11 @@ def best_said(progress: Mapping[str, Any]) -> Found | None:
     if said is None:
         return None
     try:
-        found = Found(str(said["metric"]), said["step"], float(said["value"]))
-    except (KeyError, TypeError, ValueError) as error:
+        numbers = float(said["value"]), said.get("worse", 0)
+        found = Found(str(said["metric"]), said["step"], *numbers)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"best must hold metric, step and value, got {said}") from error
-    if type(found.step) is not int or not math.isfinite(found.value):
+    counts = type(found.step), type(found.worse)
+    if counts != (int, int) or not math.isfinite(found.value):
         raise ValueError(f"best must hold a step and a finite value, got {said}")
     return found

@@ -13,9 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pixart.dataset.batches import FeatureDataset
-from pixart.distributed import world_size
+from pixart.dataset.batches import CaptionDataset
+from pixart.dataset.features import Entry
 from pixart.files import parse_json
+from pixart.training.parallel import groups
 from pixart.training.recipe import stage_fields
 from pixart.training.run import Run
 from pixart.training.stage import CONTROLNET, DRAWN, ResolvedStage
@@ -42,6 +43,7 @@ FREE = (
     "hours",
     "checkpoint_blocks",
     "parallel",
+    "sequence",
     "validation.every",
     "validation.timesteps",
     "validation.prompts",
@@ -53,6 +55,7 @@ FREE = (
     "validation.metric_options",
     "validation.metric_weights",
     "validation.best",
+    "validation.patience",
     "save_every",
     "log_every",
     "keep",
@@ -66,15 +69,16 @@ def record(run: Run, stage: ResolvedStage) -> dict[str, Any]:
     """What a stage is trained with: fields by their dotted names, and digests of its data."""
     fields = dict(_flat(parse_json(json.dumps(asdict(stage)), "stage"), ""))
     if stage.batch.tokens is not None:
-        fields["batch.multiple"] = stage.batch.unit(world_size())
+        fields["batch.multiple"] = stage.batch.unit(groups(stage))
     fields |= {"save_every": run.save_every, "log_every": run.log_every, "keep": run.keep}
     fields["track"] = list(run.trackers)
-    sources = {"data.source": stage.data.source, "data.prior": stage.data.prior}
-    digests = {
-        name: _data_digest(run.dataset(source, stage.resolution), stage.trains == CONTROLNET)
-        for name, source in sources.items()
-        if source and source != DRAWN
-    }
+    data: dict[str, CaptionDataset] = {}
+    if stage.data.source not in ("", DRAWN):
+        data["data.source"] = run.captions(stage)
+    if stage.data.prior not in ("", DRAWN):
+        data["data.prior"] = run.dataset(stage.data.prior, stage.resolution)
+    is_steered = stage.trains == CONTROLNET
+    digests = {name: _data_digest(one, is_steered) for name, one in data.items()}
     return {"fields": fields, "data": digests}
 
 
@@ -86,14 +90,15 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _data_digest(data: FeatureDataset, is_steered: bool) -> str:
+def _data_digest(data: CaptionDataset, is_steered: bool) -> str:
     """Of what is learned from, in its order: not of where it lies. is_steered: with the pictures that steer."""
     found = hashlib.sha256()
     for entry in data.entries:
         captions = {name: _name(place) for name, place in sorted(entry.captions.items())}
-        values = [entry.bucket, entry.size, _name(entry.image), captions]
-        if is_steered:
-            values.append(_name(entry.control))
+        values: list[Any] = [captions]
+        if isinstance(entry, Entry):
+            values = [entry.bucket, entry.size, _name(entry.image), captions]
+            values += [_name(entry.control)] if is_steered else []
         found.update(json.dumps(values).encode())
     return found.hexdigest()
 

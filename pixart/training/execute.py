@@ -15,14 +15,15 @@ from pixart.device import measure_peak
 from pixart.distributed import rank, said_by_first, world_size
 from pixart.evaluation.needs import MissingError
 from pixart.locks import Occupied, occupied
-from pixart.training.batch import control_problems
+from pixart.training.batch import settings_problems
 from pixart.training.changes import check_accepted, check_changes, other_settings, record
 from pixart.training.measuring import check_metrics, metric_problems
 from pixart.training.optimizers import check_installed
+from pixart.training.parallel import groups, sequence_problems
 from pixart.training.problems import Problems, attempt, problems_of, refuse
 from pixart.training.progress import Progress
 from pixart.training.run import Run
-from pixart.training.stage import CONTROLNET, Stage
+from pixart.training.stage import Stage
 from pixart.training.starts import pipeline_is_here, start_is_here
 from pixart.training.state import read_progress
 from pixart.training.tasks import task_of
@@ -150,9 +151,12 @@ def _in_order(run: Run, names: Sequence[str]) -> Iterator[tuple[Run, Stage]]:
 
 
 def _absent(run: Run, stage: Stage) -> Iterator[str]:
-    """The start and the pipeline of a stage that would have to be downloaded."""
+    """The start, the teacher and the pipeline of a stage that would have to be downloaded."""
     if not start_is_here(stage):
         yield stage.start
+    teacher = stage.distil.teacher
+    if teacher and not start_is_here(replace(stage, start=teacher)):
+        yield teacher
     if not run.has(stage.pipeline) and not pipeline_is_here(stage):
         yield stage.pipeline
 
@@ -175,12 +179,12 @@ def _grouped(lines: Iterable[tuple[str, str]], names: Sequence[str]) -> list[str
 def check_fields(run: Run, stage: Stage) -> Iterator[str]:
     """Yield what is wrong with the fields of a stage, whatever there is on this machine."""
     yield from problems_of(lambda: check_save_every(run.save_every))
-    yield from problems_of(lambda: stage.batch.unit(world_size()))
+    unshared = list(sequence_problems(stage))
+    yield from unshared or problems_of(lambda: stage.batch.unit(groups(stage)))
     yield from check_accepted(run.accepted)
     unknown = list(problems_of(lambda: task_of(stage)))
     yield from unknown or task_of(stage).check(stage)
-    if stage.trains != CONTROLNET:
-        yield from control_problems(stage)
+    yield from settings_problems(stage)
     yield from metric_problems(stage, run.device)
 
 

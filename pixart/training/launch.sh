@@ -3,6 +3,7 @@
 # Draw pictures on them where the first argument is generate; the others are those of `python -m pixart.generate`.
 #
 #   one machine   launch.sh sigma --output runs/sigma --parallel fsdp
+#   4K            launch.sh sigma --stage 4096px-kv --parallel fsdp+sequence --sequence 4     (four share a picture)
 #   pictures      launch.sh generate --prompts prompts.txt --model sigma-1024
 #   Slurm         sbatch --nodes 4 --gpus-per-node 8 launch.sh sigma --output /shared/sigma ...
 #   many by hand  NODES=4 HEAD=first-host:29500 launch.sh sigma ...       (the same on each of them)

@@ -94,7 +94,8 @@ class Measuring:
 
     @property
     def captions(self) -> list[str]:
-        """What is drawn for metrics where data are drawn: whole captions, the same every time."""
+        """What is drawn for metrics where data are drawn: whole captions, or short ones where training has
+        some, the same every time."""
         return [text for _, text in self.scenes]
 
     @property
@@ -106,10 +107,11 @@ class Measuring:
 
     def _scenes(self, what: str, count: int) -> Iterator[tuple[Scene, str]]:
         kinds = dict(self.stage.data.scenes)
+        omit = 1.0 if self.stage.data.short else 0.0
         for number in range(count):
             rng = random.Random(f"validation/{what}/{number}")
             scene = sample_scene(rng, rng.choices(list(kinds), list(kinds.values()))[0])
-            yield scene, describe(scene, rng, omit=0.0, apart=0.0)
+            yield scene, describe(scene, rng, omit=omit, apart=0.0)
 
     def __call__(self, prompts: Sequence[str], images: "Sequence[Image]") -> dict[str, float]:
         """The numbers and the ends of their intervals, as a log has them: "clip", "clip/low" and

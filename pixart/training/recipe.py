@@ -19,6 +19,7 @@ from pixart.training.stage import Size, Stage
 from pixart.variants import VARIANTS
 
 RECIPES = Path(__file__).parent / "recipes"
+ALIASES = {"dmd": "tdm"}  # other names of shipped recipes
 PAIRS = tuple[tuple[str, float], ...]  # a mapping in a recipe
 
 _RULES = {  # what pydantic found: what it must be instead
@@ -33,8 +34,8 @@ _RULES = {  # what pydantic found: what it must be instead
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with the library."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Names of the recipes that come with the library, aliases among them."""
+    return sorted([*(path.stem for path in RECIPES.glob("*.yaml")), *ALIASES])
 
 
 def load_recipe(
@@ -247,7 +248,7 @@ def _pairs_as_lists(
 
 def _read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What holds for all stages, and the stages, each with a name."""
-    path = RECIPES / f"{name}.yaml" if name in shipped() else Path(name)
+    path = RECIPES / f"{ALIASES.get(name, name)}.yaml" if name in shipped() else Path(name)
     try:
         values = read_yaml(path)
     except OSError as error:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from pixart.config import EMBEDDED, PixArtConfig
-from pixart.dataset.batches import FeatureDataset
+from pixart.dataset.batches import CaptionDataset, FeatureDataset, open_captions
+from pixart.dataset.features import holds_prompts
 from pixart.distributed import rank
 from pixart.files import read_json
 from pixart.model.transformer import PixArt
 from pixart.pipeline.directory import open_directory
 from pixart.releases import release_named
+from pixart.training.batch import LATENT
 from pixart.training.problems import attempt
 from pixart.training.stage import (
     CONTROLNET,
@@ -32,7 +34,7 @@ from pixart.training.stage import (
     ResolvedStage,
     Stage,
 )
-from pixart.training.starts import LATENT, Start, open_start, start_is_here, weightless_model
+from pixart.training.starts import Start, open_start, start_is_here, weightless_model
 from pixart.training.state import latest_state, read_progress
 from pixart.training.trackers import TrackerName
 from pixart.weights import resolve
@@ -65,6 +67,7 @@ class Run:
     start_configs: dict[Any, PixArtConfig | None] = field(default_factory=dict, repr=False)
     """What was found out, also for `dataclasses.replace`: a stage asks for all that come before it."""
     _datasets: dict[Any, FeatureDataset] = field(default_factory=dict, init=False, repr=False)
+    _prompts: dict[str, CaptionDataset] = field(default_factory=dict, init=False, repr=False)
     _starts: dict[Any, Start] = field(default_factory=dict, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
 
@@ -149,6 +152,16 @@ class Run:
             self._datasets[key] = FeatureDataset(source, resolution)
         return self._datasets[key]
 
+    def captions(self, stage: ResolvedStage) -> CaptionDataset:
+        """The captions that a stage learns from, with pictures or without. Raises ValueError where there are
+        none."""
+        source = stage.data.source
+        if not holds_prompts(Path(source)):
+            return self.dataset(source, stage.resolution)
+        if source not in self._prompts:
+            self._prompts[source] = open_captions(source)
+        return self._prompts[source]
+
     def start(self, stage: Stage) -> Start | None:
         """What a transformer starts from; None for random weights, and for what is not here yet: a
         stage to come, or on the hub. Raises ValueError for what cannot be opened."""
@@ -180,6 +193,7 @@ class Run:
         self.resolutions.clear()
         self.start_configs.clear()
         self._datasets.clear()
+        self._prompts.clear()
         self._starts.clear()
 
     # What a stage will be.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import SCENES, Scene, draw, draw_outlines, sample_scene
-from pixart.training.batch import TrainingSample, draw_timestep
+from pixart.training.batch import TrainingSample, draw_timestep, noise_sample
 from pixart.training.stage import CONTROLNET, ResolvedStage, Stage
 
 DOWNSAMPLE = 8
@@ -27,6 +27,11 @@ def drawing_problems(stage: Stage) -> Iterator[str]:
         yield f"data.sizes must be positive multiples of 16, got {wrong[0]}"
 
 
+def drawn_sizes(stage: ResolvedStage) -> list[tuple[int, int]]:
+    """Height and width in pixels of what is drawn."""
+    return [(side, side) for side in stage.data.sizes or (stage.resolution,)]
+
+
 def scene_problems(stage: Stage) -> Iterator[str]:
     """Yield what is wrong with the weights of the kinds of scenes."""
     weights = dict(stage.data.scenes)
@@ -36,10 +41,10 @@ def scene_problems(stage: Stage) -> Iterator[str]:
 
 
 def draw_scene(
-    rng: random.Random, kinds: Mapping[str, float], nameless: float = 0.0
+    rng: random.Random, kinds: Mapping[str, float], nameless: float = 0.0, short: float = 0.0
 ) -> tuple[Scene, str]:
     """A scene of one of these kinds, by weight, and a caption of it. nameless: share of captions that tell
-    neither shapes nor places."""
+    neither shapes nor places; short: of others that leave out all that they may."""
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     scene = sample_scene(rng, kind)
     # Without a share nothing is drawn for it: old runs go on as they began.
@@ -48,6 +53,8 @@ def draw_scene(
         is_nameless
     ):  # all else is told: what nothing tells, such as the ground, would be all of the loss
         return scene, describe(scene, rng, omit=0.0, is_nameless=True)
+    if short > 0 and rng.random() < short:
+        return scene, describe(scene, rng, omit=1.0)
     return scene, describe(scene, rng)
 
 
@@ -55,7 +62,7 @@ def draw_sample(
     rng: random.Random, tokenizer: Any, size: int, stage: ResolvedStage
 ) -> TrainingSample:
     """A scene of `size` pixels as latents, its caption as token ids in place of features."""
-    scene, text = draw_scene(rng, dict(stage.data.scenes), stage.data.nameless)
+    scene, text = draw_scene(rng, dict(stage.data.scenes), stage.data.nameless, stage.data.short)
     latents = anchor_latents(picture_of(scene, size))
     ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -70,6 +77,17 @@ def draw_sample(
         weight=torch.ones(1),
         control=_hint(scene, size, rng, generator) if stage.trains == CONTROLNET else None,
     )
+
+
+def draw_caption(
+    rng: random.Random, tokenizer: Any, shape: tuple[int, int, int], stage: ResolvedStage
+) -> TrainingSample:
+    """A caption as token ids in place of features, without its picture: noise of that shape stands for the
+    latents, (C, h, w)."""
+    text = draw_scene(rng, dict(stage.data.scenes), stage.data.nameless, stage.data.short)[1]
+    ids = tokenizer.encode("" if rng.random() < stage.data.caption_dropout else text)
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    return noise_sample(torch.tensor(ids)[None, :, None], shape, stage.timestep_mean, generator)
 
 
 def _hint(scene: Scene, size: int, rng: random.Random, generator: torch.Generator) -> Tensor:

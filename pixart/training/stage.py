@@ -26,6 +26,7 @@ from pixart.training.bounds import (
     name_problems,
     number_problems,
 )
+from pixart.training.distil_settings import DistilSettings
 from pixart.training.optimizers import OptimizerSettings
 from pixart.training.problems import Problems, problems_of, refuse
 from pixart.training.validation import Validation
@@ -35,6 +36,8 @@ DIT = "dit:"  # before the path of a class-conditional DiT
 DECODER = "decoder"  # of an autoencoder
 CLIP = "clip"
 CONTROLNET = "controlnet"
+TDM, LCM = "tdm", "lcm"
+DISTILLED = (TDM, LCM)  # transformers that learn of a teacher to draw in a few steps
 OTHER_PARTS = ("autoencoder", DECODER, "text_encoder", CLIP, CONTROLNET)
 DRAWN = "shapes"  # data that is drawn as it is needed
 
@@ -43,13 +46,17 @@ OPEN = ("resolution", "max_length", "vae_scale", "prediction")  # fields that ma
 MAX_COMPRESSION = 200  # characters of kv_compress
 MAX_LOGIT = 20  # beyond it all timesteps are the first or the last
 
+SEQUENCE = "fsdp+sequence"
+
 Prediction = Literal["epsilon", "v_prediction"]
+Parallel = Literal["ddp", "fsdp", "fsdp+sequence"]
 
 _STAGE_BOUNDS = {
     "steps": Bounds(1, MAX_STEPS),
     "resolution": Bounds(16, MAX_SIDE),
     "max_length": Bounds(1, 2**16),
     "checkpoint_blocks": Bounds(0, 256),
+    "sequence": Bounds(1, 2**16),
     "hours": Bounds(0, 1e6, above=True),
     "min_snr": Bounds(0, 1e6, above=True),
     "pe_interpolation": Bounds(0, 1e3, above=True),
@@ -159,6 +166,9 @@ class Data:
     nameless: float = 0.0
     """Share of the captions of drawn "shapes" that tell neither shapes nor places ("a red one on white"):
     a control has to."""
+    short: float = 0.0
+    """Share of the captions of drawn "shapes" that leave out all that they may ("a red star"), so that many
+    pictures fit: what few steps are hard for. Validation then draws such ones."""
 
     def __post_init__(self) -> None:
         refuse(self._problems())
@@ -170,6 +180,8 @@ class Data:
             yield f"data.prior_weight is for data.prior only, got {self.prior_weight}"
         if not 0 <= self.nameless <= 1:
             yield f"data.nameless must be from 0 to 1, got {self.nameless}"
+        if not 0 <= self.short <= 1:
+            yield f"data.short must be from 0 to 1, got {self.short}"
         weight, side = Bounds(0, 1e6), Bounds(1, MAX_SIDE)
         yield from number_problems(
             self,
@@ -193,8 +205,8 @@ class Batch:
     accumulate: int = 1
     """Parts that a step is computed in, one after the other."""
     multiple: int | None = None
-    """With `tokens`, the images of a step are a multiple of this. None: a multiple of the processes ×
-    accumulate that a run begins with."""
+    """With `tokens`, the images of a step are a multiple of this. None: a multiple of the processes /
+    sequence × accumulate that a run begins with."""
 
     def __post_init__(self) -> None:
         refuse(self._problems())
@@ -205,22 +217,22 @@ class Batch:
         if self.tokens is None and self.multiple is not None:
             yield f"batch.multiple is for batch.tokens only, got {self.multiple}"
 
-    def unit(self, world: int) -> int:
-        """The images that a step can have least. Raises ValueError where processes and accumulated
-        parts cannot share what is asked for."""
-        shares = world * self.accumulate
+    def unit(self, groups: int) -> int:
+        """The images that a step can have least. Raises ValueError where groups of processes and
+        accumulated parts cannot share what is asked for."""
+        shares = groups * self.accumulate
         asked = "images" if self.tokens is None else "multiple"
         value = getattr(self, asked)
         if value is not None and value % shares:
             raise ValueError(
-                f"batch.{asked} must be a multiple of processes × batch.accumulate, {shares}, "
+                f"batch.{asked} must be a multiple of processes / sequence × batch.accumulate, {shares}, "
                 f"got {value}; --batch.{asked} {math.lcm(value, shares)} makes it one"
             )
         return value if self.tokens is not None and value is not None else shares
 
-    def of(self, tokens: int, world: int) -> int:
+    def of(self, tokens: int, groups: int) -> int:
         """Images in a step of a bucket of so many tokens each, shared evenly by all parts."""
-        unit = self.unit(world)
+        unit = self.unit(groups)
         if self.tokens is None:
             return self.images
         return max(self.tokens // tokens // unit, 1) * unit
@@ -234,7 +246,8 @@ class Stage:
 
     name: tyro.conf.Fixed[str]
     trains: str = "transformer"
-    """transformer, or controlnet, which steers one by a picture, or autoencoder, decoder (of the
+    """transformer, or tdm or lcm, which distil one into few steps, or controlnet, which steers one by a
+    picture, or autoencoder, decoder (of the
     autoencoder, by itself) or text_encoder, which are parts of the embedded model, or clip, which judges
     its pictures. A transformer whose previous stage
     trained the text encoder starts with that and random weights of its own."""
@@ -269,6 +282,7 @@ class Stage:
     """mean: the published start. calibrated: the shared norm is fitted to K and V first."""
     lora: LoRA = field(default_factory=LoRA)
     control: ControlSettings = field(default_factory=ControlSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
     data: Data = field(default_factory=Data)
     batch: Batch = field(default_factory=Batch)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -288,7 +302,9 @@ class Stage:
     """Precision of the computation; weights and states are fp32."""
     checkpoint_blocks: int = 1
     """Recompute each k-th block in the backward pass; 0 keeps every activation."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Parallel = "ddp"
+    sequence: int = 1
+    """With parallel fsdp+sequence, how many processes share the tokens of a picture."""
     validation: Validation = field(default_factory=Validation)
     seed: int = 0
 
@@ -319,6 +335,13 @@ class Stage:
         """Sources of chance for a step that draws its images, one each: the same however many
         processes and parts share them."""
         return [random.Random(f"{self.seed}/{self.name}/{step}/{place}") for place in range(images)]
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Of the learning rate, by a part of parameters' names."""
+        if self.trains == TDM:
+            return {"fake.": self.distil.fake_rate}
+        return self.control.factors if self.trains == CONTROLNET else {}
 
     @property
     def trains_transformer(self) -> bool:

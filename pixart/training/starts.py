@@ -1,7 +1,7 @@
 """Where a stage's transformer comes from, and what is changed about it before it trains."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from pixart.checkpoint.config import Surroundings
 from pixart.checkpoint.control import empty_control
 from pixart.checkpoint.dit import open_dit
-from pixart.checkpoint.load import TRANSFORMER_FILES, empty_model, open_transformer
+from pixart.checkpoint.load import empty_model, open_transformer
+from pixart.checkpoint.load import find_transformer as find_checkpoint
 from pixart.config import EMBEDDED, MAX_LENGTH, PixArtConfig
 from pixart.lora.adapters import add_lora
 from pixart.model.control import COPIES, ControlNet
@@ -24,6 +25,7 @@ from pixart.pipeline.directory import (
     read_scheduler,
 )
 from pixart.pipeline.text_to_image import Pipeline
+from pixart.training.batch import LATENT
 from pixart.training.problems import attempt, problems_of
 from pixart.training.stage import DIT, DRAWN, RANDOM, ResolvedStage, Stage
 from pixart.training.transitions import (
@@ -33,11 +35,10 @@ from pixart.training.transitions import (
     interpolate_positions,
     lengthen_captions,
 )
-from pixart.weights import find_weights, is_on_hub, may_download, resolve
+from pixart.weights import find_weights, is_on_hub, may_download
 
 CALIBRATION_BATCHES = 4
 DEPTH = 28  # of the published models, 13 of whose blocks the published controls copy
-LATENT = 8  # pixels a latent is wide, for every VAE of the family
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,8 @@ def open_start(stage: Stage, previous: Path | None) -> Start:
 
 
 def find_transformer(source: str) -> Path:
-    """Where a checkpoint is, the embedded model's too. Of a repository on the hub, what a transformer
-    needs is fetched."""
-    if source == EMBEDDED:
-        return open_directory(EMBEDDED, True)
-    return resolve(source, allow_patterns=TRANSFORMER_FILES)
+    """`checkpoint.load.find_transformer`, which knows the embedded model too."""
+    return open_directory(EMBEDDED, True) if source == EMBEDDED else find_checkpoint(source)
 
 
 def _family_length(stage: Stage) -> int | None:
@@ -158,7 +156,11 @@ def weightless_model(stage: ResolvedStage, start: PixArtConfig | None) -> PixArt
 
 
 def adapt(model: PixArt, stage: ResolvedStage) -> PixArt:
-    """Give a model the stage's resolution, caption length and micro-conditioning, in place."""
+    """Give a model the stage's resolution, caption length and micro-conditioning, in place. All of whose weights
+    train on the loss of diffusion, is distilled no more: it says no `few_step` then. Beside adapters and
+    controls a base stays what it was."""
+    if model.config.few_step is not None and stage.trains_transformer and not stage.lora.rank:
+        model.config = replace(model.config, few_step=None)
     if stage.resolution != model.config.input_size * LATENT or stage.pe_interpolation is not None:
         interpolate_positions(model, stage.resolution, stage.pe_interpolation)
     if stage.max_length < model.config.model_max_length:

@@ -1,9 +1,9 @@
 """The training loop: resumable to the bit, on one process or many, and the same for every stage.
 
 What a step learns from is a function of (seed, stage, step) alone: data, noise and timesteps are
-drawn for the whole batch by a generator made of these, and each process takes its part. So neither
-data position nor random states have to be stored, and the number of processes changes nothing but
-rounding.
+drawn for the whole batch by a generator made of these, and each process takes its part, or that of
+its group. So neither data position nor random states have to be stored, and the number of processes
+changes nothing but rounding.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pixart import process
-from pixart.distributed import any_process, max_over_processes, mean_over_processes, world_size
+from pixart.distributed import any_process, max_over_processes, mean_over_processes
 from pixart.files import parse_json
 from pixart.training.ahead import Ahead
 from pixart.training.best import Best
 from pixart.training.ema import EMA
 from pixart.training.finite import not_finite
 from pixart.training.optimizers import build_optimizers, forget_steps, set_rate
-from pixart.training.parallel import gradients_later, parallelise
+from pixart.training.parallel import gradients_later, groups, parallelise
 from pixart.training.progress import Progress
 from pixart.training.stage import Stage
 from pixart.training.state import (
@@ -44,6 +44,7 @@ from pixart.training.state import (
     numbered,
     read_progress,
     save_state,
+    state_name,
 )
 from pixart.weights import NotFiniteError
 
@@ -62,7 +63,8 @@ class Task(Protocol):
     model: nn.Module
 
     def load(self, step: int, parts: int) -> list[Any]:
-        """This process's data of a step, in so many parts. Called ahead of time, in a thread."""
+        """This process's data of a step, in so many parts, the same for all of its group. Called ahead
+        of time, in a thread."""
 
     def losses(self, model: nn.Module, part: Any) -> Losses:
         """The losses of one part; `model` is self.model, or what stands for it among processes."""
@@ -109,10 +111,10 @@ class Trainer:
         self.step, self.accepted, self.mean_norm, self.skipped, self.seconds = 0, 0, 0.0, 0, 0.0
         self.resumed_from: Path | None = None
         self.best = Best(self.stage, self.directory)
-        self.called = parallelise(self.model, self.stage.parallel)
+        self.groups = groups(self.stage)
+        self.called = parallelise(self.model, self.stage.parallel, self.stage.sequence)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        factors = self.stage.control.factors
-        self.optimizers = build_optimizers(self.model, self.stage.optimizer, factors)
+        self.optimizers = build_optimizers(self.model, self.stage.optimizer, self.stage.factors)
         self.ema = None if self.stage.ema is None else EMA(self.parameters, self.stage.ema)
         scaled = self.stage.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -140,6 +142,7 @@ class Trainer:
                 self._advance_and_report(ahead, progress)
                 if self.step % self.save_every == 0 or self.best.is_at(self.step):
                     saved = self.save()
+                self._give_up_if_lost()
             if saved != self.step:
                 self.save()
             return any_process(self.done, self.device)
@@ -153,8 +156,7 @@ class Trainer:
         spent = time.perf_counter() - started
         task = self.task
         images, tokens, flops = (
-            world_size() * sum(map(count, parts))
-            for count in (task.images, task.tokens, task.flops)
+            self.groups * sum(map(count, parts)) for count in (task.images, task.tokens, task.flops)
         )
         progress.step(self.step, values, spent, waited, int(images), int(tokens), flops)
         every = self.stage.validation.every
@@ -163,6 +165,16 @@ class Trainer:
             progress.validation(self.step, found)
             self.best.note(found, self.step)
         self._count_time()
+
+    def _give_up_if_lost(self) -> None:
+        """Raise TrainingFailed where validation has found it worse than its best for too long."""
+        found = self.best.found
+        if found is not None and self.best.is_lost:
+            raise TrainingFailed(
+                f"stage {self.stage.name}: given up at step {self.step}: {found.worse} validations in a row "
+                f"were worse than the best by {found.metric}, {found.value:.4g} at step {found.step}, which is "
+                f"kept, {self.directory / state_name(found.step)}; try a lower optimizer.learning_rate"
+            )
 
     def _count_time(self) -> None:
         """Called once a step: a save counts with the step after it, so that the time by which a stage
@@ -186,7 +198,7 @@ class Trainer:
         norm = _clip(self.parameters, self.stage.optimizer.clip_norm)
         accepted = self._accept(norm, losses["loss"])
         if accepted:
-            self._update(sum(map(self.task.images, parts)) * world_size())
+            self._update(sum(map(self.task.images, parts)) * self.groups)
         elif self.scaler.is_enabled():
             self.scaler.update()
         for parameter in self.parameters:
@@ -278,7 +290,7 @@ class Trainer:
             "accepted": self.accepted,
             "mean_norm": self.mean_norm,
             "skipped": self.skipped,
-            "batch_unit": self.stage.batch.unit(world_size()),
+            "batch_unit": self.stage.batch.unit(self.groups),
             "seconds": max_over_processes(self.seconds, self.device),
             "scaler": self.scaler.state_dict(),
             **self.best.said(),

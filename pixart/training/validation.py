@@ -38,6 +38,9 @@ class Validation:
     best: str = ""
     """One of the metrics: the state that it finds best is kept, whatever --keep says, and `best` in the
     stage's folder leads to it."""
+    patience: int | None = None
+    """So many validations in a row that `best` finds worse than the best one, by more than its interval, end
+    the stage with an error: it runs away. None goes on."""
 
     def __post_init__(self) -> None:
         refuse(self._problems())
@@ -49,6 +52,7 @@ class Validation:
             "guidance": Bounds(0, 1000),
             "sampling_steps": Bounds(1, NUM_TIMESTEPS),
             "metric_count": Bounds(2, 10_000),
+            "patience": Bounds(1, MAX_STEPS),
         }
         yield from number_problems(self, bounds, "validation.")
         if not self.timesteps or not all(0 <= t < NUM_TIMESTEPS for t in self.timesteps):
@@ -68,5 +72,7 @@ class Validation:
         if self.best and self.best not in self.metrics:
             known = ", ".join(self.metrics) or "none"
             yield f"validation.best must be one of validation.metrics ({known}), got {self.best!r}"
+        if self.patience is not None and not self.best:
+            yield f"validation.patience must be None without validation.best, got {self.patience}"
         if wrong := [one for one in self.metric_options if not one.partition("=")[1]]:
             yield f"validation.metric_options must be NAME=VALUE each, got {wrong[0]!r}"

@@ -9,8 +9,9 @@ from small_model import KEPT, build, inputs, mask_of, relative_error, sizes
 from pixart.config import KVCompression
 from pixart.model.control import Control
 from pixart.model.transformer import PixArt
+from pixart.plans.schedule import KVSchedule
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.denoiser import PictureControl, PictureDenoiser
+from pixart.sampler.denoiser import PictureControl, PictureDenoiser, StepReuse
 from pixart.text.encoder import PromptEmbeddings
 
 CPU = torch.device("cpu")
@@ -276,3 +277,51 @@ def test_weights_of_a_control_that_are_replaced_are_not_replayed(
         assert cuda.recorded == number
         layer = controls[0].network.control_blocks[1].after_proj
         layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight) / 10)
+
+
+@torch.no_grad()
+def test_a_schedule_is_recorded_once_for_each_way_to_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, graphs, model = fake_cuda(monkeypatch), CudaGraphs(), build()
+    latents, timesteps, _ = inputs(batch=1)
+    prompt = prompts([0, 1, 2])
+    schedule = KVSchedule.parse("0-1:2@1000-600; 1:4@600-300; 0:1@1000-0")
+    denoise = PictureDenoiser(
+        model, {"conditional": prompt}, 80, 112, CPU, graphs, kv_schedule=schedule
+    )
+    ways = {950.0: (1, 2), 700.0: (1, 2), 500.0: (1, 4), 400.0: (1, 4), 100.0: (), 20.0: ()}
+    for _ in range(2):
+        for t, ratios in ways.items():
+            step = torch.full_like(timesteps, t)
+            got = denoise(latents, step, "conditional")
+            given = (latents, step, prompt.features, prompt.mask)
+            assert relative_error(got, model(*given, kv_ratios=ratios)) < 1e-6
+            if ratios:
+                assert relative_error(got, model(*given)) > 1e-5
+    assert (cuda.recorded, cuda.replayed) == (3, 9)
+    part = denoise.crop(slice(0, 6), slice(0, 8), (10, 14))
+    assert part.kv_schedule is schedule
+
+
+@torch.no_grad()
+def test_steps_that_reuse_blocks_are_recordings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, graphs, model = fake_cuda(monkeypatch), CudaGraphs(), build(depth=3)
+    latents, timesteps, _ = inputs(batch=1)
+    choices: dict[Any, Any] = {"conditional": prompts([0, 1, 2])}
+    reuse = StepReuse(1, frozenset({700.0, 500.0, 400.0, 100.0}))
+    replayed, launched = (
+        PictureDenoiser(model, choices, 80, 112, CPU, one, reuse=reuse) for one in (graphs, None)
+    )
+    for number, t in enumerate((950.0, 700.0, 600.0, 500.0, 400.0, 300.0, 200.0, 100.0)):
+        given = (latents + number, torch.full_like(timesteps, t), "conditional")
+        assert relative_error(replayed(*given), launched(*given)) < 1e-6
+    assert (cuda.recorded, cuda.replayed) == (2, 6)
+    part = replayed.crop(slice(0, 6), slice(0, 8), (10, 14))
+    assert part.reuse is reuse and not part._changes
+
+
+def test_processes_that_share_a_picture_reuse_nothing() -> None:
+    mesh: Any = object()
+    with pytest.raises(ValueError, match="reuse must be None with a mesh"):
+        PictureDenoiser(build(), {}, 80, 112, CPU, mesh=mesh, reuse=StepReuse(1, frozenset()))

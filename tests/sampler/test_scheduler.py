@@ -290,7 +290,10 @@ def test_pndm_draws_with_and_without_its_first_steps_of_another_kind(steps):
         ],
         ({"solver_order": 0}, "solver_order"),
         ({"sigma_max": -1.0}, "sigma_max"),
-        *[({"lambda_min_clipped": x}, "lambda_min_clipped") for x in (math.nan, math.inf)],
+        *[
+            ({"lambda_min_clipped": x}, "lambda_min_clipped")
+            for x in (math.nan, math.inf, "x", None, [1], True)
+        ],
         ({"something_new": math.inf}, "something_new"),
     ],
 )

@@ -80,6 +80,7 @@ FREE = {
     "checkpoint_blocks": replace(STAGE, checkpoint_blocks=0),
     "batch.accumulate": replace(STAGE, batch=Batch(accumulate=2)),
     "parallel": replace(STAGE, parallel="fsdp"),
+    "sequence": replace(STAGE, sequence=2),
     "validation.every": replace(STAGE, validation=Validation(every=2)),
     "validation.metric_count": replace(STAGE, validation=Validation(metric_count=3)),
 }
@@ -149,7 +150,7 @@ def test_settings_of_the_run_itself_are_said(tmp_path: Path, caplog: Any) -> Non
 def data(*names: str, folder: str = "a") -> Any:
     places = [("shard of " + folder, name) for name in names]
     entries = [
-        Entry(f"{folder}/{name}.png", (64, 64), (64, 64), [shard, name], {"prompt": [shard, "c"]})
+        Entry(f"{folder}/{name}.png", {"prompt": [shard, "c"]}, (64, 64), (64, 64), [shard, name])
         for shard, name in places
     ]
     return SimpleNamespace(entries=entries, scaling_factor=None)

@@ -168,7 +168,7 @@ def everything_wrong(place: Path, pipeline: Path, features: Path) -> str:
 
 
 WRONG = (
-    "first: batch.images must be a multiple of processes × batch.accumulate, 2, got 5",
+    "first: batch.images must be a multiple of processes / sequence × batch.accumulate, 2, got 5",
     'first: data.crop is for the source "shapes" only, got 8',
     "first: absent.pth: no such file or directory",
     "has no tokenizer, text_encoder, vae, scheduler folder",
@@ -179,7 +179,7 @@ WRONG = (
     "epsilon, got v_prediction",
     "second: vae_scale must be that of the VAE that made the data, 0.13025, got 0.5",
     "second: caption_weights must name captions of the data (prompt), got poem",
-    "third: trains must be one of autoencoder, clip, controlnet, decoder, text_encoder, transformer, "
+    "third: trains must be one of autoencoder, clip, controlnet, decoder, lcm, tdm, text_encoder, transformer, "
     "got 'nothing'",
     "--keep must be at least 1, got 0",
     "--save-every must be at least 1, got 0",

@@ -15,7 +15,6 @@ from pixart.training.recipe import (
     build_stage,
     load_recipe,
     pair_fields,
-    shipped,
     stage_fields,
 )
 
@@ -105,7 +104,7 @@ def test_anchors_merges_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 def test_any_damage_of_a_recipe_is_one_line_or_none(tmp_path: Path) -> None:
     rng = random.Random(0)
     path = tmp_path / "r.yaml"
-    sources = [(RECIPES / f"{name}.yaml").read_bytes() for name in shipped()]
+    sources = [path.read_bytes() for path in sorted(RECIPES.glob("*.yaml"))]
     marks = [
         b"[",
         b"{",

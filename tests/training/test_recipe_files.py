@@ -1,5 +1,6 @@
 """Recipes as files: what they become, and the errors about those that are wrong."""
 
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -7,15 +8,21 @@ from typing import Any
 
 import pytest
 
+from pixart.train import Options
 from pixart.train import main as train
 from pixart.training.problems import Problems
-from pixart.training.recipe import load_recipe, shipped
+from pixart.training.recipe import ALIASES, load_recipe, shipped
 from pixart.training.stage import OPEN
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "recipes"
 
 
-@pytest.mark.parametrize("name", shipped())
+def test_the_help_names_every_shipped_recipe() -> None:
+    source = " ".join(inspect.getsource(Options).split())
+    assert f"A shipped recipe ({', '.join(shipped())}) or a YAML file" in source
+
+
+@pytest.mark.parametrize("name", sorted({*shipped()} - {*ALIASES}))
 def test_a_shipped_recipe_is_read_as_ever(name: str) -> None:
     """golden/recipes: what the parser before this one made of them, which left no field open."""
     expected = json.loads((GOLDEN / f"{name}.json").read_text())
@@ -137,8 +144,8 @@ def refused(capsys: Any, *arguments: str) -> list[str]:
     [
         (
             [],
-            "RECIPE must be given: one of alpha, controlnet, kv-convert, lora, scalability, shapes, "
-            "shapes-clip, shapes-control, shapes-kv, sigma",
+            "RECIPE must be given: one of alpha, controlnet, dmd, kv-convert, lcm, lora, scalability, shapes, "
+            "shapes-clip, shapes-control, shapes-kv, shapes-lcm, shapes-tdm, sigma, tdm",
         ),
         (["shapes", "--steps", "x"], "--steps must be a whole number, got x"),
         (["shapes", "--steps"], "--steps must be one value, got nothing"),

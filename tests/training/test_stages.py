@@ -8,10 +8,12 @@ import pytest
 import torch
 from tiny_checkpoints import SIGMA, build
 
+from pixart.checkpoint.save import save_transformer
+from pixart.few_step import FewStep
 from pixart.train import main as train
 from pixart.training.run import Run
-from pixart.training.stage import Batch, Data, Stage, Validation
-from pixart.training.starts import adapt
+from pixart.training.stage import Batch, Data, LoRA, Stage, Validation
+from pixart.training.starts import adapt, open_start
 from pixart.training.state import save_state
 
 
@@ -46,19 +48,21 @@ def test_what_would_do_nothing_or_harm_is_refused(make: Any, message: str) -> No
 
 
 def test_images_of_a_step_are_shared_evenly_by_processes_and_parts() -> None:
-    assert Batch(images=12, accumulate=3).of(1024, world=2) == 12
-    with pytest.raises(ValueError, match="multiple of processes × batch.accumulate, 8, got 12"):
-        Batch(images=12, accumulate=4).of(1024, world=2)
+    assert Batch(images=12, accumulate=3).of(1024, groups=2) == 12
+    with pytest.raises(
+        ValueError, match="multiple of processes / sequence × batch.accumulate, 8, got 12"
+    ):
+        Batch(images=12, accumulate=4).of(1024, groups=2)
     by_tokens = Batch(tokens=10 * 1024, accumulate=2)
     assert [by_tokens.of(1024, world) for world in (1, 2, 4)] == [10, 8, 8]
-    assert by_tokens.of(1 << 20, world=4) == 8  # one each is the least
+    assert by_tokens.of(1 << 20, groups=4) == 8  # one each is the least
 
 
 def test_a_multiple_makes_the_same_batches_for_any_number_of_processes() -> None:
     batch = Batch(tokens=10 * 1024, multiple=4)
     assert {batch.of(1024, world) for world in (1, 2, 4)} == {8}
     with pytest.raises(ValueError, match="batch.multiple must be a multiple of processes"):
-        batch.of(1024, world=3)
+        batch.of(1024, groups=3)
 
 
 def test_a_run_that_goes_on_keeps_the_batches_with_which_it_began(tmp_path: Path) -> None:
@@ -67,18 +71,36 @@ def test_a_run_that_goes_on_keeps_the_batches_with_which_it_began(tmp_path: Path
     assert run.stage("a") == stage
     save_state(tmp_path / "a", 1, {}, {"batch_unit": 4})
     begun = run.stage("a").batch
-    assert begun.of(1024, world=2) == 8
+    assert begun.of(1024, groups=2) == 8
     with pytest.raises(ValueError, match="got 4; --batch.multiple 8 makes it one"):
-        begun.of(1024, world=8)
+        begun.of(1024, groups=8)
     given = replace(stage, batch=Batch(tokens=10 * 1024, multiple=2))
     again = Run(tmp_path, [given], torch.device("cpu"))
-    assert again.stage("a").batch.of(1024, world=2) == 10
+    assert again.stage("a").batch.of(1024, groups=2) == 10
 
 
 def test_captions_shorter_than_the_starts_are_no_setting() -> None:
     stage = Stage("a", start="somewhere", resolution=64, max_length=5).resolved()
     with pytest.raises(ValueError, match="max_length must be at least that of the start, 7, got 5"):
         adapt(build(SIGMA), stage)
+
+
+def test_what_trains_all_weights_is_distilled_no_more() -> None:
+    few_step = FewStep("ddim", (999, 499))
+
+    def adapted(**given: Any) -> FewStep | None:
+        stage = Stage("a", start="somewhere", resolution=64, max_length=7, **given).resolved()
+        return adapt(build(replace(SIGMA, few_step=few_step)), stage).config.few_step
+
+    assert adapted() is None
+    assert adapted(lora=LoRA(rank=2)) == adapted(trains="controlnet") == few_step
+
+
+def test_a_stage_starts_from_a_repository_of_one_file(tmp_path: Path) -> None:
+    model = build(SIGMA)
+    save_transformer(model, tmp_path / "nitro.safetensors")
+    stage = Stage("a", start=str(tmp_path), resolution=64)
+    assert open_start(stage, None).config == model.config
 
 
 def test_drawn_pictures_of_another_size_are_as_many_pixels() -> None:

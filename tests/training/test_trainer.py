@@ -402,8 +402,9 @@ def test_without_an_average_the_next_stage_takes_the_last_weights(tmp_path: Path
     assert all(torch.equal(trained[name], taken[name]) for name in trained)
 
 
+# A run for each line that it is sent, in a fork: what all import is imported once.
 KILLED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from dataclasses import replace
@@ -417,10 +418,15 @@ def slow(path):
     time.sleep(0.002)  # most of a save is waiting for a disk
     flush(path)
 files.flush = slow
-one = make(Path(sys.argv[1]), replace(QUICK, steps=300), save_every=1)
-print("ready", flush=True)
-one.run(Progress(one.directory, "toy", quiet=True, every=1))
-print("done", flush=True)
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        one = make(Path(sys.argv[1]), replace(QUICK, steps=300), save_every=1)
+        print("ready", os.getpid(), flush=True)
+        one.run(Progress(one.directory, "toy", quiet=True, every=1))
+        print("done", flush=True)
+        os._exit(0)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -434,30 +440,43 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_one_that_was_not(
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "training")]
     command = [sys.executable, str(script), str(tmp_path / "run"), *paths]
 
-    def start() -> tuple[subprocess.Popen[str], Any]:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        return child, child.stdout
+    def start() -> int:
+        told.write("\n")
+        told.flush()
+        ready, number = printed.readline().split()
+        assert ready == "ready"
+        return int(number)
+
+    def rest() -> list[str]:
+        """What it says until it has ended, with what that was."""
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith("ended"):
+            lines.append(printed.readline().strip() or "ended without a word")
+        return lines
 
     def unfinished() -> set[tuple[str, int]]:
         return {(p.name, p.stat().st_ctime_ns) for p in (tmp_path / "run").glob(".step-*.tmp")}
 
+    forks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert forks.stdin is not None and forks.stdout is not None
+    told, printed = forks.stdin, forks.stdout
     for kill in range(20):
         left_by_others = unfinished()
-        child, printed = start()
+        child = start()
         if kill % 2:
             time.sleep(rng.uniform(0.0, 0.4))
         else:  # in a save: after some file of it was written, before or while the next one is
             for _ in range(rng.randrange(1, 40)):
                 assert printed.readline() == "saving\n"
             time.sleep(rng.uniform(0.0, 0.002))
-        child.kill()
-        child.wait()
-        assert "done\n" not in printed.read()
+        os.kill(child, signal.SIGKILL)
+        assert rest()[-1] == f"ended {-signal.SIGKILL}"
         during_save += not unfinished() <= left_by_others
     assert during_save >= 10
-    child, printed = start()
-    assert printed.read().endswith("done\n") and child.wait() == 0
+    start()
+    assert rest()[-2:] == ["done", "ended 0"]
+    told.close()
+    assert forks.wait() == 0
     stage = replace(QUICK, steps=300)
     whole, survivor = make(tmp_path / "whole", stage), make(tmp_path / "run", stage)
     run(whole)

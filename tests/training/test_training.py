@@ -30,7 +30,7 @@ from pixart.training.scenes import anchor_latents, draw_sample
 from pixart.training.stage import Batch, Data, Stage
 from pixart.training.state import latest_state
 from pixart.training.tasks import autoencoder
-from pixart.training.tasks.shapes import ShapesTask, train_tokenizer
+from pixart.training.tasks.shapes import ShapesTask, open_pair, train_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 ASSETS = ROOT / "pixart" / "assets" / EMBEDDED
@@ -215,8 +215,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, capsys: A
         ["shapes", *output, "--stage", "x"], capsys
     )
     assert (
-        "recipe must be one of alpha, controlnet, kv-convert, lora, scalability, shapes, shapes-clip, "
-        "shapes-control, shapes-kv, sigma" in refused(["absent", *output], capsys)
+        "recipe must be one of alpha, controlnet, dmd, kv-convert, lcm, lora, scalability, shapes, "
+        "shapes-clip, shapes-control, shapes-kv, shapes-lcm, shapes-tdm, sigma, tdm"
+        in refused(["absent", *output], capsys)
     )
     assert "multiple of processes" in refused(
         ["shapes", *output, "--batch.accumulate", "3", "--stage", "vae-crops"], capsys
@@ -340,3 +341,19 @@ def test_a_decoder_may_start_from_a_pipeline(tmp_path: Path) -> None:
     assert part.pictures.shape == (8, 3, 128, 128), "parts of pictures of 256 px"
     sizes = {noise.std().item() for noise in part.noise}
     assert 0 < min(sizes) < 0.5 * max(sizes) < 0.1, "latents of all degrees of cleanness"
+
+
+def test_no_lot_beside_the_stages_decides_which_captions_are_dropped() -> None:
+    """Among processes, and after a stop, a step is what it would have been."""
+    stage = Stage("any", start="shapes", data=Data(source="shapes")).resolved(resolution=32)
+    pair, spiece = open_pair(replace(stage, vae_scale=1.0, prediction="v_prediction"))
+    task = ShapesTask(pair, stage, spiece, None)
+    task.model.train()
+    [part] = task.load(0, 1)
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return float(task.losses(task.model, part)["loss"])
+
+    assert loss(0) == loss(1)

@@ -35,7 +35,7 @@ from pixart.training.plot import read_metrics
 from pixart.training.progress import Progress
 from pixart.training.stage import Data, Stage, Validation
 from pixart.training.state import latest_state, read_progress
-from pixart.training.trainer import Trainer
+from pixart.training.trainer import Trainer, TrainingFailed
 
 CPU = torch.device("cpu")
 
@@ -271,7 +271,7 @@ def test_the_best_state_is_kept_whatever_keep_says(tmp_path: Path) -> None:
     states = sorted(path.name for path in tmp_path.glob("step-*"))
     assert states == ["step-00000002", "step-00000006"]  # and what was best before is gone
     said = read_progress(tmp_path / "step-00000006")["best"]
-    assert said == {"metric": "brightness", "step": 2, "value": 0.9}
+    assert said == {"metric": "brightness", "step": 2, "value": 0.9, "worse": 0}
     state = latest_state(tmp_path)
     assert state is not None and state.name == "step-00000006"
     stage = trainer(tmp_path).stage
@@ -371,3 +371,23 @@ def test_a_checker_scores_what_it_is_shown() -> None:
     stage = drawn_stage(metrics=("brightness",), metric_count=4).resolved(resolution=128)
     for scene, text in Measuring(stage, CPU)._scenes("caption", 4):
         assert all(check(draw(scene, 128), parse(text)))
+
+
+def test_a_run_that_runs_away_is_given_up_and_its_best_kept(tmp_path: Path) -> None:
+    """After two in a row that are worse by more than the interval; also where it is killed between."""
+    edges = {1: (0.9, 0.95), 2: (0.5, 0.6), 3: (0.8, 0.91), 4: (0.5, 0.6), 5: (0.4, 0.5)}
+
+    class Falling(Toy):
+        def validate(self, step: int, folder: Path) -> dict[str, float]:
+            value, high = edges[step]
+            return {"brightness": value, "brightness/high": high}
+
+    validation = Validation(every=1, metrics=("brightness",), best="brightness", patience=2)
+    stage = replace(QUICK, validation=validation)
+    advance(Trainer(Falling(), stage, tmp_path, CPU), stop_after=4)
+    with pytest.raises(
+        TrainingFailed, match="given up at step 5: 2 validations in a row .* 0.9 at step 1,"
+    ):
+        advance(Trainer(Falling(), stage, tmp_path, CPU))
+    assert (tmp_path / "best").readlink() == Path("step-00000001")
+    assert (tmp_path / "best" / "exported.pt").is_file()

@@ -12,13 +12,24 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from pixart.training.run import Run
-from pixart.training.stage import CLIP, CONTROLNET, DECODER, DRAWN, ResolvedStage, Stage
+from pixart.training.stage import (
+    CLIP,
+    CONTROLNET,
+    DECODER,
+    DRAWN,
+    LCM,
+    TDM,
+    ResolvedStage,
+    Stage,
+)
 from pixart.training.tasks import (
     autoencoder,
     controlnet,
+    prepared_distilling,
     shapes,
     shapes_clip,
     shapes_control,
+    shapes_distilling,
     text_encoder,
     transformer,
 )
@@ -48,6 +59,10 @@ TASKS: dict[tuple[str, str], TaskModule] = {
     (CLIP, DRAWN): shapes_clip,
     (CONTROLNET, PREPARED): controlnet,
     (CONTROLNET, DRAWN): shapes_control,
+    (TDM, PREPARED): prepared_distilling,
+    (TDM, DRAWN): shapes_distilling,
+    (LCM, PREPARED): prepared_distilling,
+    (LCM, DRAWN): shapes_distilling,
 }
 
 

@@ -20,6 +20,7 @@ from pixart.dataset.batches import FeatureBatch, FeatureDataset
 from pixart.distributed import rank
 from pixart.lora.adapters import merge_lora
 from pixart.model.control import Control, ControlNet
+from pixart.model.exchange import TokenExchange
 from pixart.model.transformer import PixArt
 from pixart.training.batch import TrainingSample, unread_data, whole_state
 from pixart.training.plan import control_plan
@@ -156,8 +157,16 @@ class Controlled(nn.Module):
     def base(self) -> PixArt:
         return self._base[0]
 
-    def forward(self, hint: Tensor, x_t: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:
-        return self.base(x_t, timesteps, *conditions, controls=[Control(self.network, hint)])
+    def forward(
+        self,
+        hint: Tensor,
+        x_t: Tensor,
+        timesteps: Tensor,
+        *conditions: Tensor,
+        exchange: TokenExchange | None = None,
+    ) -> Tensor:
+        controls = [Control(self.network, hint)]
+        return self.base(x_t, timesteps, *conditions, controls=controls, exchange=exchange)
 
 
 def export_control(model: nn.Module, stage: Stage, base: PixArt, folder: Path) -> None:

@@ -19,9 +19,10 @@ from pixart.checkpoint.load import load_transformer, open_transformer
 from pixart.config import PixArtConfig
 from pixart.cost import forward_flops
 from pixart.diffusion import add_noise
-from pixart.distributed import barrier, own, rank, share, world_size
+from pixart.distributed import barrier, rank, share
 from pixart.files import read_json, written_aside
 from pixart.libraries import importing, silenced
+from pixart.model.exchange import TokenExchange
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import open_directory
@@ -42,18 +43,20 @@ from pixart.training.batch import (
 )
 from pixart.training.measuring import Measuring
 from pixart.training.outlines import outline_errors
+from pixart.training.parallel import groups, own, sharing_problems
 from pixart.training.plan import transformer_plan
 from pixart.training.previews import draw_pictures
-from pixart.training.problems import problems_of
+from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
 from pixart.training.scenes import (
     draw_sample,
     draw_scene,
     drawing_problems,
+    drawn_sizes,
     picture_of,
     token_conditions,
 )
-from pixart.training.stage import PREVIOUS, RANDOM, Data, ResolvedStage, Stage
+from pixart.training.stage import DISTILLED, PREVIOUS, RANDOM, Data, ResolvedStage, Stage
 from pixart.training.starts import (
     adapt,
     add_compression,
@@ -66,6 +69,7 @@ from pixart.training.state import load_average
 from pixart.training.tasks.autoencoder import load_vae
 
 VOCABULARY = 320
+SPIECE = Path("tokenizer", "spiece.model")  # of a pipeline
 # Twice guided, the outlines of so small a model fray: 4.5, right for XL/2, triples the error of x0 on
 # them. Found by the sweep in the model card.
 SAMPLING = Sampling(steps=20, guidance=2.0)
@@ -90,7 +94,10 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
         yield from problems_of(lambda: run.expect_previous(stage))
     elif stage.start != RANDOM and start_is_here(stage):
         yield from problems_of(lambda: start_folder(stage))
-    yield from problems_of(lambda: run.known_model(stage))
+    model, lines = attempt(lambda: run.known_model(stage))
+    yield from lines
+    if model is not None:
+        yield from sharing_problems(stage, model.config, drawn_sizes(stage))
     yield from problems_of(lambda: _vae_folder(stage, run))
 
 
@@ -121,11 +128,13 @@ def begin_pair(stage: ResolvedStage, run: Run) -> tuple["Pair", Path]:
             load_average(run.previous(origin), TextEncoderWithReadout(pair.text_encoder))
         return pair, run_tokenizer(run)
     previous = run.previous(origin)
+    if run.before(origin).trains in DISTILLED:  # a whole pipeline, whose T5 is that of its start
+        return open_pair(replace(stage, start=str(previous)))
     folder = previous / "pipeline"
     pair = build_pair(open_transformer(folder / "transformer").config)
     load_average(previous, pair)
     adapt(pair.transformer, stage)
-    return pair, folder / "tokenizer" / "spiece.model"
+    return pair, folder / SPIECE
 
 
 def _vae_folder(stage: ResolvedStage, run: Run) -> Path | None:
@@ -216,21 +225,26 @@ def start_folder(stage: ResolvedStage) -> Path:
     return folder
 
 
-@silenced()
 def open_pair(stage: ResolvedStage) -> tuple["Pair", Path]:
     """Transformer and text encoder of the pipeline that stage.start names, and its tokenizer."""
+    folder = start_folder(stage)
+    transformer = load_transformer(folder / "transformer", dtype=torch.float32)
+    pair = Pair(adapt(transformer, stage), open_text_encoder(folder))
+    return pair, folder / SPIECE
+
+
+@silenced()
+def open_text_encoder(folder: Path) -> Any:
+    """The T5 of a pipeline's folder, in fp32."""
     with importing():
         from transformers import T5EncoderModel
 
-    folder = start_folder(stage)
-    transformer = load_transformer(folder / "transformer", dtype=torch.float32)
     opened: Any = T5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=torch.float32, output_loading_info=True
     )
     text_encoder, info = opened
     check_complete(folder / "text_encoder", info, None)
-    pair = Pair(adapt(transformer, stage), text_encoder)
-    return pair, folder / "tokenizer" / "spiece.model"
+    return text_encoder
 
 
 class TextEncoderWithReadout(nn.Module):
@@ -257,9 +271,16 @@ class Pair(nn.Module):
         super().__init__()
         self.transformer, self.text_encoder = transformer, text_encoder
 
-    def forward(self, x_t: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        exchange: TokenExchange | None = None,
+    ) -> Tensor:
         features = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return self.transformer(x_t, timesteps, features, mask)
+        return self.transformer(x_t, timesteps, features, mask, exchange=exchange)
 
 
 class ShapesTask:
@@ -267,8 +288,10 @@ class ShapesTask:
 
     Batches have as many pixels as stage.batch.images squares of stage.resolution; where
     stage.data.sizes names other sides, they take turns. vae: goes into the exported pipeline; None where
-    none is exported.
+    none is exported. exported: the folder of the pipeline in what `export` writes.
     """
+
+    exported = "pipeline"
 
     def __init__(
         self, model: Pair, stage: ResolvedStage, spiece: Path, vae: nn.Module | None
@@ -279,13 +302,15 @@ class ShapesTask:
         self.transformer, self.text_encoder = model.transformer, model.text_encoder
         self.stage, self.spiece, self.vae = stage, spiece, vae
         model.transformer.gradient_checkpointing = stage.checkpoint_blocks
+        # Captions are dropped where they are drawn: the model's own lots are nobody's seed.
+        model.transformer.y_embedder.dropout_prob = 0.0
         self.tokenizer: Any = load_tokenizer(spiece.parent)
 
     def load(self, step: int, parts: int) -> list[TrainingSample]:
         sizes = self.stage.data.sizes or (self.stage.resolution,)
         size = sizes[step % len(sizes)]
-        images = self.stage.drawn_images(size, world_size() * parts)
-        rngs = own(self.stage.rngs(step, images))
+        images = self.stage.drawn_images(size, groups(self.stage) * parts)
+        rngs = own(self.stage.rngs(step, images), self.stage)
         samples = [draw_sample(rng, self.tokenizer, size, self.stage) for rng in rngs]
         return [stack(share(samples, part, parts)) for part in range(parts)]
 
@@ -385,7 +410,9 @@ class ShapesTask:
             if rank() != 0:
                 return {}
             device = next(self.model.parameters()).device
-            pipe = Pipeline.from_pretrained(Path(place) / "pipeline", device=device, cache_dir=None)
+            pipe = Pipeline.from_pretrained(
+                Path(place) / self.exported, device=device, cache_dir=None
+            )
             draw_pictures(pipe, self.stage, folder)
             drawn = draw_pictures(pipe, self.stage, folder / "metrics", captions)
         return self._measuring(captions, drawn)

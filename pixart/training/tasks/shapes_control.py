@@ -17,11 +17,12 @@ from pixart.pipeline.text_to_image import Pipeline
 from pixart.shapes.caption import describe
 from pixart.shapes.scene import draw_outlines
 from pixart.training.batch import TrainingSample, drawn_data_problems
+from pixart.training.parallel import sharing_problems
 from pixart.training.plan import control_plan
 from pixart.training.previews import draw_pictures
 from pixart.training.problems import attempt, problems_of
 from pixart.training.run import Run
-from pixart.training.scenes import drawing_problems, token_conditions
+from pixart.training.scenes import drawing_problems, drawn_sizes, token_conditions
 from pixart.training.stage import PREVIOUS, ResolvedStage, Stage
 from pixart.training.starts import start_is_here, weightless_control
 from pixart.training.tasks.controlnet import (
@@ -53,6 +54,7 @@ def check_files(stage: ResolvedStage, run: Run) -> Iterator[str]:
     yield from lines
     if model is not None:
         yield from problems_of(lambda: weightless_control(stage, model))
+        yield from sharing_problems(stage, model.config, drawn_sizes(stage))
 
 
 def plan(stage: ResolvedStage, run: Run) -> str:

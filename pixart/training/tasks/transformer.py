@@ -22,7 +22,7 @@ from pixart.cost import forward_flops
 from pixart.dataset.batches import FeatureBatch, FeatureDataset
 from pixart.dataset.buckets import epoch_plan
 from pixart.diffusion import add_noise
-from pixart.distributed import mean_over_processes, own, rank, share, world_size
+from pixart.distributed import mean_over_processes, rank, share, world_size
 from pixart.lora.adapters import add_lora, merge_lora, save_lora
 from pixart.model.transformer import PixArt
 from pixart.pipeline.text_to_image import Pipeline
@@ -35,6 +35,7 @@ from pixart.training.batch import (
 )
 from pixart.training.checkpoints import complete, other_parts
 from pixart.training.measuring import Measuring
+from pixart.training.parallel import groups, own
 from pixart.training.plan import transformer_plan
 from pixart.training.prepared import data_problems, prepared_problems, source_problems
 from pixart.training.previews import draw_pictures
@@ -120,6 +121,30 @@ def open_pipeline(stage: ResolvedStage, model: PixArt, device: torch.device) -> 
     return pipe
 
 
+def export_transformer(
+    state: dict[str, Tensor],
+    config: PixArtConfig,
+    stage: Stage,
+    folder: Path,
+    parts: Path | None,
+    is_null_caption_stored: bool,
+) -> None:
+    """Write what a user opens, of a whole state dict: see `DenoisingTask.export`. Few steps that the config
+    names are said by all of it. parts: of the pipeline that it becomes."""
+    whole, lora = empty_model(config), stage.lora
+    if lora.rank:
+        add_lora(whole, lora.rank, lora.alpha, lora.targets)
+    whole.load_state_dict(state, assign=True)
+    if lora.rank:
+        save_lora(whole, folder / "lora", few_step=config.few_step)
+        merge_lora(whole)
+    whole.null_caption_stored = is_null_caption_stored  # type: ignore[assignment]
+    save_transformer(whole, folder / "transformer", format="diffusers")
+    save_transformer(whole, folder / "model.safetensors")
+    if parts is not None:
+        complete(folder, parts, whole.config)
+
+
 class DenoisingTask:
     """A Task of pixart.training.trainer: the published loss of a PixArt on a FeatureDataset.
 
@@ -164,10 +189,10 @@ class DenoisingTask:
     # What a step sees.
 
     def load(self, step: int, parts: int) -> list[TrainingSample]:
-        """This process's samples of a step, in parts."""
+        """The samples of a step for this process's group, in parts."""
         plan_length = len(self._plan(0))
         batch = self._plan(step // plan_length)[step % plan_length]
-        places = own(list(enumerate(batch)))
+        places = own(list(enumerate(batch)), self.stage)
         samples = [self._sample(step, place, index) for place, index in places]
         if self.prior is not None:
             bucket = self.dataset.buckets[batch[0]]
@@ -181,7 +206,7 @@ class DenoisingTask:
     def _plans(self) -> Any:
         buckets = [self.dataset.buckets[index] for index in self.trained]
         sizes = {
-            bucket: self.stage.batch.of(self._tokens_of(bucket), world_size())
+            bucket: self.stage.batch.of(self._tokens_of(bucket), groups(self.stage))
             for bucket in set(buckets)
         }
 
@@ -287,20 +312,9 @@ class DenoisingTask:
         with adapters merged, which are in FOLDER/lora too. FOLDER is a whole pipeline where the other
         parts of one are known."""
         state = whole_state(self.model)
-        if rank() != 0:
-            return
-        whole, lora = empty_model(self.config), self.stage.lora
-        if lora.rank:
-            add_lora(whole, lora.rank, lora.alpha, lora.targets)
-        whole.load_state_dict(state, assign=True)
-        if lora.rank:
-            save_lora(whole, folder / "lora")
-            merge_lora(whole)
-        whole.null_caption_stored = getattr(self.transformer, "null_caption_stored", True)  # type: ignore[assignment]
-        save_transformer(whole, folder / "transformer", format="diffusers")
-        save_transformer(whole, folder / "model.safetensors")
-        if self.parts is not None:
-            complete(folder, self.parts, whole.config)
+        if rank() == 0:
+            is_stored = getattr(self.transformer, "null_caption_stored", True)
+            export_transformer(state, self.config, self.stage, folder, self.parts, is_stored)
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path) -> dict[str, float]:
@@ -320,7 +334,7 @@ class DenoisingTask:
         world, count = world_size(), len(self.held_out)
         total = torch.zeros((), device=self.device)
         # A model that is cut among processes runs in all of them or in none: where images run out, a
-        # process repeats one that does not count.
+        # process repeats one that does not count. Tokens are not shared: each has pictures of its own.
         for place in range(rank(), count + -count % world, world):
             index = self.held_out[place % count]
             sample = self._draw(self.dataset, index, f"validation/{index}", 1.0)
