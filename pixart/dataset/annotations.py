@@ -43,8 +43,10 @@ from pixart.progress import counted
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Line = dict[str, Any]
 # Raises ImageError for a picture that it cannot take.
-Annotate = Callable[["Image"], dict[str, Any]]
+Annotate = Callable[["Image"], Line]
+Work = Callable[[Iterable[Item]], Iterator[Line | Rejected]]
 
 
 @dataclass
@@ -69,31 +71,47 @@ def annotate(
     is_known: Callable[[Mapping[str, Any]], bool],
     workers: int = 1,
 ) -> Tally:
+    """`write_lines` with what annotates pictures in this process; workers: at a time."""
+    return write_lines(items, output, annotating(annotate_one, workers), is_known)
+
+
+def annotating(annotate_one: Annotate, workers: int = 1) -> Work:
+    """From items to lines, in their order; what cannot be used is Rejected. workers: pictures at a time."""
+
+    def run(item: Item) -> Line | Rejected:
+        if isinstance(item, Rejected):
+            return item
+        try:
+            return {"path": item.key, **annotate_one(decode(item.read()))}
+        except (ImageError, CheckpointError, OSError) as error:
+            return Rejected(item.path, str(error))
+
+    return lambda items: in_order(run, items, workers)
+
+
+def write_lines(
+    items: Iterable[Item],
+    output: Path,
+    work: Work,
+    is_known: Callable[[Mapping[str, Any]], bool],
+) -> Tally:
     """Append a line to `output` for every sample that has none for which is_known holds.
 
-    workers: pictures that are annotated at a time. Pictures that cannot be used are listed in
+    work: as `annotating` makes it, here or elsewhere. Pictures that cannot be used are listed in
     `output` with the suffix .report.json, and the others go on.
     """
     tally = Tally()
     with _appending(output) as (lines, append):
         known = {line["path"] for line in lines if is_known(line)}
 
-        def todo() -> Iterator[Sample]:
+        def todo() -> Iterator[Item]:
             for item in items:
-                if isinstance(item, Rejected):
-                    tally.rejected.append(item)
-                elif item.key in known:
+                if isinstance(item, Sample) and item.key in known:
                     tally.known += 1
                 else:
                     yield item
 
-        def run(sample: Sample) -> dict[str, Any] | Rejected:
-            try:
-                return {"path": sample.key, **annotate_one(decode(sample.read()))}
-            except (ImageError, CheckpointError, OSError) as error:
-                return Rejected(sample.path, str(error))
-
-        for result in counted(in_order(run, todo(), workers), output.name):
+        for result in counted(work(todo()), output.name):
             if isinstance(result, Rejected):
                 tally.rejected.append(result)
             else:
@@ -251,7 +269,8 @@ def _appending(
     with claimed(output.with_name(f".{output.name}.lock"), wait=False) as mine:
         if not mine:
             raise ValueError(f"output must be free, another process writes {output}")
-        with output.open("a+b") as file:
+        is_new = not output.exists()
+        with output.open("a+b") as file, _without_rest(output if is_new else None):
             lines = read_lines(output)
             _end_last_line(file)
 
@@ -264,6 +283,17 @@ def _appending(
 
             yield lines, append
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _without_rest(new: Path | None) -> Iterator[None]:
+    """A file that is new and still empty when an error ends the block goes with it."""
+    try:
+        yield
+    except BaseException:
+        if new is not None and not new.stat().st_size:
+            new.unlink()
+        raise
 
 
 def _end_last_line(file: IO[bytes]) -> None:

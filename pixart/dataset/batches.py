@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixart.dataset.features import Entry, PreparedFeatures
+from pixart.dataset.features import (
+    Captioned,
+    Entry,
+    PreparedFeatures,
+    PromptFeatures,
+    holds_prompts,
+)
 from pixart.dataset.official_features import OfficialFeatures, find_data_info
 
 
@@ -42,7 +48,65 @@ class FeatureBatch:
         return replace(self, **{k: one.to(device) for k, one in values.items() if one is not None})
 
 
-class FeatureDataset:
+class CaptionDataset:
+    """The captions of what was prepared: of prompts alone, or of pictures.
+
+    `entries`: the samples. `caption_names`: of all of them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        features: PromptFeatures | PreparedFeatures | OfficialFeatures,
+    ) -> None:
+        self.directory, self._features = directory, features
+        self.entries: Sequence[Captioned] = features.entries
+        if not self.entries:
+            raise ValueError(f"{directory} must hold at least one sample; its report says why not")
+        self.caption_names = sorted({name for entry in self.entries for name in entry.captions})
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def caption(
+        self, index: int, rng: random.Random, caption_weights: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """The features (L, D) of one of a sample's captions, drawn as `FeatureDataset.batch` draws it."""
+        entry = self.entries[index]
+        return self._features.caption(entry, _draw(entry, caption_weights, rng))
+
+    def check_captions(self, caption_weights: Mapping[str, float]) -> None:
+        """Raises ValueError if `batch` would for some sample: better known before training."""
+        self._check_names(caption_weights)
+        for entry in self.entries:
+            _odds(entry, caption_weights)
+
+    def caption_mix(self, caption_weights: Mapping[str, float]) -> "CaptionMix":
+        """How often each caption is drawn. Raises ValueError as check_captions does."""
+        self._check_names(caption_weights)
+        shares = dict.fromkeys(self.caption_names, 0.0)
+        wanted = {name for name, weight in caption_weights.items() if weight > 0}
+        lacking = 0
+        for entry in self.entries:
+            odds = _odds(entry, caption_weights)
+            whole = sum(odds.values()) * len(self.entries)
+            for name, weight in odds.items():
+                shares[name] += weight / whole
+            lacking += not wanted <= {*odds, *map(_group, odds)}
+        return CaptionMix(shares, len(self.entries), lacking)
+
+    def _check_names(self, weights: Mapping[str, float] | None) -> None:
+        known = {*self.caption_names, *map(_group, self.caption_names)}
+        if unknown := set(weights or ()) - known:
+            raise ValueError(
+                f"caption_weights must name captions of the data ({', '.join(sorted(known))}), "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        if any(weight < 0 for weight in (weights or {}).values()):
+            raise ValueError(f"caption_weights must not be negative, got {weights}")
+
+
+class FeatureDataset(CaptionDataset):
     """The samples of a directory that `prepare` filled, or of the official layout.
 
     resolution: in pixels; may be left out where the directory holds one. `scaling_factor` is that
@@ -54,21 +118,16 @@ class FeatureDataset:
         directory = Path(directory)
         prepared = any(directory.glob("index-*.json"))
         data_info = None if prepared else find_data_info(directory)
-        self._features: PreparedFeatures | OfficialFeatures = (
+        features = (
             OfficialFeatures(data_info, resolution)
             if data_info
             else PreparedFeatures(directory, resolution)
         )
-        self.entries: Sequence[Entry] = self._features.entries
-        if not self.entries:
-            raise ValueError(f"{directory} must hold at least one sample; its report says why not")
-        self.directory = directory
-        self.scaling_factor = self._features.scaling_factor
-        self.control = self._features.control
-        self.caption_names = sorted({name for entry in self.entries for name in entry.captions})
-
-    def __len__(self) -> int:
-        return len(self.entries)
+        super().__init__(directory, features)
+        self._pictures = features
+        self.entries: Sequence[Entry] = features.entries
+        self.scaling_factor = features.scaling_factor
+        self.control = features.control
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -114,7 +173,7 @@ class FeatureDataset:
 
     def _moments(self, places: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) each, fp32."""
-        mean, std = zip(*map(self._features.moments, places), strict=True)
+        mean, std = zip(*map(self._pictures.moments, places), strict=True)
         return torch.stack(mean).float(), torch.stack(std).float()
 
     def _steering(self, chosen: Sequence[Entry], shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -142,35 +201,13 @@ class FeatureDataset:
             if entry.control is None:
                 raise ValueError(self._uncontrolled(entry))
 
-    def check_captions(self, caption_weights: Mapping[str, float]) -> None:
-        """Raises ValueError if `batch` would for some sample: better known before training."""
-        self._check_names(caption_weights)
-        for entry in self.entries:
-            _odds(entry, caption_weights)
 
-    def caption_mix(self, caption_weights: Mapping[str, float]) -> "CaptionMix":
-        """How often each caption is drawn. Raises ValueError as check_captions does."""
-        self._check_names(caption_weights)
-        shares = dict.fromkeys(self.caption_names, 0.0)
-        wanted = {name for name, weight in caption_weights.items() if weight > 0}
-        lacking = 0
-        for entry in self.entries:
-            odds = _odds(entry, caption_weights)
-            whole = sum(odds.values()) * len(self.entries)
-            for name, weight in odds.items():
-                shares[name] += weight / whole
-            lacking += not wanted <= {*odds, *map(_group, odds)}
-        return CaptionMix(shares, len(self.entries), lacking)
-
-    def _check_names(self, weights: Mapping[str, float] | None) -> None:
-        known = {*self.caption_names, *map(_group, self.caption_names)}
-        if unknown := set(weights or ()) - known:
-            raise ValueError(
-                f"caption_weights must name captions of the data ({', '.join(sorted(known))}), "
-                f"got {', '.join(sorted(unknown))}"
-            )
-        if any(weight < 0 for weight in (weights or {}).values()):
-            raise ValueError(f"caption_weights must not be negative, got {weights}")
+def open_captions(directory: str | Path, resolution: int | None = None) -> CaptionDataset:
+    """The captions of a folder that `prompts` filled, or of prepared pictures of a resolution."""
+    directory = Path(directory)
+    if holds_prompts(directory):
+        return CaptionDataset(directory, PromptFeatures(directory))
+    return FeatureDataset(directory, resolution)
 
 
 @dataclass(frozen=True)
@@ -225,7 +262,7 @@ def _group(name: str) -> str:
     return name.split(".")[0]
 
 
-def _draw(entry: Entry, weights: Mapping[str, float] | None, rng: random.Random) -> str:
+def _draw(entry: Captioned, weights: Mapping[str, float] | None, rng: random.Random) -> str:
     if weights is None:
         # Sorted: a seed draws the same caption in whatever order an index lists them.
         return rng.choice(sorted(entry.captions))
@@ -233,7 +270,7 @@ def _draw(entry: Entry, weights: Mapping[str, float] | None, rng: random.Random)
     return rng.choices(list(odds), list(odds.values()))[0]
 
 
-def _odds(entry: Entry, weights: Mapping[str, float]) -> dict[str, float]:
+def _odds(entry: Captioned, weights: Mapping[str, float]) -> dict[str, float]:
     """The weight of each of a sample's captions, by name."""
     names = sorted(entry.captions)
     shared = [_group(name) for name in names if name not in weights]

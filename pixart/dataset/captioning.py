@@ -9,11 +9,11 @@ mean log-likelihood of their tokens, as arXiv:2404.02883 sorts its five by confi
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset.annotations import Tally, annotate
+from pixart.dataset.annotations import Tally, Work, annotating, write_lines
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
 from pixart.endpoint import Endpoint, Refused, data_url
@@ -74,9 +74,44 @@ class CaptionRequest:
 def caption_source(
     items: Iterable[Item], output: Path, captioner: Captioner, request: CaptionRequest, workers: int
 ) -> Tally:
+    """`write_captions` with a captioner in this process; workers: pictures at a time."""
+    return write_captions(items, output, captioning(captioner, request, workers), request)
+
+
+def write_captions(
+    items: Iterable[Item], output: Path, work: Work, request: CaptionRequest
+) -> Tally:
     """Append {"path", "captions"} for every picture that has no captions of these names yet; where they are
     ranked, "likelihoods" by name beside them; where fewer differ than were asked for, "asked", the count.
+    work: as `captioning` makes it.
     """
+    return write_lines(items, output, work, is_captioned(request, output))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What writes captions: a model of transformers on a device (None chooses), or an endpoint's, with its
+    key. place: a path, hub id or the endpoint's name for it. workers: pictures at a time."""
+
+    place: str
+    endpoint: str | None = None
+    key: str | None = field(default=None, repr=False)
+    device: str | None = None
+    workers: int = 1
+
+    def open(self, request: CaptionRequest) -> Work:
+        """Raises what open_endpoint and open_model raise."""
+        if self.endpoint is not None:
+            captioner = open_endpoint(self.endpoint, self.place, request, self.key)
+        else:
+            from pixart.device import choose_device
+
+            captioner = open_model(self.place, request, choose_device(self.device))
+        return captioning(captioner, request, self.workers)
+
+
+def captioning(captioner: Captioner, request: CaptionRequest, workers: int) -> Work:
+    """From items to lines with captions. workers: pictures at a time."""
     names = request.names
 
     def annotate_one(image: "Image") -> dict[str, Any]:
@@ -89,6 +124,14 @@ def caption_source(
                 name: one.likelihood for name, one in zip(names, written, strict=False)
             }
         return values if len(written) == len(names) else {**values, "asked": request.count}
+
+    return annotating(annotate_one, workers)
+
+
+def is_captioned(request: CaptionRequest, output: Path) -> Callable[[Mapping[str, Any]], bool]:
+    """What tells whether a line of `output` has all that is asked for. It raises ValueError over captions
+    that are not ranked where those that are asked for are."""
+    names = request.names
 
     def is_known(line: Mapping[str, Any]) -> bool:
         captions = line.get("captions") or {}
@@ -103,7 +146,7 @@ def caption_source(
             )
         return set(names) <= captions.keys() or line.get("asked") == request.count
 
-    return annotate(items, output, annotate_one, is_known, workers)
+    return is_known
 
 
 def several(write: Callable[[int], Written], request: CaptionRequest) -> list[Written]:
@@ -190,10 +233,12 @@ def _likelihood(given: Any, path: str) -> float:
     return mean
 
 
-def open_endpoint(address: str, model: str, request: CaptionRequest) -> Captioner:
-    """A server that speaks OpenAI's chat completions at `address`/chat/completions. Its key is read
-    from OPENAI_API_KEY, unless the address holds user:password. See pixart.endpoint."""
-    endpoint = Endpoint(address, os.environ.get("OPENAI_API_KEY"))
+def open_endpoint(
+    address: str, model: str, request: CaptionRequest, key: str | None = None
+) -> Captioner:
+    """A server that speaks OpenAI's chat completions at `address`/chat/completions. Its key, where none is
+    given, is read from OPENAI_API_KEY, unless the address holds user:password. See pixart.endpoint."""
+    endpoint = Endpoint(address, key or os.environ.get("OPENAI_API_KEY"))
 
     def captioner(image: "Image") -> Callable[[int], Written]:
         content = [

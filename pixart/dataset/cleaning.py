@@ -47,19 +47,34 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+THREADS = 4  # that read and measure pictures
 # What is known of a picture when all are measured.
 OF_THE_SET = {"phash": TEXT, "duplicate": TRUTH, "duplicate_of": TEXT}
 _OF_THE_STORE = ("id", "at", "scored")
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A function of the user's. place: MODULE:FUNCTION. of_caption: whether it is given the caption too."""
+class ScorerName:
+    """A function of the user's, by its name in lines and its place, MODULE:FUNCTION."""
 
     name: str
     place: str
+
+    def open(self) -> "Scorer":
+        """ValueError if there is none."""
+        function = load_scorer(self.place)
+        return Scorer(self.name, self.place, function, _takes_two(function))
+
+
+@dataclass(frozen=True)
+class Scorer(ScorerName):
+    """One that is imported. of_caption: whether it is given the caption too."""
+
     function: Callable[..., Any]
     of_caption: bool
+
+    def open(self) -> "Scorer":
+        return self
 
     def score(self, image: "Image", caption: str) -> float:
         """Raises ImageError for whatever goes wrong."""
@@ -82,13 +97,40 @@ class Cleaning:
     places: "array[int]" = field(default_factory=lambda: array("q"))
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be measured. item: None where there is nothing to do. of: its identity, None of what was
+    rejected. known: its line, where that lacks scores alone."""
+
+    item: Item | None
+    of: int | None
+    known: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture that was measured. thumbnail: None where it is kept. failures: of scorers."""
+
+    line: dict[str, Any]
+    thumbnail: bytes | None
+    failures: Sequence[Rejected] = ()
+
+
+# What becomes of each task, in their order, behind its identity; None of those with nothing to do.
+Work = Callable[[Iterable[Task]], Iterator[tuple[int | None, Opened | Rejected | None]]]
+
+
 def open_scorers(names: Sequence[str]) -> list[Scorer]:
-    """The functions that "MODULE:FUNCTION" or "NAME=MODULE:FUNCTION" names; the name is the function's
-    where none is given. ValueError for what is none, or a name that is taken."""
-    scorers: list[Scorer] = []
+    """The functions that `name_scorers` names. ValueError for what is none."""
+    return [scorer.open() for scorer in name_scorers(names)]
+
+
+def name_scorers(names: Sequence[str]) -> list[ScorerName]:
+    """What "MODULE:FUNCTION" or "NAME=MODULE:FUNCTION" names; the name is the function's where none is
+    given. Imports nothing. ValueError for a name that is taken."""
+    scorers: list[ScorerName] = []
     for given in names:
         name, equals, place = given.rpartition("=")
-        function = load_scorer(place)
         name = name if equals else place.rpartition(":")[2]
         taken = {*KINDS, *OF_THE_SET, UNREADABLE, "path", *_OF_THE_STORE, "min", "max"}
         taken |= {scorer.name for scorer in scorers}
@@ -97,7 +139,7 @@ def open_scorers(names: Sequence[str]) -> list[Scorer]:
             raise ValueError(
                 f"--scorer must be NAME=MODULE:FUNCTION, {name!r} {reason}, got {given!r}"
             )
-        scorers.append(Scorer(name, place, function, _takes_two(function)))
+        scorers.append(ScorerName(name, place))
     return scorers
 
 
@@ -112,7 +154,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return len(needed) == 2
 
 
-def rules_of(keep: str | None, scorers: Sequence[Scorer]) -> list[Rule]:
+def rules_of(keep: str | None, scorers: Sequence[ScorerName]) -> list[Rule]:
     """The rules of an expression. ValueError for one that cannot be, before anything is measured."""
     if keep is None:
         return []
@@ -140,15 +182,18 @@ def _is_ours(folder: Path) -> bool:
 def clean(
     source: Callable[[], Iterable[Item]],
     output: Path,
-    scorers: Sequence[Scorer] = (),
+    scorers: Sequence[ScorerName] = (),
     rules: Sequence[Rule] = (),
-    workers: int = 4,
+    workers: int = THREADS,
+    work: Work | None = None,
 ) -> str:
     """Measure what `source()` gives and write `output`, with an overview in the folder of its name without
-    the suffix. Returns what was done, in words, with the funnel where there are rules."""
+    the suffix. work: as `measuring` makes it of these scorers; None is that in this process, in so many threads.
+    Returns what was done, in words, with the funnel where there are rules."""
     folder = output.with_suffix("")
+    work = work or open_measuring(scorers, workers)
     with store.opened(folder, THUMBNAIL, is_whole) as measured:
-        done = _measure(source(), measured, scorers, workers)
+        done = _measure(source(), measured, scorers, work)
         lines = _Lines(measured, done, scorers)
         funnel, overview = Funnel(rules), Overview()
         with written_aside(output) as aside, aside.open("wb") as file:
@@ -171,95 +216,133 @@ def _summary(done: Cleaning, lines: "_Lines", output: Path, funnel: Funnel) -> s
 
 
 def _measure(
-    items: Iterable[Item], measured: Measured, scorers: Sequence[Scorer], workers: int
+    items: Iterable[Item], measured: Measured, scorers: Sequence[ScorerName], work: Work
 ) -> Cleaning:
     done = Cleaning()
     wanted = [(scorer.name, scorer.place) for scorer in scorers]
+    coming: set[int] = set()
+    refused: dict[int, Rejected] = {}
 
-    def listed() -> Iterator[Callable[[], Any]]:
+    def tasks() -> Iterator[Task]:
         for item in items:
-            of = None if isinstance(item, Rejected) else identity_of(item)
-            # Asked here and not in a thread: the file has one place that is read from.
-            line = measured.get(of) if of is not None and wanted else None
-            if of in measured.places and not (line and store.lacks(line, wanted)):
-                yield partial(_as_is, of)
+            if isinstance(item, Rejected):
+                yield Task(item, None)
+                continue
+            of = identity_of(item)
+            # Asked here and not by who measures: the file has one place that is read from.
+            line = measured.get(of) if wanted else None
+            is_known = of in measured.places and not (line and store.lacks(line, wanted))
+            # Of one that is listed twice, the second waits for what becomes of the first.
+            if is_known or of in coming:
+                yield Task(None, of)
             else:
-                yield partial(_opened, item, of, line, bool(scorers))
+                coming.add(of)
+                yield Task(item, of, line)
 
-    for result in counted(in_order(_call, listed(), workers), "clean"):
-        if isinstance(result, Rejected):
+    for of, result in counted(work(tasks()), "clean"):
+        if of is None:
+            assert isinstance(result, Rejected)
             done.rejected.append(result)
             continue
-        if isinstance(result, _Opened):
-            _score(result, scorers, done)
-            measured.add(result.line, result.thumbnail)
-            done.new += 1
-            result = result.line["id"]
-        else:
+        if result is None:
+            result = refused.get(of)
+        coming.discard(of)
+        if isinstance(result, Rejected):
+            refused[of] = result
+            done.rejected.append(result)
+            continue
+        if result is None:
+            if of not in measured.places:  # its first was lost elsewhere, with which the run ends
+                continue
             done.known += 1
-        done.places.append(measured.places[result])
+        else:
+            measured.add(result.line, result.thumbnail)
+            done.failures += result.failures
+            done.new += 1
+        done.places.append(measured.places[of])
     return done
 
 
-def _call(work: Callable[[], Any]) -> Any:
-    return work()
+def open_measuring(scorers: Sequence[ScorerName], workers: int) -> Work:
+    """The work of scorers by their names. ValueError if one is none."""
+    return measuring([scorer.open() for scorer in scorers], workers)
 
 
-def _as_is(of: int) -> int:
-    return of
+def known_in(output: Path, scorers: Sequence[ScorerName]) -> Callable[[Sample], bool]:
+    """What tells whether a picture is measured and scored already; nothing is written."""
+    wanted = [(scorer.name, scorer.place) for scorer in scorers]
+    known = store.known_in(output.with_suffix(""), THUMBNAIL, is_whole, wanted)
+    return lambda sample: identity_of(sample) in known
 
 
-@dataclass
-class _Opened:
-    """A picture that was measured. thumbnail: None where it is kept. image: where it is to be scored."""
+def measured_by(work: Work) -> Callable[[Sequence[Sample]], Iterator[Opened | Rejected | None]]:
+    """What becomes of pictures that nothing is known of."""
 
-    sample: Sample
-    line: dict[str, Any]
-    thumbnail: bytes | None
-    image: "Image | None"
+    def measure(samples: Sequence[Sample]) -> Iterator[Opened | Rejected | None]:
+        for _, result in work(Task(sample, identity_of(sample)) for sample in samples):
+            yield result
+
+    return measure
+
+
+def measuring(scorers: Sequence[Scorer] = (), workers: int = THREADS) -> Work:
+    """From tasks to what becomes of them. workers: threads that read and measure; scorers work one after the
+    other, as functions of users may not share threads."""
+
+    def work(tasks: Iterable[Task]) -> Iterator[tuple[int | None, Opened | Rejected | None]]:
+        for task, result in in_order(partial(_opened, bool(scorers)), tasks, workers):
+            if isinstance(result, tuple):
+                opened, image = result
+                result = _scored(opened, image, task.item, scorers)
+            yield task.of, result
+
+    return work
 
 
 def _opened(
-    item: Item, of: int | None, known: dict[str, Any] | None, scored: bool
-) -> "Rejected | _Opened":
-    """Read and measure; with the line that is known, only read. Raises nothing over a picture."""
-    if isinstance(item, Rejected):
-        return item
+    scored: bool, task: Task
+) -> "tuple[Task, tuple[Opened, Image | None] | Rejected | None]":
+    """Read and measure; with the line that is known, only read. The picture, where it is to be scored.
+    Raises nothing over a picture."""
+    item, known = task.item, task.known
+    if item is None or isinstance(item, Rejected):
+        return task, item
     try:
         image, said = open_measured(item.read())
         if known is not None:
-            return _Opened(item, known, None, image)
-        line = {"id": of, "path": item.key, **said, **measure(image)}
+            return task, (Opened(known, None), image)
+        line = {"id": task.of, "path": item.key, **said, **measure(image)}
         line |= measure_captions(item.captions)
         small = thumbnail(image)
         line["phash"] = f"{int(hashes(small[None], only_whole=True)[0, 0]):016x}"
-        return _Opened(item, line, small.tobytes(), image if scored else None)
+        return task, (Opened(line, small.tobytes()), image if scored else None)
     except (ImageError, CheckpointError) as error:
-        return Rejected(item.path, str(error))
+        return task, Rejected(item.path, str(error))
     except OSError as error:
-        return Rejected(item.path, f"unreadable file: {error.strerror or error}")
+        return task, Rejected(item.path, f"unreadable file: {error.strerror or error}")
 
 
-def _score(opened: _Opened, scorers: Sequence[Scorer], done: Cleaning) -> None:
-    """Add the scores that a line lacks: one after the other, as functions of users may not share threads."""
-    line, image = opened.line, opened.image
+def _scored(opened: Opened, image: "Image | None", item: Any, scorers: Sequence[Scorer]) -> Opened:
+    """With the scores that its line lacks."""
+    line = {**opened.line, "scored": dict(opened.line.get("scored", {}))}
     missing = store.lacks(line, [(scorer.name, scorer.place) for scorer in scorers])
-    line["scored"] = dict(line.get("scored", {}))
+    failures = []
     for scorer in scorers:
         if scorer.name not in missing or image is None:
             continue
         line["scored"][scorer.name] = scorer.place
         try:
-            line[scorer.name] = scorer.score(image, main_caption(opened.sample.captions))
+            line[scorer.name] = scorer.score(image, main_caption(item.captions))
         except ImageError as error:
             line[scorer.name] = None
-            done.failures.append(Rejected(opened.sample.path, str(error)))
+            failures.append(Rejected(item.path, str(error)))
+    return Opened(line, opened.thumbnail, failures)
 
 
 class _Lines:
     """What is written of each picture, in the order of the source; read once."""
 
-    def __init__(self, measured: Measured, done: Cleaning, scorers: Sequence[Scorer]) -> None:
+    def __init__(self, measured: Measured, done: Cleaning, scorers: Sequence[ScorerName]) -> None:
         import numpy as np
 
         self.measured, self.done, self.names = measured, done, [s.name for s in scorers]

@@ -33,23 +33,29 @@ from torch import Tensor
 from pixart.files import MAX_INDEX, digest, parse_json, read_json, write_bytes
 
 FORMAT = 1  # raise it when the meaning of an index changes
+PROMPTS, HOLDS = "prompts.json", "prompts only"  # the index of `prompts`, and what it says it holds
 OPEN_SHARDS = 64  # files held open by a reader
 CHECKSUMS = "checksums"  # in a shard's header: of each tensor by name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A sample with features. size: of the picture, bucket: of its latents, (height, width) px.
-
-    image, captions (by name) and control, of the picture that steers, None for none: where a reader finds
-    the features.
-    """
+class Captioned:
+    """A sample with features of captions: where a reader finds them, by the captions' names."""
 
     path: str
+    captions: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry(Captioned):
+    """A picture with features. size: of the picture, bucket: of its latents, (height, width) px.
+
+    image, and control, of the picture that steers, None for none: where a reader finds the features.
+    """
+
     size: tuple[int, int]
     bucket: tuple[int, int]
     image: Any
-    captions: Mapping[str, Any]
     control: Any = None
 
 
@@ -99,33 +105,59 @@ class PreparedFeatures:
         self.index = _read_index(self.index_file)
         self.entries = [
             Entry(
-                *(s["path"], tuple(s["size"]), tuple(s["bucket"]), s["image"], s["captions"]),
+                *(s["path"], s["captions"], tuple(s["size"]), tuple(s["bucket"]), s["image"]),
                 control=s.get("control"),
             )
             for s in self.index["samples"]
         ]
         self.scaling_factor: float | None = self.index["vae"]["scaling_factor"]
         self.control: str | None = self.index.get("control")
-        self.folder = folder = directory / "features"
+        self.shards = Shards(directory / "features")
+
+    def moments(self, place: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of an entry's image or control, (C, h, w) each."""
+        shard, name = place
+        mean, std = (self.shards.read(shard, f"{name}.{moment}", 3) for moment in ("mean", "std"))
+        if mean.shape != std.shape or (std < 0).any():
+            raise _damaged(self.shards.folder / shard, f"{name}.std is no deviation of {name}.mean")
+        return mean, std
+
+    def caption(self, entry: Captioned, name: str) -> Tensor:
+        """The features of a caption, (L, D)."""
+        return self.shards.caption(entry, name)
+
+
+class PromptFeatures:
+    """What `prompts` wrote: captions without pictures."""
+
+    def __init__(self, directory: Path) -> None:
+        self.index_file = directory / PROMPTS
+        self.index = read_prompts(directory)
+        self.entries = [Captioned(s["path"], s["captions"]) for s in self.index["samples"]]
+        self.shards = Shards(directory / "features")
+
+    def caption(self, entry: Captioned, name: str) -> Tensor:
+        """The features of a caption, (L, D)."""
+        return self.shards.caption(entry, name)
+
+
+class Shards:
+    """The tensors of a folder of shards, of which some are held open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         # Data may have thousands of shards, and a process only so many open files.
         self._open: Callable[[str], Shard] = lru_cache(OPEN_SHARDS)(
             lambda shard: Shard(folder / shard)
         )
 
-    def moments(self, place: Any) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of an entry's image or control, (C, h, w) each."""
-        shard, name = place
-        mean, std = (self._tensor(shard, f"{name}.{moment}", 3) for moment in ("mean", "std"))
-        if mean.shape != std.shape or (std < 0).any():
-            raise _damaged(self.folder / shard, f"{name}.std is no deviation of {name}.mean")
-        return mean, std
-
-    def caption(self, entry: Entry, name: str) -> Tensor:
+    def caption(self, entry: Captioned, name: str) -> Tensor:
         """The features of a caption, (L, D)."""
         shard, tensor = entry.captions[name]
-        return self._tensor(shard, tensor, 2)
+        return self.read(shard, tensor, 2)
 
-    def _tensor(self, shard: str, name: str, dimensions: int) -> Tensor:
+    def read(self, shard: str, name: str, dimensions: int) -> Tensor:
+        """A tensor of so many dimensions. ValueError for what is damaged, or no such tensor."""
         tensor = self._open(shard).read(name)
         if tensor.ndim != dimensions or not tensor.isfinite().all():
             raise _damaged(self.folder / shard, f"{name} is not finite, or has no such shape")
@@ -181,9 +213,13 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read ({reason}); `pixart data verify {path.parent.parent}` makes it again"
+    directory = path.parent.parent
+    way_out = (
+        "delete it and run `pixart data prompts` again"
+        if holds_prompts(directory)
+        else f"`pixart data verify {directory}` makes it again"
     )
+    return ValueError(f"{path} cannot be read ({reason}); {way_out}")
 
 
 def indices_of(directory: Path) -> dict[int, dict[str, Any]]:
@@ -210,7 +246,26 @@ def features_of(sample: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((shard, name) for shard, name in sample["captions"].values())
 
 
+def holds_prompts(directory: Path) -> bool:
+    """Whether a folder is one that `prompts` fills: it has no pictures."""
+    return (directory / PROMPTS).is_file()
+
+
+def refuse_prompts(directory: Path, way_out: str) -> None:
+    """ValueError, in one line, for a folder that `prompts` filled. way_out: what to do instead."""
+    if holds_prompts(directory):
+        raise ValueError(
+            f"{directory} holds {HOLDS} (`pixart data prompts` made it), there are no pictures; {way_out}"
+        )
+
+
+def read_prompts(directory: Path) -> dict[str, Any]:
+    """The index of a folder that `prompts` filled. Raises ValueError for a damaged one."""
+    return _read(directory / PROMPTS, _check_prompts, "run `pixart data prompts` again")
+
+
 def _find_index(directory: Path, resolution: int | None) -> Path:
+    refuse_prompts(directory, "`pixart data prepare` encodes pictures")
     if resolution is not None:
         file = directory / f"index-{resolution}.json"
         if not file.is_file():
@@ -229,17 +284,21 @@ def _held(directory: Path) -> str:
 
 
 def _read_index(file: Path) -> dict[str, Any]:
+    return _read(file, _check_index, "run prepare again")
+
+
+def _read(file: Path, check: Callable[[Mapping[str, Any]], None], way_out: str) -> dict[str, Any]:
     try:
         index = read_json(file, MAX_INDEX)
     except ValueError as error:
-        raise ValueError(f"{error}; run prepare again") from error
+        raise ValueError(f"{error}; {way_out}") from error
     if index.get("format") != FORMAT:
-        raise ValueError(f"{file} must have format {FORMAT}; run prepare again")
+        raise ValueError(f"{file} must have format {FORMAT}; {way_out}")
     try:
-        _check_index(index)
+        check(index)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {error}); run prepare again"
+            f"{file} is damaged ({type(error).__name__}: {error}); {way_out}"
         ) from error
     return index
 
@@ -251,14 +310,26 @@ def _check_index(index: Mapping[str, Any]) -> None:
         raise ValueError(f"scaling_factor must be positive, got {factor}")
     if not isinstance(index.get("control", ""), str):
         raise ValueError(f"control must be text, got {index['control']!r}")
+    _check_captions(index)
     for sample in index["samples"]:
         for height, width in (sample["size"], sample["bucket"]):
             if not (0 < int(height) < 2**20 and 0 < int(width) < 2**20):
                 raise ValueError(f"a size must be in pixels, got {height}, {width}")
-        if not isinstance(sample["path"], str) or not sample["captions"]:
-            raise ValueError("a sample must have a path and captions")
         if "image" not in sample or ("control" in sample) != ("control" in index):
             raise ValueError("a sample must have an image, and a control where all have")
+
+
+def _check_prompts(index: Mapping[str, Any]) -> None:
+    """The same of the index of prompts."""
+    if index["holds"] != HOLDS:
+        raise ValueError(f"it must hold {HOLDS}, got {index['holds']!r}")
+    _check_captions(index)
+
+
+def _check_captions(index: Mapping[str, Any]) -> None:
+    for sample in index["samples"]:
+        if not isinstance(sample["path"], str) or not sample["captions"]:
+            raise ValueError("a sample must have a path and captions")
     for shard, name in places_of(index):
         # An index may come from anywhere: it must not lead out of its folder.
         if not re.fullmatch(r"[\w.-]+\.safetensors", shard) or not _is_name(name):

@@ -137,6 +137,25 @@ def opened(folder: Path, thumbnail: int, is_whole: IsWhole) -> Iterator[Measured
             measured.close()
 
 
+def known_in(
+    folder: Path, thumbnail: int, is_whole: IsWhole, scorers: Sequence[tuple[str, str]]
+) -> set[int]:
+    """Identities of what a folder has in full, as `opened` would find it; nothing is written."""
+    try:
+        count = (folder / THUMBNAILS).stat().st_size // thumbnail
+        lines = (folder / LINES).open("rb")
+    except FileNotFoundError:
+        return set()
+    known: set[int] = set()
+    with lines:
+        for content in lines:
+            line = _parsed(content) if content.endswith(b"\n") else None
+            if line is None or not 0 <= line["at"] < count or not is_whole(line):
+                continue
+            (known.discard if lacks(line, scorers) else known.add)(line["id"])
+    return known
+
+
 def lacks(line: dict[str, Any], scorers: Sequence[tuple[str, str]]) -> list[str]:
     """The names of scorers, (name, MODULE:FUNCTION), that a line has no score by."""
     by = line.get("scored", {})

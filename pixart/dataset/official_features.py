@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixart.dataset.features import Entry
+from pixart.dataset.features import Captioned, Entry
 from pixart.dataset.samples import CaptionError, Rejected, captions_of
 from pixart.dataset.sources import PATH_FIELDS, index_objects
 
@@ -102,7 +102,7 @@ class OfficialFeatures:
             )
         return mean, std
 
-    def caption(self, entry: Entry, name: str) -> Tensor:
+    def caption(self, entry: Captioned, name: str) -> Tensor:
         """The features of a caption, (L, D)."""
         file = entry.captions[name]
         try:
@@ -185,7 +185,7 @@ def _entry(root: Path, latents: Path, place: str, values: dict[str, Any] | Rejec
         return f"{image} cannot be read ({error})"
     bucket = (rows * DOWNSAMPLE, cols * DOWNSAMPLE)
     size = (int(height), int(width)) if height and width else bucket
-    return Entry(path, size, bucket, image, captions)
+    return Entry(path, captions, size, bucket, image)
 
 
 def _find_caption(root: Path, name: str, path: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The options of `python -m pixart.data prepare|caption|filter|clean|verify|statistics`."""
+"""The options of `python -m pixart.data prepare|prompts|caption|filter|clean|verify|statistics`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,25 @@ Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
 Output = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where the work is done, or whether it is only told of."""
+
+    engine: Literal["here", "ray"] = "here"
+    """here: in this process. ray: in workers of a Ray cluster, whose machines see the source and the output
+    (pip install "pixart-fast[ray]")."""
+    address: str | None = None
+    """The cluster: auto (the one that runs here, or RAY_ADDRESS), HOST:PORT or ray://HOST:PORT. Default one
+    on this machine, for the run."""
+    dry_run: bool = False
+    """Say what there is to do and how long it will take, by a few pictures that are measured here; write
+    nothing."""
+    json: bool = False
+    """Print what --dry-run found as JSON."""
+
+
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Run):
     """Encode a source's pictures and captions into a directory that training reads."""
 
     source: Source
@@ -55,14 +72,45 @@ class Prepare:
     """The VAE's precision."""
     text_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The precision of the text encoder and of the stored features. Default bf16 if it is large, else fp32."""
+    text_encoder: str | None = None
+    """A file of T5 in the place of the pipeline's: .safetensors, in fp8 too, or .gguf; a path or hub-id/file."""
+    text_encoder_memory: Literal["auto", "resident", "stream"] = "auto"
+    """Where T5's weights are: on the device, or streamed there from the disk, block by block. auto: streamed
+    where they do not fit what is free. Features have the same bits."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
-    workers: int = 4
-    """Threads that read and scale pictures."""
+    workers: int | None = None
+    """Threads that read and scale pictures; default 4. With --engine ray workers, each with 4 such threads;
+    default one for each GPU, or machine."""
 
 
 @dataclass(frozen=True)
-class Caption:
+class Prompts(Run):
+    """Encode prompts alone, without pictures, into a directory that few-step training (tdm) reads."""
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """A .txt, a prompt a line (`#` begins a comment), or a .jsonl, an object with a caption a line."""
+    output: Output
+    """The directory to fill, of prompts alone."""
+    model: str = "shapes"
+    """Whose text encoder to use: a pipeline directory, a hub id, or "shapes"."""
+    max_length: int | None = None
+    """Tokens of a prompt that are kept. Default 120 for α, 300 for Σ, 77 for a CLIP."""
+    text_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """The precision of the text encoder and of the stored features. Default bf16 if it is large, else fp32."""
+    text_encoder: str | None = None
+    """A file of T5 in the place of the pipeline's: .safetensors, in fp8 too, or .gguf; a path or hub-id/file."""
+    text_encoder_memory: Literal["auto", "resident", "stream"] = "auto"
+    """Where T5's weights are: on the device, or streamed there from the disk, block by block. auto: streamed
+    where they do not fit what is free. Features have the same bits."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
+    workers: int | None = None
+    """Workers with --engine ray; default one for each GPU, or machine."""
+
+
+@dataclass(frozen=True)
+class Caption(Run):
     """Write captions with a vision-language model, as lines of a file beside the old ones."""
 
     source: Source
@@ -86,12 +134,13 @@ class Caption:
     """Tokens of a caption at most."""
     device: str | None = None
     """The device of a transformers model. Default CUDA when there is one."""
-    workers: int = 8
-    """Requests that the endpoint gets at a time."""
+    workers: int | None = None
+    """Requests that the endpoint gets at a time; default 8. With --engine ray workers, each with 8 requests or
+    a model of its own; default one for each GPU, or machine."""
 
 
 @dataclass(frozen=True)
-class Filter:
+class Filter(Run):
     """Score pictures with a function of yours, as lines of a file."""
 
     source: Source
@@ -100,10 +149,12 @@ class Filter:
     """A .jsonl file to append to; give it to prepare with --scores and --min-score."""
     scorer: str
     """MODULE:FUNCTION; called with an RGB Pillow image, it returns a number."""
+    workers: int | None = None
+    """Workers with --engine ray, each with a scorer of its own; default one for each GPU, or machine."""
 
 
 @dataclass(frozen=True)
-class Clean:
+class Clean(Run):
     """Measure pictures and captions, and find duplicates; nothing is left out."""
 
     source: Source
@@ -116,8 +167,9 @@ class Clean:
     arguments, it returns a number. May be given several times."""
     keep: str | None = None
     """Count what an expression would keep, rule by rule, and show what it would not."""
-    workers: int = 4
-    """Threads that read and measure pictures."""
+    workers: int | None = None
+    """Threads that read and measure pictures; default 4. With --engine ray workers, each with 4 such threads;
+    default one for each GPU, or machine."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +205,10 @@ class Statistics:
     """Print the numbers as JSON."""
 
 
+Work = Prepare | Prompts | Caption | Filter | Clean  # what a cluster may do
 Command = (
     Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Prompts, tyro.conf.subcommand("prompts")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Filter, tyro.conf.subcommand("filter")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]

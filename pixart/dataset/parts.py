@@ -55,9 +55,8 @@ def _is_part(values: Mapping[str, Any]) -> bool:
 
 def _has_places(sample: Mapping[str, Any]) -> bool:
     captions = sample.get("captions")
-    places = [sample.get("image"), *(captions.values() if isinstance(captions, dict) else [None])]
-    if "control" in sample:
-        places.append(sample["control"])
+    places = [*(captions.values() if isinstance(captions, dict) else [None])]
+    places += [sample[kind] for kind in ("image", "control") if kind in sample]
     return all(
         isinstance(place, list) and [type(one) for one in place] == [str, str] for place in places
     )

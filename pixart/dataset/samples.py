@@ -42,6 +42,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """Captions of no picture, by name, none of them empty. path: where they stand, for messages."""
+
+    path: str
+    captions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Rejected:
     """What cannot become a sample, and why: text that any report can hold, whatever it was made from."""
 

@@ -9,11 +9,11 @@ decoded as `prepare` decodes them.
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixart.dataset.annotations import Tally, annotate, finite, read_lines
+from pixart.dataset.annotations import Tally, Work, annotating, finite, read_lines, write_lines
 from pixart.dataset.images import ImageError
 from pixart.dataset.samples import Item
 
@@ -45,7 +45,26 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
 
 
 def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
-    """Append {"path", "score"} for every picture without a score."""
+    """`write_scores` with a scorer in this process."""
+    return write_scores(items, output, scoring(scorer))
+
+
+def write_scores(items: Iterable[Item], output: Path, work: Work) -> Tally:
+    """Append {"path", "score"} for every picture without a score. work: as `scoring` makes it."""
+    return write_lines(items, output, work, is_scored)
+
+
+def is_scored(line: Mapping[str, Any]) -> bool:
+    return "score" in line
+
+
+def open_scoring(name: str) -> Work:
+    """The work of a scorer by its name. Raises what load_scorer raises."""
+    return scoring(load_scorer(name))
+
+
+def scoring(scorer: Scorer) -> Work:
+    """From items to lines with a score, one after the other, as a function of a user's may not share threads."""
 
     def annotate_one(image: "Image") -> dict[str, Any]:
         try:
@@ -55,7 +74,7 @@ def score_source(items: Iterable[Item], output: Path, scorer: Scorer) -> Tally:
             raise ImageError(f"the scorer raises {type(error).__name__}: {error}") from error
         return {"score": finite(score, "score")}
 
-    return annotate(items, output, annotate_one, lambda line: "score" in line)
+    return annotating(annotate_one)
 
 
 def quantiles(output: Path) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart.addresses import without_secrets
+from pixart.dataset.features import refuse_prompts
 from pixart.dataset.samples import (
     EMPTY,
     MAX_CAPTION,
@@ -58,6 +59,7 @@ def open_source(source: str | Path) -> Iterable[Item]:
         return read_shards(shards_of(str(source)))
     path = Path(source).expanduser()
     if path.is_dir():
+        refuse_prompts(path, "name a source of pictures")
         if index := _index_of(path):
             return read_index(index)
         if shards := [
@@ -216,7 +218,9 @@ def picture_file(file: Path) -> "PictureFile | Rejected":
         return Rejected(str(file), reason)
     # Not a digest: every process lists the whole source before it reads a part of it.
     version = f"{status.st_size}-{status.st_mtime_ns}"
-    return PictureFile(writable(str(file)), version, partial(read_bounded, file, MAX_BYTES))
+    # Absolute: another machine that reads it is in another folder.
+    read = partial(read_bounded, file.absolute(), MAX_BYTES)
+    return PictureFile(writable(str(file)), version, read)
 
 
 def _local_sample(

@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -268,7 +269,7 @@ def _sample(url: str, members: _Members) -> Item:
         return Rejected(path, f"unreadable caption: {error}")
     extension, image = next(iter(pictures.items()))
     sample = Sample(
-        *(key, writable(path), digest(image), lambda: image, captions, lacking),
+        *(key, writable(path), digest(image), partial(bytes, image), captions, lacking),
         relative=f"{members.key}.{extension}",
         control=_control(writable(path), contents),
     )
@@ -278,7 +279,7 @@ def _sample(url: str, members: _Members) -> Item:
 def _control(path: str, contents: dict[str, bytes]) -> PictureFile | None:
     for name, data in contents.items():
         if name.startswith(CONTROL) and f".{name.removeprefix(CONTROL)}" in readable_suffixes():
-            return PictureFile(f"{path}.{name}", digest(data), lambda data=data: data)  # type: ignore[misc]
+            return PictureFile(f"{path}.{name}", digest(data), partial(bytes, data))
     return None
 
 

@@ -14,7 +14,14 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pixart.addresses import without_secrets
-from pixart.dataset.features import Shard, indices_of, places_of, shard_name
+from pixart.dataset.features import (
+    Shard,
+    holds_prompts,
+    indices_of,
+    places_of,
+    read_prompts,
+    shard_name,
+)
 from pixart.dataset.options import Prepare
 from pixart.dataset.parts import read_checked, write_checked
 from pixart.files import listed, printable
@@ -22,6 +29,9 @@ from pixart.progress import counted
 
 ASIDE = ".damaged"  # behind the name of a shard while it is made again
 
+# Options that say where and how a run goes, and not what it makes: the folder may move, and to another
+# machine. `workers` was kept by earlier versions.
+_OF_A_RUN = {"output", "device", "workers", "engine", "address", "dry_run", "json"}
 _BY_HAND = "delete the damaged shards and run prepare again"
 
 # Prepares a resolution again: of what there is nothing that it needs, it encodes.
@@ -75,23 +85,24 @@ class Verified:
 
 
 def check_shards(directory: Path, remake: Remake) -> Verified:
-    """Check every shard, and what the indexes need of them; make damaged ones again. Raises ValueError for
-    what is no prepared folder."""
+    """Check every shard, and what the indexes need of them; make damaged ones again, but those of prompts.
+    Raises ValueError for what is no prepared folder."""
     folder = directory / "features"
     indices = indices_of(directory)
-    if not folder.is_dir() or not indices:
+    prompts = [read_prompts(directory)] if holds_prompts(directory) else []
+    if not folder.is_dir() or not (indices or prompts):
         raise ValueError(
             f"{directory} must be a folder that `pixart data prepare` filled, it is none"
         )
-    needed = _needed(indices)
+    needed = _needed([*indices.values(), *prompts])
     found = Verified()
     there = {file.name for file in folder.glob("*.safetensors")}
     for name in counted(sorted(there | needed.keys()), "verify"):
         _check(folder / name, needed.get(name, set()), found)
-    if found.damaged:
+    if found.damaged and not prompts:
         with _set_aside(directory, found.damaged):
             _make_again(directory, indices, found, remake)
-        needed_now = _needed(indices_of(directory))
+        needed_now = _needed(indices_of(directory).values())
         for name in found.damaged:
             still = Verified()
             if name in needed_now or (folder / name).exists():
@@ -122,8 +133,9 @@ def _check(path: Path, needed: set[str], found: Verified) -> None:
 def _reason(path: Path, error: ValueError) -> str:
     if not path.exists():
         return "it is not there"
-    inner = str(error).removeprefix(f"{path} cannot be read (")
-    return inner.split("); `pixart data verify")[0]
+    inner = str(error)
+    prefix = f"{path} cannot be read ("
+    return inner.removeprefix(prefix).rpartition("); ")[0] if inner.startswith(prefix) else inner
 
 
 @contextlib.contextmanager
@@ -138,7 +150,7 @@ def _set_aside(directory: Path, damaged: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        needed = _needed(indices_of(directory))
+        needed = _needed(indices_of(directory).values())
         for path, place in aside.items():
             if path.exists() or path.name not in needed:
                 place.unlink(missing_ok=True)
@@ -160,10 +172,10 @@ def _make_again(
                 found.kept[resolution] = str(error)
 
 
-def _needed(indices: Mapping[int, Mapping[str, Any]]) -> dict[str, set[str]]:
+def _needed(indices: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     """The tensors that indexes need of each shard."""
     needed: dict[str, set[str]] = {}
-    for index in indices.values():
+    for index in indices:
         for shard, name in places_of(index):
             needed.setdefault(shard, set()).add(name)
     return needed
@@ -171,8 +183,7 @@ def _needed(indices: Mapping[int, Mapping[str, Any]]) -> dict[str, set[str]]:
 
 def write_settings(options: Prepare) -> None:
     """Keep beside the work what prepared it, for `verify`. OSError if the disk refuses."""
-    values = asdict(options)
-    del values["output"], values["device"]  # the folder may move, and to another machine
+    values = {name: value for name, value in asdict(options).items() if name not in _OF_A_RUN}
     if without_secrets(options.source) != options.source:
         values["source"] = None  # a password or a key is not kept
     values["captions"] = [str(file) for file in options.captions]
@@ -214,7 +225,7 @@ def _are_settings(content: Mapping[str, Any]) -> bool:
     return (
         isinstance(folder, str)
         and isinstance(values, dict)
-        and {"source", "resolution"} <= values.keys() <= kinds.keys() - {"output", "device"}
+        and {"source", "resolution"} <= values.keys() <= kinds.keys() - _OF_A_RUN | {"workers"}
         and all(_is_of(value, kinds[name]) for name, value in values.items())
     )
 

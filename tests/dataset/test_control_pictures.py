@@ -21,9 +21,10 @@ from tiny_preprocessors import hed_tensors
 from pixart import data
 from pixart.dataset.batches import FeatureDataset
 from pixart.dataset.controls import Controls, open_controls, with_controls
+from pixart.dataset.encoding import Encoders
 from pixart.dataset.images import as_image, as_pixels, cover, decode
 from pixart.dataset.options import Prepare
-from pixart.dataset.prepare import Encoders, Preparation
+from pixart.dataset.prepare import Preparation
 from pixart.dataset.sources import open_source
 from pixart.dataset.verify import settings_of
 from pixart.preprocess import Preprocessor

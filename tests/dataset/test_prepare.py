@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,14 @@ from torch.nn import functional as F
 from pixart import data
 from pixart.dataset import loading, prepare
 from pixart.dataset.batches import FeatureDataset
+from pixart.dataset.encoding import Encoders, open_encoders
 from pixart.dataset.images import cover, decode
-from pixart.dataset.prepare import Encoders, Preparation, Settings, open_encoders
+from pixart.dataset.loading import Settings
+from pixart.dataset.prepare import Preparation
 from pixart.dataset.samples import Item
 from pixart.dataset.sources import open_source
-from pixart.text.encoder import PromptEmbeddings
+from pixart.files import digest
+from pixart.text.cache import Encoded
 
 SETTINGS = Settings(resolution=64)
 
@@ -57,16 +59,17 @@ class FakeText:
     def __init__(self) -> None:
         self.encoded: list[str] = []
 
-    def encode(self, prompts: list[str]) -> PromptEmbeddings:
-        (text,) = prompts
-        self.encoded.append(text)
-        if len(text) > 30:
-            warnings.warn(f"cut off: {text[30:]!r}", stacklevel=2)
-        codes = torch.tensor([ord(letter) for letter in text[:30]], dtype=torch.bfloat16)
-        features = codes[None, :, None].expand(1, -1, 6)
-        padding = torch.zeros(1, 2, 6, dtype=torch.bfloat16)
-        mask = torch.arange(features.shape[1] + 2)[None] < features.shape[1]
-        return PromptEmbeddings(torch.cat([features, padding], 1), mask)
+    def encode_each(self, prompts: list[str]) -> dict[str, Encoded]:
+        self.encoded += prompts
+        found = {}
+        for text in prompts:
+            codes = torch.tensor([ord(letter) for letter in text[:30]], dtype=torch.bfloat16)
+            features = torch.cat([codes, torch.zeros(2, dtype=torch.bfloat16)])
+            found[text] = Encoded(features[:, None].expand(-1, 6), len(codes), text[30:])
+        return found
+
+    def note_of(self, encoded: Encoded) -> str:
+        return f"cut off: {encoded.cut!r}"
 
 
 def encoders(**changes: Any) -> Encoders:
@@ -417,10 +420,8 @@ def test_pictures_with_a_profile_have_features_of_their_own(tmp_path: Path) -> N
     data = FeatureDataset(out)
     a, b, c = (data.batch([k], Random(0)).mean for k in range(3))
     assert torch.equal(a, c) and not torch.equal(a, b)
-    stored = json.dumps(
-        [prepare.digest((source / "b.png").read_bytes()), "v", [64, 64], "bicubic", "fp32"]
-    )
-    assert prepare.digest(stored.encode()) not in {entry.image[1] for entry in data.entries}
+    stored = json.dumps([digest((source / "b.png").read_bytes()), "v", [64, 64], "bicubic", "fp32"])
+    assert digest(stored.encode()) not in {entry.image[1] for entry in data.entries}
     run(source, out)
     assert reported(out)["notes"] == [{"resolution": 64, **note}]
 
