@@ -59,7 +59,7 @@ def _run(arguments: list[str] | None) -> int:
     from pixart.generation.report import Report
 
     report = Report()
-    is_first = process.place()[0] == 0
+    is_first = process.place()[0] == 0 or not process.is_one_of_many()
     if is_first and "--json" in (sys.argv if arguments is None else arguments):
         process.on_leaving(lambda: _as_json(report, error=process.ENDING.message()) + "\n")
     from dataclasses import replace
@@ -73,9 +73,30 @@ def _run(arguments: list[str] | None) -> int:
 def run(options: "Options", report: "Report") -> int:
     """Draw; with --json report what is finished, also where something failed on the way."""
     try:
-        from pixart.generation.drawing import generate
+        from pixart.generation.memory_plan import check_options, tell_memory
+        from pixart.generation.shards.place import writes_shards
 
-        generate(options, report)
+        check_options(options)
+
+        if options.engine != "here" or options.address is not None or options.workers is not None:
+            from pixart.generation.shards.on_ray import check_engine, without_cluster
+
+            check_engine(options)
+            options = without_cluster(options) if options.dry_run else options
+        if options.plan:
+            tell_memory(options, report)
+        elif options.engine == "ray":
+            from pixart.generation.shards.on_ray import generate_on_ray
+
+            generate_on_ray(options, report)
+        elif writes_shards(options):
+            from pixart.generation.shards.running import generate_shards
+
+            generate_shards(options, report)
+        else:
+            from pixart.generation.drawing import generate
+
+            generate(options, report)
     except BaseException as error:
         if options.json:
             _report_failure(report, error)

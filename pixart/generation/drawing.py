@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pixart import process
-from pixart.config import EMBEDDED
 from pixart.generation.console import Console, RunBar
-from pixart.generation.jobs import Job, needs_model, placed, plan
+from pixart.generation.drafts import Job
+from pixart.generation.dry_run import check_options as check_dry_run
+from pixart.generation.dry_run import forecast_run, tell
+from pixart.generation.jobs import needs_model, placed, plan
 from pixart.generation.names import Places
+from pixart.generation.opening import open_pipeline, remarks_on, resolved, warn_of_unknown_words
 from pixart.generation.options import Options
 from pixart.generation.previews import Previews
 from pixart.generation.previews import check_options as check_previews
@@ -19,7 +22,7 @@ from pixart.generation.prompts import naming
 from pixart.generation.report import Report
 from pixart.generation.sheet import Cell, write_sheet
 from pixart.generation.team import Team
-from pixart.pipeline.metadata import CUDA_GRAPH, Metadata
+from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.pictures import (
     check_writable,
     find_drawn,
@@ -27,8 +30,7 @@ from pixart.pipeline.pictures import (
     write_error,
     write_picture,
 )
-from pixart.pipeline.request import Drawn, Request, passes
-from pixart.preprocess import parse_places
+from pixart.pipeline.request import Drawn, passes
 
 if TYPE_CHECKING:
     from pixart.pipeline.text_to_image import Pipeline
@@ -58,6 +60,9 @@ def _generate(options: Options, report: Report, console: Console, team: Team) ->
     run = team.agreed(lambda: _planned(options, report, console, team))
     first = team.said(run.digest)
     team.agreed(lambda: _check_same(run.digest, first))
+    if options.dry_run:
+        _forecast(run, report, team)
+        return
     jobs, cells = run.jobs, run.cells
     if run.pipe is not None and run.left:
         process.at_work()
@@ -91,6 +96,14 @@ class _Run:
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
+def _forecast(run: _Run, report: Report, team: Team) -> None:
+    """For --dry-run."""
+    left = [] if run.pipe is None else resolved(run.pipe, run.left)
+    there, load = len(run.jobs) - len(run.left), report.seconds["load"]
+    found = forecast_run(run.pipe, there, left, run.options, team, load)
+    tell(found, run.options, team, report)
+
+
 def _check_same(digest: str, first: str) -> None:
     if digest != first:
         raise ValueError("output must be a folder that all processes see, got one that differs")
@@ -98,18 +111,21 @@ def _check_same(digest: str, first: str) -> None:
 
 def _planned(options: Options, report: Report, console: Console, team: Team) -> _Run:
     check_previews(options)
+    check_dry_run(options, team.count)
+    if options.dry_run:
+        options = replace(options, cache=False)  # which would be written
     jobs, options = plan(options)
     before = None if options.from_image is None else read_metadata(options.from_image)
     pipe = None
     if needs_model(jobs, options):
-        pipe = _open(options, report, console)
-        jobs = placed(jobs, options, _resolved(pipe, jobs))
+        pipe = open_pipeline(options, report, console)
+        jobs = placed(jobs, options, resolved(pipe, jobs))
     left = [job for job in jobs if job.there is None]
     cells = _those_there(jobs, report, console)
     check_writable([job.path for job in left])
     if left:
-        pipe = pipe or _open(options, report, console)
-        team.choose(pipe, left, _resolved(pipe, left), options)
+        pipe = pipe or open_pipeline(options, report, console)
+        team.choose(pipe, left, resolved(pipe, left), options)
     return _Run(jobs, left, cells, options, before, pipe)
 
 
@@ -135,14 +151,15 @@ def _draw_all(
 ) -> dict[int, Cell]:
     """Draw and write each picture that is left; returns what is in which file."""
     options, jobs = run.options, iter(run.left)
-    passes_of_all = passes(_resolved(pipe, run.left), options.batch)
+    requests = resolved(pipe, run.left)
+    passes_of_all = passes(requests, options.batch)
     groups = team.own([next(jobs) for _ in group] for group in passes_of_all)
     own = [job for group in groups for job in group]
     notes = [pipe.size_of(job.request).note for job in own]
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys([*notes, *remarks_on(pipe, requests)]):
         console.remark(note)
-    _warn_of_unknown_words(options, run.left, console)
     texts = dict.fromkeys(t for job in run.left for t in (job.request.prompt, job.request.negative))
+    warn_of_unknown_words(options, texts, console)
     cells = {}
     previews = Previews.of(pipe, [job.path for job in own], options, console)
     passed = [len(group) for group in groups]
@@ -186,55 +203,6 @@ def _share_prompts(
     needed = {text for job in own for text in (job.request.prompt, job.request.negative)}
     with report.timed("text"):
         share_prompts(pipe, texts, needed, bar.encode)
-
-
-def _resolved(pipe: "Pipeline", jobs: Sequence[Job]) -> list[Request]:
-    """The requests with what the model takes. ValueError names the file and line of one that it cannot
-    draw."""
-    known: dict[Request, Request] = {}
-    found = []
-    for job in jobs:
-        own = {name: getattr(job.request, name) for name in ("prompt", "negative", "seed")}
-        like = replace(job.request, prompt="", negative="", seed=0)
-        if like not in known:
-            with naming(job.place):
-                known[like] = pipe.resolve(like)
-        found.append(replace(known[like], **own))
-    return found
-
-
-def _open(options: Options, report: Report, console: Console) -> "Pipeline":
-    import torch
-
-    from pixart.checkpoint.load import read_config
-    from pixart.config import KVCompression
-    from pixart.lora.adapters import parse_lora
-    from pixart.pipeline.text_to_image import OPENING, Pipeline
-
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    encoder, places = options.text_encoder_dtype, options.preprocessor_weights
-    with report.timed("load"), console.bar("load", OPENING) as bar:
-        return Pipeline.from_pretrained(
-            options.model or EMBEDDED,
-            transformer=options.transformer,
-            lora=[parse_lora(text) for text in options.lora],
-            control=options.control,
-            preprocessors=parse_places(places),
-            config=read_config(options.config) if options.config else None,
-            device=options.device,
-            dtype=dtypes[options.dtype] if options.dtype else None,
-            text_encoder_dtype=dtypes.get(encoder, encoder) if encoder else None,  # type: ignore[arg-type]
-            kv_compression=KVCompression.parse(options.kv_compress)
-            if options.kv_compress
-            else None,
-            variant=options.variant,
-            ema=options.ema,
-            null_caption=options.null_caption,
-            cuda_graph=CUDA_GRAPH[options.cuda_graph],
-            attention=options.attention,
-            cache_dir="auto" if options.cache else None,
-            progress=bar.advance,
-        )
 
 
 def _draw(
@@ -297,19 +265,4 @@ def _compare(before: Metadata, metadata: Metadata, source: str, console: Console
         console.remark(
             f"{source} was drawn in a pass of {before.batch} pictures, this one of {metadata.batch}: "
             "bits may differ by rounding"
-        )
-
-
-def _warn_of_unknown_words(options: Options, jobs: Sequence[Job], console: Console) -> None:
-    """The embedded model knows a hundred words: say so, instead of drawing nonsense silently."""
-    if options.model not in (None, EMBEDDED):
-        return
-    from pixart.shapes.caption import WORDS, unknown_words
-
-    texts = dict.fromkeys(t for job in jobs for t in (job.request.prompt, job.request.negative))
-    unknown = dict.fromkeys(word for text in texts for word in unknown_words(text))
-    if unknown:
-        console.remark(
-            f"the embedded model does not know: {', '.join(unknown)}. "
-            f"It knows: {' '.join(sorted(WORDS))}"
         )

@@ -2,29 +2,38 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pixart.config import EMBEDDED, KVCompression
+from pixart.config import KVCompression
+from pixart.generation.drafts import (
+    Drafts,
+    Job,
+    given_lines,
+    given_settings,
+    model_of,
+    plan_file,
+    requests_of,
+)
+from pixart.generation.early import check_known
 from pixart.generation.names import Places, Template, picture_name, template_of
 from pixart.generation.options import SAMPLING, Options
-from pixart.generation.prompts import Line, located, naming, read_prompts
+from pixart.generation.prompts import located, naming, read_prompts
 from pixart.generation.sheet import MAX_PICTURES
 from pixart.generation.sources import Sources
 from pixart.generation.sweeps import Sweeps, check_alone, combinations, parse_sweeps
 from pixart.pipeline.inputs import named_in
-from pixart.pipeline.limits import BUCKET, EXACT_SIZE
+from pixart.pipeline.limits import BUCKET, EXACT_SIZE, STEPS
 from pixart.pipeline.metadata import CHOICES, CUDA_GRAPH, MODEL_OPTIONS, Metadata
-from pixart.pipeline.pictures import Picture, check_room, find_drawn, read_metadata
-from pixart.pipeline.request import PER_CONTROL, SETTINGS, Request
+from pixart.pipeline.pictures import check_room, find_drawn, read_metadata
+from pixart.pipeline.request import PER_CONTROL, Request
 from pixart.preprocess import networks_of, parse_places
-from pixart.releases import RELEASES
 
-MAX_JOBS = 1_000_000
+MAX_JOBS = 1_000_000  # each is held, with its file: a few KB
 # What a model took because of others, which are first, and takes again where one of those is given anew.
 _TAKEN_FOR = (
-    (("scheduler",), ("steps", "guidance", "guidance_interval")),
+    (("scheduler",), ("steps", "timesteps", "guidance", "guidance_interval")),
     ((*EXACT_SIZE, *BUCKET), ("upscale", *CHOICES)),
     (
         ("image", "strength", "fit", "mask", "outpaint"),
@@ -44,43 +53,29 @@ _TAKEN_FOR = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One picture to draw. model: the options that open the pipeline. asked, asked_model: what its file
-    is to say was asked for; where a picture is drawn again, choices that were left open still are.
-    place: file and line that ask for it, for messages. name: what that line calls it. swept: what --sweep
-    sets. inputs: a digest of each picture that it is drawn from. path: its file. there: the picture, if
-    this very request drew it before."""
-
-    index: int
-    request: Request
-    model: Mapping[str, Any]
-    asked: Request
-    asked_model: Mapping[str, Any]
-    place: str = ""
-    name: str | None = None
-    swept: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    path: Path = Path()
-    there: Picture | None = None
-
-
 def plan(options: Options) -> tuple[list[Job], Options]:
     """All jobs, checked as far as they can be without a model. A picture given by --from-image
     supplies every option that was not given anew. They have their files unless `needs_model`."""
-    sweeps = parse_sweeps(options.sweep)
-    _check_counts(options, sweeps)
-    check_alone(sweeps, _given_settings(options), "options")
-    source, sources = _source(options, sweeps), Sources()
+    sweeps = checked_sweeps(options)
+    sources, source = Sources(), "" if options.from_image is None else str(options.from_image)
     with naming(source):
         if options.from_image is None:
             jobs = list(_jobs_of_lines(options, sweeps))
         else:
             jobs, options = _plan_again(options, sweeps, sources)
-        _check_early(options, jobs)
-        jobs = [_with_inputs(job, options, sources) for job in jobs]
+        check_early(options, jobs)
+        jobs = [with_inputs(job, options, sources) for job in jobs]
     _check_output(options, jobs)
     return (jobs if needs_model(jobs, options) else placed(jobs, options)), options
+
+
+def checked_sweeps(options: Options) -> Sweeps:
+    """What is swept. ValueError for options that do not go together, whatever the lines of a file say."""
+    sweeps = parse_sweeps(options.sweep)
+    _check_counts(options, sweeps)
+    check_alone(sweeps, given_settings(options), "options")
+    _check_source(options, sweeps)
+    return sweeps
 
 
 def needs_model(jobs: Sequence[Job], options: Options) -> bool:
@@ -126,8 +121,7 @@ def _placed(job: Job, wanted: Path, places: Places, overwrite: bool) -> Job:
     return replace(job, path=path, there=None if overwrite else there)
 
 
-def _source(options: Options, sweeps: Sweeps) -> str:
-    """The name of the picture to draw again, for messages; "" if prompts are given."""
+def _check_source(options: Options, sweeps: Sweeps) -> None:
     sources = (options.prompt, options.prompts, options.from_image, sweeps.get("prompt"))
     count = sum(bool(source) for source in sources)
     if count != 1 and not (count == 0 and _only_enlarges(options, sweeps)):
@@ -136,12 +130,11 @@ def _source(options: Options, sweeps: Sweeps) -> str:
         raise ValueError(
             f"give one of: prompts, --prompts FILE, --from-image FILE; got {given}{hint}"
         )
-    return "" if options.from_image is None else str(options.from_image)
 
 
 def _only_enlarges(options: Options, sweeps: Sweeps) -> bool:
     """Whether a picture is given to be made larger, which needs no prompt."""
-    given = {*_given_settings(options), *sweeps}
+    given = {*given_settings(options), *sweeps}
     return {"image", "upscale"} <= given and "strength" not in given
 
 
@@ -171,44 +164,34 @@ def _check_output(options: Options, jobs: Sequence[Job]) -> None:
 
 def _jobs_of_lines(options: Options, sweeps: Sweeps) -> Iterator[Job]:
     """Every line in every combination; seeds change first."""
-    lines = [Line({"prompt": text}) for text in options.prompt]
-    if options.prompts is not None:
-        lines = read_prompts(options.prompts)
-    elif "prompt" in sweeps:
-        lines = [Line({})]
-    elif not options.prompt:  # as `_only_enlarges` allows
-        lines = [Line({"prompt": ""})]
-    several = combinations(sweeps)
-    _check_total(len(lines) * len(several) * options.num_images)
-    settings, model, index = _given_settings(options), _model_of(options), 0
+    lines = read_prompts(options.prompts) if options.prompts else given_lines(options, sweeps)
+    drafts, index = Drafts(options, sweeps), 0
+    _check_total(len(lines) * drafts.per_line)
     for line in lines:
-        own = {name for name, value in line.values.items() if value is not None}
-        with naming(line.place):
-            check_alone(sweeps, own, "the line")
-            for swept in several:
-                values = {**line.values, **located(swept)}
-                for request in _requests(settings, values, options.num_images):
-                    name = line.values.get("name")
-                    yield Job(index, request, model, request, model, line.place, name, swept)
-                    index += 1
+        for job in drafts.jobs(line, index):
+            yield job
+            index += 1
 
 
 def _check_total(count: int) -> None:
     if count > MAX_JOBS:
-        raise ValueError(f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}")
+        raise ValueError(
+            f"a run must be of at most {MAX_JOBS:,} pictures, got {count:,}; tars take more "
+            "(--output tars/{shard:05d}.tar)"
+        )
 
 
-def _with_inputs(job: Job, options: Options, sources: Sources) -> Job:
+def with_inputs(job: Job, options: Options, sources: Sources) -> Job:
     """The job with what its pictures are now, once it is clear that it can be drawn from them."""
     with naming(job.place):
-        _check_control(options, job.request)
+        check_control(options, job.request)
         if not named_in(job.request):
             return job
         sources.check(job.request)
         return replace(job, inputs=sources.digests(job.request))
 
 
-def _check_control(options: Options, request: Request) -> None:
+def check_control(options: Options, request: Request) -> None:
     files, pictures = len(options.control), len(request.control_image or ())
     if files != pictures:
         raise ValueError(
@@ -227,92 +210,47 @@ def _plan_again(options: Options, sweeps: Sweeps, sources: Sources) -> tuple[lis
     for swept in several:
         asked, asked_model = _as_asked(options, drawn, swept)
         opened, line = _as_drawn(options, drawn, swept)
-        model = _model_of(opened)
-        requests = _requests({}, line, options.num_images)
-        was_asked = _requests({}, asked, options.num_images)
+        model = model_of(opened)
+        seeds = range(options.num_images)
+        requests, was_asked = requests_of({}, line, seeds), requests_of({}, asked, seeds)
         for request, one in zip(requests, was_asked, strict=True):
             job = Job(len(jobs), request, model, one, asked_model, place, None, swept)
             jobs.append(job)
     return jobs, opened
 
 
-def _model_of(options: Options) -> dict[str, Any]:
-    return {name: _lasting(name, getattr(options, name)) for name in MODEL_OPTIONS}
-
-
-def _given_settings(options: Options) -> dict[str, Any]:
-    settings = {name: getattr(options, name, None) for name in SETTINGS if name != "prompt"}
-    return located({name: value for name, value in settings.items() if value is not None})
-
-
-def _requests(settings: dict[str, Any], line: dict[str, Any], count: int) -> list[Request]:
-    """What a line names, and the options for the rest; seeds count upwards."""
-    own = {name: value for name, value in line.items() if name != "name"}
-    asked = {name for name in own if own[name] is not None}
-    if asked & {*EXACT_SIZE}:
-        idle: tuple[str, ...] = (*EXACT_SIZE, *BUCKET)
-    else:
-        idle = EXACT_SIZE if asked & {*BUCKET} else ()
-    rest = {name: value for name, value in settings.items() if name not in idle}
-    first = Request.from_dict({**rest, **own})
-    if not first.prompt.strip() and not first.only_enlarges:
-        raise ValueError("prompt must not be empty; name what to draw")
-    return [replace(first, seed=first.seed + k) for k in range(count)]
-
-
-def _check_early(options: Options, jobs: Iterable[Job]) -> None:
+def check_early(options: Options, jobs: Iterable[Job]) -> None:
     """What needs no model: better refused in the first second than after T5 has been loaded."""
+    import torch
+
     from pixart.device import check_attention, check_cuda_graph, choose_device
+    from pixart.quantize import check_quantize
     from pixart.sampler.schedulers import SCHEDULERS
 
+    if options.kv_compress:
+        KVCompression.parse(options.kv_compress)
+    device = choose_device(options.device, may_lack=options.plan)
+    check_cuda_graph(CUDA_GRAPH[options.cuda_graph], device)
+    check_attention(options.attention, device)
+    if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
+        raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
+    is_half = options.dtype == "fp16"
+    check_quantize(options.quantize, torch.float16 if is_half else None, device, options.plan)
+    kinds: set[str] = set()
+    known: set[Any] = set()
     for job in jobs:
         name = job.request.scheduler
         if name is not None and name not in SCHEDULERS:
             with naming(job.place):
                 raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}")
-    kinds = {kind for job in jobs for kind in job.request.control_preprocessor or ()}
+        check_known(options, job, known)
+        kinds |= {*(job.request.control_preprocessor or ())}
     read = {network for kind in kinds for network in networks_of(kind)}
     if unread := parse_places(options.preprocessor_weights).keys() - read:
         raise ValueError(
             "preprocessor_weights must be of networks that --control-preprocessor has, got "
             f"{', '.join(sorted(unread))} with {', '.join(sorted(kinds)) or 'none'}"
         )
-    if options.kv_compress:
-        KVCompression.parse(options.kv_compress)
-    check_cuda_graph(CUDA_GRAPH[options.cuda_graph], choose_device(options.device))
-    check_attention(options.attention, choose_device(options.device))
-    if options.dtype not in (None, "fp32", "bf16", "fp16"):  # from a picture: tyro knows
-        raise ValueError(f"dtype must be fp32, bf16 or fp16, got {options.dtype!r}")
-
-
-def _lasting(name: str, value: Any) -> str | bool | list[str] | None:
-    """As a picture is to carry it: paths from the root, for it may be drawn again elsewhere."""
-    if name == "model" and value in (None, EMBEDDED):
-        return EMBEDDED
-    if name == "lora":
-        return [_lasting_lora(text) for text in value]
-    if name == "control":
-        return [_absolute(text) for text in value]
-    if name == "preprocessor_weights":
-        return [f"{network}={_absolute(place)}" for network, place in parse_places(value).items()]
-    if value is None or name not in ("model", "transformer", "config"):
-        return value
-    return _absolute(value)
-
-
-def _lasting_lora(text: str) -> str:
-    from pixart.lora.adapters import parse_lora
-
-    path, weight = parse_lora(text)
-    return f"{_absolute(path)}:{weight}"
-
-
-def _absolute(place: str | Path) -> str:
-    """A path that is there, from the root; anything else is a release or a hub id."""
-    if place in RELEASES:
-        return str(place)
-    path = os.path.expanduser(place)  # of os, which has an answer for text that is no path at all
-    return os.path.abspath(path) if os.path.exists(path) else str(place)
 
 
 def _given(options: Options) -> set[str]:
@@ -331,10 +269,12 @@ def _as_asked(
     model = dict(drawn.asked_model)
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-    settings |= {**_given_settings(options), **located(swept)}
+    if given & {*STEPS}:
+        settings |= dict.fromkeys(STEPS)
+    settings |= {**given_settings(options), **located(swept)}
     if "device" in given:
         model["cuda_graph"] = "auto"  # it may not record one
-    return settings, model | {k: v for k, v in _model_of(options).items() if k in given}
+    return settings, model | {k: v for k, v in model_of(options).items() if k in given}
 
 
 def _as_drawn(
@@ -355,13 +295,16 @@ def _as_drawn(
             settings |= {name: getattr(drawn.asked, name) for name in taken_for_them}
     if given & {*EXACT_SIZE, *BUCKET}:
         settings |= dict.fromkeys((*EXACT_SIZE, *BUCKET))
-    settings |= {**_given_settings(options), **located(swept)}
+    if given & {*STEPS}:
+        settings |= dict.fromkeys(STEPS)
+    settings |= {**given_settings(options), **located(swept)}
     model = dict(drawn.asked_model if is_other_model else drawn.model)
+    model["fast"] = plan_file(model["fast"])
     model["device"] = drawn.asked_model["device"]  # another machine may have others
     asked = drawn.asked_model["cuda_graph"]
     if "device" in given:
         del model["cuda_graph"]  # which it may not record
-    elif asked == "auto" and choose_device(model["device"]).type != "cuda":
+    elif asked == "auto" and choose_device(model["device"], may_lack=options.plan).type != "cuda":
         model["cuda_graph"] = asked  # nobody asked for what this machine cannot do
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -71,13 +71,13 @@ class _General(_Rest):
     from_image: Path | None = None
     """Draw a picture again from what its file says; other options change single settings."""
     model: str | None = None
-    """A pipeline directory, a hub id, a release (sigma-1024, alpha-512, dmd-512 ...), or the embedded
+    """A pipeline directory, a hub id, a release (sigma-1024, alpha-512, lcm-1024 ...), or the embedded
     model "shapes", which is the default."""
     transformer: str | None = None
     """A transformer to use in the pipeline: official .pth, .safetensors or diffusers directory."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file or a hub id; the weight is
-    1 unless given. Give it again for further ones: they add up."""
+    """PATH[:WEIGHT] of a LoRA: a folder in peft's layout, a .safetensors file, a hub id, or lcm-lora or
+    flash-pixart; the weight is 1 unless given. Give it again for further ones: they add up."""
     config: Path | None = None
     """A JSON file of PixArtConfig's fields, for a transformer that does not tell its own."""
     variant: str | None = None
@@ -87,7 +87,21 @@ class _General(_Rest):
     output: Path | None = None
     """A file, a directory, or a template with {prompt}, {seed}, {guidance:.1f} or any other setting,
     {index} and {name}. Default outputs, with --from-image NAME-again beside it. Where there is another
-    picture, -2, -3 ... is added; what the very request drew before is not drawn again."""
+    picture, -2, -3 ... is added; what the very request drew before is not drawn again. With {shard} and
+    .tar, as in tars/{shard:05d}.tar, WebDataset tars of pictures, captions and requests, for any number."""
+    shard: str | None = None
+    """I/N: draw the tars that fall to process I of N, from 0 to N - 1. Default: the task of a Slurm array, or
+    all. Processes that torchrun started share them further."""
+    shard_size: int | None = None
+    """Pictures of a tar. Default 1000."""
+    engine: Literal["here", "ray"] = "here"
+    """ray: let the workers of a Ray cluster draw the tars. They have the bits that they have without it."""
+    address: str | None = None
+    """With --engine ray: auto for the Ray that runs here or that RAY_ADDRESS names, HOST:PORT, or
+    ray://HOST:PORT. Default: a Ray of its own on this machine, which ends with the run."""
+    workers: int | None = None
+    """With --engine ray. Default: one on each GPU, or on each machine where there are none; the CPUs are
+    shared."""
     overwrite: bool = False
     """Draw what is there again, in place, and take the places of other pictures."""
     grid: bool = False
@@ -109,6 +123,12 @@ class _General(_Rest):
     """Of transformer and VAE. Default bf16 on CUDA, fp32 on a CPU."""
     text_encoder_dtype: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] | None = None
     """Of T5. Default bf16 if it is large, else that of the rest. 8bit and 4bit need CUDA."""
+    text_encoder: str | None = None
+    """A file of T5 in the place of the pipeline's: .safetensors as published, in fp8, plain or with scales, or
+    .gguf; a path or hub-id/file. The tokenizer is the pipeline's."""
+    text_encoder_memory: Literal["auto", "resident", "stream"] = "auto"
+    """Where T5's weights are while prompts are read: on the device, or streamed there from the disk, block by
+    block. auto: streamed where they do not fit what is free. Pictures have the same bits."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
@@ -118,11 +138,31 @@ class _General(_Rest):
     """How the processes that torchrun started share the pictures. pictures: each draws its own. All draw
     each picture together by guidance, whose halves are for two, by sequence, which shares the tokens, or by
     both. auto: pictures where there is one for each process, otherwise together."""
+    dry_run: bool = False
+    """Draw nothing: say what is to be done, and how many hours of each card it takes by a few steps that are
+    measured now. Nothing is written."""
+    plan: bool = False
+    """Draw nothing and read no weights: say what memory each stage takes on the device, whether it fits, and
+    what would make it fit. Nothing is written or downloaded."""
+    memory: str | None = None
+    """With --plan: for a device with so much free, such as 8GiB, which need not be here. Default: what is free
+    now."""
+    processes: int | None = None
+    """With --dry-run and without torchrun: count for so many processes, which are not here."""
     attention: Literal["int8", "fp8"] | None = None
     """Self-attention with 8-bit products. fp8 wants an NVIDIA GPU of sm_89 or later. Default: those of
     --dtype."""
-    cache: bool = True
-    """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text."""
+    quantize: Literal["int8", "fp8"] | None = None
+    """The transformer's linear weights in 8 bits, by torchao (the extra `quant`): half of their memory, 0.6 GB of
+    XL/2 in bf16; T5 takes more. Others measured it slower on most cards. Not with fp16, --plan, or the file of a
+    plan."""
+    fast: str | None = None
+    """Less work a picture: balanced, fast, or the file of a plan, which python -m pixart.calibrate makes. Sets
+    steps, guidance, --guidance-interval, --scheduler, --kv-schedule and --reuse-blocks where they are not given.
+    Default off."""
+    cache: Annotated[bool | None, tyro.conf.arg(aliases=["--no-cache"], metavar="")] = None
+    """Keep prompt embeddings on disk, so that T5 need not be loaded again for the same text. Default: yes,
+    but not of tars, whose prompts would fill it."""
     json: bool = False
     """Print the result as JSON: files, every setting, seconds by stage and picture, peak memory."""
     quiet: bool = False
@@ -157,13 +197,38 @@ _CommandLine.__doc__ = Options.__doc__
 
 def parse_options(command: str, words: Sequence[str] | None) -> Options:
     """The options of a command line. Raises ValueError as `pixart.command.parse` does."""
-    line = parse(_CommandLine, command, with_values(sys.argv[1:] if words is None else words))
+    words = with_places(with_values(sys.argv[1:] if words is None else words))
+    line = parse(_CommandLine, command, words)
     parts = [line, *(getattr(line, group) for group in _GROUPS)]
     given = {one.name: getattr(part, one.name) for part in parts for one in fields(part)}
     return Options(**{one.name: given[one.name] for one in fields(Options)})
 
 
-_FLAGS = {f"--{name.replace('_', '-')}" for name in SAMPLING if is_flag(name)}
+def with_places(words: list[str]) -> list[str]:
+    """The words, where --output is a URI with it as a path can hold it. Raises ValueError for one that it
+    cannot."""
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        is_value = place > 0 and words[place - 1] == "--output"
+        option, between, value = word.partition("=")
+        if not is_value and (option, between) == ("--output", "="):
+            value = _place(value)
+            words[place] = f"--output={value}"
+        elif is_value:
+            words[place] = _place(word)
+    return words
+
+
+def _place(text: str) -> str:
+    if "://" not in text:
+        return text
+    from pixart.storage import local_or_store
+
+    return local_or_store(text)
+
+
+_FLAGS = {"--cache", *(f"--{name.replace('_', '-')}" for name in SAMPLING if is_flag(name))}
 _NUMBER = r"[-+]?[\d.]+"
 
 

@@ -1,17 +1,19 @@
 """Files of prompts: .txt with one a line, .jsonl with an object a line."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pixart.files import parse_json
 from pixart.pipeline.limits import ALPHA, PICTURES
 from pixart.pipeline.request import SETTINGS, check_keys, checked
 
-MAX_BYTES = 2**28  # a million long prompts; devices never end
+MAX_BYTES = 2**28  # of a list that is held whole: a million long prompts; devices never end
+MAX_LINE = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,52 @@ def read_prompts(path: Path) -> list[Line]:
     """The lines of a .txt or .jsonl file. Empty lines are passed over, and in .txt those that begin with
     `#`; a prompt that does is written `\\#`. Pictures that a line names lie beside the file, unless their
     path begins at the root. ValueError names the file, and the line."""
-    numbered = [(n, line.strip()) for n, line in enumerate(_read(path).split("\n"), 1)]
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
-    is_text = suffix != ".jsonl"
-    numbered = [(n, line) for n, line in numbered if line and not (is_text and line[0] == "#")]
-    if not numbered:
+    lines = [line for _, _, line in scan(io.BytesIO(_read(path)), path)]
+    if not lines:
         raise ValueError(f"{path}: holds no prompt")
-    lines = []
-    for number, line in numbered:
-        place = f"{path}, line {number}"
-        if is_text:
-            text = line[1:] if line.startswith("\\#") else line
-            values = {"prompt": text}
-        else:
-            values = _read_line(line, place, path.parent)
-        lines.append(Line(values, place))
     return lines
 
 
-def _read(path: Path) -> str:
-    # Not splitlines for what is read here: it also cuts where JSON allows it, at U+2028.
+def scan(stream: BinaryIO, path: Path, number: int = 1) -> Iterator[tuple[int, int, Line]]:
+    """What `read_prompts` says of the lines from here on, one after another, each with the byte and the
+    number in the file at which it begins. number: of the first."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise ValueError(f"{path}: must be text, a prompt a line, or .jsonl, an object a line")
+    is_text, folder, offset = suffix != ".jsonl", path.parent, stream.tell()
+    # Not splitlines, which also cuts where JSON allows it, at U+2028.
+    while content := stream.readline(MAX_LINE + 1):
+        place = f"{path}, line {number}"
+        if len(content) > MAX_LINE:
+            raise ValueError(f"{place}: must be at most {MAX_LINE:,} bytes, it is longer")
+        try:
+            # Windows editors begin with a mark.
+            line = content.decode("utf-8-sig" if offset == 0 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: is not UTF-8 text ({error.reason})") from error
+        if is_text and line and line[0] != "#":
+            yield (
+                offset,
+                number,
+                Line({"prompt": line[1:] if line.startswith("\\#") else line}, place),
+            )
+        elif line and not is_text:
+            yield offset, number, Line(_read_line(line, place, folder), place)
+        offset, number = offset + len(content), number + 1
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"{path}: must be at most {MAX_BYTES:,} bytes, it is longer")
-        return content.decode("utf-8-sig")  # Windows editors begin with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > MAX_BYTES:
+        raise ValueError(
+            f"{path}: must be at most {MAX_BYTES:,} bytes, it is longer; tars take any length "
+            "(--output tars/{shard:05d}.tar)"
+        )
+    return content
 
 
 def located(settings: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:

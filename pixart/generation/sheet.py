@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixart.few_step import spelt
 from pixart.files import written_aside
 from pixart.generation.names import Places, stem_of
 from pixart.generation.options import Options
@@ -34,10 +35,11 @@ _LABEL_LINES, _TITLE_LINES = 6, 4
 _WIDEST_ROW = 8  # pictures, where rows mean nothing
 # Settings that a label says, where they have a value.
 _NAMED = (
-    "seed", "steps", "guidance", "guidance_interval", "scheduler", "negative", "image", "strength", "fit",
-    "mask", "invert_mask", "mask_blur", "outpaint", "upscale_strength", "upscale_guidance", "tiles",
-    "guidance_rescale", "apg", "apg_eta", "apg_momentum", "apg_norm", "pag", "pag_blocks",
-    "control_image", "control_preprocessor", "control_scale", "control_interval",
+    "seed", "steps", "timesteps", "guidance", "guidance_interval", "scheduler", "negative", "image",
+    "strength", "fit", "mask", "invert_mask", "mask_blur", "outpaint", "upscale_strength",
+    "upscale_guidance", "tiles", "guidance_rescale", "apg", "apg_eta", "apg_momentum", "apg_norm", "pag",
+    "pag_blocks", "kv_schedule", "reuse_blocks", "control_image", "control_preprocessor", "control_scale",
+    "control_interval",
 )  # fmt: skip
 # For letters that Pillow's own font has not: what systems have, in the order of how much they know.
 _FONTS = (
@@ -198,7 +200,9 @@ def _words(name: str, value: Any) -> str:
         return f"{value} step{'s' * (value != 1)}"
     if value == "":
         return f"no {called}"
-    if name in PICTURES:
+    if name == "timesteps":
+        value = spelt(value)
+    elif name in PICTURES:
         value = " and ".join(map(stem_of, [value] if isinstance(value, str) else value))
     elif name in PER_CONTROL:
         value = " and ".join(map(_one_of, value))

@@ -93,6 +93,8 @@ def _parse_value(name: str, word: str) -> Any:
             return int(word)
         if float in kinds:
             return float(word)
+        if tuple[int, ...] in kinds:
+            return tuple(int(part) for part in word.split(":"))
         if any(get_origin(one) is tuple for one in kinds):
             return tuple(float(part) for part in word.split(":"))
     except ValueError:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixart import process
-from pixart.generation.jobs import Job
+from pixart.generation.drafts import Job
 from pixart.generation.options import Options
 from pixart.generation.report import Report
 
@@ -33,7 +33,7 @@ class Team:
     def of(cls, options: Options) -> "Team":
         """ValueError where --parallel asks for others that are not there."""
         team = cls(*process.place())
-        if team.count == 1 and options.parallel != "auto":
+        if team.count == 1 and options.parallel != "auto" and options.processes is None:
             raise ValueError(
                 f"--parallel must be left out of a single process, got {options.parallel}; start "
                 "several with torchrun --nproc-per-node N -m -- pixart.generate"
@@ -130,6 +130,16 @@ class Team:
                 report.merge(share)
                 drawn = {**drawn, **cells}
         return drawn
+
+    def collect_shards(self, report: Report) -> None:
+        """The tars of all, for the first, whose report then has them too."""
+        if self.is_alone:
+            return
+        from pixart.distributed import gathered
+
+        for rank, share in enumerate(gathered(report.share_of_shards())):
+            if rank != self.rank:
+                report.merge(share)
 
 
 def _check_device(device: "device") -> None:

@@ -2,7 +2,7 @@
 with the empty or negative caption that guidance compares them with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,8 +40,48 @@ class CaptionStore:
 
     def ensure(self, text: str) -> None:
         """See to it that a text, and the null caption if it is blank, need T5 no more."""
-        for key in self._keys(text):
-            self._ensure(*key)
+        for words, padded in self._keys(text):
+            self._ensure(words, padded)
+
+    def is_ready(self, text: str) -> bool:
+        """Whether a text, and the null caption if it is blank, need T5 no more."""
+        return all(self._is_ready(*key) for key in self._keys(text))
+
+    def tokens_of(self, text: str) -> int:
+        """How many T5 reads of a text, or of the null caption if it is blank."""
+        return max(
+            self.encoder.count_tokens(words, keep_padding=padded)
+            for words, padded in self._keys(text)
+        )
+
+    def ensure_all(
+        self, texts: Sequence[str], before: Callable[[], object] = lambda: None
+    ) -> Iterator[str]:
+        """`ensure` each text, and yield it when it is encoded. Those that the encoder reads in one pass are
+        encoded together. before: called before each pass and each text that needs none; what is encoded by
+        then stays if it raises."""
+        missing: dict[str, list[str]] = {}
+        for text in dict.fromkeys(texts):
+            if self.is_ready(text):
+                before()
+                yield text
+            else:
+                missing.setdefault(as_trained(text, self.family), []).append(text)
+        if not missing:
+            return
+        before()
+        self.make_room()
+        with errors_naming(self.encoder.place):
+            passes = self.encoder.passes(list(missing))
+        for place, group in enumerate(passes):
+            if place:
+                before()
+            self._keep(group, False)
+            for words in group:
+                for text in missing[words]:
+                    for key in self._keys(text)[1:]:
+                        self._ensure(*key)
+                    yield text
 
     def encoded(self, text: str) -> dict[tuple[str, bool], PromptEmbeddings]:
         """What `ensure` sees to, as `held` has it: for processes that have no T5."""
@@ -87,15 +127,28 @@ class CaptionStore:
         """Whether the prompt's mask decides what is seen of T5's empty caption at full length."""
         return self.mask == "prompt-mask" and not self._has_table
 
+    def _is_ready(self, text: str, padded: bool) -> bool:
+        return (text, padded) in self.held or self.encoder.is_cached(text, keep_padding=padded)
+
     def _ensure(self, text: str, padded: bool) -> None:
-        if (text, padded) in self.held or self.encoder.is_cached(text, keep_padding=padded):
-            return
-        self.make_room()
-        features = self._encode(text, padded)
-        if not self.encoder.is_cached(text, keep_padding=padded):
-            self.held[text, padded] = features
+        if not self._is_ready(text, padded):
+            self.make_room()
+            self._keep([text], padded)
+
+    def _keep(self, texts: Sequence[str], padded: bool) -> None:
+        """Encode texts together, for the disk cache or `held`."""
+        whole = self._encoded(texts, padded)
+        for row, text in enumerate(texts):
+            if not self.encoder.is_cached(text, keep_padding=padded):
+                # As it is alone: in a pass the longest text decides the length.
+                length = whole.features.shape[1] if padded else int(whole.mask[row].sum())
+                features, mask = whole.features[[row], :length], whole.mask[[row], :length]
+                self.held[text, padded] = PromptEmbeddings(features.clone(), mask.clone())
 
     def _encode(self, text: str, padded: bool) -> PromptEmbeddings:
-        with errors_naming(self.encoder.directory / "text_encoder"):
+        return self._encoded([text], padded)
+
+    def _encoded(self, texts: Sequence[str], padded: bool) -> PromptEmbeddings:
+        with errors_naming(self.encoder.place):
             # In host memory: a file may hold 30,000 prompts.
-            return self.encoder.encode([text], keep_padding=padded).to("cpu")
+            return self.encoder.encode(list(texts), keep_padding=padded).to("cpu")

@@ -21,6 +21,7 @@ from pixart.pipeline.request import Request
 from pixart.pipeline.stages import Stage
 from pixart.preprocess import Preprocessor, open_preprocessor
 from pixart.sampler.denoiser import PictureControl
+from pixart.sampler.mesh import Mesh
 from pixart.sampler.schedulers import Scheduler
 from pixart.sampler.walk import timesteps_within
 from pixart.vae.autoencoder import VAE
@@ -100,8 +101,10 @@ class Controls:
         vae: VAE,
         solver: Scheduler,
         precision: str | None,
+        mesh: Mesh | None = None,
     ) -> list[PictureControl]:
-        """What steers a stage of a resolved request; those of scale 0 are left out."""
+        """What steers a stage of a resolved request; those of scale 0 are left out. mesh: the processes that
+        draw it together, and encode its pictures together."""
         names = request.control_image or ()
         if not names:
             return []
@@ -113,17 +116,23 @@ class Controls:
         ):  # fmt: skip
             if scale == 0:
                 continue
-            control = PictureControl(
-                network, self._hint(name, kind, request, stage, inputs, vae), scale
-            )
+            hint = self._hint(name, kind, request, stage, inputs, vae, mesh)
+            control = PictureControl(network, hint, scale)
             if interval != _WHOLE:
-                within = timesteps_within(solver, request.steps, interval)
+                within = timesteps_within(solver, request.schedule, interval)
                 control = replace(control, timesteps=within)
             found.append(control)
         return found
 
     def _hint(
-        self, name: str, kind: str, request: Request, stage: Stage, inputs: Inputs, vae: VAE
+        self,
+        name: str,
+        kind: str,
+        request: Request,
+        stage: Stage,
+        inputs: Inputs,
+        vae: VAE,
+        mesh: Mesh | None,
     ) -> Tensor:
         """(1, C, h, w) latents of a picture for a stage."""
         assert request.height and request.width
@@ -132,14 +141,17 @@ class Controls:
         if canvas_size(*size, vae.downsample * self.opened[0].config.patch_size) != seen:
             size = seen  # it is made larger
         key = (inputs.digest(name), kind, size, seen, request.tile)
-        if key not in self._hints:
+        is_missing = key not in self._hints
+        # One that has read a prompt has forgotten its own, and cannot encode without the others.
+        if is_missing if mesh is None else mesh.any(is_missing):
             pixels = np.asarray(self.picture(inputs.open(name).image, kind, *size))
             vae.to(self._device)
             # The mean of the posterior. The official code draws from it, whose deviation is small beside a
             # map's contrasts: so a picture does not depend on a draw that no seed of its own decides.
             border = [(0, seen[0] - size[0]), (0, seen[1] - size[1]), (0, 0)]
             image = to_unit(np.pad(pixels, border, "edge"))
-            latents = vae.encode(image, sample=False, tile=request.tile)
+            strips = None if mesh is None else mesh.strips
+            latents = vae.encode(image, sample=False, tile=request.tile, strips=strips)
             self._hints[key] = latents.to(self._device)
             if len(self._hints) > _KEPT:
                 self._hints.popitem(last=False)

@@ -17,6 +17,7 @@ from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import default_steps, make_scheduler
 from pixart.text.encoder import Quantization
 from pixart.text.networks import features_width, longest_caption
+from pixart.text.stored import read_weights
 from pixart.weights import T5_WEIGHTS, WEIGHTS, errors_naming, find_weights, resolve, variants_of
 
 SAMPLING = "sampling.json"  # steps and guidance of a pipeline's own, beside model_index.json
@@ -28,17 +29,21 @@ _PIPELINE_FILES = (
     "*.json",
     "*/*.json",
     "tokenizer/*.txt",
-    *(f"{part}/{kind}" for part in PARTS for kind in _FILES),
+    *(f"{part}/{kind}" for part in PARTS if part != "text_encoder" for kind in _FILES),
 )
+_TEXT_ENCODER_FILES = tuple(f"text_encoder/{kind}" for kind in _FILES)
 _SMALL_TEXT_ENCODER = 2**31  # bytes on disk; below it T5 runs in the dtype of the rest
 _STEMS = {"text_encoder": T5_WEIGHTS, "vae": (WEIGHTS,), "transformer": (WEIGHTS,)}
 
 logger = logging.getLogger("pixart")
 
 
-def open_directory(source: str | Path, with_transformer: bool) -> Path:
+def open_directory(
+    source: str | Path, with_transformer: bool, with_text_encoder: bool = True
+) -> Path:
     """A pipeline on disk, of the hub or of a release. CheckpointError if parts of it are missing.
 
+    with_text_encoder: without it the text encoder's weights need not be there, only its config.json.
     Where another transformer takes the place of its own, a release whose repository has a transformer
     alone stands for the pipeline that it belongs to.
     """
@@ -48,6 +53,7 @@ def open_directory(source: str | Path, with_transformer: bool) -> Path:
     if release is not None and release.pipeline is not None and not with_transformer:
         source = release.pipeline
     wanted = (*_PIPELINE_FILES, *TRANSFORMER_FILES) if with_transformer else _PIPELINE_FILES
+    wanted = (*wanted, *_TEXT_ENCODER_FILES) if with_text_encoder else wanted
     directory = resolve(source, allow_patterns=wanted)
     needed = [*PARTS, *["transformer"] * with_transformer]
     if missing := [name for name in needed if not (directory / name).is_dir()]:
@@ -105,10 +111,10 @@ def choose_family(config: PixArtConfig, pipeline: Family | None, is_guest: bool)
 
 
 def choose_variants(
-    directory: Path, variant: str | None, with_transformer: bool
+    directory: Path, variant: str | None, with_transformer: bool, with_text_encoder: bool = True
 ) -> dict[str, str | None]:
     """The variant of each folder: the one asked for where there is one, else what is there."""
-    folders = ["text_encoder", "vae"] + ["transformer"] * with_transformer
+    folders = ["text_encoder"] * with_text_encoder + ["vae"] + ["transformer"] * with_transformer
     chosen: dict[str, str | None] = {}
     for name in folders:
         folder, stems = directory / name, _STEMS[name]
@@ -156,13 +162,18 @@ def text_dtype(
     wanted: torch.dtype | Quantization | None,
     dtype: torch.dtype,
     variant: str | None = None,
+    file: Path | None = None,
 ) -> tuple[torch.dtype, Quantization | None]:
+    """What is asked for; or bf16 for a large encoder, else `dtype`. file: of the encoder's weights."""
     if isinstance(wanted, str):
         return torch.bfloat16, wanted
     if wanted is not None:
         return wanted, None
-    files, _ = find_weights(directory / "text_encoder", variant, T5_WEIGHTS)
-    size = sum(file.stat().st_size for file in files)
+    if file is not None:  # packed, it has fewer bytes than what it is computed with
+        size = 2 * read_weights([file]).numbers
+    else:
+        files, _ = find_weights(directory / "text_encoder", variant, T5_WEIGHTS)
+        size = sum(one.stat().st_size for one in files)
     return (torch.bfloat16 if size >= _SMALL_TEXT_ENCODER else dtype), None
 
 

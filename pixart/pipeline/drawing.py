@@ -18,14 +18,16 @@ from pixart.pipeline.captions import CaptionStore
 from pixart.pipeline.controls import Controls
 from pixart.pipeline.decoding import NotFinitePicture, decode
 from pixart.pipeline.editing import cover, make_canvas, to_unit
+from pixart.pipeline.fast import step_reuse
 from pixart.pipeline.graphs import PictureGraphs
 from pixart.pipeline.inputs import Inputs
 from pixart.pipeline.limits import parse_blocks
 from pixart.pipeline.request import Drawn, Request, passes
 from pixart.pipeline.stages import Stage, stages_of
 from pixart.pipeline.upscale import COARSE
+from pixart.plans.schedule import KVSchedule
 from pixart.sampler.cuda_graphs import CudaGraphs
-from pixart.sampler.denoiser import PictureControl, PictureDenoiser
+from pixart.sampler.denoiser import PictureControl, PictureDenoiser, StepReuse
 from pixart.sampler.guidance import Captions
 from pixart.sampler.loop import (
     Cancelled,
@@ -41,6 +43,7 @@ from pixart.sampler.schedulers import Scheduler
 from pixart.sampler.windows import Windows
 from pixart.text.encoder import PromptEmbeddings
 from pixart.vae.autoencoder import VAE, Tiled, to_images
+from pixart.vae.strips import Strips
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,12 +95,10 @@ def draw_all(
 ) -> Iterator[Drawn]:
     """The pictures of resolved requests in their order: all prompts first, then pass by pass. batch: at
     most, of a pass."""
-    if pipe.mesh is not None:
-        hooks = replace(hooks, cancel=_agreed(pipe.mesh, hooks.cancel))
     before: dict[str, float] = {}
     with timed(before, "text"):
         texts = [text for request in requests for text in (request.prompt, request.negative)]
-        pipe.prepare(texts, hooks.encoding, hooks.cancel)
+        hooks = _prepared(pipe, texts, hooks)
     for group in passes(requests, batch):
         if hooks.cancel is not None and hooks.cancel():
             raise Cancelled("cancelled before a picture")
@@ -108,9 +109,21 @@ def draw_all(
             before = dict.fromkeys(before, 0.0)
 
 
-def _agreed(mesh: Mesh, cancel: Callable[[], bool] | None) -> Callable[[], bool]:
-    """True where it is in one of the processes: they stop at the same step, or the others would wait."""
-    return lambda: mesh.any(cancel is not None and cancel())
+def _prepared(pipe: Parts, texts: Sequence[str], hooks: Hooks) -> Hooks:
+    """Encode prompts. Returns the hooks of what follows, where the processes of a mesh stop at the same step, or
+    the others would wait; before it each asks as often as it has something to encode."""
+    mesh, cancel, is_cancelled = pipe.mesh, hooks.cancel, False
+    try:
+        pipe.prepare(texts, hooks.encoding, cancel)
+    except Cancelled:
+        if mesh is None:
+            raise
+        is_cancelled = True
+    if mesh is None:
+        return hooks
+    return replace(
+        hooks, cancel=lambda: mesh.any(is_cancelled or (cancel is not None and cancel()))
+    )
 
 
 class Pass:
@@ -155,6 +168,7 @@ class Pass:
             return_cached(pipe.device)
             latents = self._denoise_all(graphs, shared)
         shared = {stage: taken / self._count for stage, taken in shared.items()}
+        self._begin()
         for request, latent in zip(self._group, latents.split(1), strict=True):
             seconds = dict(shared)
             with timed(seconds, "decode"):
@@ -172,7 +186,7 @@ class Pass:
         like, pipe = self._group[0], self._pipe
         generators = seed_generators(request.seed for request in self._group)
         counts = [
-            stage.count_steps(pipe.solver(like.scheduler), like.steps) for stage in self._stages
+            stage.count_steps(pipe.solver(like.scheduler), like.schedule) for stage in self._stages
         ]
         latents = None
         for number, stage in enumerate(self._stages):
@@ -201,14 +215,26 @@ class Pass:
         graphs: CudaGraphs | None,
         report: Callable[[Progress], object] | None,
     ) -> torch.Tensor:
+        denoiser = self._denoiser(stage, graphs)  # controls are encoded there
+        self._begin()
+        return self._sample(denoiser, stage, start, generators, report)
+
+    def _sample(
+        self,
+        denoise: Denoiser,
+        stage: Stage,
+        start: Start | None,
+        generators: list[torch.Generator],
+        report: Callable[[Progress], object] | None,
+    ) -> torch.Tensor:
         pipe, like, side = self._pipe, self._group[0], self._pipe.vae.downsample
         shape = (pipe.opened.config.in_channels, stage.height // side, stage.width // side)
         return sample(
-            self._denoiser(stage, graphs),
+            denoise,
             # The second stage goes on in the streams of the first.
             initial_noise(shape, generators, pipe.device),
             pipe.solver(like.scheduler),
-            like.steps,
+            like.schedule,
             guidance=stage.guidance,
             start=start,
             batched=bool(like.batched) or self._splits_guidance,
@@ -223,6 +249,7 @@ class Pass:
         if stage.strength == 1 and not stage.is_masked:
             return None
         pipe = self._pipe
+        self._begin()
         latents = self._encode(self._canvas.tensor(pipe.multiple))
         redraw = self._canvas.redraw(pipe.multiple, pipe.vae.downsample)
         redraw = None if redraw is None else redraw.to(pipe.device)
@@ -233,6 +260,7 @@ class Pass:
         assert stage.strength is not None
         if stage.strength == 1:
             return None
+        self._begin()
         enlarged = [cover(picture, stage.height, stage.width) for picture in pictures]
         latents = torch.cat([self._encode(to_unit(np.asarray(one))) for one in enlarged])
         coarse = min(COARSE, *latents.shape[2:])
@@ -244,12 +272,14 @@ class Pass:
         if self._hooks.cancel is not None and self._hooks.cancel():
             raise Cancelled("cancelled before a picture was encoded")
         self._pipe.vae.to(self._pipe.device)
-        latents = self._pipe.vae.encode(image, sample=False, tile=self._group[0].tile)
+        tile, strips = self._group[0].tile, self._strips
+        latents = self._pipe.vae.encode(image, sample=False, tile=tile, strips=strips)
         return latents.to(self._pipe.device)
 
     def _decode_small(self, latents: torch.Tensor, stage: Stage) -> "list[Image]":
         """The pictures of a stage before they are made larger, up to the first that is not finite."""
         pictures: list[Image] = []
+        self._begin()
         for request, latent in zip(self._group, latents.split(1), strict=True):
             try:
                 pixels, _ = self._decode(latent, request, None)
@@ -261,6 +291,12 @@ class Pass:
             pictures.append(to_images(pixels)[0] if stage.is_larger else self._finish(pixels))
         return pictures
 
+    def _begin(self) -> None:
+        """On a CPU, give back what the stage before took for activations: glibc keeps it, and this one would take
+        its own on top."""
+        if self._pipe.device.type == "cpu":
+            return_cached(self._pipe.device)
+
     def _finish(self, pixels: torch.Tensor) -> "Image":
         """The picture of the first stage."""
         return to_images(pixels)[0] if self._canvas is None else self._canvas.compose(pixels)
@@ -269,8 +305,11 @@ class Pass:
         self, latent: torch.Tensor, request: Request, progress: Tiled | None
     ) -> tuple[torch.Tensor, int | bool]:
         self._pipe.vae.to(self._pipe.device)
-        strips = None if self._pipe.mesh is None else self._pipe.mesh.strips
-        return decode(self._pipe.vae, latent, request, progress, strips)
+        return decode(self._pipe.vae, latent, request, progress, self._strips)
+
+    @property
+    def _strips(self) -> Strips | None:
+        return None if self._pipe.mesh is None else self._pipe.mesh.strips
 
     def _report(self, done: int, total: int) -> Callable[[Progress], object] | None:
         """The callback of a stage that comes after so many steps, of so many in all."""
@@ -292,7 +331,8 @@ class Pass:
         denoiser = PictureDenoiser(
             pipe.transformer, prompts, *size, pipe.device, graphs,
             perturbed=parse_blocks(blocks) if blocks else (),
-            controls=self._controls(stage), mesh=pipe.mesh,
+            controls=self._controls(stage), mesh=pipe.mesh, kv_schedule=self._kv_schedule(),
+            reuse=self._reuse(),
         )  # fmt: skip
         if stage.seen == size:
             return denoiser
@@ -301,13 +341,23 @@ class Pass:
         cancel = self._hooks.cancel
         return Windows(denoiser, height // side, width // side, multiple=patch, cancel=cancel)
 
+    def _reuse(self) -> StepReuse | None:
+        like = self._group[0]
+        return step_reuse(like, self._pipe.solver(like.scheduler))
+
+    def _kv_schedule(self) -> KVSchedule | None:
+        text = self._group[0].kv_schedule
+        return None if text is None else KVSchedule.parse(text)
+
     def _controls(self, stage: Stage) -> list[PictureControl]:
         pipe, like = self._pipe, self._group[0]
         solver = pipe.solver(like.scheduler)
-        return pipe.controls.of_stage(like, stage, self._inputs, pipe.vae, solver, pipe.attention)
+        return pipe.controls.of_stage(
+            like, stage, self._inputs, pipe.vae, solver, pipe.attention, pipe.mesh
+        )
 
     def _fits_batched(self, height: int, width: int) -> bool:
-        """Whether both halves of guidance fit into free memory at once: a block holds about 16
+        """Whether both halves of guidance fit into free memory at once: a block holds at most about 16
         tensors of its width per token (qkv, the MLP's hidden layer, fp32 temporaries)."""
         pipe, config = self._pipe, self._pipe.opened.config
         tokens = self._count * height * width // pipe.multiple**2

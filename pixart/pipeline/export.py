@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import nn
 from pixart.checkpoint.save import save_transformer
 from pixart.checkpoint.write import write_config
 from pixart.config import PixArtConfig
+from pixart.few_step import FewStep
 from pixart.files import read_json
 from pixart.libraries import importing, silenced
 from pixart.model.transformer import PixArt
 from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX, PARTS, SAMPLING, choose_family, family_of
+from pixart.releases import release_of
+from pixart.sampler.schedulers import make_scheduler, of_diffusers
 from pixart.text.networks import kind_of
 from pixart.weights import check_finite
 
@@ -79,12 +83,17 @@ def export_pipeline(
 
 def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
     """Make a whole pipeline of a directory that has a transformer, of this config, by the other parts of
-    another pipeline. They take no space: files are linked, and copied only where the disk has no links."""
-    for part in PARTS:
+    another pipeline. They take no space: files are linked, and copied only where the disk has no links. Of
+    a distilled model the scheduler is the one that it was distilled for; one that is not takes none that was
+    made for another's few steps."""
+    index = read_json(source / INDEX) if (source / INDEX).is_file() else _index_of(source)
+    was_few_step = _few_step_of(source, index)
+    writes_scheduler = config.few_step is not None or was_few_step
+    parts = [part for part in PARTS if not writes_scheduler or part != "scheduler"]
+    for part in parts:
         for file in sorted((source / part).rglob("*")):
             if file.is_file():
                 _link(file, directory / part / file.relative_to(source / part))
-    index = read_json(source / INDEX) if (source / INDEX).is_file() else _index_of(source)
     # Of a pipeline of another kind, what belongs to that alone.
     index = {name: value for name, value in index.items() if name[0] == "_" or name in PARTS}
     family = family_of(source)
@@ -92,9 +101,40 @@ def add_parts(directory: Path, source: Path, config: PixArtConfig) -> None:
     # A published one names a class of its own, in a file that stays there.
     if trained != family or isinstance(index.get("_class_name"), list):
         index["_class_name"] = _CLASSES[trained]
-    write_config(directory / INDEX, {**index, "transformer": MODEL_INDEX["transformer"]})
+    index["transformer"] = MODEL_INDEX["transformer"]
+    if config.few_step is not None:
+        index |= _write_few_step(directory, config.few_step, source)
+    elif was_few_step:
+        index["scheduler"] = _write_scheduler(directory, "dpm-solver++", source)
+    write_config(directory / INDEX, index)
     if (source / SAMPLING).is_file():
         write_config(directory / SAMPLING, read_json(source / SAMPLING))
+
+
+def _write_few_step(directory: Path, few_step: FewStep, source: Path) -> dict[str, Any]:
+    """Write the scheduler of a distilled model, and return what model_index.json says of both. diffusers' own
+    pipelines are told the timesteps (or for lcm their number) and guidance_scale by who calls them."""
+    # What dmd makes of a prediction is a step of DDIM to the end.
+    name = "ddim" if few_step.scheduler == "dmd" else few_step.scheduler
+    return {
+        "scheduler": _write_scheduler(directory, name, source),
+        "few_step": few_step.to_dict(),
+    }
+
+
+def _write_scheduler(directory: Path, name: str, source: Path) -> list[str]:
+    """Write a scheduler for the training that the source's says; returns its place in model_index.json."""
+    facts = read_json(source / "scheduler" / "scheduler_config.json")
+    scheduler = make_scheduler(name, facts)
+    kind = of_diffusers(type(scheduler).__name__)
+    kind.from_config(scheduler.config).save_pretrained(directory / "scheduler")
+    return ["diffusers", kind.__name__]
+
+
+def _few_step_of(source: Path, index: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's own transformer was distilled, by what it says or by its name."""
+    release = release_of(source)
+    return "few_step" in index or (release is not None and release.few_step is not None)
 
 
 def _index_of(source: Path) -> dict[str, Any]:

@@ -9,11 +9,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pixart.config import numbers_of
+from pixart.few_step import check_timesteps, spelt
 from pixart.files import check_text
+from pixart.plans.reuse import BlockReuse
+from pixart.plans.schedule import KVSchedule
 from pixart.preprocess import PREPROCESSORS
 
 EXACT_SIZE = ("size", "height", "width")
 BUCKET = ("aspect", "resolution")
+STEPS = ("steps", "timesteps")  # either says how many there are
 MAX_SIDE = 8192  # pixels, as pixart.resolution has it, which imports torch
 MIN_TILE = 16  # pixels
 MAX_BLUR = 1024  # pixels
@@ -26,6 +31,7 @@ _LONGEST_LIST = 1000  # characters of numbers of blocks
 # None of these is left to the model: without one, nothing of its kind is done.
 OFF_WHEN_NONE = (
     "image", "mask", "outpaint", "upscale", "tiles", "guidance_rescale", "apg", "pag", "control_image",
+    "kv_schedule", "reuse_blocks",
 )  # fmt: skip
 # A setting that does nothing without one of these.
 _NEEDS = {
@@ -53,6 +59,7 @@ def check_values(request: Any) -> None:
     for name in _CHECKS:
         if (value := getattr(request, name)) is not None:
             check_value(name, value)
+    _check_steps_beside(request)
     _check_sizes(request)
     _check_needs(request)
     _check_control(request)
@@ -95,11 +102,9 @@ def parse_blocks(text: str) -> tuple[int, ...]:
             f"pag_blocks must be {_LONGEST_LIST} characters at most, got {len(text):,}"
         )
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
+        if not (span := numbers_of(part)):
             raise ValueError(f"pag_blocks must be blocks such as 14 or 12-14,20, got {text!r}")
-        numbers |= {*range(first, last + 1)}
+        numbers.update(span)
     return tuple(sorted(numbers))
 
 
@@ -196,15 +201,27 @@ def _check_intervals(name: str, intervals: tuple[tuple[float, float], ...]) -> N
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "prompt": check_text, "negative": check_text, "seed": _check_seed, "steps": _check_steps,
+    "timesteps": check_timesteps,
     "guidance": _check_scale, "guidance_interval": _check_interval, "height": _check_side,
     "width": _check_side, "image": _check_picture, "strength": _check_strength, "fit": _check_fit,
     "mask": _check_picture, "mask_blur": _check_blur, "outpaint": lambda _, text: parse_border(text),
     "upscale_strength": _check_strength, "upscale_guidance": _check_scale, "tiles": _check_tile,
     "guidance_rescale": _check_share, "apg_eta": _check_signed_share, "apg_momentum": _check_signed_share,
     "apg_norm": _check_scale, "pag": _check_scale, "pag_blocks": lambda _, text: parse_blocks(text),
-    "control_image": _check_pictures, "control_preprocessor": _check_preprocessor,
-    "control_scale": _check_scales, "control_interval": _check_intervals, "tile": _check_tile,
+    "kv_schedule": lambda _, text: KVSchedule.parse(text), "control_image": _check_pictures,
+    "reuse_blocks": lambda _, text: BlockReuse.parse(text),
+    "control_preprocessor": _check_preprocessor, "control_scale": _check_scales,
+    "control_interval": _check_intervals, "tile": _check_tile,
 }  # fmt: skip
+
+
+def _check_steps_beside(request: Any) -> None:
+    steps, timesteps = request.steps, request.timesteps
+    if steps is not None and timesteps is not None and steps != len(timesteps):
+        raise ValueError(
+            f"timesteps must be as many as steps where both are given, got {spelt(timesteps):.80} beside "
+            f"{steps} steps; leave steps out"
+        )
 
 
 def _check_sizes(request: Any) -> None:

@@ -1,9 +1,11 @@
 """How a picture was drawn, as its file says it: JSON that draws it again, and the line of gallery tools.
 
-Version 7 holds what was drawn with (`request` and `model`, nothing left open; `inputs`, the pictures that
+Version 8 holds what was drawn with (`request` and `model`, nothing left open; `inputs`, the pictures that
 the request names, each with a digest) and, where that was not asked for but chosen, what was asked for.
-Version 6 knew no pictures but from text. Version 5 knew no attention in 8 bits. In version 4 the guided
-part of the trajectory could not be left open. Versions 1 to 3 held what was asked for alone.
+Version 7 knew no timesteps, no plans, no KV schedules, no reused blocks, no quantised weights and no file in
+the place of the text encoder's. Version 6 knew no pictures but from text. Version 5 knew no attention in 8
+bits. In version 4 the guided part of the trajectory could not be left open. Versions 1 to 3 held what was asked
+for alone.
 """
 
 import json
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 # Options of the command line that decide a picture's bits beside the request itself.
 MODEL_OPTIONS = (
     "model", "transformer", "lora", "control", "preprocessor_weights", "config", "variant", "ema",
-    "kv_compress", "null_caption", "dtype", "text_encoder_dtype", "device", "cuda_graph", "attention",
+    "kv_compress", "null_caption", "dtype", "text_encoder", "text_encoder_dtype", "device", "cuda_graph",
+    "attention", "quantize", "fast",
 )  # fmt: skip
 _MODEL_TYPES: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS, str | None), "model": str, "lora": list,
@@ -174,18 +177,20 @@ def _controls(request: Request, files: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def opened_with(pipe: "Pipeline") -> dict[str, str]:
+def opened_with(pipe: "Pipeline") -> dict[str, str | None]:
     """What `Pipeline.from_pretrained` takes for the options that are left to it."""
     encoder = pipe.text_encoder
     return {
-        "dtype": _short(pipe.transformer.dtype),
-        "text_encoder_dtype": encoder.quantization or _short(encoder.dtype),
+        "dtype": short_dtype(pipe.transformer.dtype),
+        "text_encoder_dtype": encoder.quantization or short_dtype(encoder.dtype),
         "null_caption": pipe.shown_null_caption,
         "device": pipe.device.type,
+        "fast": None,  # the request has what a plan has set
     }
 
 
-def _short(dtype: object) -> str:
+def short_dtype(dtype: object) -> str:
+    """bf16 of torch.bfloat16."""
     name = str(dtype).removeprefix("torch.")
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(name, name)
 
@@ -210,6 +215,8 @@ def _read(version: int, values: dict[str, Any]) -> Metadata:
     }  # fmt: skip
     if version < 7:
         del kinds["inputs"]
+    if "name" in values:  # of a picture in a tar, which has no file's name to say it
+        kinds["name"] = str
     _check(values, kinds)
     request, asked = values["request"], values["asked"]
     model = _with_added(version, values["model"])
@@ -244,6 +251,7 @@ _ADDED_TO_MODEL: dict[int, dict[str, Any]] = {
     3: {"lora": []},
     6: {"attention": None},
     7: {"control": [], "preprocessor_weights": []},
+    8: {"fast": None, "text_encoder": None, "quantize": None},
 }
 
 

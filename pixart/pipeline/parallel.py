@@ -1,15 +1,18 @@
 """How several processes share pictures: each draws its own, or all draw each of them together."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from pixart.config import KVCompression, PixArtConfig
 from pixart.distributed import rank
-from pixart.model.exchange import rows_together, split_rows
+from pixart.model.exchange import received_bytes, rows_together, split_rows
 from pixart.pipeline.request import Parallel, Request
 from pixart.pipeline.stages import stages_of
+from pixart.plans.schedule import KVSchedule
 
 if TYPE_CHECKING:
     from pixart.pipeline.text_to_image import Pipeline
@@ -25,6 +28,13 @@ class Layout:
     @property
     def is_together(self) -> bool:
         return self.guidance * self.tokens > 1
+
+    @property
+    def name(self) -> Parallel:
+        """The choice of it by hand."""
+        if self.guidance == 1:
+            return "sequence" if self.tokens > 1 else "pictures"
+        return "guidance+sequence" if self.tokens > 1 else "guidance"
 
 
 def choose_layout(
@@ -61,6 +71,8 @@ def _fault(
     stages = [stage for request in requests for stage in stages_of(request, pipe.multiple)]
     if layout.guidance * layout.tokens != processes:
         return f"halves of guidance are for 2 processes, beside tokens for 4, 6, 8 ..., not {processes}"
+    if any(request.reuse_blocks for request in requests):
+        return "pictures that reuse blocks are each drawn by one process"
     if layout.guidance > 1 and not all(_is_guided(stage.guidance) for stage in stages):
         return "a picture without guidance has no two halves"
     heads = pipe.opened.config.num_heads
@@ -69,7 +81,8 @@ def _fault(
             f"{layout.tokens} processes for the tokens are more than the {heads} heads of attention"
         )
     configs = [pipe.opened.config, *(one.config for one in pipe.controls.opened)]
-    together = rows_together(config.kv_compression for config in configs)
+    further = [ratio for request in requests for ratio in _ratios(request)]
+    together = rows_together((config.kv_compression for config in configs), further)
     try:
         for stage in stages:
             split_rows(stage.seen[0] // pipe.multiple, layout.tokens, together)
@@ -78,9 +91,65 @@ def _fault(
     return None
 
 
+def _ratios(request: Request) -> set[int]:
+    """What a schedule merges at one timestep or another."""
+    if request.kv_schedule is None:
+        return set()
+    return {rule.ratio for rule in KVSchedule.parse(request.kv_schedule).rules}
+
+
 def _is_guided(guidance: Any) -> bool:
     start, end = guidance.interval
     return bool(guidance.scale > 1 and start < end)
+
+
+def step_bytes(
+    pipe: "Pipeline",
+    request: Request,
+    layout: Layout,
+    pictures: int,
+    ratios: Mapping[tuple[int, ...], int] | None = None,
+) -> float:
+    """Bytes that each process receives, on average, in a guided step of a pass of so many pictures: computed
+    from the sizes. Of what the transformer sees at once, where it sees a picture in windows or sizes. ratios:
+    what the blocks merge by a schedule, and how often; () and None for what the model has."""
+    if not layout.is_together:
+        return 0.0
+    model, stages = pipe.opened.config, stages_of(request, pipe.multiple)
+    largest = max(stages, key=lambda stage: math.prod(stage.seen))
+    grid = (largest.seen[0] // pipe.multiple, largest.seen[1] // pipe.multiple)
+    item = pipe.transformer.dtype.itemsize
+    prediction = math.prod(grid) * model.patch_size**2 * model.out_channels * item
+    received = 0.0
+    if layout.tokens > 1:
+        ratios = ratios or {(): 1}
+        layers = [
+            (_merging(model, layer, merged), layer, count / sum(ratios.values()))
+            for merged, count in ratios.items()
+            for layer in range(model.depth)
+        ]
+        if request.control_image:
+            opened = pipe.controls.opened
+            layers += [(one.config, layer, 1.0) for one in opened for layer in range(one.copies)]
+        of_layers = (
+            share * received_bytes(config, layer, grid, layout.tokens, item)
+            for config, layer, share in layers
+        )
+        # At the end all are given the whole prediction.
+        of_one = sum(of_layers) + prediction * (layout.tokens - 1) / layout.tokens
+        halves = 2 if _is_guided(largest.guidance) and layout.guidance == 1 else 1
+        received += halves * pictures * of_one
+    if layout.guidance > 1:
+        received += pictures * prediction
+    return received
+
+
+def _merging(config: PixArtConfig, layer: int, ratios: tuple[int, ...]) -> PixArtConfig:
+    """The configuration where this block merges as a schedule says."""
+    if not ratios:
+        return config
+    compression = KVCompression((layer,), ratios[layer]) if ratios[layer] > 1 else None
+    return replace(config, kv_compression=compression)
 
 
 def share_prompts(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # How processes share pictures: see pixart.pipeline.parallel.
 Parallel = Literal["auto", "pictures", "guidance", "sequence", "guidance+sequence"]
-VERSION = 7  # other fields, another number; pixart.pipeline.metadata reads what 1 to 6 wrote
+VERSION = 8  # other fields, another number; pixart.pipeline.metadata reads what 1 to 7 wrote
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -49,11 +49,19 @@ class Request:
     height: int | None = _setting(None, "Exact height, in the place of a size.")
     width: int | None = _setting(None, "Exact width, in the place of a size.")
     steps: int | None = _setting(
-        None, "Denoising steps. Default: the pipeline's own, or 20 (sa-solver 25, lcm 4, dmd 1)."
+        None,
+        "Denoising steps. Default: the model's or the pipeline's own, or 20 (sa-solver 25, lcm 4, dmd 1).",
+    )
+    timesteps: tuple[int, ...] | None = _setting(
+        None,
+        "The timesteps to evaluate, in the place of --steps: falling, from 999 (noise) to 0, such as "
+        "999,749,499,249, for dpm-solver++, ddim, euler, heun, lcm and, one of them, dmd. With --strength, "
+        "those up to 1000 times it. Default: those that the model was distilled for, else the scheduler's own.",
     )
     guidance: float | None = _setting(
         None,
-        "Classifier-free guidance scale. Default: the pipeline's own, or 4.5 (lcm and dmd 1, none).",
+        "Classifier-free guidance scale. Default: the model's or the pipeline's own, or 4.5 (lcm and dmd 1, "
+        "none).",
     )
     guidance_interval: tuple[float, float] | None = _setting(
         None,
@@ -63,8 +71,8 @@ class Request:
     scheduler: str | None = _setting(
         None,
         "dpm-solver++, sa-solver, ddim, euler, euler-a, heun, unipc, lcm or dmd; with -karras after "
-        "dpm-solver++, sa-solver, euler, heun or unipc, noise levels as in EDM. Default: the pipeline's "
-        "own.",
+        "dpm-solver++, sa-solver, euler, heun or unipc, noise levels as in EDM. Default: what the model was "
+        "distilled for, or the pipeline's own.",
     )
     image: str | None = _setting(
         None,
@@ -156,6 +164,18 @@ class Request:
         "Part of the trajectory that is controlled, from 0 (noise) to 1 (image), one for all or one for "
         "each. Default 0 1.",
     )
+    kv_schedule: str | None = _setting(
+        None,
+        "Merge keys and values of self-attention without training, block by block and by timestep: "
+        "BLOCKS:RATIO[@HIGH-LOW], several with ; between, such as 14-27:2; 0-13:2@1000-600. Default: what "
+        "the model was trained to merge.",
+    )
+    reuse_blocks: str | None = _setting(
+        None,
+        "At some steps compute the first blocks alone, and add what the others added before: FIRST:STEPS, steps "
+        "counted from 1, such as 1:3,5,7-9, or 1:3-19/2 for every second one. For more than 8 steps and "
+        "schedulers that add no noise. Default: all are computed.",
+    )
     batched: bool | None = _setting(
         None,
         "Both halves of guidance in one call of the transformer. Default: if memory is free for it.",
@@ -177,6 +197,11 @@ class Request:
         """Values that json.dumps takes and `from_dict` returns to an equal request."""
         values = {one.name: _as_lists(getattr(self, one.name)) for one in fields(self)}
         return {"version": VERSION, **values}
+
+    @property
+    def schedule(self) -> int | tuple[int, ...] | None:
+        """What the sampler takes for its steps: their number, or the timesteps themselves."""
+        return self.steps if self.timesteps is None else self.timesteps
 
     @property
     def only_enlarges(self) -> bool:
@@ -203,7 +228,7 @@ class Request:
         """
         settings = dict(values)
         version = settings.pop("version", VERSION)
-        if version not in (4, 5, 6, VERSION):  # they had fewer fields
+        if version not in (4, 5, 6, 7, VERSION):  # they had fewer fields
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         check_keys(settings, SETTINGS)
         if "prompt" not in settings:
@@ -252,6 +277,9 @@ def as_options(names: Iterable[str], title: str = "") -> Any:
         if is_flag(name):
             said |= {"aliases": [f"--no-{name.replace('_', '-')}"], "metavar": ""}
         kind = kinds_of(name)[0] if name in PER_CONTROL else _TYPES[name] | None
+        if name == "timesteps":  # with commas, of which `Request` makes numbers
+            kind = str | None
+            said["metavar"] = "T,T,..."
         kind = Annotated[kind, tyro.conf.arg(**said)]
         if name in PER_CONTROL:
             options.append((name, tyro.conf.UseAppendAction[kind], ()))  # type: ignore[valid-type,misc]
@@ -298,6 +326,7 @@ _TYPES: dict[str, Any] = {one.name: one.type for one in fields(Request)}
 _KINDS: dict[Any, str] = {
     str: "text", int: "an integer", float: "a number", bool: "true or false",
     tuple[float, float]: "two numbers", tuple[str, ...]: "texts", tuple[float, ...]: "numbers",
+    tuple[int, ...]: "whole numbers",
     tuple[tuple[float, float], ...]: "pairs of numbers", type(None): "none",
 }  # fmt: skip
 # What diffusers' pipelines call them: often far from ours, or nearer to another.
@@ -306,6 +335,7 @@ OF_DIFFUSERS = {
     "mask_image": "mask", "generator": "seed", "pag_scale": "pag",
     "controlnet_conditioning_scale": "control_scale",
 }  # fmt: skip
+_LONGEST_TIMESTEPS = 10_000  # characters: 1,000 of them have fewer
 PER_CONTROL = ("control_image", "control_preprocessor", "control_scale", "control_interval")
 
 
@@ -313,6 +343,8 @@ def _in_one_form(name: str, value: Any) -> Any:
     """What may be written in more than one way, in the one in which it is kept."""
     if name in ("size", "upscale", "pag_blocks") and type(value) is int:
         return str(value)
+    if name == "timesteps":
+        return _as_timesteps(value)
     value = _as_tuples(value)
     if name in ("outpaint", "pag_blocks") and isinstance(value, tuple):
         return ",".join(map(str, value))
@@ -321,6 +353,20 @@ def _in_one_form(name: str, value: Any) -> Any:
     if name in PER_CONTROL and value is not None and not isinstance(value, tuple):
         return (value,)
     return value
+
+
+def _as_timesteps(value: Any) -> Any:
+    """999,749 as (999, 749); what is nothing of the kind stays, to be refused."""
+    if type(value) is int:
+        return (value,)
+    if isinstance(value, str):
+        words = [word.strip() for word in value[: _LONGEST_TIMESTEPS + 1].split(",")]
+        if len(value) > _LONGEST_TIMESTEPS or not all(
+            re.fullmatch(r"-?[0-9]{1,9}", word) for word in words
+        ):
+            raise ValueError(f"timesteps must be such as 999,749,499,249, got {value!r:.80}")
+        return tuple(map(int, words))
+    return _as_tuples(value)
 
 
 def _as_tuples(value: Any) -> Any:

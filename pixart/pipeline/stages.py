@@ -1,5 +1,7 @@
 """In which denoisings a request is drawn: from noise or from a picture, and then larger and larger."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pixart.pipeline.editing import canvas_size, fit_of, strength_of
@@ -15,7 +17,7 @@ from pixart.resolution import MIN_TOKENS
 from pixart.sampler.guidance import Guidance
 from pixart.sampler.loop import check_sampling
 from pixart.sampler.schedulers import Scheduler
-from pixart.sampler.walk import Walk
+from pixart.sampler.walk import Steps, Walk
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,18 @@ class Stage:
             return self.height, self.width
         return min(self.tiles, self.height), min(self.tiles, self.width)
 
-    def count_steps(self, solver: Scheduler, steps: int | None) -> int:
-        """How often a callback is called."""
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance.scale > 1 or self.guidance.pag > 0
+
+    def walk(self, solver: Scheduler, steps: Steps | None) -> Walk:
+        """Its evaluations. ValueError for what the scheduler cannot make of them."""
         is_anew = self.strength == 1 and not self.is_masked
-        return len(Walk(solver, steps, None if is_anew else self.strength).evaluations)
+        return Walk(solver, steps, None if is_anew else self.strength)
+
+    def count_steps(self, solver: Scheduler, steps: Steps | None) -> int:
+        """How often a callback is called."""
+        return len(self.walk(solver, steps).evaluations)
 
 
 def stages_of(request: Request, multiple: int) -> list[Stage]:
@@ -90,11 +100,28 @@ def check_stages(request: Request, multiple: int, solver: Scheduler) -> None:
     """ValueError for what the scheduler cannot sample."""
     for stage in stages_of(request, multiple):
         strength, is_masked = stage.strength, stage.is_masked
-        try:
+        with _naming_strength(stage):
             check_sampling(
-                solver, request.steps, stage.guidance, strength=strength, is_masked=is_masked
+                solver, request.schedule, stage.guidance, strength=strength, is_masked=is_masked
             )
-        except ValueError as error:
-            if stage.is_larger and str(error).startswith("strength "):
-                raise ValueError(f"upscale_{error}") from error
-            raise
+
+
+def shares_of(request: Request, multiple: int, solver: Scheduler) -> list[tuple[bool, list[float]]]:
+    """Of each denoising whether it is guided, and how much of the trajectory lies before each evaluation that
+    it makes. ValueError for a strength that leaves none."""
+    found = []
+    for stage in stages_of(request, multiple):
+        with _naming_strength(stage):
+            walk = stage.walk(solver, request.schedule)
+        found.append((stage.is_guided, [one.share for one in walk.evaluations]))
+    return found
+
+
+@contextmanager
+def _naming_strength(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if stage.is_larger and str(error).startswith("strength "):
+            raise ValueError(f"upscale_{error}") from error
+        raise

@@ -6,6 +6,7 @@ is asked for, so it has the same bits whatever else was asked for. The transform
 are checked at once, its weights are read when T5 is done.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,9 +18,10 @@ import torch
 from pixart.checkpoint.load import OpenedTransformer
 from pixart.config import EMBEDDED, Family, KVCompression, PixArtConfig
 from pixart.device import check_attention, check_cuda_graph, return_cached
+from pixart.few_step import FewStep
 from pixart.files import fingerprint_files
 from pixart.model.transformer import PixArt
-from pixart.pipeline import defaults, editing, load
+from pixart.pipeline import defaults, editing, fast, load
 from pixart.pipeline.captions import CaptionStore, NullCaption
 from pixart.pipeline.controls import Controls
 from pixart.pipeline.defaults import Sampling
@@ -28,19 +30,23 @@ from pixart.pipeline.drawing import Hooks, draw_all
 from pixart.pipeline.graphs import CudaGraphChoice, PictureGraphs
 from pixart.pipeline.inputs import Inputs, name_pictures
 from pixart.pipeline.request import SETTINGS, Drawn, Request, check_keys
-from pixart.pipeline.stages import check_stages, with_stages
+from pixart.pipeline.stages import check_stages, shares_of, with_stages
 from pixart.pipeline.upscale import UPSCALE_GUIDANCE
+from pixart.plans.plan import Plan
+from pixart.plans.schedule import KVSchedule
+from pixart.quantize import Quantized, check_quantize
 from pixart.resolution import Resolved
 from pixart.sampler.loop import Cancelled, Progress
 from pixart.sampler.mesh import Mesh
 from pixart.sampler.schedulers import Scheduler, make_scheduler
-from pixart.text.encoder import Quantization, TextEncoder
+from pixart.text.encoder import Quantization, TextEncoder, TextMemory
 from pixart.vae.autoencoder import VAE, Tiled
 from pixart.vae.preview import Preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+logger = logging.getLogger("pixart")
 _BESIDE = ("text_encoder", "vae", "control")  # parts that are not the transformer's
 OPENING = 3  # parts that from_pretrained opens: the checkpoint, the VAE, the scheduler
 
@@ -49,10 +55,14 @@ OPENING = 3  # parts that from_pretrained opens: the checkpoint, the VAE, the sc
 class Pipeline:
     """A text encoder, a transformer, a VAE and a scheduler; see `from_pretrained`.
 
-    scheduler: the name of the one to draw with by default, None for that of scheduler_config.
-    sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers.
+    sampling: what is drawn with where a request leaves it open, before the scheduler's own numbers, and after
+    what the model was distilled for (`few_step`).
     attention: the precision of self-attention's products, "int8" or "fp8", None for that of the model.
-    weight_files: what the parts were read from, for `weights`. resident: all parts stay where they are once
+    quantize: the numbers that the transformer's linear weights were quantised to when they were read.
+    plan: what requests take where they leave it open, before `sampling`.
+    is_silent: whoever draws with it tells remarks itself; else they are logged, each sentence once.
+    weight_files: what the parts were read from, for `weights`. lora_weights: what each LoRA that was merged is
+    times. resident: all parts stay where they are once
     they are loaded, for whoever draws again and again and has memory for all of them.
     """
 
@@ -65,16 +75,20 @@ class Pipeline:
     family: Family
     null_caption: NullCaption | None = None
     cuda_graph: CudaGraphChoice = "auto"
-    scheduler: str | None = None
     sampling: Sampling = Sampling()
     weight_files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
     attention: str | None = None
+    plan: Plan | None = None
     controls: Controls = field(default_factory=Controls, repr=False)
+    lora_weights: tuple[float, ...] = ()
     resident: bool = False
+    is_silent: bool = False
+    quantize: Quantized | None = None
     mesh: Mesh | None = field(init=False, default=None, repr=False)
     captions: CaptionStore = field(init=False, repr=False)
     graphs: PictureGraphs = field(init=False, repr=False)
     _preview: Preview | None = field(init=False, default=None, repr=False)
+    _said: set[str] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.graphs = PictureGraphs(self.cuda_graph, self.device)
@@ -93,17 +107,22 @@ class Pipeline:
         config: PixArtConfig | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        text_encoder: str | Path | None = None,
         text_encoder_dtype: torch.dtype | Quantization | None = None,
+        text_encoder_memory: TextMemory = "auto",
         kv_compression: KVCompression | None = None,
         variant: str | None = None,
         ema: bool = False,
         null_caption: NullCaption | None = None,
         cuda_graph: CudaGraphChoice = "auto",
         attention: str | None = None,
+        quantize: Quantized | None = None,
+        plan: str | Path | None = None,
         control: Sequence[str | Path] = (),
         preprocessors: Mapping[str, str | Path] | None = None,
         cache_dir: str | Path | None = "auto",
         progress: Callable[[], object] | None = None,
+        sizes_only: bool = False,
     ) -> "Pipeline":
         """Open a pipeline directory, a hub id, a release ("sigma-1024") or the embedded model ("shapes").
 
@@ -114,23 +133,32 @@ class Pipeline:
         adapters (path or hub id, weight) to merge. variant: "fp16" or another, where a folder has it.
         kv_compression: opens a dense transformer as a compressed one. device: None takes CUDA when there is
         one. dtype: None is bf16 on CUDA, fp32 on a CPU. text_encoder_dtype: None is bf16 for an encoder of
-        2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. null_caption: how guidance sees the empty
+        2 GiB or more, else dtype; "8bit" and "4bit" need CUDA. text_encoder: a file of T5 in the place of the
+        pipeline's weights, in fp8 or GGUF too (pixart.text.stored). text_encoder_memory: "resident" keeps T5 on
+        the device while prompts are read, "stream" reads it from the disk block by block, "auto" does that
+        where it does not fit; features have the same bits. null_caption: how guidance sees the empty
         caption: through its own mask ("own-mask", as diffusers does) or the prompt's ("prompt-mask", as the
         reference code does; None takes it for an α checkpoint with a stored null caption). cuda_graph: replay
         recorded steps, for the CPU launches those of small pictures too slowly: "auto" on CUDA and up to
         1024×1024 pixels; where a step cannot be recorded, True raises GraphError, "auto" warns and draws
         the picture without, from its first step. attention: "int8" or "fp8" multiplies 8-bit numbers in
-        self-attention, see PixArt.set_attention. control: ControlNets, each a path, a hub id, id/file or a
+        self-attention, see PixArt.set_attention. quantize: "int8" or "fp8" keeps linear weights in 8 bits, once
+        adapters are merged (pixart.quantize; needs torchao). plan: "balanced", "fast" or a file of
+        pixart.calibrate, to do less work a picture, None or "off" for all of it. control: ControlNets, each a
+        path, a hub id, id/file or a
         short name ("controlnet-512"), of which requests name the pictures. preprocessors: where the networks
         of pixart.preprocess are. cache_dir: of prompt embeddings. progress: called OPENING times.
+        sizes_only: reads no weights, for a device that need not be here: what pixart.pipeline.memory plans for.
         CheckpointError for what cannot be opened, ValueError for other options.
         """
         load.check_null_caption(null_caption)
-        device, dtype = load.choose_numbers(device, dtype)
+        device, dtype = load.choose_numbers(device, dtype, sizes_only)
         check_cuda_graph(cuda_graph, device)
         check_attention(attention, device)
+        check_quantize(quantize, dtype, device, sizes_only)
+        fast.check_word(plan)
         advance = progress or (lambda: None)
-        found = load.find_source(source, transformer, variant)
+        found = load.find_source(source, transformer, variant, text_encoder)
         opened = load.open_denoiser(
             found,
             transformer,
@@ -139,22 +167,29 @@ class Pipeline:
             kv_compression=kv_compression,
             ema=ema,
             lora=lora,
+            quantize=quantize,
+            sizes_only=sizes_only,
         )
         controls = load.open_controls(control, opened, opened.dtype or dtype, variant)
         advance()
         numbers = text_encoder_dtype, dtype, device
-        encoder = load.open_text_encoder(found, opened.config, *numbers, cache_dir=cache_dir)
-        vae = load.open_vae(found, dtype, device)
+        encoder = load.open_text_encoder(
+            found, opened.config, *numbers, cache_dir=cache_dir, memory=text_encoder_memory
+        )
+        vae = load.open_vae(found, dtype, device, sizes_only)
         advance()
         scheduler_config = read_scheduler(found.directory)
         sampling = read_sampling(found.directory)
         advance()
         family = choose_family(opened.config, family_of(found.directory), is_guest=found.is_guest)
-        return cls(
+        pipe = cls(
             opened, encoder, vae, scheduler_config, device, found.name, family, null_caption,
-            cuda_graph, found.scheduler, sampling, load.weight_files(found, lora, controls),
-            attention, Controls(controls, device, preprocessors),
+            cuda_graph, sampling, load.weight_files(found, lora, controls),
+            attention, None, Controls(controls, device, preprocessors), tuple(one for _, one in lora),
+            quantize=quantize,
         )  # fmt: skip
+        pipe.plan = fast.find_plan(plan, pipe, found.directory)
+        return pipe
 
     @property
     def transformer(self) -> PixArt:
@@ -165,7 +200,10 @@ class Pipeline:
 
     @transformer.setter
     def transformer(self, model: PixArt) -> None:
+        if self.plan is not None and self.plan.model is not None:
+            raise ValueError("plan must be None before another transformer takes its model's place")
         self.opened.replace(model)
+        self.quantize = None
         self.graphs.clear()
         beside = self.weight_files.items()
         self.weight_files = {part: files for part, files in beside if part in _BESIDE}
@@ -176,6 +214,16 @@ class Pipeline:
         pictures, which all are given. ValueError where CUDA graphs are asked for."""
         self.graphs.clear()
         self.mesh, self.graphs = mesh, PictureGraphs(self.cuda_graph, self.device, mesh is not None)
+
+    @property
+    def few_step(self) -> FewStep | None:
+        """How the model is drawn, if it or an adapter in it was distilled."""
+        return self.opened.config.few_step
+
+    @property
+    def scheduler(self) -> str | None:
+        """The name of the one to draw with by default; None for that of scheduler_config."""
+        return None if self.few_step is None else self.few_step.scheduler
 
     @property
     def multiple(self) -> int:
@@ -268,19 +316,39 @@ class Pipeline:
         return self._resolve(request, Inputs(pictures))
 
     def _resolve(self, request: Request, inputs: Inputs) -> Request:
-        name = request.scheduler or self.scheduler or self._own_scheduler
+        if request.kv_schedule is not None:
+            KVSchedule.parse(request.kv_schedule).check(self.opened.config)
+        request = fast.with_plan(request, self)
+        name = request.scheduler or self.scheduler or self.own_scheduler
         solver, multiple = self.solver(request.scheduler), self.multiple
         is_guest = bool(request.scheduler or self.scheduler)
         size = editing.size_of(request, inputs, native=self.native, multiple=multiple)
         editing.check_inputs(request, size, inputs)
         if request.only_enlarges and request.guidance is None:
             request = replace(request, guidance=UPSCALE_GUIDANCE)
-        request = defaults.with_defaults(request, size, solver, name, self.sampling, is_guest)
-        request = defaults.with_guidance(request, self.opened.config.depth)
-        request = self.controls.resolve(request, inputs)
+        asked = request
+        request = defaults.with_defaults(
+            request, size, solver, name, self.sampling, is_guest, self.few_step
+        )
         request = with_stages(request, multiple)
+        shares = shares_of(request, multiple, solver)
+        defaults.check_intervals(asked, request, solver)
+        request = defaults.with_guidance(request, self.opened.config.depth, shares)
+        request = self.controls.resolve(request, inputs)
         check_stages(request, multiple, solver)
+        fast.check_reuse(request, self.opened.config, solver)
         return request
+
+    def remarks(self, request: Request) -> list[str]:
+        """What to tell people of a resolved request that can be drawn, but hardly as it is meant."""
+        shares = shares_of(request, self.multiple, self.solver(request.scheduler))
+        return defaults.remarks_on(request, self.few_step, shares)
+
+    def _log_remarks(self, requests: Iterable[Request]) -> None:
+        kinds = {replace(one, prompt="", negative=one.negative[:1], seed=0) for one in requests}
+        for remark in sorted({text for one in kinds for text in self.remarks(one)} - self._said):
+            self._said.add(remark)
+            logger.warning("%s", remark)
 
     def prepare(
         self,
@@ -291,13 +359,16 @@ class Pipeline:
         """Encode prompts ahead of drawing, then let go of T5: what comes next needs the memory, unless the
         pipeline is `resident`.
 
-        cancel: asked before each prompt. What is encoded by then is not encoded again.
+        cancel: asked before each prompt, or before each pass of several where T5 is streamed. What is encoded
+        by then is not encoded again.
         """
+
+        def ask() -> None:
+            if cancel is not None and cancel():
+                raise Cancelled("cancelled while prompts were encoded")
+
         try:
-            for text in dict.fromkeys(prompts):
-                if cancel is not None and cancel():
-                    raise Cancelled("cancelled while prompts were encoded")
-                self.captions.ensure(text)
+            for text in self.captions.ensure_all(prompts, ask):
                 if progress is not None:
                     progress(text)
         finally:
@@ -349,6 +420,8 @@ class Pipeline:
             raise ValueError(f"batch must be at least 1, got {batch}")
         inputs = Inputs(pictures)
         resolved = [self._resolve(request, inputs) for request in requests]
+        if not self.is_silent:
+            self._log_remarks(resolved)
         hooks = Hooks(callback, cancel, encoding, decoding)
         return draw_all(self, resolved, batch, hooks, inputs)
 
@@ -372,7 +445,8 @@ class Pipeline:
         return int(conditional.mask.sum()), int(unconditional.mask.sum())
 
     @cached_property
-    def _own_scheduler(self) -> str | None:
+    def own_scheduler(self) -> str | None:
+        """The name of scheduler_config's, None where it has none here."""
         return defaults.name_of_scheduler(self.solver(None), self.scheduler_config)
 
     @cached_property

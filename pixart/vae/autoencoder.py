@@ -1,4 +1,5 @@
-"""Images to latents and back, through diffusers' AutoencoderKL in a pipeline's `vae/` folder.
+"""Images to latents and back, through the AutoencoderKL in a pipeline's `vae/` folder: our own network, or
+diffusers' where that folder holds another one.
 
 Sizes that the memory at hand cannot take whole are run in tiles (tiling.py), with the same result
 but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders, which say so by
@@ -6,7 +7,8 @@ but for rounding. Precision: fp16 overflows in the original SD and SDXL decoders
 for. The fp16-fix VAE that Σ is published with runs as asked, and bf16 always does.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,8 @@ from torch import Tensor
 from pixart.device import free_memory
 from pixart.files import read_json
 from pixart.libraries import importing, silenced
-from pixart.tensors import check_size
+from pixart.tensors import check_size, read_tensors
+from pixart.vae.network import Autoencoder, AutoencoderConfig, unread
 from pixart.vae.tiling import (
     count_band_passes,
     count_passes,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from pixart.vae.strips import Strips
 
+logger = logging.getLogger("pixart")
 Generators = torch.Generator | list[torch.Generator] | None
 Tiled = Callable[[int, int], object]  # (tiles done, tiles in all)
 DEFAULT_TILE = 512
@@ -54,7 +58,8 @@ class Plan:
 
 class VAE:
     """Encodes and decodes. Latents outside are scaled: (x - shift_factor) · scaling_factor, the numbers
-    that the transformer was trained on. memory: bytes by which tiles are chosen, None for what is free."""
+    that the transformer was trained on. memory: bytes by which tiles are chosen, None for what is free.
+    is_sample: compute one tile of each stage alone, for who asks what memory it takes."""
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -63,6 +68,7 @@ class VAE:
         self.latent_channels: int = model.config.latent_channels
         self.downsample = 2 ** (len(model.config.block_out_channels) - 1)
         self.memory: int | None = None
+        self.is_sample = False
 
     @classmethod
     def from_pretrained(
@@ -72,21 +78,31 @@ class VAE:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         variant: str | None = None,
+        sizes_only: bool = False,
     ) -> "VAE":
         """variant: "fp16" or another of the weights; None takes the plain ones, or the only variant
-        there is. CheckpointError lists the tensors that are not those of the configuration, or that are
-        not finite, and names a scaling factor that is no number."""
+        there is. sizes_only: a network on the meta device, which computes nothing. CheckpointError lists
+        the tensors that are not those of the configuration, or that are not finite, and names a scaling
+        factor that is no number. What else a configuration says is logged."""
         folder = Path(pipeline_dir) / "vae"
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{pipeline_dir} must hold vae/config.json, it does not")
         config = read_json(folder / "config.json")
+        if names := unread(config):
+            logger.warning(
+                "%s: its config.json has %s, which is not read", folder, ", ".join(names)
+            )
         if dtype == torch.float16 and config.get("force_upcast", True):
             dtype = torch.float32
         with errors_naming(folder):
             files, variant = find_weights(folder, variant)
             _check_size(config, files)
-            is_safe = files[0].suffix == ".safetensors"
-            return cls(_load(folder, dtype, variant, is_safe).to(device))
+            if sizes_only:
+                return cls(_empty(config).to(dtype))
+            model: Any = _own(config, files, dtype, folder)
+            if model is None:
+                model = _load(folder, dtype, variant, files[0].suffix == ".safetensors")
+            return cls(model.to(device))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,12 +143,12 @@ class VAE:
         for latent in latents.to(self.device).split(1):
             # Unscaled in fp32, then rounded once.
             latent = (latent / self.scaling_factor + self.shift_factor).to(self.dtype)
-            if strips is not None and (plan.tile or strips.processes > 2):
+            if strips is not None and _pays(strips, plan):
                 image = self._decode_shared(latent, plan, strips, progress)
             else:
                 image = self._decode_alone(latent, plan, progress)
             images.append(image.to(self.device, torch.float32))
-        return torch.cat(images)
+        return images[0] if len(images) == 1 else torch.cat(images)
 
     def _decode_alone(self, latent: Tensor, plan: Plan, progress: Tiled | None) -> Tensor:
         if plan.tile:
@@ -153,19 +169,27 @@ class VAE:
         sample: bool = True,
         *,
         tile: int | bool | None = None,
+        strips: "Strips | None" = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/8, W/8), float32.
 
         sample draws from the posterior, with one generator for the batch or one per image; without
-        it the latents are the posterior's mean. tile is as in `decode`.
+        it the latents are the posterior's mean. tile and strips are as in `decode`.
         """
-        mean, std = self.posterior(images, tile=tile)
+        mean, std = self.posterior(images, tile=tile, strips=strips)
         latents = mean + std * _noise(mean, generator) if sample else mean
         return (latents - self.shift_factor) * self.scaling_factor
 
     @torch.no_grad()
-    def posterior(self, images: Tensor, *, tile: int | bool | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, each (B, C, H/8, W/8), float32, unscaled."""
+    def posterior(
+        self,
+        images: Tensor,
+        *,
+        tile: int | bool | None = None,
+        strips: "Strips | None" = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, each (B, C, H/8, W/8), float32, unscaled.
+        tile and strips are as in `decode`: to the processes of strips the same numbers are given."""
         if images.ndim != 4 or any(side % self.downsample for side in images.shape[2:]):
             raise ValueError(
                 f"images must be (B, 3, H, W) with sides that {self.downsample} divides, "
@@ -174,28 +198,42 @@ class VAE:
         plan = self._plan("encode", images.shape[2:].numel(), tile)
         # One by one where the batch does not fit, though one image may.
         whole_batch = self._plan("encode", images[:, 0].numel(), tile)
+        shared = strips if strips is not None and _pays(strips, plan) else None
         moments = []
-        for part in images.split(1 if whole_batch.tile else len(images)):
+        for part in images.split(1 if whole_batch.tile or shared else len(images)):
             part = part.to(self.device, self.dtype)
-            moments.append(self._encode_tiled(part, plan) if plan.tile else self._encode(part))
+            if shared is not None:
+                moments.append(self._encode_shared(part, plan, shared))
+            else:
+                moments.append(self._encode_alone(part, plan))
         mean, log_variance = torch.cat(moments).float().chunk(2, 1)
         # The limits of diffusers' own posterior: exp of an outlier would be infinite.
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
-    def _encode(self, images: Tensor) -> Tensor:
-        return self._quantised(self.model.encoder(images))
+    def _encode_alone(self, images: Tensor, plan: Plan) -> Tensor:
+        if plan.tile is None:
+            return self._quantised(self.model.encoder(images))
+        images = images.cpu() if plan.on_host else images
+        stages = encoder_stages(self.model.encoder)
+        given = stages, images, plan.tile, self.device
+        return self._from_middle(run_tiled(*given, is_sample=self.is_sample))
 
-    def _quantised(self, moments: Tensor) -> Tensor:
-        return moments if self.model.quant_conv is None else self.model.quant_conv(moments)
+    def _encode_shared(self, image: Tensor, plan: Plan, strips: "Strips") -> Tensor:
+        parts = strips.split(image.shape[2], self.downsample)
+        if parts is None:  # a small picture: each encodes it for itself
+            return self._encode_alone(image, plan)
+        stages, tile = encoder_stages(self.model.encoder), plan.tile or max(image.shape[2:])
+        return self._from_middle(strips.run(stages, image, parts, tile))
 
-    def _encode_tiled(self, image: Tensor, plan: Plan) -> Tensor:
-        assert plan.tile
+    def _from_middle(self, features: Tensor) -> Tensor:
+        """The moments of what the encoder's stages end with."""
         encoder = self.model.encoder
-        image = image.cpu() if plan.on_host else image
-        features = run_tiled(encoder_stages(encoder), image, plan.tile, self.device)
         features = encoder.mid_block(features.to(self.device))
         features = encoder.conv_act(encoder.conv_norm_out(features))
         return self._quantised(encoder.conv_out(features))
+
+    def _quantised(self, moments: Tensor) -> Tensor:
+        return moments if self.model.quant_conv is None else self.model.quant_conv(moments)
 
     def _decode_shared(
         self, latent: Tensor, plan: Plan, strips: "Strips", progress: Tiled | None
@@ -222,7 +260,8 @@ class VAE:
         features = features.cpu() if plan.on_host else features
         stages = decoder_stages(self.model.decoder)
         passes = count_passes(stages, features.shape[2], features.shape[3], plan.tile)
-        return run_tiled(stages, features, plan.tile, self.device, _counted(progress, passes))
+        given = stages, features, plan.tile, self.device, _counted(progress, passes)
+        return run_tiled(*given, is_sample=self.is_sample)
 
     def _plan(self, direction: str, pixels: int, tile: int | bool | None) -> Plan:
         if tile is False:
@@ -237,11 +276,14 @@ class VAE:
         deepest = max(self.model.config.block_out_channels) * self.dtype.itemsize
         kept = BETWEEN_STAGES * widest * pixels
 
-        def fits(side: int) -> bool:
+        def fits(side: int, kept: float = kept) -> bool:
             return kept + PEAK * deepest * side**2 <= free
 
         if tile is None:
-            tile = next(filter(fits, TILES), TILES[-1])
+            tile = next(filter(fits, TILES), None)
+        if tile is None:
+            is_alone = self.device.type != "cpu"  # the tiles have the GPU for themselves then
+            tile = next((side for side in TILES if is_alone and fits(side, 0)), TILES[-1])
         side = DEFAULT_TILE if tile is True else tile
         # Where not even the smallest tiles leave room for what waits, a GPU's image waits in RAM.
         return Plan(side, on_host=self.device.type != "cpu" and not fits(side))
@@ -252,6 +294,12 @@ class VAE:
         if direction == "decode":  # a level's first tensor still has the channels of the one below
             channels = (*channels[1:], channels[-1])
         return max(width / 4**level for level, width in enumerate(channels))
+
+
+def _pays(strips: "Strips", plan: Plan) -> bool:
+    """Whether strips are quicker than each process by itself: the first pass, for the statistics, doubles the
+    work, as tiles do."""
+    return plan.tile is not None or strips.processes > 2
 
 
 def _counted(progress: Tiled | None, passes: int) -> Callable[[], None]:
@@ -290,7 +338,7 @@ def _shift_factor(value: object) -> float:
 
 def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
     """Raise ValueError for a configuration of more weights than the files hold, before the memory for them
-    is taken."""
+    is taken, or of no network at all."""
     channels, layers = config.get("block_out_channels", [64]), config.get("layers_per_block", 1)
     if not isinstance(channels, list) or not 1 <= len(channels) <= _MOST_LEVELS:
         raise ValueError(
@@ -312,6 +360,47 @@ def _check_size(config: Mapping[str, Any], files: list[Path]) -> None:
             f"config.json must describe {held:,} weights, got block_out_channels {channels} of "
             f"{layers} layers, which have more than {least:,}"
         )
+    for name in ("down_block_types", "up_block_types"):
+        kinds = config.get(name, [""])
+        if not isinstance(kinds, list) or len(kinds) != len(channels):
+            raise ValueError(
+                f"{name} must be a list of as many names as block_out_channels has numbers, {len(channels)}, got "
+                f"{kinds!r:.100}"
+            )
+    if not isinstance(activation := config.get("act_fn", "silu"), str):
+        raise ValueError(f"act_fn must be a name, got {activation!r:.60}")
+
+
+def _own(
+    config: Mapping[str, Any], files: Sequence[Path], dtype: torch.dtype, folder: Path
+) -> Autoencoder | None:
+    """The network as we compute it, None where configuration or weights are not just that network's."""
+    known = AutoencoderConfig.of(config)
+    if known is None:
+        return None
+    tensors = {name: one for file in files for name, one in read_tensors(file).items()}
+    with torch.device("meta"):
+        model = Autoencoder(known)
+    own = {name: one.shape for name, one in model.state_dict().items()}
+    if own != {name: one.shape for name, one in tensors.items()}:
+        return None
+    # Copies: what is mapped from a file changes with it.
+    tensors = {name: one.to(dtype, copy=True) for name, one in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    check_finite(tensors, str(folder))
+    return model
+
+
+def _empty(config: Mapping[str, Any]) -> Any:
+    """The network on the meta device."""
+    known = AutoencoderConfig.of(config)
+    with torch.device("meta"):
+        if known is not None:
+            return Autoencoder(known)
+        with importing():
+            from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_config(dict(config))
 
 
 def _load(folder: Path, dtype: torch.dtype, variant: str | None, is_safe: bool) -> Any:
@@ -346,10 +435,14 @@ def to_images(images: Tensor) -> "list[Image]":
     """(B, 3, H, W) about [-1, 1] to PIL images, rounded to the nearest of 256 levels."""
     from PIL import Image
 
+    return [Image.fromarray(pixels) for pixels in to_levels(images).numpy()]
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """(B, H, W, 3) of 8 bits in host memory."""
     levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
     # A cast to uint8 cuts off, and would darken all by half a level.
-    array = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(pixels) for pixels in array]
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def _noise(like: Tensor, generator: Generators) -> Tensor:

@@ -36,10 +36,11 @@ class Strips:
         x: Tensor,
         parts: Sequence[slice],
         tile: int,
-        advance: Callable[[], object],
+        advance: Callable[[], object] = lambda: None,
     ) -> Tensor:
         """The stages on x (1, C, H, W), which all have whole, about `tile` pixels of a side at a time; all
-        are given all rows of the result."""
+        are given all rows of the result, and the same. parts: of `split`, whose `multiple` must be by what the
+        stages make the picture smaller."""
         edges = [part.start for part in parts] + [parts[-1].stop]
         own = x[:, :, parts[self.rank]]
         for stage in stages:

@@ -45,6 +45,10 @@ class Tile:
     core_start: int
     core_stop: int
 
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
     def core(self, pixels: int) -> slice:
         """The kept part within a tensor of the stretch."""
         return self._slice(pixels, self.start)
@@ -191,13 +195,16 @@ def run_tiled(
     tile: int,
     device: torch.device,
     advance: Callable[[], object] | None = None,
+    *,
+    is_sample: bool = False,
 ) -> Tensor:
     """The stages on x (1, C, H, W): about `tile` by `tile` pixels at a time visit `device`.
 
-    What lies between two stages stays where x is. advance: called after each visit.
+    What lies between two stages stays where x is. advance: called after each visit. is_sample: one tile of each
+    stage alone visits, which needs the memory of all, and gives no picture.
     """
     for stage in stages:
-        x = _run_stage(stage, x, tile, device, advance or (lambda: None))
+        x = _run_stage(stage, x, tile, device, advance or (lambda: None), is_sample)
     return x
 
 
@@ -261,13 +268,20 @@ def _grid(
 
 
 def _run_stage(
-    stage: Stage, x: Tensor, tile: int, device: torch.device, advance: Callable[[], object]
+    stage: Stage,
+    x: Tensor,
+    tile: int,
+    device: torch.device,
+    advance: Callable[[], object],
+    is_sample: bool,
 ) -> Tensor:
     grid = _grid(stage, x.shape[2], x.shape[3], tile)
     if len(grid) == 1:
         x = run_whole(stage, x.to(device)).to(x.device)
         advance()
         return x
+    if is_sample:
+        grid = [max(grid, key=lambda one: one[0].length * one[1].length)]
 
     def run(rows: Tile, columns: Tile) -> Tensor:
         part = x[:, :, rows.start : rows.stop, columns.start : columns.stop]

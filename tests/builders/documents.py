@@ -10,6 +10,7 @@ GUIDES = (
     "README.md",
     "pixart/README.md",
     "pixart/comfyui/README.md",
+    "pixart/generation/README.md",
     "pixart/training/README.md",
     "pixart/evaluation/README.md",
     "pixart/evaluation/preference/README.md",

@@ -23,6 +23,7 @@ from pixart.serving.service import Offer, Service
 
 SIDE = 128  # pixels, where a request leaves the size open
 STEPS = 4
+REMARK = "drawn without the plan"
 SOON = 30.0  # seconds after which a test gives up waiting for what takes none
 MODEL: dict[str, Any] = {
     **dict.fromkeys(MODEL_OPTIONS), "model": EMBEDDED, "lora": [], "control": [],
@@ -36,7 +37,7 @@ class StubPainter:
 
     drawn: (prompt, seed) of the pictures that were begun. prepared: the prompts of each call of `prepare`.
     faults: what is raised in the place of the picture of a prompt. unprepared: prompts over which `prepare`
-    fails.
+    fails. An order without the plan is remarked upon.
     """
 
     drawn: list[tuple[str, int]] = field(default_factory=list)
@@ -91,7 +92,16 @@ class StubPainter:
         content = encode_picture(image, metadata, order.format, order.quality)
         seconds = {"text": 0.5, "denoise": 1.0, "decode": 0.25}
         size = image.width, image.height
-        return Result(content, order.format, *size, request, metadata.to_parameters(), seconds)
+        remarks = () if order.fast else (REMARK,)
+        return Result(
+            content,
+            order.format,
+            *size,
+            request,
+            metadata.to_parameters(),
+            seconds,
+            remarks=remarks,
+        )
 
     def close(self) -> None:
         self.is_closed = True

@@ -28,6 +28,7 @@ class StubPipeline:
 
     scheduler_config: ClassVar[dict[str, Any]] = {}
     weights: ClassVar[dict[str, str]] = {}
+    plan = None
     shown_null_caption = "own-mask"
     device = torch.device("cpu")
     transformer = SimpleNamespace(dtype=torch.float32)
@@ -41,6 +42,9 @@ class StubPipeline:
         if side % 16:
             raise ValueError(f"size must be a multiple of 16, got {side}")
         return Resolved(side, side, "the model's own size")
+
+    def remarks(self, request: Request) -> list[str]:
+        return []
 
     def resolve(self, request: Request) -> Request:
         size, editing = self.size_of(request), {}
@@ -58,6 +62,9 @@ class StubPipeline:
             guidance_interval=request.guidance_interval or (0.0, 1.0),
             scheduler=request.scheduler or "dpm-solver++",
         )  # fmt: skip
+
+    def forget_prompts(self) -> None:
+        pass
 
     def draw_many(
         self, requests: list[Request], *, batch: int, callback: Any, encoding: Any, decoding: Any

@@ -360,7 +360,9 @@ runpy.run_module("pixart.generate", run_name="__main__")
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for module in ("tyro", "torch", "pixart.pipeline", "diffusers"):
-        command = [sys.executable, "-c", code, module, "--device", "cpu"]
+        # Euler is of diffusers, which the default scheduler does without.
+        options = ["--device", "cpu", "--scheduler", "euler"]
+        command = [sys.executable, "-c", code, module, *options]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         printed = "pixart.generate: cancelled; finished pictures are kept"
         assert (done.returncode, done.stderr.splitlines()[-1]) == (130, printed), done.stderr
@@ -392,7 +394,8 @@ import runpy
 runpy.run_module("pixart.generate", run_name="__main__")
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = ["a red circle", "--steps", "1", "--device", "cpu", "--output", "x.png"]
+    drawn = ["a red circle", "--steps", "2", "--scheduler", "euler"]  # which is of diffusers
+    arguments = [*drawn, "--device", "cpu", "--output", "x.png"]
     command = [sys.executable, "-c", code, *arguments]
     loud, quiet = (
         subprocess.run([*command, *more], capture_output=True, text=True, env=environment)

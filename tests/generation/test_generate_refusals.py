@@ -68,6 +68,7 @@ def refused(sigma: Path, capsys: Any, arguments: list[str], code: int = 2) -> st
         (["a", "--size", "0"], "size must be 64 to 8192 px a side, got 0"),
         (["a", "--size", "100000"], "size must be 64 to 8192 px a side, got 100000"),
         (["a", "--size", "big"], "size must be a side (1024) or WIDTHxHEIGHT"),
+        (["a", "--size", "4k"], "got '4k'; give resolution 4k for that"),
         (["a", "--size", "64", "--aspect", "1:1"], "without aspect and resolution"),
         (["a", "--aspect", "9:1"], "aspect must be between 4:1 and 1:4"),
         (["a", "--resolution", "9k"], "resolution must be 256, 512, 1k"),

@@ -99,7 +99,7 @@ def test_the_line_of_gallery_tools_names_the_model_and_quotes_what_would_end_it(
 
 def test_nothing_is_left_open_and_what_was_is_listed() -> None:
     values = json.loads(drawn().to_text())
-    assert values["version"] == VERSION == 7
+    assert values["version"] == VERSION == 8
     assert values["library"] == f"pixart {__version__}"
     left_open = {"size": "512", "height": None, "width": None, "steps": None, "guidance": None,
                  "guidance_interval": None, "scheduler": None, "batched": None, "tile": None}  # fmt: skip
@@ -109,8 +109,9 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
         "size",
         "aspect",
         "resolution",
+        "timesteps",
         *EDITING,
-    }  # height and width say it; nothing is edited
+    }  # height and width say it, the scheduler knows its own; nothing is edited
     assert {name for name, value in request.items() if value is None} == kept_open
     assert values["inputs"] == {}
 
@@ -118,7 +119,9 @@ def test_nothing_is_left_open_and_what_was_is_listed() -> None:
 def test_a_picture_of_version_5_had_attention_in_full() -> None:
     one = drawn()
     values = json.loads(one.to_text()) | {"version": 5}
-    del values["inputs"], values["model"]["control"], values["model"]["preprocessor_weights"]
+    del values["inputs"]
+    for name in ("control", "preprocessor_weights", "fast", "text_encoder", "quantize"):
+        del values["model"][name]
     with pytest.raises(ValueError, match="version 5 has no attention"):
         Metadata.from_text(json.dumps(values))
     del values["model"]["attention"]
@@ -133,8 +136,8 @@ def test_a_picture_of_a_later_version_is_refused_by_saying_so(tmp_path: Path, ca
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     assert main(["--from-image", "x.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "pixart.generate: x.png: was drawn by a newer pixart (version 8 of its metadata, this one reads "
-        "1 to 7); update pixart"
+        "pixart.generate: x.png: was drawn by a newer pixart (version 9 of its metadata, this one reads "
+        "1 to 8); update pixart"
     ]
 
 
@@ -222,7 +225,7 @@ def test_whether_a_graph_drew_a_picture_is_kept_for_machines_that_record(
     one = drawn()
 
     def planned(used: str, asked: str, device: str, **options: Any) -> str:
-        monkeypatch.setattr("pixart.device.choose_device", lambda _: torch.device(device))
+        monkeypatch.setattr("pixart.device.choose_device", lambda _, **given: torch.device(device))
         models = {**one.model, "cuda_graph": used}, {**one.asked_model, "cuda_graph": asked}
         save(tmp_path / "x.png", replace(one, model=models[0], asked_model=models[1]))
         [job], opened = plan(Options(from_image=tmp_path / "x.png", **options))

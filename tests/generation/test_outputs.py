@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pixart.generation.jobs import Job, plan
+from pixart.generation.drafts import Job
+from pixart.generation.jobs import plan
 from pixart.generation.names import safe_name
 from pixart.generation.options import Options
 from pixart.generation.prompts import read_prompts

@@ -57,6 +57,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         ("resolution=256,1k", ["256", "1k"]),
         ("height=64,128", [64, 128]),
         ("steps=none,5", [None, 5]),
+        ("timesteps=999:499,400,none", [(999, 499), (400,), None]),
         ("guidance=1,7.5", [1.0, 7.5]),
         ("guidance-interval=0:1,0.2:0.8", [(0.0, 1.0), (0.2, 0.8)]),
         ("guidance_interval=[[0, 1], [0.5, 1]]", [(0, 1), (0.5, 1)]),
@@ -74,6 +75,8 @@ NEEDED: dict[str, dict[str, Any]] = {
         ("upscale-strength=0.2,none", [0.2, None]),
         ("upscale-guidance=1,2.5", [1.0, 2.5]),
         ("tiles=64,512", [64, 512]),
+        ("kv_schedule=0-2:2,none", ["0-2:2", None]),
+        ("reuse_blocks=1:3-9/2,none", ["1:3-9/2", None]),
         ("guidance_rescale=0,0.7", [0.0, 0.7]),
         ("apg=true,false", [True, False]),
         ("apg_eta=0,1", [0.0, 1.0]),
@@ -226,7 +229,9 @@ def test_json_tells_every_setting_and_the_seconds_of_each_picture(
         assert set(image["settings"]) == {*SETTINGS}
         left = {name for name, value in image["settings"].items() if value is None}
         editing = SETTINGS[SETTINGS.index("image") : SETTINGS.index("batched")]
-        assert left == {"size", "aspect", "resolution", *editing}, "height and width say it"
+        assert left == {"size", "aspect", "resolution", "timesteps", *editing}, (
+            "height and width say it"
+        )
         assert image["model"]["dtype"] == "fp32"
         assert {"text", "load", "denoise", "decode", "write"} == set(image["seconds"])
         assert image["seconds"]["denoise"] == 1.0 and image["seconds"]["write"] > 0

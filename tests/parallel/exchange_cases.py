@@ -57,6 +57,10 @@ def cases() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     mask = mask_of([[0, 1, 4], [1, 3, 4, 9]])
     yield "masked", lambda: drawn(model_of(mixed), ODD, 2, caption_mask=mask)
     yield "perturbed", lambda: drawn(model_of(mixed), ODD, 1, perturbed=(1,))
+    for ratios in ((2, 4, 1), (4, 2, 2)):
+        again = partial(drawn, model_of(mixed), kv_ratios=ratios)
+        yield f"merged {ratios}", partial(again, ODD, 2)
+        yield f"merged {ratios}, square", partial(again, SQUARE, 1)
     yield "int8", lambda: in_eight_bits(model_of(mixed))
     yield "bf16", lambda: drawn(model_of(mixed).bfloat16(), ODD, 2)
     yield "controlled", lambda: controlled(model_of(mixed))

@@ -78,6 +78,12 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "bad value": lambda: command(2, *ONE, "--steps", "0", "--output", "no.png"),
     "alone together": lambda: command(1, *ONE, "--parallel", "sequence", "--output", "no.png"),
     "full disk": lambda: command(2, *FIVE, *FAST, "--output", "full", before=full_disk),
+    "dry run": lambda: command(
+        2, *ONE, "--dry-run", "--parallel", "sequence", "--output", "dry/no.png"
+    ),
+    "dry run of tars": lambda: command(
+        2, *FIVE, *FAST, "--dry-run", "--shard-size", "2", "--output", "dry/{shard}.tar"
+    ),
     "machines": lambda: command(2, *ONE, "--output", "p.png", before=elsewhere),
 }
 

@@ -108,6 +108,17 @@ def test_bad_input_is_one_line_and_2_from_all(
 
 
 @pytest.mark.exhaustive
+def test_a_dry_run_measures_the_processes_that_are_there(found: Any, folder: Path) -> None:
+    one, tars = report(found["dry run"]), report(found["dry run of tars"])
+    assert (one["processes"], one["parallel"], one["is_measured"]) == (2, "sequence", True)
+    assert one["kinds"][0]["bytes_received_in_a_step"] > 0
+    assert (tars["parallel"], tars["is_measured"]) == ("pictures", True)
+    assert tars["tars"]["of_each_process"] == [2, 1]
+    assert tars["pictures"] == {"all": 5, "there": 0, "left": 5}
+    assert not (folder / "dry").exists()
+
+
+@pytest.mark.exhaustive
 def test_a_process_that_fails_ends_all_with_its_line(found: Any) -> None:
     line = found["full disk"]
     assert complaint(line).startswith("pixart.generate: there: No space left on device")

@@ -81,7 +81,8 @@ def test_a_control_follows_its_picture_scale_and_interval(pipe: Pipeline) -> Non
     assert (draw(pipe, outline()) == steered).all(), "nothing is drawn by chance"
     assert (draw(pipe, Image.new("RGB", (96, 64), "white")) != steered).any()
     assert (draw(pipe, outline(), control_scale=0.0) == without).all()
-    assert (draw(pipe, outline(), control_interval=(0.0, 0.0)) == without).all()
+    with pytest.raises(ValueError, match="control_interval must hold one of the steps"):
+        draw(pipe, outline(), control_interval=(0.0, 0.0))
     half = draw(pipe, outline(), control_interval=(0.0, 0.5))
     assert (half != without).any() and (half != steered).any()
     unbatched = draw(pipe, outline(), batched=False)

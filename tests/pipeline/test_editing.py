@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from pipelines import levels_apart
 
 from pixart.pictures import open_rgb
+from pixart.pipeline import drawing
 from pixart.pipeline.request import Request
 from pixart.pipeline.stages import stages_of
 from pixart.pipeline.text_to_image import Pipeline
@@ -363,3 +364,33 @@ def test_guidance_of_a_larger_picture_is_its_own(pipe: Pipeline) -> None:
     assert stages_of(guided, 16)[1].guidance == replace(first.guidance, scale=2.0)
     with pytest.raises(ValueError, match="upscale_guidance must be left out where upscale begins"):
         replace(asked, image="in.png", apg=None, upscale_guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "stages"),
+    [
+        ({}, ["denoise", "decode"]),
+        ({"image": photo(128, 128), "strength": 0.6}, ["encode", "denoise", "decode"]),
+        ({"upscale": "2x"}, ["denoise", "decode", "encode", "denoise", "decode"]),
+    ],
+)
+def test_a_cpu_gives_back_what_a_stage_took_before_the_next(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], stages: list[str]
+) -> None:
+    done: list[str] = []
+
+    def note(of: Any, name: str, stage: str) -> None:
+        work = getattr(of, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            done.append(stage)
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, noted)
+
+    note(drawing, "return_cached", "given back")
+    note(drawing, "sample", "denoise")
+    note(drawing, "decode", "decode")
+    note(pipe.vae, "encode", "encode")
+    draw(pipe, **more)
+    assert done == [one for stage in stages for one in ("given back", stage)]

@@ -262,9 +262,14 @@ def test_text_is_encoded_once_and_the_encoder_let_go_before_drawing(
     sigma_dir: Path, null_caption: Any
 ) -> None:
     pipe = open_pipeline(sigma_dir, null_caption=null_caption)
-    loads = []
-    load = pipe.text_encoder._ready_model
-    pipe.text_encoder._ready_model = lambda: loads.append(1) or load()  # type: ignore[method-assign]
+    encoded: list[str] = []
+    run = pipe.text_encoder._run
+
+    def noted(texts: Any, keep_padding: bool) -> Any:
+        encoded.extend(texts)
+        return run(texts, keep_padding)
+
+    pipe.text_encoder._run = noted  # type: ignore[method-assign]
     loaded_while_drawing = []
     pipe(
         ["a cat", "a dog", "a cat "],
@@ -273,7 +278,7 @@ def test_text_is_encoded_once_and_the_encoder_let_go_before_drawing(
         **SMALL,
     )
     # Two prompts and "", and where it is asked for "" with its padding.
-    assert len(loads) == {"own-mask": 3, "prompt-mask": 4}[null_caption]
+    assert len(encoded) == {"own-mask": 3, "prompt-mask": 4}[null_caption]
     assert not any(loaded_while_drawing)
 
 

@@ -14,6 +14,7 @@ from tiny_checkpoints import edit_json
 
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
+from pixart.few_step import FewStep
 from pixart.files import CheckpointError, write_json
 from pixart.model.transformer import PixArt
 from pixart.pipeline.request import Request
@@ -209,7 +210,8 @@ def test_a_pipeline_says_what_it_is_drawn_with_where_a_request_does_not(
         folder, transformer=sigma_dir, dtype=torch.float32, device="cpu", cache_dir=None
     )
     assert taken(guest) == (3, 2.0, (0.0, 0.5)), "as with adapters in place of the transformer"
-    guest.scheduler = "dmd"  # as a release that must be drawn so sets it
+    dmd = FewStep("dmd", (400,))  # as a release that must be drawn so sets it
+    guest.opened.config = replace(guest.opened.config, few_step=dmd)
     assert taken(guest) == (1, 1.0, (0.0, 1.0))
     size = {"height": 64, "width": 64}
     asked = sigma("a cat", **size, steps=3, guidance=2.0, guidance_interval=(0.0, 0.5))

@@ -149,7 +149,7 @@ def test_what_waits_in_host_memory_gives_the_same_image(vae: VAE) -> None:
         plan = Plan(32, on_host)
         with torch.no_grad():
             decoded = vae._decode_tiled(latents / 0.13025, plan)
-            moments = vae._encode_tiled(images, plan)
+            moments = vae._encode_alone(images, plan)
         assert decoded.equal(vae.decode(latents, tile=32))
         assert moments[:, :4].equal(vae.posterior(images, tile=32)[0])
 
@@ -176,8 +176,13 @@ def test_a_batch_that_does_not_fit_is_encoded_one_image_at_a_time(
     vae: VAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    encode = vae._encode
-    monkeypatch.setattr(vae, "_encode", lambda images: sizes.append(len(images)) or encode(images))
+    encode = vae._encode_alone
+
+    def counted(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+        sizes.append(len(images))
+        return encode(images, plan)
+
+    monkeypatch.setattr(vae, "_encode_alone", counted)
     images = uneven(3, 32, 32).expand(3, -1, -1, -1)
     vae.posterior(images)
     one = vae_module.PEAK * 8 * 4 * 32 * 32 / vae_module.SHARE_OF_FREE

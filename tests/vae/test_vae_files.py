@@ -40,6 +40,9 @@ NUMBERS = {
     "layers_per_block": (10**9, -1, 2.5),
     "norm_num_groups": (-1, 0, math.nan),
     "block_out_channels": ([10**9, 8], [8] * 99, [], 8, ["8"], [4096, 8192]),
+    "down_block_types": (None, "DownEncoderBlock2D", [], ["DownEncoderBlock2D"] * 9),
+    "up_block_types": (None, 3, []),
+    "act_fn": (None, 1, ["silu"]),
 }
 CASES = [(name, value) for name, values in NUMBERS.items() for value in values]
 
