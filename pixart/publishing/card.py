@@ -15,6 +15,7 @@ from pixart.evaluation.report.columns import command_of
 from pixart.evaluation.report.folder import Evaluated
 from pixart.evaluation.report.markdown import table
 from pixart.evaluation.report.readme import fenced, number_table, words
+from pixart.few_step import spelt
 from pixart.files import read_json
 from pixart.pipeline.directory import INDEX
 from pixart.publishing.folder import PIPELINE_CLASS, needs_remote_code
@@ -168,10 +169,19 @@ def _settings(pipe: "Pipeline", facts: Facts) -> Iterable[tuple[str, str]]:
     yield (
         "drawn with",
         (
-            f"{type(pipe.solver(None)).__name__}, {index['steps']} steps, guidance {index['guidance']:g} "
+            f"{_walk(pipe, index)}, guidance {index['guidance']:g} "
             f"from {index['guidance_start']:g} to {index['guidance_end']:g} of the trajectory"
         ),
     )
+
+
+def _walk(pipe: "Pipeline", index: Mapping[str, Any]) -> str:
+    few_step = pipe.few_step
+    if few_step is None:
+        return f"{type(pipe.solver(None)).__name__}, {index['steps']} steps"
+    count = len(few_step.timesteps)
+    at = f"timestep{'s' * (count > 1)} {spelt(few_step.timesteps)}"
+    return f"{few_step.scheduler}, {count} step{'s' * (count > 1)} from {at}, for which it was distilled"
 
 
 def _made(facts: Facts) -> list[str]:

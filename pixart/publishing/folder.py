@@ -21,6 +21,7 @@ from pixart.checkpoint.names import (
 from pixart.checkpoint.write import write_config, write_directory
 from pixart.config import PixArtConfig
 from pixart.files import read_json
+from pixart.pipeline.defaults import Sampling
 from pixart.pipeline.directory import INDEX
 from pixart.pipeline.export import add_parts
 from pixart.sampler.schedulers import default_guidance, default_steps
@@ -52,11 +53,6 @@ def check_publishable(pipe: "Pipeline") -> None:
         raise ValueError(
             "the text encoder must be a T5 to be published, got a CLIP, whose prompts the remote code does "
             "not read; share the model as a file of pixart convert"
-        )
-    if pipe.scheduler is not None:
-        raise ValueError(
-            f"the scheduler must be one of diffusers' to be published, got {pipe.scheduler}, which is "
-            "only here"
         )
 
 
@@ -115,7 +111,9 @@ def transformer_config(config: PixArtConfig, has_null_caption: bool) -> dict[str
 
 
 def _index(pipe: "Pipeline", parts: dict[str, Any]) -> dict[str, Any]:
-    solver, own = pipe.solver(None), pipe.sampling
+    solver, own, few_step = pipe.solver(None), pipe.sampling, pipe.few_step
+    if few_step is not None:
+        own = Sampling(len(few_step.timesteps), few_step.guidance)
     steps = default_steps(solver) if own.steps is None else own.steps
     guidance = default_guidance(solver) if own.guidance is None else own.guidance
     start, end = own.guidance_interval or (0.0, 1.0)

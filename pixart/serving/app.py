@@ -1,5 +1,8 @@
 """The application: all routes, the page and the guard before them, around one service."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -13,6 +16,7 @@ from pixart.serving.calls import health, jobs, openai
 from pixart.serving.guarding.guard import Guard
 from pixart.serving.refusal import Refusal
 from pixart.serving.service import Service
+from pixart.serving.temporary import private_folder
 
 TITLE = "PixArt"
 DESCRIPTION = (
@@ -21,9 +25,23 @@ DESCRIPTION = (
 )
 
 
-def make_app(service: Service, *, ui: bool) -> FastAPI:
-    """What uvicorn runs. ui: with the page, which needs Gradio."""
+def make_app(service: Service, *, ui: bool, closes: bool = False) -> FastAPI:
+    """What uvicorn runs. ui: with the page, which needs Gradio. closes: temporary files are its own and the
+    queue ends with it, for other people's servers; ours closes it earlier, while streams are still open."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not closes:
+            yield
+            return
+        with private_folder():
+            try:
+                yield
+            finally:  # before the folder goes, which those that are drawn may use
+                service.queue.close()
+
     app = FastAPI(
+        lifespan=lifespan,
         title=TITLE,
         version=__version__,
         description=DESCRIPTION,

@@ -44,6 +44,7 @@ def check_asked(requests: Iterable[Request], limits: Limits) -> None:
         _check("prompt", len(request.prompt), limits.prompt, "characters")
         _check("negative", len(request.negative), limits.prompt, "characters")
         _check("steps", request.steps or 0, limits.steps, "steps")
+        _check("timesteps", len(request.timesteps or ()), limits.steps, "steps")
         if request.height and request.width:
             _check("height", request.height * request.width, limits.pixels, "pixels with width")
 

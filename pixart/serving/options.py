@@ -64,6 +64,18 @@ class Options:
     """Of transformer and VAE. Default bf16 on CUDA, fp32 on a CPU."""
     text_encoder_dtype: Literal["fp32", "bf16", "fp16", "8bit", "4bit"] | None = None
     """Of T5. Default bf16 if it is large, else that of the rest. 8bit and 4bit need CUDA."""
+    text_encoder: str | None = None
+    """A file of T5 in the place of the pipeline's: .safetensors as published, in fp8, plain or with scales, or
+    .gguf; a path or hub-id/file."""
+    text_encoder_memory: Literal["auto", "resident", "stream"] = "auto"
+    """Where T5's weights are while prompts are read: on the device, or streamed there from the disk, block by
+    block. auto: streamed where they do not fit what is free. Pictures have the same bits."""
+    quantize: Literal["int8", "fp8"] | None = None
+    """The transformer's linear weights in 8 bits, by torchao (the extra `quant`): half of their memory, 0.6 GB of
+    XL/2 in bf16; T5 takes more. Others measured it slower on most cards. Not with fp16, or the file of a plan."""
+    fast: str | None = None
+    """Less work a picture: balanced, fast, or the file of a plan, which python -m pixart.calibrate makes. An order
+    that says fast off, or that no plan goes with, is drawn without. Default off."""
     device: str | None = None
     """cpu, cuda, cuda:1 ... Default CUDA when there is one."""
     quiet: bool = False

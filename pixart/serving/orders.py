@@ -26,7 +26,7 @@ class Order:
     requests: one for each picture. pictures: what the requests name as image, mask or control_image; a
     request names no file. loras: names of the service's list, with weights. controls: names of the
     service's list, in the order of the requests' control images. preview_every: steps from one preview to
-    the next, 0 for none. quality: of jpg and webp, 1 to 100.
+    the next, 0 for none. quality: of jpg and webp, 1 to 100. fast: whether by the service's plan, if it has one.
     """
 
     requests: tuple[Request, ...]
@@ -36,6 +36,7 @@ class Order:
     preview_every: int = 0
     format: Format = "png"
     quality: int | None = None
+    fast: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Preview:
 class Result:
     """A finished picture. content: a file with the metadata that draws it again. request: as drawn, nothing
     left open. parameters: the lines of gallery tools. seconds: by stage. text_tokens: of the prompt, as the
-    transformer has seen it."""
+    transformer has seen it. remarks: sentences on a picture that is hardly what was meant."""
 
     content: bytes
     format: Format
@@ -63,6 +64,7 @@ class Result:
     parameters: str
     seconds: Mapping[str, float]
     text_tokens: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
@@ -103,6 +105,11 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def remarks(self) -> list[str]:
+        """Of all its pictures so far, each once."""
+        return list(dict.fromkeys(one for result in self.results for one in result.remarks))
 
     @property
     def progress(self) -> float:

@@ -1,6 +1,6 @@
 """From options to a server that runs: libraries, port, model, application, and a clean end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from pixart.serving.listening import bound
 from pixart.serving.options import Options, check_options, limits_of, model_name
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from pixart.serving.guarding.clients import Clients
     from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.service import Service
@@ -26,23 +28,16 @@ _LIBRARIES = {
 def serve(options: Options) -> None:
     """Serve until a signal; all is closed then. ValueError, one line, for options that cannot be, a port
     that cannot be had or a model that cannot be opened; ModuleNotFoundError without the extra."""
-    check_options(options)
-    check_libraries(ui=options.ui)
+    opening = _checked(options)
     from pixart.serving.app import make_app
-    from pixart.serving.guarding.clients import Clients
-    from pixart.serving.guarding.hosts import Hosts
     from pixart.serving.server import Server
     from pixart.serving.temporary import private_folder
 
-    loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
-    controls = parse_controls(options.control)
-    clients = Clients.read(options.token_file)
-    hosts = Hosts(options.host, options.name, options.https)
     console = Console(options.quiet)
     with bound(options.host, options.port, options.token_file) as port:
         with console.with_libraries():
             console.remark(f"opening {model_name(options)}")
-            service = open_service(options, loras, controls, clients, hosts)
+            service = opening()
         try:
             process.at_work()
             with private_folder():
@@ -50,6 +45,29 @@ def serve(options: Options) -> None:
                 Server(app, port, service.queue.close).serve_forever()
         finally:
             service.queue.close()
+
+
+def application(options: Options) -> "FastAPI":
+    """The application for other servers of ASGI, with the model open, as `serve` has it; they listen, and their
+    lifespan ends it. host, port and quiet of the options say nothing here but by which name requests come.
+    ValueError as of `serve`."""
+    opening = _checked(options)
+    from pixart.serving.app import make_app
+
+    return make_app(opening(), ui=options.ui, closes=True)
+
+
+def _checked(options: Options) -> "Callable[[], Service]":
+    """What opens the service, once all is checked that needs no model."""
+    check_options(options)
+    check_libraries(ui=options.ui)
+    from pixart.serving.guarding.clients import Clients
+    from pixart.serving.guarding.hosts import Hosts
+
+    loras = find_loras(options.lora_folder) if options.lora_folder is not None else {}
+    controls, clients = parse_controls(options.control), Clients.read(options.token_file)
+    hosts = Hosts(options.host, options.name, options.https)
+    return lambda: open_service(options, loras, controls, clients, hosts)
 
 
 def check_libraries(*, ui: bool) -> None:
@@ -78,5 +96,6 @@ def open_service(
 
     painter = PipelinePainter.open(options, loras, controls)
     name, limits = model_name(options), limits_of(options)
-    offer = Offer(name, painter.native, painter.multiple, tuple(loras), tuple(controls))
+    names = tuple(loras), tuple(controls)
+    offer = Offer(name, painter.native, painter.multiple, *names, painter.fast)
     return Service(Queue(painter, limits), offer, clients, limits, hosts)

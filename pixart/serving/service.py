@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 class Offer:
     """What a client may choose by name; no request names a path or a URL. model: its name, as `/v1/models`
     has it. loras, controls: names of the service's lists. native: the side in pixels of the model's own
-    square. multiple: of which heights and widths must be."""
+    square. multiple: of which heights and widths must be. fast: the plan that orders are drawn by unless
+    they say otherwise, None for none."""
 
     model: str
     native: int
     multiple: int
     loras: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
+    fast: str | None = None
 
 
 @dataclass(frozen=True)

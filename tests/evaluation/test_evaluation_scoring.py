@@ -22,7 +22,12 @@ from pixart.evaluation.metric import (
     Score,
     SetMetric,
 )
-from pixart.evaluation.metrics.shapes import ShapesAccuracy, ShapesEdges, check_caption
+from pixart.evaluation.metrics.shapes import (
+    ShapesAccuracy,
+    ShapesEdges,
+    ShapesPurity,
+    check_caption,
+)
 from pixart.evaluation.needs import MissingError, Need
 from pixart.evaluation.prompt_sets.files import read_prompts
 from pixart.evaluation.protocols.protocol import Use
@@ -193,7 +198,9 @@ def test_edges_are_clean_where_scenes_are_drawn_and_not_where_they_are_blurred(
 
     write_scenes(tmp_path, 4, side=128)
     metric = ShapesEdges("shapes-edges", CONTEXT)
+    colours = ShapesPurity("shapes-purity", CONTEXT)
     sharp = _scoring(tmp_path, [metric]).run()["shapes-edges"]["values"]
+    pure = _scoring(tmp_path, [colours]).run()["shapes-purity"]["values"]["shapes-purity"]
     for path in tmp_path.rglob("0000.png"):
         with Image.open(path) as image:
             blurred = image.filter(ImageFilter.GaussianBlur(5))
@@ -201,6 +208,8 @@ def test_edges_are_clean_where_scenes_are_drawn_and_not_where_they_are_blurred(
     soft = _scoring(tmp_path, [metric]).run()["shapes-edges"]["values"]
     assert sharp["shapes-edges"]["value"] == 1.0 and soft["shapes-edges"]["value"] == 0.0
     assert soft["shapes-edges/overlap"]["value"] < 0.9 < sharp["shapes-edges/overlap"]["value"]
+    mixed = _scoring(tmp_path, [colours]).run()["shapes-purity"]["values"]["shapes-purity"]
+    assert mixed["value"] < 0.95 < pure["value"]
 
 
 def test_a_caption_that_names_no_shape_cannot_be_checked() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from published import build_alpha, build_sigma
+from tiny_checkpoints import edit_json
 
 from pixart import publish
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.config import KVCompression
+from pixart.few_step import FewStep
 from pixart.pipeline.text_to_image import Pipeline
 
 TOLERANCE = 1e-4  # of pixels from 0 to 1
@@ -114,6 +116,19 @@ def test_alpha_has_its_sizes_and_its_null_caption(folders: Path) -> None:
     assert ours.shown_null_caption == "prompt-mask"
     assert apart(folder, source, steps=2, height=256, width=128) < TOLERANCE
     assert apart(folder, folder, steps=2, height=128, width=128) < TOLERANCE
+
+
+@pytest.mark.parametrize("few", [FewStep("lcm", (999, 499)), FewStep("dmd", (400,))], ids=str)
+def test_a_distilled_model_is_drawn_as_it_says_on_both_sides(few: FewStep, folders: Path) -> None:
+    source = build_sigma(folders / f"distilled {few.scheduler}", sample_size=16, num_layers=1)
+    edit_json(source / "model_index.json", few_step=few.to_dict())
+    folder = write(folders / f"of distilled {few.scheduler}", str(source))
+    assert apart(folder, source) < TOLERANCE
+    again = Pipeline.from_pretrained(folder, device="cpu", cache_dir=None)
+    assert again.few_step == few
+    assert f"{few.scheduler}, {len(few.timesteps)} step" in (folder / "README.md").read_text()
+    if few.scheduler == "lcm":
+        assert apart(folder, folder, steps=3) < TOLERANCE, "others are the scheduler's own"
 
 
 def test_ours_opens_what_it_published(embedded: Path) -> None:

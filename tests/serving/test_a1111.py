@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from PIL import Image
-from serving import Running, StubPainter, eventually, running_service
+from serving import REMARK, Running, StubPainter, eventually, running_service
 
 from pixart.serving.a1111.fields import Picture, Text
 from pixart.serving.a1111.infotext import parse_parameters
@@ -102,6 +102,17 @@ def test_what_clients_send_for_a_plain_picture_is_drawn(
     assert answer.status_code == 200, answer.text
     [content] = answer.json()["images"]
     assert _picture(content).size == (128, 128)
+
+
+def test_the_plan_is_left_out_by_an_override_and_info_has_the_remarks(
+    post: Callable[..., httpx.Response],
+) -> None:
+    for value, remarks in (("off", [REMARK]), (None, []), ("", [])):
+        answer = post("txt2img", prompt="x", override_settings={"fast": value})
+        assert json.loads(answer.json()["info"])["remarks"] == remarks
+    refused = post("txt2img", prompt="x", override_settings={"fast": "balanced"})
+    assert refused.status_code == 400 and "fast must be off or left out" in refused.json()["detail"]
+    assert post("options", fast="off").status_code == 400  # for everybody
 
 
 def test_a_picture_is_what_was_asked_for_and_says_so(

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from serving import Running, StubPainter, eventually, running_service
+from serving import REMARK, Running, StubPainter, eventually, running_service
 
 from pixart.pipeline.pictures import KEY
 from pixart.serving.limits import Limits
@@ -290,3 +290,12 @@ def test_a_form_with_too_many_parts_is_refused(client: httpx.Client) -> None:
     files = [("image", png())] * 25
     answer = client.post("/v1/jobs", data={"prompt": "x"}, files=files)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_form"
+
+
+def test_an_order_may_leave_the_plan_out_and_hears_remarks(client: httpx.Client) -> None:
+    assert ended(client, ordered(client))["remarks"] == []
+    assert ended(client, ordered(client, fast="off", n=2))["remarks"] == [REMARK]
+    form = client.post("/v1/jobs", files={"prompt": (None, "x"), "fast": (None, "off")})
+    assert ended(client, form.headers["location"])["remarks"] == [REMARK]
+    refused = client.post("/v1/jobs", json={"prompt": "x", "fast": "balanced"})
+    assert refused.status_code == 400 and "fast should be 'off'" in refused.text

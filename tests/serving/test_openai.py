@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 from PIL import Image
-from serving import Running, StubPainter, eventually, running_service
+from serving import REMARK, Running, StubPainter, eventually, running_service
 
 from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
@@ -121,6 +121,14 @@ def test_what_has_no_effect_is_named(client: openai.OpenAI) -> None:
     assert (answer.model_extra or {})["ignored"] == ["quality", "style", "user"]
 
 
+def test_without_the_plan_a_picture_comes_with_that_remark(client: openai.OpenAI) -> None:
+    for extra, remarks in (({}, []), ({"fast": "off"}, [REMARK])):
+        answer = client.images.generate(prompt="x", extra_body=extra)
+        assert (answer.model_extra or {})["remarks"] == remarks
+        *_, last = client.images.generate(prompt="x", extra_body=extra, stream=True)
+        assert (last.model_extra or {})["remarks"] == remarks
+
+
 def test_a_picture_is_edited_where_the_mask_is_transparent(
     client: openai.OpenAI, orders: list[Any]
 ) -> None:
@@ -205,7 +213,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert client.models.retrieve("shapes") == model
     assert (model.id, model.model_extra) == (
-        "shapes", {"native": 128, "multiple": 16, "loras": ["ink"], "controls": ["edges"]},
+        "shapes", {"native": 128, "multiple": 16, "loras": ["ink"], "controls": ["edges"], "fast": None},
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from serving import MODEL, SIDE, StubPainter, eventually
 from pixart.generation.options import parse_options
 from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.pictures import encode_picture
-from pixart.pipeline.request import SETTINGS, Request
+from pixart.pipeline.request import SETTINGS, Request, checked
 from pixart.serving.drawing.queue import Queue
 from pixart.serving.guarding.clients import Clients
 from pixart.serving.limits import Limits
@@ -62,6 +62,8 @@ def test_empty_fields_leave_everything_to_the_model() -> None:
     empty = dict.fromkeys(("negative", "size", "steps", "guidance", "scheduler", "begin"), "")
     asked = asked_of({"prompt": "a circle", **empty, "apg": False, "loras": [], "count": ""})
     assert asked == Asked({"prompt": "a circle", "seed": None})
+    assert asked_of({"prompt": "a circle", "without_plan": False}) == asked
+    assert not asked_of({"prompt": "a circle", "without_plan": True}).fast
 
 
 def test_fields_become_settings_of_their_kinds() -> None:
@@ -120,7 +122,8 @@ def test_what_no_setting_is_made_of_names_its_field(values: dict[str, Any], fiel
 
 def test_settings_of_a_request_come_back_out_of_the_fields() -> None:
     request = Request(
-        ODD, negative="blue", seed=2**64 - 1, size="128x64", steps=8, guidance=2.5, scheduler="heun",
+        ODD, negative="blue", seed=2**64 - 1, size="128x64", steps=2, guidance=2.5, scheduler="heun",
+        timesteps=(999, 499),
         guidance_interval=(0.1, 0.8), guidance_rescale=0.3, apg=True, apg_eta=0.1, apg_momentum=-0.25,
         apg_norm=7.5, pag=3.0, pag_blocks="3-5", upscale="2x", upscale_strength=0.4, upscale_guidance=2.0,
         tiles=64,
@@ -199,7 +202,8 @@ def test_sizes_are_told(actions: Actions) -> None:
 
 def test_the_command_line_says_every_setting() -> None:
     request = Request(
-        ODD, negative="-x", seed=2**64 - 1, size="128x64", steps=8, guidance=2.5, scheduler="heun",
+        ODD, negative="-x", seed=2**64 - 1, size="128x64", steps=2, guidance=2.5, scheduler="heun",
+        timesteps=(999, 499),
         guidance_interval=(0.1, 0.8), guidance_rescale=0.3, apg=True, apg_eta=0.1, apg_momentum=-0.25,
         apg_norm=7.5, pag=3.0, pag_blocks="3-5", image="image", strength=0.5, mask="mask", invert_mask=False,
         mask_blur=3, fit="exact", control_image=("control-1", "control-2"), control_scale=(0.5, 1.0),
@@ -219,7 +223,10 @@ def test_the_command_line_says_every_setting() -> None:
     assert options.prompt == (ODD,)
     for name in SETTINGS:
         if name not in ("prompt", "height", "width"):
-            assert getattr(options, name) == getattr(request, name), name
+            given = {name: getattr(options, name)}
+            if given[name] is not None:
+                given[name] = checked(name, given[name])
+            assert given[name] == getattr(request, name), name
     assert options.lora == ("ink:0.5", "my sketch") and options.control == ("edges", "it's")
     assert (options.model, options.dtype, options.ema) == ("shapes", "fp32", False)
 

@@ -75,7 +75,7 @@ def test_draw_alone_is_told_of_with_every_setting(ann: Any) -> None:
     [(name, endpoint)] = ann.view_api(return_format="dict")["named_endpoints"].items()
     assert name == "/draw"
     names = [one["parameter_name"] for one in endpoint["parameters"]]
-    assert names == [*SETTINGS, "loras", "controls", "count", "format"]
+    assert names == [*SETTINGS, "loras", "controls", "count", "format", "fast"]
     needed = [
         one["parameter_name"] for one in endpoint["parameters"] if not one["parameter_has_default"]
     ]

@@ -1,7 +1,9 @@
 """The service's pictures are those of `Pipeline.draw` and of the command line, whoever else asks."""
 
 import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ from PIL import Image
 from serving import eventually
 
 from pixart.config import EMBEDDED_CONTROL
+from pixart.few_step import FewStep
 from pixart.files import CheckpointError
 from pixart.generate import main as generate
 from pixart.lora.adapters import add_lora, save_lora
-from pixart.pipeline.pictures import read_picture
+from pixart.pipeline.fast import identity_of
+from pixart.pipeline.metadata import Metadata
+from pixart.pipeline.pictures import KEY, read_picture
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
+from pixart.plans.plan import Plan
+from pixart.plans.schedule import KVSchedule
 from pixart.sampler.loop import Cancelled
 from pixart.serving.drawing import models, painter
 from pixart.serving.drawing.painter import PipelinePainter
@@ -200,6 +207,73 @@ def test_what_cannot_be_drawn_is_refused_before_it_is(
         shared.check(order)
 
 
+@pytest.fixture(scope="module")
+def plan(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the embedded model, of few steps."""
+    path = tmp_path_factory.mktemp("plans") / "mine.json"
+    schedule = KVSchedule.parse("0-2:2")
+    Plan(identity_of(pipe), 9, (0.0, 0.5), 2.0, "dpm-solver++", schedule).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def planned(places: dict[str, Path], plan: Path) -> PipelinePainter:
+    return PipelinePainter.open(Options(fast=str(plan)), places, {})
+
+
+OPEN = Request("a small red circle", seed=3)
+
+
+def test_orders_are_drawn_by_the_plan_of_the_service(planned: PipelinePainter, plan: Path) -> None:
+    [checked] = planned.check(Order((OPEN,)))
+    assert (checked.steps, checked.guidance_interval, checked.kv_schedule) == (9, (0, 0.5), "0-2:2")
+    found = drawn(planned, Order((OPEN,)))
+    wanted = Pipeline.from_pretrained(plan=plan, cache_dir=None).draw(OPEN)
+    assert found.request == replace(checked, batched=True, tile=False) and not found.remarks
+    assert np.array_equal(pixels(found), np.asarray(wanted.image))
+    said = f"mine.json (plan {Plan.read(plan).digest()[:12]})"
+    assert planned.fast == said and str(plan.parent).encode() not in found.content
+    metadata = Metadata.from_text(Image.open(io.BytesIO(found.content)).info[KEY])
+    assert metadata.asked_model["fast"] == said and metadata.model["fast"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "how", "said"),
+    [
+        (OPEN, {"fast": False}, ""),
+        (CIRCLE, {}, " (fast must be off with 8 steps or fewer, got 2: there is nothing left to leave out)"),
+        (replace(OPEN, scheduler="euler"), {}, " (scheduler must be left out with this plan"),
+        (OPEN, {"loras": (("hard", 0.5),)}, ", which was measured without LoRAs"),
+    ],
+)  # fmt: skip
+def test_what_no_plan_goes_with_is_drawn_without_and_that_is_said(
+    planned: PipelinePainter, shared: PipelinePainter, asked: Request, how: Any, said: str
+) -> None:
+    order, model = Order((asked,), **how), planned._models
+    assert planned.check(order) == shared.check(order)
+    pipe = model.checker(order.loras, ())
+    found = model.settle_plan(pipe, order.loras, asked, order.fast)
+    assert pipe.plan is None and len(found) == bool(said)
+    assert not said or found[0].startswith(f"{models._WITHOUT}{said}")
+    assert model.settle_plan(pipe, (), OPEN, True) == [] and pipe.plan is not None
+
+
+def test_remarks_come_with_the_picture(planned: PipelinePainter) -> None:
+    found = drawn(planned, Order((replace(CIRCLE, guidance=1.0, negative="blue"),)))
+    without, idle = found.remarks
+    assert without.startswith(models._WITHOUT) and "a negative prompt changes nothing" in idle
+
+
+def test_a_plan_that_is_not_of_the_model_opens_no_service(plan: Path, places: Any) -> None:
+    broken = plan.with_name("other.json")
+    content = json.loads(plan.read_text())
+    content["model"]["weights"]["transformer"] = "0" * 64
+    broken.write_text(json.dumps(content))
+    for fast, said in ((str(broken), "another model"), ("quick", "fast must be off, balanced")):
+        with pytest.raises(ValueError, match=said):
+            PipelinePainter.open(Options(fast=fast), {}, {})
+
+
 def test_a_check_fills_in_what_the_model_takes(shared: PipelinePainter) -> None:
     request = Request("a circle", control_image=("one",), control_preprocessor=("canny",))
     [found] = shared.check(Order((request,), {"one": picture()}, controls=("edges",)))
@@ -234,13 +308,14 @@ def encoded(own: PipelinePainter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is encoded from now on."""
     found: list[str] = []
     captions = own._models.plain.captions
-    ensure = captions.ensure
+    ensure_all = captions.ensure_all
 
-    def noted(text: str) -> None:
-        found.append(text)
-        ensure(text)
+    def noted(texts: Sequence[str], before: Callable[[], object]) -> Iterator[str]:
+        for text in ensure_all(texts, before):
+            found.append(text)
+            yield text
 
-    monkeypatch.setattr(captions, "ensure", noted)
+    monkeypatch.setattr(captions, "ensure_all", noted)
     return found
 
 
@@ -344,3 +419,20 @@ def test_a_lora_for_another_model_is_refused_when_the_service_opens(
     save_lora(add_lora(build(), 2), tmp_path / "small")
     with pytest.raises(CheckpointError, match="small"):
         PipelinePainter.open(Options(), {"small": tmp_path / "small"}, {})
+
+
+def test_a_distilled_lora_makes_its_orders_drawn_in_few_steps(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    of_two, of_one = FewStep("ddim", (999, 499)), FewStep("dmd", (400,))
+    for name, few_step in (("two", of_two), ("one", of_one)):
+        model = add_lora(Pipeline.from_pretrained().transformer, 2)
+        save_lora(model, tmp_path / name, few_step=few_step)
+    painter = PipelinePainter.open(Options(), {n: tmp_path / n for n in ("two", "one")}, {})
+    circle = Request("a small red circle", seed=3)
+    [asked] = painter.check(Order((circle,), loras=(("two", 0.5),)))
+    [plain] = painter.check(Order((circle,), loras=(("two", 0.0),)))
+    assert (asked.timesteps, asked.guidance) == ((999, 499), 1.0) and plain.timesteps is None
+    found = drawn(painter, Order((circle,), loras=(("two", 0.5),)))
+    assert found.request.timesteps == (999, 499)
+    with pytest.raises(ValueError, match="they do not go together; leave one out"):
+        painter.check(Order((circle,), loras=(("two", 1.0), ("one", 1.0))))

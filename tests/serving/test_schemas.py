@@ -30,13 +30,15 @@ MODEL = settings_model("Model", **other_names())
 OFFER = Offer("shapes", native=128, multiple=16, loras=("ink", "pen"), controls=("edges", "depth"))
 VALUES: dict[str, Any] = {
     "prompt": "x", "negative": "y", "seed": 3, "size": "128x64", "aspect": "1:1", "resolution": "256",
-    "height": 64, "width": 64, "steps": 3, "guidance": 2.5, "guidance_interval": [0.1, 1],
+    "height": 64, "width": 64, "steps": 3, "timesteps": [999, 499, 9], "guidance": 2.5,
+    "guidance_interval": [0.1, 1],
     "scheduler": "ddim", "image": "aGk=", "strength": 0.5, "fit": "crop", "mask": "alpha",
     "invert_mask": True, "mask_blur": 2, "outpaint": [1, 2, 3, 4], "upscale": "2x",
     "upscale_strength": 0.2, "upscale_guidance": 1, "tiles": 64, "guidance_rescale": 0.3, "apg": True,
     "apg_eta": 0, "apg_momentum": -0.5, "apg_norm": 15, "pag": 3, "pag_blocks": [1, 2],
     "control_image": ["aGk="], "control_preprocessor": "canny", "control_scale": [0.5, 1],
-    "control_interval": [0, 0.5], "batched": False, "tile": 512,
+    "control_interval": [0, 0.5], "kv_schedule": "0-2:2@1000-500", "reuse_blocks": "1:3,5",
+    "batched": False, "tile": 512,
 }  # fmt: skip
 
 
@@ -208,6 +210,7 @@ def test_orders_beyond_the_offer_are_refused(how: dict[str, Any], field: str) ->
         ({"prompt": "x" * 21}, "prompt"),
         ({"negative": "x" * 21}, "negative"),
         ({"steps": 11}, "steps"),
+        ({"timesteps": [*range(11, 0, -1)]}, "timesteps"),
         ({"height": 64, "width": 128}, "height"),
     ],
 )

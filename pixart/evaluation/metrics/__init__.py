@@ -30,6 +30,7 @@ METRICS: "dict[str, str | Callable[[str, Context], Metric]]" = {
     "precision-recall": "pixart.evaluation.metrics.neighbours:PrecisionRecall",
     "shapes": "pixart.evaluation.metrics.shapes:ShapesAccuracy",
     "shapes-edges": "pixart.evaluation.metrics.shapes:ShapesEdges",
+    "shapes-purity": "pixart.evaluation.metrics.shapes:ShapesPurity",
     "soft-tifa": "pixart.evaluation.metrics.tifa:SoftTifa",
     "texture": "pixart.evaluation.metrics.texture:Texture",
     "tifa": "pixart.evaluation.metrics.tifa:Tifa",

@@ -11,6 +11,7 @@ from pixart.shapes.caption import KINDS, Statement, parse
 from pixart.shapes.checker import check
 from pixart.shapes.edges import CLEAN, STRAY
 from pixart.shapes.edges import measure as edges_of
+from pixart.shapes.purity import NEAR, purity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,3 +139,28 @@ def _cleanness(entry: "Entry", image: "Image") -> Score:
     is_clean = edges.are_clean and check_caption(picture, entry.prompt.prompt).has_count
     overlap = sum(edges.overlaps) / max(1, len(edges.overlaps))
     return Score(float(is_clean), {"overlap": overlap, "stray": edges.stray})
+
+
+class ShapesPurity(PictureMetric):
+    """Mean share of pixels that are near a colour of the world: pictures that are blurred, or drawn in too few
+    steps, have others."""
+
+    source = "pixart.shapes.purity"
+
+    def __init__(self, name: str, context: Context) -> None:
+        self.name = name
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        return {"near": NEAR}
+
+    def score(
+        self,
+        entries: "Sequence[Entry]",
+        images: "Sequence[Image] | None",
+        features: "np.ndarray | None",
+    ) -> list[Score]:
+        """The share, of each picture."""
+        import numpy as np
+
+        return [Score(purity(np.asarray(image))) for image in images or ()]

@@ -70,14 +70,7 @@ def kv_words(compression: KVCompression | None) -> str:
     LAYERS:RATIO:SAMPLING with layers as ranges, "14-27:2:conv"."""
     if compression is None or compression.ratio == 1 or not compression.layers:
         return ""
-    ranges: list[list[int]] = []
-    for layer in compression.layers:
-        if ranges and layer == ranges[-1][1] + 1:
-            ranges[-1][1] = layer
-        else:
-            ranges.append([layer, layer])
-    layers = ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges)
-    return f"{layers}:{compression.ratio}:{compression.sampling}"
+    return compression.to_text()
 
 
 def row_of(table: Table, used: Used) -> Row:

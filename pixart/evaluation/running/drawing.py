@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # prompts that are encoded before they are drawn: T5 is loaded once for them
 SMALL = 50_000_000  # parameters, up to which one thread draws as fast as several
+_NOT_IN_ID = ("device", "fast")  # what is resolved says what a plan would have set
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # what a whole PNG ends with
 
 
@@ -138,7 +139,9 @@ class Drawing:
         """What the model took where the protocol leaves it open, and how it was opened: part of the
         protocol's id. The device is not: it decides bits by rounding alone."""
         pipe, first = self.pipe, self.pipe.resolve(self.groups[0].requests[0])
-        opened = {name: value for name, value in opened_with(pipe).items() if name != "device"}
+        opened = {
+            name: value for name, value in opened_with(pipe).items() if name not in _NOT_IN_ID
+        }
         resolved = {name: getattr(first, name) for name in ("scheduler", "steps", "guidance")}
         resolved["guidance_interval"] = list(first.guidance_interval or (0.0, 1.0))
         options = {"attention": self.model.attention, "ema": self.model.ema}

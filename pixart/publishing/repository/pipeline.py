@@ -21,7 +21,8 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
 
     family: "sigma", or "alpha", whose captions are in lower case. steps, guidance, guidance_start,
     guidance_end: what a picture is drawn with where a call leaves it open; the last two are the part of the
-    trajectory that is guided, from 0 (noise) to 1 (image).
+    trajectory that is guided, from 0 (noise) to 1 (image). few_step: of a distilled model, whose "timesteps" are
+    taken where a call names no other number of steps.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
         guidance: float = 4.5,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
+        few_step: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(tokenizer, text_encoder, vae, transformer, scheduler)
         if family not in ("sigma", "alpha"):
@@ -51,6 +53,7 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
             guidance=guidance,
             guidance_start=guidance_start,
             guidance_end=guidance_end,
+            few_step=few_step,
         )
 
     def _text_preprocessing(self, text: Any, clean_caption: bool = False) -> list[str]:
@@ -79,12 +82,14 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
         guidance_interval: tuple[float, float] | None = None,
         max_sequence_length: int | None = None,
         callback_on_step_end: Any = None,
+        timesteps: list[int] | None = None,
     ) -> Any:
         """Pictures of the prompts. None is what the model says of itself, or the native square.
 
         height, width: pixels. generator: one for all pictures, or one for each. latents: unit normal noise
         (B, C, h, w) to begin with. output_type: "pil", "np", "pt", or "latent". max_sequence_length: tokens
         of a prompt. callback_on_step_end: called with the pipeline, step, timestep and {"latents": ...}.
+        timesteps: in the place of a number of steps, falling, for a scheduler that takes them.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
         if not prompts:
@@ -101,8 +106,7 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
             prompts, negative_prompt, num_images_per_prompt, scale > 1, max_sequence_length, device
         )
         count = len(prompts) * num_images_per_prompt
-        steps = self.config.steps if num_inference_steps is None else num_inference_steps
-        self.scheduler.set_timesteps(steps, device=device)
+        self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._noise(count, height, width, generator, latents, device)
         latents = self._denoise(
             latents, embeds, scale, interval, (height, width), generator, callback_on_step_end
@@ -110,6 +114,25 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
         image = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    def _set_timesteps(self, steps: int | None, timesteps: list[int] | None, device: Any) -> None:
+        if timesteps is not None and steps not in (None, len(timesteps)):
+            raise ValueError(
+                f"timesteps must be as many as num_inference_steps, {steps}, got {len(timesteps)}"
+            )
+        own = (self.config.few_step or {}).get("timesteps")
+        if timesteps is None and own is not None and steps in (None, len(own)):
+            timesteps = own
+        taken = inspect.signature(self.scheduler.set_timesteps).parameters
+        if timesteps is not None and "timesteps" in taken:
+            self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        elif timesteps is not None and timesteps is not own:
+            raise ValueError(
+                f"timesteps must be left out for {type(self.scheduler).__name__}, which chooses them itself"
+            )
+        else:
+            steps = self.config.steps if steps is None else steps
+            self.scheduler.set_timesteps(steps, device=device)
 
     def _size(self, side: int | None) -> int:
         native = self.transformer.config.sample_size * self.vae_scale_factor

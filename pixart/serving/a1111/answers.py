@@ -87,6 +87,7 @@ def _info(job: Job, model: str) -> dict[str, Any]:
         "seed_resize_from_h": -1,
         "denoising_strength": first.strength,
         "extra_generation_params": {},
+        "remarks": job.remarks,
         "index_of_first_image": 0,
         "infotexts": [result.parameters for result in job.results],
         "styles": [],

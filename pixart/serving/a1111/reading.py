@@ -7,6 +7,7 @@ from typing import Any
 from pixart.files import near
 from pixart.pictures import upright
 from pixart.pipeline.metadata import SAMPLERS
+from pixart.plans.plan import OFF
 from pixart.serving.a1111.fields import MASK_BLUR, STRENGTH, Picture, Text, check_off, invalid
 from pixart.serving.calls.schemas import order_of
 from pixart.serving.calls.sent_pictures import picture_of_text
@@ -55,6 +56,10 @@ def order_from(body: Text, service: Service) -> Order:
     units = [*_units(body)]
     if units:
         settings |= _controlled(units, body)
+    override = dict(body.override_settings or {})
+    fast = override.pop("fast", None)
+    if fast not in (None, "", OFF):
+        raise invalid("fast", f"must be {OFF} or left out", fast)
     return order_of(
         settings,
         service,
@@ -62,7 +67,8 @@ def order_from(body: Text, service: Service) -> Order:
         controls=tuple(_control_name(unit, service) for unit in units),
         n=_count(body, service.limits.images),
         preview_every=PREVIEW_EVERY,
-        format=_format(body.override_settings or {}, service),
+        format=_format(override, service),
+        fast=fast != OFF,
     )
 
 

@@ -51,7 +51,8 @@ class JobAnswer(BaseModel):
     """A job as it stands. position: orders before it. progress: from 0 to 1. picture, step, steps: of the
     picture that is drawn. stage: waiting, load, text, denoise, decode, write or the state at the end.
     created, started, ended: seconds since 1970. settings: of each picture, as it was drawn, or as it was
-    asked for until then. pictures: those that are finished and kept. preview: where the latest one is.
+    asked for until then. pictures: those that are finished and kept. preview: where the latest one is. remarks:
+    sentences on pictures that are hardly what was meant.
     """
 
     id: str
@@ -73,6 +74,7 @@ class JobAnswer(BaseModel):
     settings: list[dict[str, Any]]
     pictures: list[Picture]
     preview: str | None
+    remarks: list[str]
     is_kept: bool
 
 
@@ -91,7 +93,7 @@ def answer_of(job: Job) -> JobAnswer:
         started=job.started, ended=job.ended, error=job.error, loras=dict(job.order.loras),
         controls=list(job.order.controls), settings=list(map(settings_of, requests)),
         pictures=[_picture(job, number, one) for number, one in enumerate(job.results)],
-        preview=_preview_url(job), is_kept=job.is_kept,
+        preview=_preview_url(job), remarks=job.remarks, is_kept=job.is_kept,
     )  # fmt: skip
 
 

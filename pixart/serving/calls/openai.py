@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
     def model() -> Model:
         return Model(
             id=offer.model, created=begun, native=offer.native, multiple=offer.multiple,
-            loras=list(offer.loras), controls=list(offer.controls),
+            loras=list(offer.loras), controls=list(offer.controls), fast=offer.fast,
         )  # fmt: skip
 
     @routes.get("/models", summary="The model, and what may be chosen beside it")
@@ -235,7 +235,7 @@ def _pictures(job: Job, asked: _Asked, service: Service) -> Pictures:
     return Pictures(
         created=int(job.created), model=service.offer.model, data=list(map(_drawn, job.results)),
         output_format=asked.output_format, size=f"{first.width}x{first.height}",
-        usage=_usage(job.results, service), ignored=list(asked.ignored),
+        usage=_usage(job.results, service), ignored=list(asked.ignored), remarks=job.remarks,
     )  # fmt: skip
 
 
@@ -317,7 +317,8 @@ def _completed(result: Result, asked: _Asked, service: Service) -> bytes:
     more = _drawn(result).model_dump(exclude={"b64_json"})
     return _event(
         f"{asked.name}.completed", result.content, (result.width, result.height), asked.output_format,
-        usage=_usage([result], service).model_dump(), ignored=list(asked.ignored), **more,
+        usage=_usage([result], service).model_dump(), ignored=list(asked.ignored),
+        remarks=list(result.remarks), **more,
     )  # fmt: skip
 
 

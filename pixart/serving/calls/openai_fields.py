@@ -137,7 +137,8 @@ class Drawn(BaseModel):
 
 
 class Pictures(BaseModel):
-    """ignored: fields of the request that have no effect here."""
+    """ignored: fields of the request that have no effect here. remarks: sentences on pictures that are hardly
+    what was meant."""
 
     created: int
     model: str
@@ -147,11 +148,13 @@ class Pictures(BaseModel):
     size: str
     usage: Usage
     ignored: list[str]
+    remarks: list[str]
 
 
 class Model(BaseModel):
     """native: the side in pixels of the model's own square. multiple: of which sides must be. loras,
-    controls: names that may be chosen beside it."""
+    controls: names that may be chosen beside it. fast: the plan that pictures are drawn by unless a request says
+    fast off, null for none."""
 
     id: str
     object: Literal["model"] = "model"
@@ -161,6 +164,7 @@ class Model(BaseModel):
     multiple: int
     loras: list[str]
     controls: list[str]
+    fast: str | None
 
 
 class ModelList(BaseModel):

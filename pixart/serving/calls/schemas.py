@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -45,7 +45,7 @@ RANGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Which of them may be written in another way, as `Request` takes them.
 _MORE_KINDS: dict[str, Any] = {
-    "size": int, "upscale": int, "pag_blocks": int | list[int], "outpaint": list[int],
+    "size": int, "timesteps": str, "upscale": int, "pag_blocks": int | list[int], "outpaint": list[int],
     "control_preprocessor": str, "control_scale": float, "control_interval": tuple[float, float],
 }  # fmt: skip
 _PICTURE = "base64 of a picture's file, or a data URL of it; in a form, the file"
@@ -110,6 +110,10 @@ def ordering() -> dict[str, Any]:
             list[str] | str | None,
             Field(None, description="Names of /v1/models, one for each control_image."),
         ),
+        "fast": (
+            Literal["off"] | None,
+            Field(None, description="off: without the plan of /v1/models. Default: by it, if any."),
+        ),
     }
 
 
@@ -171,6 +175,7 @@ def order_of(
     preview_every: int = 0,
     format: Format = "png",
     quality: int | None = None,
+    fast: bool = True,
 ) -> Order:
     """The order of a client: n pictures, with the seeds from the one given, or from one by chance.
 
@@ -197,7 +202,7 @@ def order_of(
     _check_controls(controls, values, service)
     requests = _requests(values, n)
     check_asked(requests, service.limits)
-    return Order(requests, pictures, loras, controls, preview_every, format, quality)
+    return Order(requests, pictures, loras, controls, preview_every, format, quality, fast)
 
 
 def submit(values: Mapping[str, Any], service: Service, owner: str, **how: Any) -> Job:
@@ -211,6 +216,7 @@ def submit(values: Mapping[str, Any], service: Service, owner: str, **how: Any) 
         n=values.pop("n", None) or 1,
         loras=(values.pop("loras", None) or {}).items(),
         controls=(controls,) if isinstance(controls, str) else controls,
+        fast=values.pop("fast", None) is None,
         **how,
     )
     try:

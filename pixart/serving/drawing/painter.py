@@ -16,6 +16,7 @@ from pixart.pipeline.inputs import named_in
 from pixart.pipeline.metadata import Metadata
 from pixart.pipeline.pictures import check_room, encode_picture
 from pixart.pipeline.request import Request
+from pixart.pipeline.text_to_image import Pipeline
 from pixart.sampler.loop import Cancelled, Progress
 from pixart.serving.drawing.models import Models
 from pixart.serving.options import Options
@@ -54,17 +55,24 @@ class PipelinePainter:
         """See `Pipeline.multiple`."""
         return self._models.plain.multiple
 
+    @property
+    def fast(self) -> str | None:
+        """See `Offer.fast`."""
+        return self._models.fast
+
     def check(self, order: Order) -> tuple[Request, ...]:
         """See `Painter`."""
         self._models.check(order.loras, order.controls)
         for request in order.requests:
             _check_pictures(request, order)
-        pipe, model = self._models.checker(order.controls), self._asked_model(order)
+        pipe = self._models.checker(order.loras, order.controls)
         known: dict[Request, Request] = {}
         found = []
         for asked in order.requests:
             # The networks of preprocessors are opened by whoever draws, not by whoever asks.
             like = replace(asked, prompt="", negative="", seed=0, control_preprocessor=None)
+            self._models.settle_plan(pipe, order.loras, like, order.fast)
+            model = self._asked_model(order, pipe)
             if like not in known:
                 known[like] = pipe.resolve(like, pictures=order.pictures)
             own = {name: getattr(asked, name) for name in ("prompt", "negative", "seed")}
@@ -108,6 +116,7 @@ class PipelinePainter:
             raise Cancelled("cancelled before a model was loaded")
         started = time.perf_counter()
         pipe = self._models.take(order.loras, order.controls)
+        remarks = self._models.settle_plan(pipe, order.loras, asked, order.fast)
         pipe.transformer.to(pipe.device)
         before = {"text": self._spent_on_text, "load": time.perf_counter() - started}
         self._spent_on_text = 0.0
@@ -124,15 +133,19 @@ class PipelinePainter:
             raise ValueError(str(error)) from error
         hooks.stage("write")
         started = time.perf_counter()
-        metadata = Metadata.of(drawn, pipe, asked, self._asked_model(order))
+        metadata = Metadata.of(drawn, pipe, asked, self._asked_model(order, pipe))
         content = encode_picture(drawn.image, metadata, order.format, order.quality)
         parameters, size = metadata.to_parameters(), drawn.image.size
         seconds = _sum(before, drawn.seconds, {"write": time.perf_counter() - started})
         tokens, _ = pipe.caption_tokens(asked.prompt, asked.negative)
-        return Result(content, order.format, *size, drawn.request, parameters, seconds, tokens)
+        remarks += pipe.remarks(drawn.request)
+        return Result(
+            content, order.format, *size, drawn.request, parameters, seconds, tokens, tuple(remarks)
+        )
 
-    def _asked_model(self, order: Order) -> dict[str, object]:
-        return self._models.asked(order.loras, order.controls)
+    def _asked_model(self, order: Order, pipe: Pipeline) -> dict[str, object]:
+        is_planned = pipe.plan is not None
+        return self._models.asked(order.loras, order.controls, is_planned=is_planned)
 
     def _preview(self, order: Order, number: int, progress: Progress) -> Preview | None:
         every = order.preview_every

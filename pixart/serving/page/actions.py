@@ -41,7 +41,7 @@ class Actions:
             raise Refusal(400, reason, field="count")
         order = schemas.order_of(
             asked.settings, self.service, loras=asked.loras, controls=asked.controls, n=asked.count,
-            preview_every=PREVIEW_EVERY, format=asked.format,
+            preview_every=PREVIEW_EVERY, format=asked.format, fast=asked.fast,
         )  # fmt: skip
         try:
             return self.service.queue.submit(order, owner)

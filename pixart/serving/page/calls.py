@@ -17,12 +17,13 @@ DESCRIPTION = (
     "Draw pictures. The parameters are the fields of a request; what is left out is the model's own. image, "
     "mask and control_image are base64 of a file, or data URLs. loras: lists of a name and a weight. "
     "controls: names, one for each control image. count: of pictures, with seeds from seed upwards. format: "
-    "png, jpg or webp. Gives for each picture its address under /v1/jobs, seed, width, height, and its file "
-    "as a data URL."
+    "png, jpg or webp. fast: by the service's plan, if it has one. Gives for each picture its address under "
+    "/v1/jobs, seed, width, height, remarks, and its file as a data URL."
 )
 _KINDS: dict[Any, Any] = {tuple: list[Any]}
 _MORE: dict[str, tuple[Any, Any]] = {
     "loras": (list[list[str | float]], []), "controls": (list[str], []), "count": (int, 1), "format": (str, "png"),
+    "fast": (bool, True),
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def draw(actions: Actions) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
         try:
             asked = Asked(
                 settings, _pairs(given["loras"]), tuple(_list("controls", given["controls"])),
-                given["count"], given["format"],
+                given["count"], given["format"], bool(given["fast"]),
             )  # fmt: skip
             job = await actions.draw(asked, str(request.state.owner))
         except Refusal as refusal:
@@ -90,6 +91,6 @@ def _told(job: Job, number: int) -> dict[str, Any]:
     content = base64.b64encode(result.content).decode("ascii")
     return {
         "url": f"/v1/jobs/{job.id}/images/{number}", "seed": result.request.seed, "width": result.width,
-        "height": result.height, "parameters": result.parameters,
+        "height": result.height, "parameters": result.parameters, "remarks": [*result.remarks],
         "picture": f"data:{result.media_type};base64,{content}",
     }  # fmt: skip

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from pixart.few_step import spelt
 from pixart.generation.options import SAMPLING
 from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
 
@@ -36,6 +37,8 @@ def _option(name: str, value: Any) -> Iterator[str]:
         return
     if name == "ema":
         yield option
+    elif name == "timesteps":
+        yield f"{option}={spelt(value)}"
     elif name.endswith("_interval") and not isinstance(value[0], tuple):
         yield from (option, *map(repr, value))
     elif isinstance(value, list | tuple):  # given again for each

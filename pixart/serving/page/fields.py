@@ -87,6 +87,11 @@ def sampling(service: Service) -> Fields:
             [(OWN, ""), *((name, name) for name in SCHEDULERS)], value="", label="Scheduler",
             elem_id="scheduler", min_width=140,
         )  # fmt: skip
+    if service.offer.fast is not None:
+        fields["without_plan"] = gr.Checkbox(
+            label=f"Without the plan ({service.offer.fast}): all of the model's work",
+            elem_id="without_plan",
+        )
     return fields
 
 
@@ -145,6 +150,10 @@ def loras(service: Service) -> Fields:
 
 def advanced() -> Fields:
     fields = _interval("guidance_start", "guidance_end", "Guided")
+    fields["timesteps"] = gr.Textbox(
+        label="Timesteps, in the place of steps", placeholder="999,749,499,249", max_lines=1,
+        elem_id="timesteps",
+    )  # fmt: skip
     with gr.Row():
         fields["guidance_rescale"] = _number(
             "guidance_rescale", "Contrast taken back (0 to 1)", "0"

@@ -17,6 +17,7 @@ from pixart.serving.refusal import Refusal
 
 TEXTS = (
     "prompt", "negative", "aspect", "resolution", "size", "scheduler", "fit", "outpaint", "upscale", "pag_blocks",
+    "timesteps",
 )  # fmt: skip
 WHOLE = ("steps", "mask_blur", "tiles", "count")
 NUMBERS = (
@@ -39,6 +40,7 @@ class Asked:
     controls: tuple[str, ...] = ()
     count: int = 1
     format: Format = "png"
+    fast: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def asked_of(values: Mapping[str, Any]) -> Asked:
     controls = _add_control(settings, given)
     loras = _loras(given.get("loras", ()), str(given.get("weights", "")))
     form = cast(Format, given.get("format", "png"))
-    return Asked(settings, loras, controls, given.get("count", 1), form)
+    fast = not given.get("without_plan")
+    return Asked(settings, loras, controls, given.get("count", 1), form, fast)
 
 
 def _number(name: str, text: Any) -> float:
@@ -160,4 +163,6 @@ def values_of(request: Request) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return repr(value) if isinstance(value, float) else str(value)

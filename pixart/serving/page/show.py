@@ -29,8 +29,12 @@ def now(job: Job | None) -> str:
     )  # fmt: skip
     return (
         f'<div class="now" data-state="{job.state}" data-job="{escape(job.id)}">'
-        f'<p role="status">{escape(said(job))}</p>{bar}{_picture(job)}</div>'
+        f'<p role="status">{escape(said(job))}</p>{bar}{_picture(job)}{_remarks(job)}</div>'
     )
+
+
+def _remarks(job: Job) -> str:
+    return "".join(f'<p class="hint">{escape(one)}</p>' for one in job.remarks)
 
 
 def said(job: Job) -> str:
