@@ -28,6 +28,7 @@ SERVE = [
     "python-multipart>=0.0.18",
     "prometheus-client>=0.20",
 ]
+RAY = ["ray[data]>=2.50"]
 EXTRAS: dict[str, list[str]] = {
     "lora": LORA,
     # Of --control-preprocessor: OpenCV finds canny's edges, transformers' poses need scipy.
@@ -35,17 +36,21 @@ EXTRAS: dict[str, list[str]] = {
     "heif": ["pillow-heif>=0.18"],  # HEIC pictures, of phones, as training data
     # webdataset: tar shards; torchao: 8-bit optimizer states; matplotlib: curves.
     "train": ["webdataset>=0.2.86", "torchao>=0.14", "matplotlib>=3.9", *LORA],
-    "quant": ["bitsandbytes>=0.45", "accelerate>=1.0"],
+    # bitsandbytes: T5 in 8 and 4 bits; torchao: --quantize.
+    "quant": ["bitsandbytes>=0.45", "accelerate>=1.0", "torchao>=0.18"],
     # python -m pixart.serve: FastAPI under uvicorn, forms with files, and numbers for Prometheus. Gradio is
     # the page; versions before 6.16 read files that they should not (GHSA-j36p).
     "serve": SERVE,
     "ui": [*SERVE, "gradio>=6.16"],
+    # Runs on many machines: shards of pictures and data as tasks of a Ray cluster.
+    "ray": RAY,
     # ninja builds the CUDA extensions of the libraries that the benchmarks compare with.
     "bench": ["pytest-benchmark>=5", "ninja>=1.11", "matplotlib>=3.9"],
     "dev": [
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-xdist>=3.6",
+        "gguf>=0.17",  # the reference reader of packed text encoders
         "ruff>=0.9",
         "mypy>=1.13",
         "build>=1.2",
@@ -70,6 +75,7 @@ EXTRAS: dict[str, list[str]] = {
         "openai",
         "httpx",
         "schemathesis>=4",
+        *RAY,
     ],
 }
 

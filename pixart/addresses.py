@@ -104,7 +104,10 @@ def without_secrets(address: str) -> str:
     """An address of any kind, as messages may hold it; what is none, as a path, stays as it is."""
     if "://" not in address:
         return address
-    return re.sub(_QUERY, f"?{MASK}", re.sub(_USER, f"://{MASK}@", address))
+    # A password may hold / ? and # by mistake: after user: all up to the last @ is taken for one.
+    return re.sub(
+        _QUERY, f"?{MASK}", re.sub(rf"://[^/?#]*:.*@|{_USER}", f"://{MASK}@", address, flags=re.S)
+    )
 
 
 def masking_of(address: str) -> Callable[[str], str]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "write a transformer in another format",
     "data": "prepare, caption, clean and count pictures for training",
     "train": "train the stages of a recipe, and plot what they did",
+    "calibrate": "find out how much less work a picture needs",
     "evaluate": "measure how good a model is",
     "preference": "find out which of two pictures people prefer",
     "scaling": "count denoisers, fit scaling laws, and study them in a small world",
@@ -129,9 +130,16 @@ def exit_code(error: BaseException) -> int | None:
     if isinstance(stated, int):
         return stated
     bad = (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError)
-    if isinstance(error, bad):
+    if isinstance(error, bad) or _is_of_name(error):
         return BAD_INPUT
     return FAILURE if isinstance(error, OSError | RuntimeError | MemoryError) else None
+
+
+def _is_of_name(error: BaseException) -> bool:
+    """Whether no disk could have a file of that name: it is too long, or a link that leads to itself."""
+    import errno
+
+    return isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def message_of(error: BaseException) -> str:

@@ -3,8 +3,10 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+from pixart.few_step import FewStep
 
 EMBEDDED = "shapes"  # the name of the model that ships, where a path or hub id may stand
 EMBEDDED_CONTROL = "shapes-control"  # the same of the control that ships
@@ -54,12 +56,14 @@ class KVCompression:
             )
         layers: list[int] = []
         for part in match[1].split(","):
-            ends = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
-            span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else ()
-            if not span:
+            if not (span := numbers_of(part)):
                 raise ValueError(f"kv_compress layers must be like 14-27 or 3,5, got {part!r}")
             layers += span
         return cls(tuple(layers), int(match[2]), match[3] or "conv", norm)
+
+    def to_text(self) -> str:
+        """As `parse` reads it: "14-27:2:conv"."""
+        return f"{ranges_of(self.layers)}:{self.ratio}:{self.sampling}"
 
     def applies_to(self, layer: int) -> bool:
         """Whether the block of this index merges anything."""
@@ -75,6 +79,8 @@ class PixArtConfig:
     caption_embedding: whether an MLP brings text features to hidden_size. Without it the blocks attend to
         the features as they are, which must be of that width ("On the Scalability of Diffusion-based
         Text-to-Image Generation", table 2).
+    few_step: how a distilled model is drawn. Two configurations that differ in it alone are equal: they are
+        of the same network.
     """
 
     input_size: int = 128
@@ -93,10 +99,13 @@ class PixArtConfig:
     qk_norm: bool = False
     kv_compression: KVCompression | None = None
     caption_embedding: bool = True
+    few_step: FewStep | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_width(self)
+        if not isinstance(self.few_step, FewStep | None):
+            raise ValueError(f"few_step must be a FewStep or None, got {self.few_step!r:.60}")
         compression = self.kv_compression
         if compression is None:
             return
@@ -187,8 +196,9 @@ class PixArtConfig:
                 "caption_embedding must be true for the official model, which always embeds captions, "
                 "got false; write the pixart or the diffusers format"
             )
-        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
-        del arguments["kv_compression"], arguments["caption_embedding"]
+        arguments = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in ("kv_compression", "caption_embedding", "few_step"):
+            del arguments[name]
         return arguments | {"kv_compress_config": _compression_to_official(self.kv_compression)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,21 +206,41 @@ class PixArtConfig:
         values = asdict(self)
         if self.kv_compression is not None:
             values["kv_compression"]["layers"] = list(self.kv_compression.layers)
-        return values
+        del values["few_step"]  # left out where there is none: versions before know no such key
+        return values | ({"few_step": self.few_step.to_dict()} if self.few_step else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PixArtConfig":
         """The inverse of to_dict. Missing keys take their default, unknown keys are an error."""
-        _check_keys("PixArtConfig", values, [field.name for field in fields(cls)])
+        _check_keys("PixArtConfig", values, [one.name for one in fields(cls)])
         values = dict(values)
         compression = values.get("kv_compression")
         if isinstance(compression, Mapping):
-            names = [field.name for field in fields(KVCompression)]
+            names = [one.name for one in fields(KVCompression)]
             _check_keys("kv_compression", compression, names)
             if "layers" not in compression:
                 raise ValueError(f"kv_compression must have layers, got {dict(compression)}")
             values["kv_compression"] = KVCompression(**compression)
+        if values.get("few_step") is not None and not isinstance(values["few_step"], FewStep):
+            values["few_step"] = FewStep.from_dict(values["few_step"])
         return cls(**values)
+
+
+def ranges_of(numbers: Iterable[int]) -> str:
+    """Numbers in order, 0, 1, 2, 5, as "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def numbers_of(text: str) -> range:
+    """Of one part of such a text: "5" or "0-2". Empty for anything else."""
+    ends = re.fullmatch(r"\s*([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?\s*", text)
+    return range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
 
 
 def _layer_tuple(layers: Iterable[int]) -> tuple[int, ...]:

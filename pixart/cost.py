@@ -8,6 +8,9 @@ input read once, each output written once.
 Axis letters: N image tokens, M key tokens, L caption tokens, C channels, R compression ratio.
 """
 
+import math
+from collections.abc import Sequence
+
 from pixart.config import KVCompression, PixArtConfig
 
 Tokens = int | tuple[int, int]  # N of a grid that the ratio divides, or any grid's rows and columns
@@ -21,37 +24,58 @@ def forward_flops(
     caption_tokens: int | None = None,
     *,
     encoded: bool = False,
+    kv_ratios: Sequence[int] = (),
+    blocks: int | None = None,
 ) -> int:
     """One image through the whole transformer, forward; a training step is three of them.
 
     caption_tokens: L, model_max_length where left out. encoded: the caption's keys and values were made
-    before, as a sampler makes them once for all steps.
+    before, as a sampler makes them once for all steps. kv_ratios: as `PixArt.forward` takes them. blocks:
+    how many are computed, None for all.
     """
-    blocks = sum(
-        sum(block_flops(config, layer, tokens, caption_tokens).values())
-        for layer in range(config.depth)
+    ratios: Sequence[int | None] = kv_ratios or [None] * config.depth
+    computed = sum(
+        sum(block_flops(config, layer, tokens, caption_tokens, ratio).values())
+        for layer, ratio in enumerate(ratios[:blocks])
     )
     captions = 0 if encoded else caption_flops(config, caption_tokens)
-    return blocks + captions + ends_flops(config, tokens)
+    return computed + captions + ends_flops(config, tokens)
 
 
 def block_flops(
-    config: PixArtConfig, layer: int, tokens: Tokens, caption_tokens: int | None = None
+    config: PixArtConfig,
+    layer: int,
+    tokens: Tokens,
+    caption_tokens: int | None = None,
+    ratio: int | None = None,
 ) -> dict[str, int]:
-    """One block for one image, by operation; without the caption's keys and values."""
+    """One block for one image, by operation; without the caption's keys and values. ratio: what keys and
+    values are merged by in this call, None for what the block was made for."""
     count, width = _count(tokens), config.hidden_size
     text = config.model_max_length if caption_tokens is None else caption_tokens
     compression = config.kv_compression
-    keys, merging = count, 0
+    keys, merging, projected = count, 0, count
     if compression is not None and compression.applies_to(layer):
         keys = merged_keys(compression, tokens)
         merging = merging_flops(compression, keys, width)
+        if ratio is not None and ratio > compression.ratio:
+            left = _left(tokens, compression.ratio)
+            further = KVCompression((), ratio // compression.ratio, "average")
+            keys = merged_keys(further, left)
+            merging += merging_flops(further, keys, width)
+    elif ratio is not None and ratio > 1:
+        mean = KVCompression((), ratio, "average")
+        keys = merged_keys(mean, tokens)
+        if config.qk_norm:  # it stands between the projection and the merging
+            merging = merging_flops(mean, keys, width)
+        else:
+            projected = keys
     product = 2 * count * width**2
     return {
         "self-attention": attention_flops(count, keys, width),
         "cross-attention": attention_flops(count, text, width),
         # Queries, keys, values and output of the image; query and output of the caption.
-        "projections": (3 + 1 + 2) * product,
+        "projections": (1 + 1 + 2) * product + 2 * 2 * projected * width**2,
         "MLP": 2 * 2 * count * width * config.mlp_hidden_size,
         "merging keys and values": merging,
     }
@@ -95,7 +119,17 @@ def merged_keys(compression: KVCompression, tokens: Tokens) -> int:
         return -(-count // ratio)
     if isinstance(tokens, int):
         return -(-count // ratio**2)
-    return -(-tokens[0] // ratio) * -(-tokens[1] // ratio)
+    return math.prod(merged_grid(tokens, ratio))
+
+
+def _left(tokens: Tokens, ratio: int) -> Tokens:
+    """What is left of the tokens when R×R of them are merged."""
+    return -(-tokens // ratio**2) if isinstance(tokens, int) else merged_grid(tokens, ratio)
+
+
+def merged_grid(grid: tuple[int, int], ratio: int) -> tuple[int, int]:
+    """Rows and columns that merging R×R tokens leaves."""
+    return -(-grid[0] // ratio), -(-grid[1] // ratio)
 
 
 def merging_flops(compression: KVCompression, keys: int, width: int) -> int:

@@ -1,5 +1,6 @@
 """The device to work on: which there is, how fast it multiplies, and how much memory it has left."""
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -52,7 +53,7 @@ def check_attention(wanted: str | None, device: torch.device) -> None:
             f'attention must be None on {device}, got "{wanted}": 8-bit attention runs on CUDA, and on '
             "a CPU by a slow reference; leave it out"
         )
-    if wanted == "fp8" and device.type == "cuda":
+    if wanted == "fp8" and device.type == "cuda" and torch.cuda.is_available():
         name = torch.cuda.get_device_name(device)
         if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
             raise ValueError(
@@ -74,8 +75,9 @@ def full_precision() -> Iterator[None]:
         cudnn.allow_tf32 = before
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is. ValueError when it is not there."""
+def choose_device(device: str | torch.device | None, *, may_lack: bool = False) -> torch.device:
+    """The device asked for, or the best there is. ValueError when it is not there, which a GPU may lack that
+    nothing is to be computed on."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -84,6 +86,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {str(device)!r}")
+    if chosen.type == "cuda" and may_lack:
+        return chosen
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device must be there, got {str(device)!r}, but PyTorch finds no CUDA device; "
@@ -129,9 +133,23 @@ def free_memory(device: torch.device | str) -> int:
 
 
 def return_cached(device: torch.device | str) -> None:
-    """Give back the memory that PyTorch holds on the device and does not use."""
-    if torch.device(device).type == "cuda":
+    """Give back the memory that PyTorch, or on a CPU glibc, holds on the device and does not use."""
+    kind = torch.device(device).type
+    if kind == "cuda":
         torch.cuda.empty_cache()
+    elif kind == "cpu" and (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], object] | None:
+    """Of glibc, None where the process has another library. It lets other threads of Python run."""
+    if sys.platform != "linux":
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim.argtypes = [ctypes.c_size_t]
+    return trim
 
 
 def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
@@ -242,14 +260,15 @@ def _product(
 
 
 def _seconds_of(call: Callable[[], object], times: int, device: torch.device) -> float:
-    _wait_for(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(times):
         call()
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - started
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until all that it was asked for is computed, for clocks."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -39,7 +39,7 @@ class CheckpointWriteError(CheckpointError):
 
 
 class DeviceError(OSError):
-    """A file was to take the place of a device."""
+    """What is to be a file, or to be replaced by one, is a device, a pipe or a folder."""
 
     exit_code = 2  # of a command: another name is wanted
 

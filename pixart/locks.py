@@ -16,6 +16,7 @@ from typing import Any
 from pixart.files import CheckpointError, printable, read_json, write_bytes
 
 HELD = ".held"  # in a folder that processes work in: a file and a lock of each
+_TRIES = 100  # to make a lock in a folder that others remove
 RENEWED, BELIEVED = 30.0, 300.0  # seconds between signs of life, and those that one is good for
 
 
@@ -31,13 +32,18 @@ def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
-    try:
-        held.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
+    for attempt in range(_TRIES):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire(timeout=-1 if wait else 0)
+            break
+        except Timeout:
+            yield False
+            return
+        except (FileExistsError, FileNotFoundError):  # the folder went with another's lock just now
+            if attempt == _TRIES - 1:
+                raise
     try:
         yield True
     finally:
@@ -45,8 +51,9 @@ def claimed(lock: Path, *, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[None]:
-    """Hold a folder until the end of the block. Raises Occupied, with host and pid, where another does.
+def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[Path]:
+    """Hold a folder until the end of the block; yields the file that says so, of a name that is nowhere
+    else. Raises Occupied, with host and pid, where another does.
 
     work: what is done there, in words, for those that are refused. shared: processes that give the
     same text hold a folder together, with None each holds it alone.
@@ -65,7 +72,7 @@ def occupied(folder: Path, work: str, *, shared: str | None = None) -> Iterator[
         stack.callback(renewing.join)
         stack.callback(over.set)
         renewing.start()
-        yield
+        yield own
 
 
 def _join(own: Path, work: str, shared: str | None, stack: contextlib.ExitStack) -> None:

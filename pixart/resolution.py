@@ -133,8 +133,10 @@ def resolve_size(
 def _parse_size(size: str | int) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})(?:\s*[x×]\s*(\d{1,9}))?", str(size).strip().lower())
     if match is None:
+        is_resolution = str(size).strip().lower() in RESOLUTIONS
         raise ValueError(
             f"size must be a side (1024) or WIDTHxHEIGHT (1344x768) in whole pixels, got {size!r}"
+            + (f"; give resolution {size} for that" if is_resolution else "")
         )
     width, height = match[1], match[2] or match[1]
     return int(height), int(width)

@@ -6,7 +6,7 @@ had to be assumed comes back as notes, one sentence each.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixart.checkpoint.names import CAPTION_WEIGHT, NULL_CAPTION, POSITIONS
 from pixart.checkpoint.positions import solve_interpolation
-from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig
+from pixart.config import MAX_LENGTH, KVCompression, PixArtConfig, ranges_of
 from pixart.files import listed
 from pixart.model.compression import initial_values
 
@@ -100,6 +100,8 @@ def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
         values["qk_norm"] = True
     if config.kv_compression is not None:
         values["kv_compression"] = config.to_dict()["kv_compression"]
+    if config.few_step is not None:
+        values["few_step"] = config.few_step.to_dict()
     return values
 
 
@@ -149,6 +151,7 @@ def config_from_diffusers(
         "micro_condition": _has(tensors, "csize_embedder.") if micro is None else micro,
         "qk_norm": values.get("qk_norm", _has(tensors, r"blocks\.\d+\.attn\.[qk]_norm\.")),
         "kv_compression": stored or infer_compression(tensors, kv_compression),
+        "few_step": values.get("few_step"),
     }
     try:
         return PixArtConfig.from_dict(fields)
@@ -370,17 +373,6 @@ def open_compression(
         like = tensors.get(f"blocks.{layer}.attn.proj.weight", torch.empty(0))
         for name, (shape, value) in new.items():
             tensors[f"blocks.{layer}.attn.{name}"] = like.new_full(shape, value)
-    where = f"blocks.{{{_ranges(requested.layers)}}}.attn"
+    where = f"blocks.{{{ranges_of(requested.layers)}}}.attn"
     added = ", ".join(f"{where}.{name} = {value:.4g}" for name, (_, value) in new.items())
     return config, [f"was dense; initialised for compression: {added or 'no tensors'}"]
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 as "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

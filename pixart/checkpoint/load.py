@@ -6,8 +6,9 @@ What had to be assumed or initialised is logged to "pixart" at INFO.
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ from pixart.checkpoint.names import (
 )
 from pixart.checkpoint.read import Contents, read_checkpoint
 from pixart.config import KVCompression, PixArtConfig
+from pixart.few_step import FewStep
 from pixart.files import CheckpointError, read_json
 from pixart.model.transformer import PixArt
 from pixart.releases import release_of
-from pixart.weights import WEIGHTS, check_finite, not_finite
+from pixart.weights import WEIGHTS, check_finite, not_finite, resolve
 
 # What a hub repository must give for its transformer alone: resolve(..., allow_patterns=...).
-TRANSFORMER_FILES = ("model_index.json", "transformer/*", CONFIG, WEIGHTS + "*", SIDECAR)
+INDEX = "model_index.json"
+TRANSFORMER_FILES = (INDEX, "transformer/*", CONFIG, WEIGHTS + "*", SIDECAR)
 
 logger = logging.getLogger("pixart")
 
@@ -50,7 +53,8 @@ class OpenedTransformer:
     """A checkpoint whose names and sizes are those of `config`; its weights wait in the file.
 
     null_caption_stored: whether the checkpoint holds the model's y_embedding. changes: what is done to
-    the model, in order, when its weights are read.
+    the model, in order, when its weights are read. is_joined: whether some of its tensors are made of
+    several in the file.
     """
 
     config: PixArtConfig
@@ -60,6 +64,7 @@ class OpenedTransformer:
     _tensors: dict[str, Tensor] = field(repr=False)
     changes: list[Callable[[PixArt], object]] = field(default_factory=list, repr=False)
     _model: PixArt | None = field(default=None, repr=False)
+    is_joined: bool = False
 
     @classmethod
     def of(cls, model: PixArt) -> "OpenedTransformer":
@@ -81,6 +86,14 @@ class OpenedTransformer:
     def tensors(self) -> dict[str, Tensor]:
         """Its weights as they are now: of the file until they are read, before any of `changes`."""
         return self._tensors if self._model is None else self._model.state_dict()
+
+    def mapped_beside(self) -> int:
+        """Bytes of the file that stay mapped beside a model on a CPU, which has copies of them: page cache, which
+        the system takes back when it needs it."""
+        if not self.is_joined or any(one.dtype != self._dtype for one in self._tensors.values()):
+            return 0
+        joined = re.compile(r".*\.(?:qkv|kv_linear)\.(?:weight|bias)")
+        return sum(one.nbytes for name, one in self._tensors.items() if joined.fullmatch(name))
 
     @property
     def is_loaded(self) -> bool:
@@ -114,20 +127,23 @@ def load_transformer(
     device: str | torch.device = "cpu",
     ema: bool = False,
     variant: str | None = None,
+    few_step: FewStep | None = None,
 ) -> PixArt:
     """Open a checkpoint as a model in eval mode. CheckpointError says in one line why it cannot.
 
     path: an official .pth, a safetensors file, a diffusers directory (transformer or pipeline).
     config: replaces what the checkpoint says or suggests about itself. kv_compression: opens a
     dense checkpoint as a compressed one, whose new tensors start as the mean and a plain LayerNorm.
-    dtype: None keeps the stored one. ema: take the averaged weights. variant: "fp16" or another.
+    dtype: None keeps the stored one. ema: take the averaged weights. variant: "fp16" or another. few_step:
+    how it is drawn, where it does not say it itself.
 
     The model's null_caption_stored says whether its y_embedding came from the checkpoint. If not,
     it holds random numbers: save_transformer leaves them out until null_caption_stored is True.
     """
     opened = open_transformer(
-        path, config=config, kv_compression=kv_compression, dtype=dtype, ema=ema, variant=variant
-    )
+        path, config=config, kv_compression=kv_compression, dtype=dtype, ema=ema, variant=variant,
+        few_step=few_step,
+    )  # fmt: skip
     return opened.load(device)
 
 
@@ -140,16 +156,23 @@ def open_transformer(
     ema: bool = False,
     variant: str | None = None,
     around: Surroundings = NO_PIPELINE,
+    few_step: FewStep | None = None,
+    sizes_only: bool = False,
 ) -> OpenedTransformer:
     """The first half of load_transformer: whatever is wrong with the checkpoint is found here, and
     the memory for its weights is taken by `OpenedTransformer.load`.
 
-    around: what is known from the pipeline that it is opened for.
+    around: what is known from the pipeline that it is opened for. few_step: what is known of it by its name,
+    where it does not say it itself. sizes_only: whether the numbers are finite is not looked at, which reads
+    them all.
     """
     path = Path(path)
     with naming_file(path):
-        contents = read_checkpoint(path, ema=ema, variant=variant, dtype=dtype)
+        contents = read_checkpoint(
+            path, ema=ema, variant=variant, dtype=dtype, sizes_only=sizes_only
+        )
         config = config or _configuration(contents, kv_compression, _known(path, contents, around))
+        config = _with_few_step(config, path, contents, few_step)
         config, notes = open_compression(config, kv_compression, contents.tensors)
         contents.notes += notes
         check_depth(config.depth, contents.tensors, contents.naming)
@@ -159,7 +182,8 @@ def open_transformer(
         check_tensors(tensors, expected, contents.present, contents.naming)
     # Last, as it reads all of the file; the load finds it in the system's cache.
     in_file = {as_in_file(name, contents.naming): t for name, t in contents.tensors.items()}
-    check_finite(in_file, str(path))
+    if not sizes_only:
+        check_finite(in_file, str(path))
     stored = NULL_CAPTION in tensors
     if not stored and contents.naming == "official":  # diffusers' files never hold it
         contents.notes.append(
@@ -167,7 +191,8 @@ def open_transformer(
         )
     for note in contents.notes:
         logger.info("%s: %s", path, note)
-    return OpenedTransformer(config, stored, path, dtype, tensors)
+    is_joined = contents.naming == "diffusers"
+    return OpenedTransformer(config, stored, path, dtype, tensors, is_joined=is_joined)
 
 
 def read_config(path: str | Path) -> PixArtConfig:
@@ -175,6 +200,19 @@ def read_config(path: str | Path) -> PixArtConfig:
     path = Path(path)
     with naming_file(path):
         return PixArtConfig.from_dict(read_json(path))
+
+
+def find_transformer(source: str | Path) -> Path:
+    """Where a transformer is: a path, or what the hub gives of a repository. Of a folder or repository that
+    has one safetensors file and no configuration, as those of Nitro, that file."""
+    path = resolve(source, allow_patterns=TRANSFORMER_FILES)
+    has_layout = any((path / name).exists() for name in (CONFIG, INDEX, "transformer"))
+    if not path.is_dir() or has_layout:
+        return path
+    if not Path(source).is_dir():
+        path = resolve(source, allow_patterns=("*.safetensors",))
+    files = sorted(path.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else path
 
 
 @contextlib.contextmanager
@@ -202,6 +240,23 @@ def _known(path: Path, contents: Contents, around: Surroundings) -> Surroundings
     return Surroundings(
         release.model_max_length, release.config, f"the release {release.name}, whose name it has"
     )
+
+
+def _with_few_step(
+    config: PixArtConfig, path: Path, contents: Contents, known: FewStep | None
+) -> PixArtConfig:
+    """What the checkpoint was distilled for: as its configuration says, or its pipeline, or its name."""
+    said = None
+    if contents.index_few_step is not None:
+        said = FewStep.from_dict(contents.index_few_step)
+        if config.few_step not in (None, said):
+            raise ValueError(
+                f"few_step must be the same in model_index.json and in the transformer's {CONFIG}, got {said} "
+                f"and {config.few_step}"
+            )
+    release = release_of(path)
+    by_name = known or (release.few_step if release else None)
+    return replace(config, few_step=config.few_step or said or by_name)
 
 
 def _configuration(

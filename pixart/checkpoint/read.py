@@ -36,7 +36,7 @@ class Contents:
     tensors: under their official names, with whatever else is there. present: the file's own names.
     naming: "official" or "diffusers". format: the one save_transformer would write, None if none.
     config: ours, as PixArtConfig.to_dict() gave it. diffusers_config: config.json; it has no place
-    for model_max_length and class_dropout_prob.
+    for model_max_length and class_dropout_prob. index_few_step: what the pipeline's model_index.json says.
     """
 
     tensors: dict[str, Tensor]
@@ -47,21 +47,28 @@ class Contents:
     diffusers_config: dict[str, Any] | None = None
     model_max_length: int | None = None
     class_dropout_prob: float = 0.1
+    index_few_step: Any = None
     notes: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(
-    path: Path, *, ema: bool = False, variant: str | None = None, dtype: torch.dtype | None = None
+    path: Path,
+    *,
+    ema: bool = False,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    sizes_only: bool = False,
 ) -> Contents:
-    """Read a file, or a directory of a transformer or pipeline. dtype: what it will be cast to."""
+    """Read a file, or a directory of a transformer or pipeline. dtype: what it will be cast to. sizes_only: what
+    must be joined of several tensors is joined without its numbers."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
     if path.is_dir():
         if ema:
             raise ValueError("ema is for official .pth files, got a directory")
-        return _read_directory(path, variant, dtype)
+        return _read_directory(path, variant, dtype, sizes_only)
     check_no_variant(variant)
-    return _read_file(path, ema, dtype)
+    return _read_file(path, ema, dtype, sizes_only)
 
 
 def check_no_variant(variant: str | None) -> None:
@@ -117,7 +124,7 @@ def _read_control_file(path: Path) -> tuple[dict[str, Tensor], Any, str | None]:
     return tensors, config, format
 
 
-def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
+def _read_file(path: Path, ema: bool, dtype: torch.dtype | None, sizes_only: bool) -> Contents:
     kind = container(path)
     config: Any = None
     written_as = "pixart"
@@ -141,7 +148,7 @@ def _read_file(path: Path, ema: bool, dtype: torch.dtype | None) -> Contents:
     is_alone = naming == "official" and len(stripped) == len(tensors)
     format = "official" if is_official else written_as if config and kind == "safetensors" else None
     stripped = widened(stripped, dtype, notes)
-    official = from_diffusers(stripped) if naming == "diffusers" else stripped
+    official = _joined(stripped, sizes_only) if naming == "diffusers" else stripped
     format = format if is_alone else None
     return Contents(official, list(stripped), naming, format, config, notes=notes)
 
@@ -224,7 +231,16 @@ def _is_small(config: Any) -> bool:
     return not level
 
 
-def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) -> Contents:
+def _joined(tensors: dict[str, Tensor], sizes_only: bool) -> dict[str, Tensor]:
+    """Under official names."""
+    if sizes_only:
+        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    return from_diffusers(tensors)
+
+
+def _read_directory(
+    path: Path, variant: str | None, dtype: torch.dtype | None, sizes_only: bool
+) -> Contents:
     directory = path
     if (path / "model_index.json").is_file():
         directory = path / "transformer"
@@ -238,7 +254,9 @@ def _read_directory(path: Path, variant: str | None, dtype: torch.dtype | None) 
             f"{names[0].name} has official names; give that file instead of the directory"
         )
     stripped = widened(stripped, dtype, notes)
-    contents = Contents(from_diffusers(stripped), list(stripped), naming, "diffusers", notes=notes)
+    contents = Contents(
+        _joined(stripped, sizes_only), list(stripped), naming, "diffusers", notes=notes
+    )
     contents.diffusers_config = config
     if found != variant:
         contents.notes.append(f"has only the variant {found!r}, which was taken")
@@ -269,6 +287,9 @@ def _read_weights(
 def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None) -> None:
     """What config.json does not hold: the null caption and two settings of training."""
     sidecar, index = directory / SIDECAR, directory.parent / "model_index.json"
+    is_of_pipeline = directory.name == "transformer" and index.is_file()
+    if is_of_pipeline:
+        contents.index_few_step = read_json(index).get("few_step")
     if sidecar.is_file():
         buffers, metadata = read_safetensors(sidecar)
         check_plain(sidecar, buffers)
@@ -278,7 +299,7 @@ def _read_extras(directory: Path, contents: Contents, dtype: torch.dtype | None)
             raise CheckpointError(f"{sidecar}: its configuration must be a mapping, got {extra!r}")
         contents.model_max_length = extra.get("model_max_length")
         contents.class_dropout_prob = extra.get("class_dropout_prob", 0.1)
-    elif directory.name == "transformer" and index.is_file():
+    elif is_of_pipeline:
         parts = read_json(index)
         pipeline, encoder = str(parts.get("_class_name")).lower(), parts.get("text_encoder")
         lengths = [length for family, length in MAX_LENGTH.items() if family in pipeline]

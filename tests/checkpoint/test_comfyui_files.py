@@ -87,7 +87,8 @@ def test_what_comfyui_would_open_as_another_network(
 
 def test_of_the_releases_comfyui_opens_those_of_512_px_and_more() -> None:
     opened = {name for name, release in RELEASES.items() if stock_obstacle(release.config) is None}
-    assert opened == {"sigma-512", "sigma-1024", "sigma-2k", "alpha-1024", "lcm-1024"}
+    sigma = {"sigma-512", "sigma-1024", "sigma-2k", "nitro-1024", "sigma-nitro"}
+    assert opened == {*sigma, "alpha-1024", "lcm-1024"}
 
 
 def test_a_file_is_replaced_by_its_own_format_alone(

@@ -106,7 +106,7 @@ def test_the_source_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     [
         (
             ["a", "b", "--to", "onnx"],
-            "--to must be one of comfyui, diffusers, official, pixart, got 'onnx'",
+            "--to must be one of bf16, comfyui, diffusers, fp32, fp8, official, pixart, got 'onnx'",
         ),
         (["a", "b", "--fast"], "unknown option --fast"),
         ([], "SRC, DST must be given"),

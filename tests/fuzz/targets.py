@@ -398,6 +398,48 @@ def _read_statistics(place: Path) -> object:
     return read_statistics(place)
 
 
+_SMALL_T5: dict[str, Any] = {
+    "vocab_size": 8,
+    "d_model": 32,
+    "d_kv": 16,
+    "num_heads": 2,
+    "d_ff": 32,
+    "num_layers": 1,
+}
+
+
+def _make_gguf(folder: Path) -> Path:
+    import numpy as np
+    from gguf import GGMLQuantizationType as Type
+    from t5_files import is_matrix, random_t5, save_gguf
+
+    packed = {}
+    for name, one in random_t5(**_SMALL_T5).items():
+        blocks = np.ones((one.shape[0], 34 * one.shape[-1] // 32), np.uint8)
+        packed[name] = (blocks, Type.Q8_0) if is_matrix(name, one) else (one.numpy(), Type.F32)
+    return save_gguf(folder / "t5.gguf", packed)
+
+
+def _make_t5_fp8(folder: Path) -> Path:
+    from t5_files import random_t5, save_with_metadata
+
+    return save_with_metadata(folder / "t5.safetensors", random_t5(**_SMALL_T5))
+
+
+def _read_t5(place: Path) -> object:
+    from pixart.text.networks import check_encoder
+    from pixart.text.stored import read_weights
+    from pixart.text.t5 import T5Shape
+
+    weights = read_weights([place])
+    check_encoder(place, weights)
+    dense = {name: one.dense(torch.float32).shape for name, one in weights.tensors.items()}
+    try:
+        return T5Shape.seen_in(dense)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
 TARGETS: dict[str, Target] = {
     "safetensors": _checkpoint("model.safetensors", _write_pixart),
     "pth": _checkpoint("model.pth", lambda path: save_official(path, official(SHALLOW))),
@@ -422,6 +464,8 @@ TARGETS: dict[str, Target] = {
     "prepared": Target(_make_prepared, _read_prepared),
     "log": Target(_make_log, _read_log),
     "statistics": Target(_make_statistics, _read_statistics),
+    "gguf": Target(_make_gguf, _read_t5),
+    "t5-fp8": Target(_make_t5_fp8, _read_t5),
     **{name: Target(*pair) for name, pair in {**PAIRS, **PREFERENCE, **SCALING}.items()},
 }
 

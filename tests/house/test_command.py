@@ -55,6 +55,14 @@ def test_what_the_system_refuses_names_the_place_and_the_way_out(error: OSError,
     assert command.message_of(error) == line
 
 
+def test_a_name_that_no_disk_can_have_is_bad_input() -> None:
+    codes = {number: command.exit_code(OSError(number, "No", "a")) for number in errno.errorcode}
+    assert [errno.errorcode[n] for n in (errno.ENAMETOOLONG, errno.ELOOP) if codes[n] == 2] == [
+        "ENAMETOOLONG", "ELOOP",
+    ]  # fmt: skip
+    assert codes[errno.ENOSPC] == codes[errno.EIO] == 1
+
+
 def test_a_current_folder_that_is_deleted_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

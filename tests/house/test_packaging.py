@@ -42,6 +42,20 @@ def test_help_answers_without_torch() -> None:
     assert not _loaded(code) & {"torch", "transformers", "diffusers", "PIL"}
 
 
+def test_drawing_imports_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
+    """They take longer to import than a small picture to draw."""
+    arguments = ["generate", "a red circle", "--steps", "1", "--no-cache"]  # T5 reads it too
+    arguments += ["--output", str(tmp_path / "a.png")]
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = {arguments!r}\n"
+        "try: runpy.run_module('pixart.generate', run_name='__main__')\n"
+        "except SystemExit as exit: assert not exit.code"
+    )
+    assert _loaded(code) & {"torch", "transformers", "diffusers"} == {"torch"}
+    assert (tmp_path / "a.png").is_file()
+
+
 def test_the_public_names_are_there() -> None:
     import pixart
 

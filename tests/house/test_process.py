@@ -229,3 +229,16 @@ def test_ctrl_c_while_a_bench_is_imported_is_one_line(name: str, tmp_path: Path)
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, f"{name}: cancelled\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_spin_for_as_long_as_is_said(
+    tmp_path: Path, given: dict[str, str], spins: str
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    kept = {name: value for name, value in ENVIRONMENT.items() if name not in names}
+    done = ended('print(os.environ.get("GOMP_SPINCOUNT"))', tmp_path, env=kept | given)
+    assert (done.stdout, done.returncode) == (f"{spins}\n", 0)

@@ -13,7 +13,7 @@ from pixart.command import COMMANDS
 
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 PARTS = {
-    "data": ("prepare", "caption", "filter", "clean", "verify", "statistics"),
+    "data": ("prepare", "prompts", "caption", "filter", "clean", "verify", "statistics"),
     "evaluate": (
         "list", "prompts", "draw", "score", "run", "report", "compare", "statistics", "detect",
         "trust", "check-weights", "accuracy",
@@ -71,6 +71,7 @@ def _known_options() -> str:
     "document",
     [
         "pixart/README.md",
+        "pixart/generation/README.md",
         "pixart/training/README.md",
         "pixart/evaluation/README.md",
         "pixart/serving/README.md",

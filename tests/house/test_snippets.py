@@ -39,6 +39,8 @@ SMALLER = {
     "step-00002000": "step-00000002",
     "--lora.rank 16": "--lora.rank 2 --steps 2 --resolution 256 --batch.images 2",
     "step-00001000": "step-00000002",
+    "step-00000500": "step-00000002",
+    "--steps 300 --output runs/four": "--steps 2 --output runs/four",
     "--resolution 1024": "--resolution 256",
     "--num-images 200": "--num-images 2",
     "--count 300": "--count 1 --steps 4",
