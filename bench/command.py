@@ -48,8 +48,13 @@ class Command:
                 run["rows"] += context.run(self.kind, case)
                 run["complete"] = case is cases[-1]
                 content = results.save(options.json, self.kind, run)
-        print(pages.page(content, options.json.name if options.json else ""))
-        broken = [row for row in run["rows"] if row["status"].startswith(FAULTS)]
-        for row in broken:
-            print(f"{row['id']}: {row['status']}", file=sys.stderr)
-        return 1 if broken else 0
+        return told(content, run, options.json)
+
+
+def told(content: results.Content, run: results.Row, file: Path | None) -> int:
+    """Print the page of a result, and what of its last run is broken; 1 if something is."""
+    print(pages.page(content, file.name if file else ""))
+    broken = [row for row in run["rows"] if row["status"].startswith(FAULTS)]
+    for row in broken:
+        print(f"{row['id']}: {row['status']}", file=sys.stderr)
+    return 1 if broken else 0

@@ -1,11 +1,12 @@
 """Everything that only a GPU can tell, in one run: `python -m bench.gpu --out DIR [--minutes 8]`.
 
 First whether the narrowest products are right, then every operator against fp64, every candidate of the
-table of configurations, operators against their peers, whole steps, and pictures: the cases of `pytest
-bench`, in a process that is started again when it dies, and kept as they end. Writes DIR/gpu.json,
-complete at every moment for what is done so far, DIR/configurations.json, the table that follows (see
-bench.tune), and DIR/gpu.log; prints a page last. Needs torch and triton; peers that are not installed
-are told as such. A failing or hanging case is told, and the rest goes on.
+table of configurations, operators against their peers, whole steps, pictures, and the rungs of the ladder
+to one of 4096 × 4096: the cases of `pytest bench` and more, in a process that is started again when it
+dies, and kept as they end. Writes DIR/gpu.json, complete at every moment for what is done so far,
+DIR/configurations.json, the table that follows (see bench.tune), and DIR/gpu.log; prints a page last.
+Needs torch and triton; peers that are not installed are told as such. A failing or hanging case is told,
+and the rest goes on.
 
 `--dry-run` takes every launch as far as a stub of the driver, at tiny shapes without a GPU: nothing is
 computed, timed or compared. `--device cpu` computes, without any kernel.
@@ -33,8 +34,9 @@ SHARES = {
     "configurations": 0.2,
     "launches": 0.04,
     "operators": 0.21,
-    "steps": 0.22,
+    "steps": 0.2,
     "pictures": 0.05,
+    "ladder": 0.2,
     "backends": 0.02,
 }
 STEPS = [("denoise", "512"), ("denoise", "1k"), ("train", "1k"), ("denoise", "2k")]
@@ -96,7 +98,7 @@ def parts(
     one. tiny: all at the tiny size, and few of them. most: candidates of each kernel, all if None;
     with it, in bf16 alone."""
     from bench.measure.table import adopting
-    from bench.workloads import candidates, columns, comparisons, launches, models, pictures
+    from bench.workloads import candidates, columns, comparisons, ladder, launches, models, pictures
 
     at = (sizes.TINY,) if tiny else sizes.GPU_SIZES
     small = sizes.TINY if tiny else "1k"
@@ -110,6 +112,7 @@ def parts(
         "operators": lambda: comparisons.operators(at) + ([] if tiny else comparisons.further()),
         "steps": lambda: models.steps(steps),
         "pictures": lambda: [pictures.picture(model) for model in drawn],
+        "ladder": lambda: ladder.cases(sizes.TINY)[:2] if tiny else ladder.cases(),
         "backends": lambda: comparisons.backends(small),
     }
 

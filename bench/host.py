@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from bench.command import told
 from bench.compiled import host_worker, stub_driver
 from bench.compiled.host_worker import (
     BACKWARD,
@@ -35,8 +36,7 @@ from bench.compiled.host_worker import (
     THEIRS,
 )
 from bench.measure import results
-from bench.measure.case import FAULTS, Case, Context, failed
-from bench.reporting import pages
+from bench.measure.case import Case, Context, failed
 
 OPERATORS = (
     "flash_attention self",
@@ -62,11 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run["rows"] += context.run(PART, case)
     run["complete"] = True
     content = results.save(options.json, PART, run)
-    print(pages.page(content, options.json.name if options.json else ""))
-    broken = [row for row in run["rows"] if row["status"].startswith(FAULTS)]
-    for row in broken:
-        print(f"{row['id']}: {row['status']}", file=sys.stderr)
-    return 1 if broken else 0
+    return told(content, run, options.json)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

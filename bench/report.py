@@ -22,17 +22,6 @@ from pixart.files import write_bytes
 ROOT = Path(__file__).parent.parent
 
 
-def read(folder: Path) -> list[Named]:
-    """The results by name. Raises ValueError for what no measurement made, and for dry runs."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        result = results.read(path)
-        if any(run["dry_run"] for run in result["runs"]):
-            raise ValueError(f"{path.name} must be measured at real shapes, got a dry run")
-        found.append((path.stem, result))
-    return found
-
-
 def texts(root: Path, found: Sequence[Named]) -> dict[Path, str]:
     """What every Markdown file that is made must say."""
     made = {root / "BENCHMARKS.md": overview.render(found)}
@@ -42,7 +31,7 @@ def texts(root: Path, found: Sequence[Named]) -> dict[Path, str]:
 
 def stale(root: Path) -> list[Path]:
     """The files that are not what the results say, or should not be there."""
-    found = read(root / "bench" / "results")
+    found = results.read_all(root / "bench" / "results")
     made = texts(root, found)
     wrong = [
         path for path, text in made.items() if not path.exists() or path.read_text("utf-8") != text
@@ -53,7 +42,7 @@ def stale(root: Path) -> list[Path]:
 
 def write(root: Path) -> None:
     """Every file anew; those that no result stands for are removed."""
-    found = read(root / "bench" / "results")
+    found = results.read_all(root / "bench" / "results")
     made = texts(root, found)
     for path in (root / "bench" / "results").glob("*.md"):
         if path not in made:

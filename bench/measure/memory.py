@@ -4,7 +4,6 @@ On a GPU: what PyTorch's allocator gave out. On Linux: the resident set of the p
 the kernel lets a process set back. Elsewhere nobody tells, and every answer is None.
 """
 
-import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from pixart.device import process_memory
+from pixart.device import process_memory, return_cached
 
 RESET = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): what to write there
@@ -32,7 +31,7 @@ class Meter:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         elif _can_tell():
-            _return_freed()
+            return_cached("cpu")
             RESET.write_text(RESET_PEAK)
         self.base = self._now()
 
@@ -40,7 +39,7 @@ class Meter:
         """Bytes held now, beyond those at the beginning."""
         if self.device.type != "cuda":
             gc.collect()
-            _return_freed()
+            return_cached("cpu")
         return _beyond(self._now(), self.base)
 
     def peak(self) -> int | None:
@@ -80,10 +79,3 @@ def _read(field: Literal["VmRSS", "VmHWM"]) -> int | None:
 
 def _can_tell() -> bool:
     return os.access(RESET, os.W_OK)
-
-
-def _return_freed() -> None:
-    """glibc keeps what was freed, for up to 32 MiB a block: it would hide as much of a later peak."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -3,7 +3,7 @@
     {"schema": 2, "kind": "gpu", "runs": [run, ...]}
 
 kind: the command that measured: "gpu", "suite" (pytest bench), "saving", "cpu", "growth", "host",
-"resources" or "studies.editing".
+"parallel", "resources", "studies.editing" or "studies.few_steps".
 Each run of the command on a machine adds one run to the file:
 
     command, date, seconds      what was typed, when (UTC), how long it took
@@ -49,7 +49,7 @@ import calendar
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ from pixart.files import parse_json, read_json, write_json
 
 SCHEMA = 2
 DATE = "%Y-%m-%dT%H:%M:%SZ"
-KINDS = ("gpu", "suite", "saving", "cpu", "growth", "host", "resources", "studies.editing")
+KINDS = (
+    "gpu", "suite", "saving", "cpu", "growth", "host", "parallel", "resources", "studies.editing",
+    "studies.few_steps",
+)  # fmt: skip
 Row = dict[str, Any]
 Content = dict[str, Any]
 
@@ -98,6 +101,28 @@ def read(path: Path) -> Content:
             f"got schema {content.get('schema')} of {content.get('kind')}"
         )
     return content
+
+
+def rows_of_kind(results: Iterable[tuple[str, Content]], kind: str) -> list[Row]:
+    """The rows of all runs of a kind, of results by name."""
+    return [
+        row
+        for _, result in results
+        if result["kind"] == kind
+        for run in result["runs"]
+        for row in run["rows"]
+    ]
+
+
+def read_all(folder: Path) -> list[tuple[str, Content]]:
+    """The results of a folder by name. Raises ValueError for what no measurement made, and for dry runs."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        result = read(path)
+        if any(run["dry_run"] for run in result["runs"]):
+            raise ValueError(f"{path.name} must be measured at real shapes, got a dry run")
+        found.append((path.stem, result))
+    return found
 
 
 def save(path: Path | None, kind: str, run: Content, *, beside: bool = True) -> Content:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.measure.results import Row
+from bench.measure.results import Row, rows_of_kind
 from bench.reporting.plots import Named
 from bench.reporting.text import MISSING, percent, table
 from pixart.evaluation.statistics.intervals import wilson
@@ -67,14 +67,7 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
 
 def overview(results: Sequence[Named]) -> str:
     """The targets, and what was found."""
-    rows = [
-        row
-        for _, result in results
-        if result["kind"] == KIND
-        for run in result["runs"]
-        for row in run["rows"]
-    ]
-    return targets(rows)
+    return targets(rows_of_kind(results, KIND))
 
 
 def targets(rows: Sequence[Row]) -> str:

@@ -4,8 +4,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.measure.results import Row
-from bench.reporting import comparisons, editing, exchange, host, pages, plots, scaling
+from bench.reporting import (
+    comparisons,
+    editing,
+    exchange,
+    few_steps,
+    host,
+    ladder,
+    pages,
+    parallel,
+    plots,
+    scaling,
+)
 from bench.reporting.comparisons import Comparison
+from bench.reporting.ladder import GPU
 from bench.reporting.plots import Named
 from bench.reporting.targets import CASE, MODELS, TARGETS, Target
 from bench.reporting.text import (
@@ -19,7 +31,6 @@ from bench.reporting.text import (
     table,
 )
 
-GPU = "H200"  # what the targets are for
 SUMMARY = ("what", "at the largest image", "worst of all", "slower in", "machine", "date")
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
 
@@ -30,9 +41,12 @@ def render(results: Sequence[Named]) -> str:
     parts = {
         "SUMMARY": table(SUMMARY, _summary(results)),
         "TARGETS": _targets(results),
+        "LADDER": ladder.overview(results),
         "HOST": host.overview(results),
         "EDITING": editing.overview(results),
+        "FEW_STEPS": few_steps.overview(results),
         "EXCHANGE": exchange.overview(),
+        "PARALLEL": parallel.overview(results),
         "PLOTS": "\n\n".join(pictures),
         "GROWTH": "\n".join(_growth(results)),
         "PAGES": table(("page", "command", "date", "commit", "remarks"), _pages(results)),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.measure.results import Content, Row
-from bench.reporting import comparisons, editing, host, scaling, targets
+from bench.reporting import comparisons, editing, few_steps, host, parallel, scaling, targets
 from bench.reporting.text import (
     MISSING,
     TEMPLATES,
@@ -213,7 +213,7 @@ def _unfinished(content: Content) -> str:
 def _gpu(content: Content) -> Iterator[str]:
     yield from _columns(rows_of(content, "columns"))
     yield from _correctness(rows_of(content, "correctness"))
-    yield from _timed(content, "operators", "steps", "pictures")
+    yield from _timed(content, "operators", "steps", "pictures", "ladder")
     yield from _launches(rows_of(content, "launches"))
     yield from _backends(rows_of(content, "backends"))
     yield from _configurations(rows_of(content, "configurations"))
@@ -383,7 +383,9 @@ BODIES: dict[str, Callable[[Content], Iterator[str]]] = {
     "growth": _growth,
     "gpu": _gpu,
     "host": lambda content: host.page(rows_of(content)),
+    parallel.KIND: lambda content: parallel.page(rows_of(content)),
     "suite": _timed,
     "resources": _resources,
     editing.KIND: lambda content: editing.page(rows_of(content)),
+    few_steps.KIND: lambda content: few_steps.page(rows_of(content)),
 }

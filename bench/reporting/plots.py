@@ -32,10 +32,6 @@ PREFERRED = (
     "cpu",
     "growth",
     "suite",
-    "resources",
-    "host",
-    "tune",
-    "studies.editing",
 )
 
 
@@ -52,7 +48,7 @@ class Plot(NamedTuple):
         """A curve is of one file, for it would zigzag between two that measured the same sizes."""
         panels: Panels = {}
         sources: dict[tuple[str, str], str] = {}
-        for file, result in sorted(results, key=lambda one: PREFERRED.index(one[1]["kind"])):
+        for file, result in sorted(results, key=_preference):
             for run in result["runs"]:
                 name = machine.name(run["machine"])
                 for curve, x, y in (
@@ -62,6 +58,11 @@ class Plot(NamedTuple):
                         own = panels.setdefault(name, {})
                         own[curve] = sorted([*own.get(curve, []), (x, y)])
         return panels
+
+
+def _preference(result: Named) -> int:
+    kind = result[1]["kind"]
+    return PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED)
 
 
 def drawable(results: Sequence[Named]) -> list[Plot]:

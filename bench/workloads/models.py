@@ -7,6 +7,7 @@ advises; "graph" a CUDA graph; "checkpointed" keeps no activations inside of blo
 pass.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from itertools import cycle
@@ -164,6 +165,7 @@ FORWARD = {
     "ours": Recipe(encoded=False),
     THEIRS: Recipe(THEIRS),
 }
+COMPILED = {name: RECIPES[name] for name in (OURS, "ours compiled")}
 # bench.gpu has minutes for everything.
 IN_ONE_RUN = [name for name in RECIPES if name not in [one.variant for one in COMPRESSIONS[1:]]]
 
@@ -360,10 +362,14 @@ def _first_step(
     as one vector."""
     meter = memory.Meter(device)
     call = make()
+    began = time.perf_counter()
     call()
+    timing.synchronize(device)
+    facts: Row = {"seconds_of_first_call": time.perf_counter() - began}
     held = meter.held()
     out, extra = memory.of(lambda: torch.cat([one.flatten() for one in call()]), device)
-    return call, out, {} if extra is None else {"held_bytes": held, "peak_bytes": extra}
+    facts |= {} if extra is None else {"held_bytes": held, "peak_bytes": extra}
+    return call, out, facts
 
 
 @cache

@@ -107,9 +107,11 @@ def _opened(model: str, device: torch.device) -> Iterator[str | Path]:
     if model == "embedded":
         yield EMBEDDED
         return
+    if model not in MERGED:
+        yield pipelines.directory(model, device)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        merge = sizes.Compression() if model in MERGED else None
-        pipelines.write(Path(folder), model, merge, device)
+        pipelines.write(Path(folder), model, sizes.Compression(), device)
         yield Path(folder)
 
 

@@ -198,3 +198,38 @@ def test_a_command_prints_its_page_and_keeps_its_rows(
     assert all({"busy_elsewhere", "clocks"} <= set(row) for row in run["rows"])
     printed = capsys.readouterr().out
     assert "| tiny |" in printed and f"1. `{run['command']}`; {run['date']}" in printed
+
+
+def test_a_picture_is_the_sum_of_its_evaluations() -> None:
+    from bench.workloads import planned
+
+    ways = planned.WAYS
+    whole = ways[OURS].evaluations(28)
+    assert whole == {("both", 28): 20}
+    reused = next(way for way in ways.values() if way.reuse is not None).evaluations(28)
+    assert reused == {("both", 28): 11, ("both", 1): 9}
+    kinds = [("both", 28), ("conditional", 28)]
+    times = dict(zip(kinds, ((2.0, 3.0), (1.0, 1.5)), strict=True))
+    assert planned._sum(whole, times, 0) == 40.0 and planned._sum(whole, times, 1) == 60.0
+    shorter = planned.Way(10, (0.0, 0.5)).evaluations(28)
+    assert shorter == {("both", 28): 5, ("conditional", 28): 5}
+    assert planned._sum(shorter, times, 0) == 15.0 and planned._halves(shorter) == 15
+
+
+def test_pictures_and_compiled_blocks_are_rows_of_bench_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.json"
+    arguments = ["--sizes", "tiny", "--dtypes", "float32", "--parts", "pictures", "compiled"]
+    cpu.main([*arguments, "--rounds", "1", "--seconds", "0", "--json", str(file)])
+    rows = {row["id"]: row for row in results.read(file)["runs"][0]["rows"]}
+    picture = rows["cpu/picture/tiny/float32/ours"]
+    plans = [row for name, row in rows.items() if "picture" in name and row is not picture]
+    assert len(plans) == 3 and all(row["flops"] < picture["flops"] for row in plans)
+    assert rows["cpu/compiled/tiny/float32/ours compiled"]["seconds_of_first_call"] > 0
+
+
+def test_a_checkout_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cpu.main(["--parts", "cold", "--before", str(tmp_path)])
+    assert "--before must be a checkout of this project" in capsys.readouterr().err

@@ -44,7 +44,7 @@ HIDDEN += ("tqdm", "pydantic", "tyro", "matplotlib", "sentencepiece", "tokenizer
 
 
 PARTS = ["columns", "correctness", "configurations", "launches", "operators", "steps", "pictures"]
-PARTS += ["backends"]
+PARTS += ["ladder", "backends"]
 
 
 def _run(folder: Path, *options: str) -> tuple[dict[str, Any], str]:

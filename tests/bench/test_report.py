@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench import report
 from bench.measure import machine
-from bench.reporting import card, comparisons, editing, overview, pages, plots
+from bench.reporting import card, comparisons, editing, few_steps, ladder, overview, pages, plots
 
 MACHINE = {
     "device": "cpu",
@@ -87,8 +87,10 @@ def test_no_figure_is_typed_and_what_was_not_measured_is_called_so() -> None:
     assert re.findall(r"\d\.\d\d \(|\d TFLOP/s,", text) == []
     assert "| everything on a GPU | not measured |" in text
     assert "| everything on a CPU | not measured |" in text
-    # Beside the targets: the Gluon kernels among others.
-    goals = len(overview.TARGETS) + len(editing.TARGETS) + 1
+    # Beside the targets: the Gluon kernels among others, what a second process gains, and the ladder's rungs
+    # with two parts of each.
+    goals = len(overview.TARGETS) + len(editing.TARGETS) + len(few_steps.GATES) + 2
+    goals += len(ladder.RUNGS) + 2
     assert text.count("not measured") == 4 + goals
     here = overall(result("suite", attention("ours", 2), attention("sdpa flash", 3)))
     assert "| 1.50 (1.24 to 1.82), sdpa flash at 4k | the same | 0 of 1 | Some, 2 cores |" in here
@@ -311,3 +313,8 @@ def test_the_card_of_the_embedded_model_is_made_of_what_lies_beside_it(tmp_path:
     assert sheet.shape == theirs.shape and sheet.shape[0] > 4 * 256 and sheet.shape[1] > 4 * 256
     # Another processor rounds otherwise: outlines move by parts of a pixel.
     assert (np.abs(sheet.astype(int) - theirs).max(axis=2) > 32).mean() < 0.002
+
+
+@pytest.mark.parametrize("kind", sorted(pages.BODIES))
+def test_results_of_every_kind_are_looked_through_for_curves(kind: str) -> None:
+    assert plots.drawable([("x", result(kind))]) == []

@@ -1,9 +1,11 @@
-"""`python -m bench.studies.editing --out DIR`: do pictures made from pictures hold what they promise?
+"""`python -m bench.studies.editing`: do pictures made from pictures hold what they promise?
 
 Draws with the embedded model, and judges with the exact checker: pictures moved, inpainted, recoloured,
-outpainted, drawn larger and drawn under every kind of guidance. DIR keeps every verdict, and the
-pictures that others are made of: what is there is not drawn again. --write puts the figures into
-bench/results/, of which `python -m bench.report` makes the page. --pictures draws those of the guide.
+outpainted, drawn larger and drawn under every kind of guidance. --out keeps every verdict, and the
+pictures that others are made of: what is there is not drawn again. It is kept/ unless another folder is named;
+verdicts of an experiment that is not whole are committed there, and another machine goes on with them.
+--write puts the figures into bench/results/, of which `python -m bench.report` makes the page. --pictures
+draws those of the guide, into --out.
 """
 
 if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the rest is imported
@@ -31,13 +33,14 @@ from pixart.pipeline.text_to_image import Pipeline
 
 KIND = "studies.editing"
 RESULTS = ROOT / "bench" / "results" / "editing.json"
+KEPT = Path(__file__).parent / "kept"  # git ignores the pictures in it
 STEPS, COUNT = 20, 300
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m bench.{KIND}", description=__doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for verdicts and pictures")
+    add("--out", type=Path, help="folder for verdicts and pictures (kept/ beside this file)")
     add("--count", type=int, default=COUNT, help=f"cases of each setting ({COUNT})")
     add("--only", help=f"some of {','.join(EXPERIMENTS)}")
     add("--settings", help="some of its settings, between semicolons")
@@ -48,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--write", action="store_true", help=f"what DIR holds into {RESULTS.relative_to(ROOT)}")
     add("--pictures", action="store_true", help="those of the guide, instead of measuring")
     options = parser.parse_args(arguments)
+    if options.pictures and options.out is None:
+        raise ValueError("--out must be a folder for the pictures of --pictures, got none")
+    options.out = options.out or KEPT
     known = SHEETS if options.pictures else EXPERIMENTS
     names = options.only.split(",") if options.only else list(known)
     if not options.only and options.control is None:
