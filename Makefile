@@ -77,9 +77,11 @@ weak-to-strong: $(READY)
 weak-to-strong-seeds: $(READY)
 	$(BIN)/python -m bench.studies.weak_to_strong.seeds
 
-# Which denoiser and which data scale, on the embedded world; 135 CPU-minutes. A second start goes on.
+# Which denoiser and which data scale, on the embedded world, into the folder STUDY; 135 CPU-minutes. A
+# second start goes on; what is committed is that of STUDY=bench/studies/scaling.
+STUDY ?= runs/scaling
 scaling-study: $(READY)
-	$(BIN)/python -m pixart.scaling study --output bench/studies/scaling
+	$(BIN)/python -m pixart.scaling study --output "$(STUDY)" --minutes 180
 
 # The smoke benches of this working tree and of the revision BASE, in turn; fails if one of ours is
 # slower beyond the noise.

@@ -341,7 +341,7 @@ def clean(options: Clean) -> str:
     check_output(options.output, options.source)
     cleaning.check_folder(options.output, options.source)
     scorers = cleaning.name_scorers(options.scorer)
-    rules = cleaning.rules_of(options.keep, scorers)
+    rules = cleaning.rules_of(options.keep, scorers, options.output)
     first = [open_source(options.source)]  # refuses what it can before anything is written
     workers = cleaning.THREADS if cluster or not options.workers else options.workers
     if cluster is None or options.dry_run:

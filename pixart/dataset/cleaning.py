@@ -88,10 +88,12 @@ class Scorer(ScorerName):
 
 @dataclass
 class Cleaning:
-    """new: pictures that were measured now; known: from earlier runs. failures: what could not be scored."""
+    """new: pictures that were measured now; known: from earlier runs; scored: those of them that got further
+    scores. failures: what could not be scored."""
 
     new: int = 0
     known: int = 0
+    scored: int = 0
     failures: list[Rejected] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     places: "array[int]" = field(default_factory=lambda: array("q"))
@@ -154,12 +156,14 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return len(needed) == 2
 
 
-def rules_of(keep: str | None, scorers: Sequence[ScorerName]) -> list[Rule]:
-    """The rules of an expression. ValueError for one that cannot be, before anything is measured."""
+def rules_of(keep: str | None, scorers: Sequence[ScorerName], output: Path) -> list[Rule]:
+    """The rules of an expression, which may name scores of earlier runs into `output` too. ValueError for one
+    that cannot be, before anything is measured."""
     if keep is None:
         return []
     rules = parse_rules(keep)
-    check_names(rules, KINDS | OF_THE_SET | {scorer.name: NUMBER for scorer in scorers})
+    scores = {scorer.name for scorer in scorers} | store.scores_in(output.with_suffix(""))
+    check_names(rules, KINDS | OF_THE_SET | dict.fromkeys(scores, NUMBER))
     return rules
 
 
@@ -194,7 +198,7 @@ def clean(
     work = work or open_measuring(scorers, workers)
     with store.opened(folder, THUMBNAIL, is_whole) as measured:
         done = _measure(source(), measured, scorers, work)
-        lines = _Lines(measured, done, scorers)
+        lines = _Lines(measured, done)
         funnel, overview = Funnel(rules), Overview()
         with written_aside(output) as aside, aside.open("wb") as file:
             for line in counted(lines, "write"):
@@ -206,6 +210,7 @@ def clean(
 
 def _summary(done: Cleaning, lines: "_Lines", output: Path, funnel: Funnel) -> str:
     earlier = f", {done.known} before" if done.known else ""
+    earlier += f" ({done.scored} scored now)" if done.scored else ""
     failed = f", {len(done.failures)} could not be scored" if done.failures else ""
     where = writable(str(output.with_suffix("") / "README.md"))
     said = (
@@ -258,7 +263,10 @@ def _measure(
         else:
             measured.add(result.line, result.thumbnail)
             done.failures += result.failures
-            done.new += 1
+            is_new = result.thumbnail is not None
+            done.new += is_new
+            done.known += not is_new
+            done.scored += not is_new
         done.places.append(measured.places[of])
     return done
 
@@ -317,9 +325,10 @@ def _opened(
         line["phash"] = f"{int(hashes(small[None], only_whole=True)[0, 0]):016x}"
         return task, (Opened(line, small.tobytes()), image if scored else None)
     except (ImageError, CheckpointError) as error:
-        return task, Rejected(item.path, str(error))
+        return task, Rejected(item.path, str(error), item.key)
     except OSError as error:
-        return task, Rejected(item.path, f"unreadable file: {error.strerror or error}")
+        reason = f"unreadable file: {error.strerror or error}"
+        return task, Rejected(item.path, reason, item.key)
 
 
 def _scored(opened: Opened, image: "Image | None", item: Any, scorers: Sequence[Scorer]) -> Opened:
@@ -342,15 +351,22 @@ def _scored(opened: Opened, image: "Image | None", item: Any, scorers: Sequence[
 class _Lines:
     """What is written of each picture, in the order of the source; read once."""
 
-    def __init__(self, measured: Measured, done: Cleaning, scorers: Sequence[ScorerName]) -> None:
+    def __init__(self, measured: Measured, done: Cleaning) -> None:
         import numpy as np
 
-        self.measured, self.done, self.names = measured, done, [s.name for s in scorers]
+        self.measured, self.done = measured, done
+        self.scores: dict[str, str] = {}  # by name what gave them, those of earlier runs too
         self.size = np.zeros((len(done.places), 4), np.int64)
         at = np.zeros(len(done.places), np.int64)
         for number, place in enumerate(done.places):
             line = measured.at(place)
             at[number] = line["at"]
+            for name, by in line.get("scored", {}).items():
+                if self.scores.setdefault(name, by) != by:
+                    raise ValueError(
+                        f"{name} must be by one function, it is by {self.scores[name]} and by {by}; add "
+                        f"--scorer {name}=MODULE:FUNCTION"
+                    )
             self.size[number] = (
                 line["width"] * line["height"],
                 line["captions"] > 0,
@@ -369,7 +385,7 @@ class _Lines:
             line = self.measured.at(place)
             largest = int(self.largest[number])
             first = None if largest == number else self.measured.at(self.done.places[largest])
-            values = {key: line.get(key) for key in ("path", *KINDS, *self.names)}
+            values = {key: line.get(key) for key in ("path", *KINDS, *self.scores)}
             yield {
                 **values,
                 "phash": line["phash"],
@@ -377,7 +393,7 @@ class _Lines:
                 "duplicate_of": first and first["path"],
             }
         for item in self.done.rejected:
-            yield {"path": item.path, UNREADABLE: item.reason}
+            yield {"path": item.key or item.path, UNREADABLE: item.reason}
 
 
 class _Rows:

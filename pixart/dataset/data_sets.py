@@ -63,7 +63,7 @@ def _split(place: str) -> tuple[str, list[Path]]:
     for file in files:
         if not file.endswith(".jsonl"):
             raise ValueError(
-                f"data must have .jsonl files behind a +, as caption and filter write, got {file!r}"
+                f"data must have .jsonl files behind a +, as caption, filter and clean write, got {file!r}"
             )
     return source, [Path(file).expanduser() for file in files]
 
@@ -72,7 +72,11 @@ def _scores(lines: Mapping[Path, list[dict[str, Any]]], score: str | None) -> di
     found: dict[str, float] = {}
     for name in (score,) if score else SCORES:
         for file, of in lines.items():
-            found |= {line["path"]: _score(line[name], name, file) for line in of if name in line}
+            found |= {
+                line["path"]: _score(line[name], name, file)
+                for line in of
+                if line.get(name) is not None  # `clean` writes None where its scorer failed
+            }
         if found:
             return found
     if score:

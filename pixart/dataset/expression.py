@@ -69,6 +69,8 @@ def parse_rules(expression: str) -> list[Rule]:
     except SyntaxError as error:
         place = f" at character {error.offset}" if error.offset else ""
         said = f"{error.msg}{place}"
+        if "digits" in error.msg:  # Python tells how its own limit is raised
+            said = "a number has too many digits"
         raise ValueError(f"--keep must be an expression, got {short(expression)}: {said}") from None
     except (RecursionError, MemoryError):
         raise ValueError(

@@ -156,6 +156,20 @@ def known_in(
     return known
 
 
+def scores_in(folder: Path) -> set[str]:
+    """The names of scores that lines of a folder have."""
+    found: set[str] = set()
+    try:
+        with (folder / LINES).open("rb") as lines:
+            for content in lines:
+                # Most have none, and there are many.
+                line = _parsed(content) if b'"scored"' in content else None
+                found.update(line["scored"] if line else ())
+    except FileNotFoundError:
+        pass
+    return found
+
+
 def lacks(line: dict[str, Any], scorers: Sequence[tuple[str, str]]) -> list[str]:
     """The names of scorers, (name, MODULE:FUNCTION), that a line has no score by."""
     by = line.get("scored", {})

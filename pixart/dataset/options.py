@@ -190,7 +190,7 @@ class Statistics:
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA [DATA ...]")]
     """Sources as in prepare, or what it filled (whose source is read again). Behind a + each takes files
-    that caption or filter wrote: pictures+synth.jsonl+scores.jsonl."""
+    that caption, filter or clean wrote: pictures+synth.jsonl+scores.jsonl."""
     captions: tuple[str, ...] = ()
     """Names of captions to count apart, each in a column; synth is synth.1, synth.2 ... together. Default
     all of a picture together."""

@@ -1,7 +1,7 @@
 """`fit`: laws of a file of measurements, in words or as JSON, and the paper's own beside them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ class Fitted:
     columns: dict[str, list[float]]
     runs: list[str]
     left_out: int
+    copies: int  # measurements that have all their numbers from another
     y: list[float]  # what was fitted: the column, or what it lacks to the maximum
     laws: tuple[Law, ...]
     optima: tuple[Optimum, ...]
@@ -53,8 +54,8 @@ def _check(options: Fit) -> None:
     if unknown := [form for form in options.form if form not in FORMS]:
         raise ValueError(f"--form must be one of {', '.join(FORMS)}, got {unknown[0]!r}")
     if options.file is None:
-        if options.plot is not None:
-            raise ValueError("--plot needs a FILE of measurements")
+        if unused := _changed(options, *(set(_names()) - {"published", "json"})):
+            raise ValueError(f"{unused[0]} needs a FILE of measurements")
         return
     if not options.form:
         raise ValueError(f"--form must be one or more of {', '.join(FORMS)}, got none")
@@ -69,6 +70,12 @@ def _check(options: Fit) -> None:
             "--higher-is-better must come with --pareto or --optimal-at; a law of all measurements is the "
             "same without"
         )
+    of_one_x = bool(set(options.form) - {CHINCHILLA.text} or options.optimal_at)
+    if not of_one_x and (unused := _changed(options, "x")):
+        raise ValueError(f"{unused[0]} is not of chinchilla, whose columns are --n and --d")
+    of_chinchilla = ["d"] if options.optimal_at else ["n", "d"]
+    if CHINCHILLA.text not in options.form and (unused := _changed(options, *of_chinchilla)):
+        raise ValueError(f"{unused[0]} is of --form chinchilla (and --n of --optimal-at); add it")
     if options.pareto and CHINCHILLA.text in options.form:
         raise ValueError("--pareto is of one x; chinchilla is fitted to all measurements")
     if options.plot is not None:
@@ -76,6 +83,20 @@ def _check(options: Fit) -> None:
             raise ValueError("--plot draws laws of one x; add --form 'a*x^-b+c'")
         law_figure.check(options.plot)
         check_writable(options.plot)
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(Fit) if field.name != "file"]
+
+
+def _changed(options: Fit, *names: str) -> list[str]:
+    """Those of the options that are not as they are by default, as they are spelt, in their order."""
+    default = Fit()
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in _names()
+        if name in names and getattr(options, name) != getattr(default, name)
+    ]
 
 
 def _fit(options: Fit, file: Path) -> Fitted:
@@ -87,8 +108,9 @@ def _fit(options: Fit, file: Path) -> Fitted:
     numbers += [options.d] if CHINCHILLA.text in options.form else []
     numbers += [options.se] if options.se else []
     columns, runs, left_out = columns_of(
-        file, lines, list(dict.fromkeys(numbers)), options.run or None
-    )
+        file, lines, list(dict.fromkeys(numbers)), options.run or None,
+        any_sign="" if options.maximum is None else options.y,
+    )  # fmt: skip
     y = _gap(options, columns[options.y])
     se = columns[options.se] if options.se else None
     front: Literal["lower", "upper"] | None = None
@@ -112,7 +134,8 @@ def _fit(options: Fit, file: Path) -> Fitted:
         )
         for at in options.optimal_at
     ]  # fmt: skip
-    return Fitted(columns, runs, left_out, y, tuple(laws), tuple(optima))
+    copies = len(y) - len(set(zip(*columns.values(), strict=True)))
+    return Fitted(columns, runs, left_out, copies, y, tuple(laws), tuple(optima))
 
 
 def _gap(options: Fit, values: list[float]) -> list[float]:
@@ -140,6 +163,11 @@ def _describe(options: Fit, fitted: Fitted) -> str:
     lines = [head]
     if fitted.left_out:
         lines.append(f"left out, as a column is empty: {_many(fitted.left_out, 'line')}")
+    if fitted.copies:
+        many = _many(fitted.copies, "measurement")
+        lines.append(
+            f"{many} with all numbers of another: of copies, intervals come out too narrow"
+        )
     for law in fitted.laws:
         lines += ["", *_law_lines(options, law)]
     if fitted.optima:
@@ -215,6 +243,7 @@ def _as_json(options: Fit, fitted: Fitted) -> dict[str, Any]:
         "measurements": len(fitted.y),
         "runs": len(dict.fromkeys(fitted.runs)),
         "left_out": fitted.left_out,
+        "copies": fitted.copies,
         "pareto": options.pareto,
         "resamples": options.resamples,
         "seed": options.seed,

@@ -54,11 +54,12 @@ def read_measurements(path: Path) -> list[Line]:
 
 
 def columns_of(
-    path: Path, lines: Sequence[Line], numbers: Sequence[str], run: str | None
+    path: Path, lines: Sequence[Line], numbers: Sequence[str], run: str | None, any_sign: str = ""
 ) -> tuple[dict[str, list[float]], list[str], int]:
     """Columns of numbers, all positive, and the run of each line; how many lines were left out as they
-    have nothing in one of them. run: the column, None where each line is a run of its own. ValueError for
-    a column that no line has, and for what is no positive number, with its place."""
+    have nothing in one of them. run: the column, None where each line is a run of its own. any_sign: a column
+    whose numbers may be 0 or negative. ValueError for a column that no line has, and for what is no such
+    number, with its place."""
     known = list(dict.fromkeys(name for line in lines for name in line.values))
     for name in [*numbers, *([run] if run else [])]:
         if name not in known:
@@ -68,7 +69,8 @@ def columns_of(
     if not full:
         raise ValueError(f"{path}: no line has a value in each of {', '.join(wanted)}")
     found = {
-        name: [_positive(line.values[name], name, line.place) for line in full] for name in numbers
+        name: [_number(line.values[name], name, line.place, name == any_sign) for line in full]
+        for name in numbers
     }
     runs = [str(line.values[run]) if run else line.place for line in full]
     return found, runs, len(lines) - len(full)
@@ -109,14 +111,12 @@ def _is_there(value: Any) -> bool:
     return value is not None and (not isinstance(value, str) or bool(value.strip()))
 
 
-def _positive(value: Any, name: str, place: str) -> float:
+def _number(value: Any, name: str, place: str, any_sign: bool) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(
-            f"{printable(place)}: {name} must be a positive number, as logs are fitted, "
-            f"got {short(value)}"
-        )
+    if not (math.isfinite(number) and (any_sign or number > 0)):
+        kind = "finite number" if any_sign else "positive number, as logs are fitted"
+        raise ValueError(f"{printable(place)}: {name} must be a {kind}, got {short(value)}")
     return number

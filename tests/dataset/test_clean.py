@@ -135,6 +135,10 @@ def test_prepare_keeps_what_the_funnel_keeps(source: Path, tmp_path: Path) -> No
     assert reasons["resized.png"] == "not duplicate does not hold"
     assert reasons["a.png"] == "sharpness >= 20 does not hold"
     assert reasons["new.png"] == "no measurements in clean.jsonl; run `pixart data clean` again"
+    # What cannot be read keeps the reason that it was measured to have.
+    lines = lines_of(output)
+    assert reasons["empty.jpg"] == lines["broken/empty.jpg"]["unreadable"]
+    assert reasons["cut off.png"] == lines["broken/cut off.png"]["unreadable"]
 
 
 def test_prepare_and_verify_take_an_expression(
@@ -201,6 +205,31 @@ def test_a_further_scorer_scores_what_is_measured_and_gets_the_caption(
     assert run("clean", source, "--output", output, *scorers, "--keep", "bad < 1 or width > 1") == 0
     said = capsys.readouterr().out
     assert rows(said)[1] == ("bad < 1 or width > 1", 25, 25, 0)
+
+
+def test_scores_of_earlier_runs_stay_and_can_be_kept_by(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "clean.jsonl"
+    clean = ("clean", source, "--output", output)
+    assert run(*clean, "--scorer", "judges_of_clean:nsfw") == 0
+    assert "25 pictures measured, 3 rejected" in capsys.readouterr().out
+    assert run(*clean, "--scorer", "judges_of_clean:agrees") == 0
+    assert "0 pictures measured, 25 before (25 scored now), 3 rejected" in capsys.readouterr().out
+    both = lines_of(output)["nsfw/0.png"]
+    assert both["nsfw"] == 1 and both["agrees"] == len("a b")
+    assert run(*clean) == 0 and lines_of(output)["nsfw/0.png"] == both
+    capsys.readouterr()
+    assert run(*clean, "--keep", "nsfw < .5 and agrees > 3") == 0
+    assert rows(capsys.readouterr().out)[1] == ("nsfw < 0.5", 25, 2, 23)
+    # A name of which one part is by another function says nothing.
+    measured = tmp_path / "clean" / "measured.jsonl"
+    *before, last = measured.read_text().splitlines()
+    measured.write_text("\n".join([*before, last.replace("clean:nsfw", "clean:other")]) + "\n")
+    written = output.read_bytes()
+    assert run(*clean) == 2 and output.read_bytes() == written
+    assert "nsfw must be by one function" in capsys.readouterr().err
+    assert run(*clean, "--scorer", "judges_of_clean:nsfw") == 0 and output.read_bytes() == written
 
 
 def odd_pictures() -> dict[str, bytes]:

@@ -167,6 +167,30 @@ def test_scores_have_a_mean_and_its_interval(
     assert "score must be a number of" in capsys.readouterr().err
 
 
+def test_what_clean_measured_gives_scores_and_no_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pictures.folder(tmp_path / "source", 3)
+    (tmp_path / "judges_of_statistics.py").write_text(
+        "def size(image):\n    return image.width / 8\ndef fails(image):\n    return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    output = tmp_path / "clean.jsonl"
+    scorers = [
+        f"{name}=judges_of_statistics:{of}" for name, of in (("aesthetic", "size"), ("no", "fails"))
+    ]
+    words = [word for one in scorers for word in ("--scorer", one)]
+    assert data.main(["clean", str(source), "--output", str(output), *words]) == 0
+    capsys.readouterr()
+    assert data.main(["statistics", f"{source}+{output}", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["data"][0]
+    assert (row["images"], row["captions"], row["scored"], row["rejected"]) == (3, 3, 3, 0)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert row["score"] == pytest.approx(sum(line["width"] / 8 for line in lines) / 3)
+    assert data.main(["statistics", f"{source}+{output}", "--score", "no"]) == 2
+    assert "score must be a number" in capsys.readouterr().err
+
+
 def test_a_mean_of_one_number_has_no_interval() -> None:
     mean = Mean()
     mean.add(3.0)

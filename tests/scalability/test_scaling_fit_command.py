@@ -168,6 +168,17 @@ BAD = {
     "maximum": ("run,compute,loss\na,1,1\n", ("--maximum", "1"), "--maximum must be above every loss"),
     "pareto": ("run,compute,loss\na,1,1\n", ("--form", "chinchilla", "--pareto"), "--pareto is of one x"),
     "plot": ("run,compute,loss\na,1,1\n", ("--plot", "a.pdf"), "--plot must be .svg or .png"),
+    "a column twice": ("run,compute,loss,loss\na,1,1,2\n", (), "a.csv: must have each column once, 'loss'"),
+    "n of one x": ("run,compute,loss\na,1,1\n", ("--n", "size"), "--n is of --form chinchilla"),
+    "d of one x": (
+        "run,compute,loss\na,1,1\n", ("--d", "seen", "--optimal-at", "2"), "--d is of --form chinchilla",
+    ),
+    "x of chinchilla": (
+        "run,compute,loss\na,1,1\n", ("--form", "chinchilla", "--x", "step"), "--x is not of chinchilla",
+    ),
+    "nan below a maximum": (
+        "run,compute,loss\na,1,nan\n", ("--maximum", "1"), "line 2: loss must be a finite number",
+    ),
     "plot of two x": (
         "run,compute,loss\na,1,1\n", ("--form", "chinchilla", "--plot", "a.svg"), "--plot draws laws of one x",
     ),
@@ -205,6 +216,31 @@ def test_a_file_that_is_not_there_and_none_at_all(tmp_path: Path, fit: Command) 
     assert fit(tmp_path / "none.csv")[0] == 2
     code, _, error = fit()
     assert code == 2 and "FILE must be given, or --published" in error
+    for words in (
+        ("--x", "seen"),
+        ("--pareto",),
+        ("--optimal-at", 2),
+        ("--plot", tmp_path / "a.svg"),
+    ):
+        code, _, error = fit("--published", *words)
+        assert code == 2 and f"{words[0]} needs a FILE of measurements" in error
+
+
+def test_a_score_of_nothing_lacks_all_of_its_maximum(tmp_path: Path, fit: Command) -> None:
+    scores: Rows = [
+        {"run": f"r{n}", "compute": 10.0**n, "score": 1 - 10.0 ** (-n / 2)} for n in range(8)
+    ]
+    words = ("--y", "score", "--form", "a*x^b", "--maximum", 1, "--json", "--resamples", 100)
+    found = json.loads(fit(write_csv(tmp_path / "a.csv", scores), *words)[1])
+    assert found["laws"][0]["parameters"]["b"]["value"] == pytest.approx(-0.5)
+
+
+def test_copies_of_measurements_are_told(tmp_path: Path, rows: Rows, fit: Command) -> None:
+    words = ("--resamples", 100)
+    assert "of copies" not in fit(write_csv(tmp_path / "a.csv", rows), *words)[1]
+    copied = [*rows, *({**row, "run": f"{row['run']}-again"} for row in rows[:8])]
+    said = fit(write_csv(tmp_path / "a.csv", copied), *words)[1]
+    assert "8 measurements with all numbers of another: of copies" in said
 
 
 def test_the_papers_laws_need_no_file(fit: Command) -> None:

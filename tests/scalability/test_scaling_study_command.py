@@ -184,6 +184,24 @@ def test_without_time_nothing_is_trained_and_all_is_named(tmp_path: Path) -> Non
     assert "**Not whole**" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_start_that_trains_nothing_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    """The report is of the machine that trained, whoever looks at it."""
+    run = replace(TINY_RUNS[0], name="72x2")
+    store = Store(tmp_path, TINY, [run])
+    store.add(train(run, bench(), store.pictures, time.time() + 600), 3.0)
+    results = json.loads((tmp_path / "results.json").read_text())
+    results |= {"date": "2025-01-02", "machine": {**results["machine"], "cores": 64}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    said = study(Study(output=tmp_path, minutes=1e-6, tiny=True, processes=1))
+    assert f"1 of {len(TINY_RUNS)} runs were there; another --output trains them again" in said
+    assert "64 cores" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert (again["date"], again["machine"]) == (results["date"], results["machine"])
+    store = Store(tmp_path, TINY, TINY_RUNS)
+    store.add(again["runs"][0], 1.0)  # a run that was trained now
+    assert json.loads((tmp_path / "results.json").read_text())["date"] != "2025-01-02"
+
+
 @pytest.mark.slow
 def test_a_study_that_is_ended_goes_on_and_finds_the_same(tmp_path: Path) -> None:
     """Ended by Ctrl-C after its first run, it keeps that; killed then, too."""

@@ -69,6 +69,10 @@ def table_rows(
             raise ValueError(
                 f"{path}: must have the columns {', '.join(columns)}, it lacks {', '.join(missing)}"
             )
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise ValueError(
+                f"{path}: must have each column once, {twice[0]!r} is there several times"
+            )
         for row in rows:
             if not any(row):
                 continue

@@ -40,11 +40,16 @@ def _study(options: Study) -> str:
     scale, runs = (TINY, TINY_RUNS) if options.tiny else (FULL, RUNS)
     store = Store(options.output, scale, runs)
     store.pictures.mkdir(parents=True, exist_ok=True)
+    earlier = len(store.finished)
     if store.missing:
         train_missing(store, options.processes, time.time() + 60 * options.minutes)
     store.write()
     write_report(store)
     lines = [str(options.output / "README.md")]
+    if earlier:
+        lines.append(
+            f"{earlier} of {len(runs)} runs were there; another --output trains them again"
+        )
     if store.missing:
         names = ", ".join(run.name for run in store.missing)
         lines.append(f"not run in {options.minutes:g} minutes: {names}; the same command goes on")

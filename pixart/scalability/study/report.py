@@ -51,7 +51,7 @@ def compose(told: dict[str, Any]) -> str:
         "kinds": tables.kinds(results),
         "accuracy_laws": _accuracy_laws(results),
         "accuracy_claim": _law_claim(
-            fits.accuracy_law(results, "compute"), "statements hold as a power of compute"
+            fits.accuracy_law(results, "compute"), "statements hold more often with more compute"
         ),
         "best": _best(results),
         "shapes": tables.shapes(results),

@@ -36,6 +36,7 @@ class Store:
     def __init__(self, folder: Path, scale: Scale, runs: Sequence[Run]) -> None:
         self.folder, self.scale, self.planned = folder, scale, list(runs)
         self.seconds = 0.0  # of all starts
+        self.trained = _trained()  # where and when the last run was
         self.finished: dict[str, dict[str, Any]] = {}
         if (folder / RESULTS).exists():
             self._take_up(read_json(folder / RESULTS))
@@ -52,6 +53,7 @@ class Store:
         """Keep a finished run. seconds: since this start began, or since the last call."""
         self.finished[found["name"]] = found
         self.seconds += seconds
+        self.trained = _trained()
         self.write()
 
     def write(self) -> None:
@@ -59,8 +61,7 @@ class Store:
         results = {
             "version": VERSION,
             "scale": asdict(self.scale),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": machine(),
+            **self.trained,
             "seconds": round(self.seconds),
             "missing": [run.name for run in self.missing],
             "measurements": measurements(self.finished, self.scale.pool),
@@ -87,6 +88,8 @@ class Store:
                 if one["identity"] == wanted.get(name) and self._has_pictures(name):
                     self.finished[name] = one
             self.seconds = float(results["seconds"])
+            if self.finished:
+                self.trained = {key: results[key] for key in self.trained}
             # Both are written again with every further run: what cannot be is found out now.
             json.dumps(self.finished, ensure_ascii=False).encode()
             measurements(self.finished, self.scale.pool)
@@ -102,6 +105,10 @@ class Store:
 def picture_name(run: str) -> str:
     """The file of a run's pictures, in the folder of pictures."""
     return f"{run.replace(',', '').replace(' ', '-')}.png"
+
+
+def _trained() -> dict[str, Any]:
+    return {"date": datetime.now(timezone.utc).date().isoformat(), "machine": machine()}
 
 
 def machine() -> dict[str, Any]:
