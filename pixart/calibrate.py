@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Ctrl-C is one line from here on, also while the re
 
 from pixart.command import DONE, parse, run_command
 
-NAME, KEPT = "calibrate", "cancelled; what was measured is kept, the same command goes on there"
+NAME, KEPT = "calibrate", "cancelled; the same command goes on with what was measured"
 
 
 def main(arguments: list[str] | None = None) -> int:

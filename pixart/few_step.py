@@ -44,12 +44,13 @@ class FewStep:
     a LoRA.
 
     scheduler: one of TAKE_TIMESTEPS. timesteps: where it is evaluated, falling. guidance: in our notation,
-    1 for none (diffusers' 0 and 1).
+    1 for none (diffusers' 0 and 1). also: timesteps of other numbers of steps that it has learned beside.
     """
 
     scheduler: str
     timesteps: tuple[int, ...]
     guidance: float = 1.0
+    also: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.scheduler, str) or self.scheduler not in TAKE_TIMESTEPS:
@@ -70,6 +71,20 @@ class FewStep:
                 f"few_step.guidance must be a number from 0 to {_MOST_GUIDANCE:g}, got {guidance!r:.60}"
             )
         object.__setattr__(self, "guidance", float(guidance))
+        if not isinstance(self.also, list | tuple):
+            raise ValueError(f"few_step.also must be a list of timesteps, got {self.also!r:.60}")
+        others = tuple(check_timesteps("few_step.also", one) for one in self.also)
+        object.__setattr__(self, "also", others)
+        counts = [len(one) for one in self.walks]
+        if len({*counts}) < len(counts):
+            raise ValueError(
+                f"few_step.also must be of other numbers of steps, each once, got {counts}"
+            )
+
+    @property
+    def walks(self) -> tuple[tuple[int, ...], ...]:
+        """All that it was distilled for, the timesteps that it is drawn with first."""
+        return (self.timesteps, *self.also)
 
     def __str__(self) -> str:
         return f"{self.scheduler} at {spelt(self.timesteps)}, guidance {self.guidance:g}"
@@ -77,7 +92,7 @@ class FewStep:
     @classmethod
     def from_dict(cls, values: object) -> "FewStep":
         """The inverse of `to_dict`. ValueError, one line that begins with few_step, for anything else."""
-        known = ("scheduler", "timesteps", "guidance")
+        known = ("scheduler", "timesteps", "guidance", "also")
         if not isinstance(values, Mapping):
             raise ValueError(
                 f"few_step must be a mapping of {', '.join(known)}, got {values!r:.60}"
@@ -92,11 +107,12 @@ class FewStep:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that json.dumps takes."""
-        return {
+        values = {
             "scheduler": self.scheduler,
             "timesteps": list(self.timesteps),
             "guidance": self.guidance,
         }
+        return values | ({"also": [list(one) for one in self.also]} if self.also else {})
 
 
 def agreed(said: Iterable[tuple[str, FewStep | None]]) -> FewStep | None:

@@ -294,12 +294,15 @@ def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None 
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import logging as of_hub
     except ImportError as error:
         raise CheckpointError(
             f"{path}: no such file or directory (a hub id needs `pip install huggingface_hub`)"
         ) from error
     repository, file = place
     options: dict[str, Any] = {} if may_download() else {"local_files_only": True}
+    verbosity = of_hub.get_verbosity()
+    of_hub.set_verbosity_error()  # it tells of every try; what comes of them is one line
     try:
         if file:
             return Path(hf_hub_download(repository, file, **options))
@@ -316,3 +319,5 @@ def resolve(path_or_hub_id: str | Path, *, allow_patterns: Iterable[str] | None 
             f"{name}: is no local path, and the hub did not give it ({reason}); "
             "check the name and the network, or download it and give its path"
         ) from error
+    finally:
+        of_hub.set_verbosity(verbosity)

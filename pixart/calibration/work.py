@@ -60,7 +60,11 @@ def check_options(options: Options) -> None:
         raise ValueError(
             f"--output must be a new file, or given with --overwrite, got {options.output}"
         )
+    if options.output.is_dir():
+        raise ValueError(f"--output must be a file, {options.output} is a folder")
     check_writable(options.output)
+    if options.prompts is not None:
+        _prompts(options)
 
 
 def calibrate(options: Options) -> str:
@@ -178,8 +182,7 @@ def _size(pipe: Pipeline, options: Options) -> tuple[int, int]:
 def _scenes(options: Options) -> list[Scene]:
     count = options.scenes + options.verify + options.images
     if options.prompts is not None:
-        texts = [str(line.values["prompt"]) for line in read_prompts(options.prompts)]
-        texts = [texts[n % len(texts)] for n in range(count)]
+        texts = _prompts(options)[:count]
     else:
         of_kind = {
             kind: caption_accuracy.captions(
@@ -189,6 +192,29 @@ def _scenes(options: Options) -> list[Scene]:
         }
         texts = [of_kind[KINDS[n % len(KINDS)]][n] for n in range(count)]
     return [Scene(text, options.seed + n) for n, text in enumerate(texts)]
+
+
+def _prompts(options: Options) -> list[str]:
+    """Different ones, as what is verified on what was probed says nothing. ValueError for too few of them, and
+    for a line that has more than a prompt."""
+    assert options.prompts is not None
+    texts: dict[str, None] = {}
+    for line in read_prompts(options.prompts):
+        others = [
+            name for name, value in line.values.items() if name != "prompt" and value is not None
+        ]
+        if others := [name for name in others if name not in ("name", "version")]:
+            raise ValueError(
+                f"{line.place}: must have a prompt alone, settings are those of the command, got {others[0]}"
+            )
+        texts[str(line.values["prompt"])] = None
+    count = options.scenes + options.verify + options.images
+    if len(texts) < count:
+        raise ValueError(
+            f"--prompts must be a file of {count} different prompts or more (--scenes {options.scenes}, --verify "
+            f"{options.verify}, --images {options.images}: one for each), {options.prompts} has {len(texts)}"
+        )
+    return list(texts)
 
 
 def _measured(options: Options, studio: Studio, found: Found, rows: list[Row]) -> dict[str, Any]:

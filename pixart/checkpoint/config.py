@@ -356,6 +356,10 @@ def is_compressed(config: PixArtConfig) -> bool:
     return compression is not None and any(map(compression.applies_to, compression.layers))
 
 
+def _spelt(compression: KVCompression | None) -> str:
+    return "" if compression is None else f"{compression.to_text()} with norm {compression.norm}"
+
+
 def open_compression(
     config: PixArtConfig, requested: KVCompression | None, tensors: dict[str, Tensor]
 ) -> tuple[PixArtConfig, list[str]]:
@@ -365,7 +369,8 @@ def open_compression(
         return config, []
     if is_compressed(config):
         raise ValueError(
-            f"is compressed as {stored}; kv_compression must be that or None, got {requested}"
+            f"is compressed as {_spelt(stored)}; kv_compression must be that or left out, got "
+            f"{_spelt(requested)}"
         )
     config = replace(config, kv_compression=requested)
     new = initial_values(requested, config.hidden_size)

@@ -156,6 +156,10 @@ def _draw_all(
     groups = team.own([next(jobs) for _ in group] for group in passes_of_all)
     own = [job for group in groups for job in group]
     notes = [pipe.size_of(job.request).note for job in own]
+    if any((job.request.mask or job.request.outpaint) and job.path.suffix != ".png" for job in own):
+        notes.append(
+            "pixels outside the mask stay as they are in .png alone: jpg and webp lose a little"
+        )
     for note in dict.fromkeys([*notes, *remarks_on(pipe, requests)]):
         console.remark(note)
     texts = dict.fromkeys(t for job in run.left for t in (job.request.prompt, job.request.negative))

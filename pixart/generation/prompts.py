@@ -106,7 +106,7 @@ def located(settings: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any
 
 def _read_line(line: str, place: str, folder: Path) -> dict[str, Any]:
     """With the settings of the line alone: what goes with what is known when options are added."""
-    values = parse_json(line, place)
+    values = parse_json(line, place, unique=True)
     if not isinstance(values, dict) or not (values.get("prompt") or values.get("image")):
         raise ValueError(f'{place}: must be an object with a "prompt"')
     with naming(place):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pixart.few_step import FewStep, spelt
-from pixart.pipeline.limits import parse_blocks
+from pixart.pipeline.limits import idle, parse_blocks
 from pixart.pipeline.request import Request, check_keys
 from pixart.resolution import Resolved, resolve_size
 from pixart.sampler.guidance import APG
@@ -80,7 +80,8 @@ def with_defaults(
 
     own: what the pipeline is drawn with. is_guest: whether the scheduler is another than the pipeline's.
     few_step: what the model was distilled for, which comes before both. Another scheduler walks through the
-    same timesteps, or where it chooses them itself as many; other steps are where it chooses.
+    same timesteps, or where it chooses them itself as many; steps that it was not distilled for are where it
+    chooses.
     """
     published = default_steps(solver), default_guidance(solver)
     if is_guest and published[0] != STEPS:
@@ -91,9 +92,9 @@ def with_defaults(
     if few_step is not None:
         count = len(few_step.timesteps)
         own = Sampling(steps=min(count, _most(solver)), guidance=few_step.guidance)
-        is_as_many = steps in (None, count) and takes_timesteps(solver, few_step.timesteps)
-        if timesteps is None and is_as_many:
-            timesteps = few_step.timesteps
+        learned = [one for one in few_step.walks if steps is None or steps == len(one)]
+        if timesteps is None and learned and takes_timesteps(solver, learned[0]):
+            timesteps = learned[0]
     steps = _first(steps, timesteps and len(timesteps), own.steps, published[0])
     guidance = _first(request.guidance, own.guidance, published[1])
     interval = _first(request.guidance_interval, own.guidance_interval, (0.0, 1.0))
@@ -138,6 +139,7 @@ def remarks_on(request: Request, few_step: FewStep | None, denoisings: Shares) -
     interval = request.guidance_interval or (0.0, 1.0)
     if request.negative and not guided:
         found.append(f"guidance {request.guidance:g} is none: a negative prompt changes nothing")
+    found += [f"{needed} is off: {name} changes nothing" for name, needed in idle(request)]
     if not guided and interval != (0.0, 1.0):
         found.append(f"guidance {request.guidance:g} is none: its interval changes nothing")
     every = [share for _, shares in denoisings for share in shares]
@@ -158,11 +160,11 @@ def remarks_on(request: Request, few_step: FewStep | None, denoisings: Shares) -
             f"this model was distilled with guidance inside: guidance {request.guidance:g} on top of it takes "
             "twice the time and makes pictures glaring; 1 is none"
         )
-    if request.timesteps != few_step.timesteps:
-        drawn = f"{request.steps} steps" if request.timesteps is None else spelt(request.timesteps)
-        found.append(
-            f"this model was distilled for timesteps {spelt(few_step.timesteps)} and is drawn in {drawn}"
-        )
+    if request.timesteps not in few_step.walks:
+        steps = f"{request.steps} step{'' if request.steps == 1 else 's'}"
+        drawn = steps if request.timesteps is None else spelt(request.timesteps)
+        learned = " or ".join(map(spelt, few_step.walks))
+        found.append(f"this model was distilled for timesteps {learned} and is drawn in {drawn}")
     return found
 
 

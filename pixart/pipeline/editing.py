@@ -83,7 +83,8 @@ def _exact_size(request: Request, own: tuple[int, int], *, native: int, multiple
     if asked and not is_own:
         raise ValueError(
             f"{asked[0]} must be left out with fit exact, which draws {width}x{height}, got "
-            f"{getattr(request, asked[0])}; fit crop cuts the picture to another size"
+            f"{getattr(request, asked[0])}"
+            + ("" if request.outpaint else "; fit crop cuts the picture to another size")
         )
     sides = canvas_size(height, width, multiple)
     low = 1 if request.only_enlarges else min(MIN_TOKENS * multiple, native)

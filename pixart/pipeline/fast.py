@@ -60,7 +60,9 @@ def identity_of(pipe: Planned) -> Identity:
 
 def check_word(word: str | Path | None) -> None:
     """ValueError for what is no name of a plan and no file: before a model is opened for it."""
-    if word is not None and str(word) not in (OFF, *NAMES) and not Path(word).exists():
+    if word is None or str(word) in (OFF, *NAMES):
+        return
+    if word in ("", Path()) or not Path(word).exists():
         names = ", ".join((OFF, *NAMES))
         raise ValueError(f"fast must be {names} or the file of a plan, got {str(word)!r}")
 
@@ -96,8 +98,10 @@ def _checked(plan: Plan, path: Path, pipe: Planned) -> Plan:
         plan.check(identity_of(pipe))
         if plan.kv_schedule is not None:
             plan.kv_schedule.check(pipe.opened.config)
-        if plan.scheduler is not None:
-            pipe.solver(plan.scheduler)
+        if plan.scheduler is not None and default_steps(pipe.solver(plan.scheduler)) < STEPS:
+            raise ValueError(
+                f"plan.scheduler must be of many steps, got {plan.scheduler}: there is nothing left to leave out"
+            )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return plan
@@ -183,6 +187,34 @@ def step_reuse(request: Request, solver: Scheduler) -> StepReuse | None:
     return StepReuse(reuse.first, frozenset(timesteps))
 
 
+def remarks_on(request: Request, plan: Plan | None) -> list[str]:
+    """That a resolved request is not what the figures of the plan are of."""
+    if plan is None or "cost" not in plan.measured:
+        return []
+    size = plan.measured.get("size")
+    given = {
+        "size": (f"{request.width}x{request.height}", size),
+        "steps": (request.schedule, plan.steps),
+        "guidance": (request.guidance, plan.guidance),
+        "guidance_interval": (request.guidance_interval, plan.guidance_interval),
+        "scheduler": (request.scheduler, plan.scheduler),
+        "kv_schedule": (request.kv_schedule, plan.kv_schedule and str(plan.kv_schedule)),
+        "reuse_blocks": (request.reuse_blocks, plan.reuse_blocks and str(plan.reuse_blocks)),
+    }
+    others = [
+        f"{name} {_spelt(asked)}"
+        for name, (asked, measured) in given.items()
+        if measured is not None and asked != measured
+    ]
+    return [f"the figures of the plan are not those of {', '.join(others)}"] if others else []
+
+
+def _spelt(value: object) -> str:
+    if isinstance(value, tuple):
+        return " to ".join(f"{one:g}" for one in value)
+    return "none" if value is None else str(value)
+
+
 def note_of(plan: Plan) -> str:
     """What the plan does, and what was measured of it, for people."""
     start, end = plan.guidance_interval
@@ -199,4 +231,6 @@ def note_of(plan: Plan) -> str:
         if name in found:
             said.append(f"{found[name][0]} of {found[name][1]} captions {right}")
     said.append(f"measured on {found.get('images', 0)} pictures")
+    if "size" in found:
+        said[-1] += f" of {found['size']}"
     return f"{', '.join(does)}; {', '.join(said)}"

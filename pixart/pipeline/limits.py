@@ -6,7 +6,7 @@ request, which imports this.
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pixart.config import numbers_of
@@ -79,6 +79,14 @@ def is_off(request: Any, name: str) -> bool:
     if needed is None:
         return name in OFF_WHEN_NONE
     return not any(getattr(request, other) for other in needed)
+
+
+def idle(request: Any) -> Iterator[tuple[str, str]]:
+    """What is set, and what it needs that is turned off, as `apg_eta` of a sweep in which `apg` is false."""
+    for name, others in _NEEDS.items():
+        is_set = getattr(request, name) not in (None, False)
+        if is_set and not any(getattr(request, other) for other in others):
+            yield name, others[0]
 
 
 def parse_border(text: str) -> tuple[int, int, int, int]:
@@ -154,7 +162,8 @@ def _check_tile(name: str, side: int | bool) -> None:
         return
     if side < MIN_TILE:
         choices = "True, False, None or at least" if name == "tile" else "at least"
-        raise ValueError(f"{name} must be {choices} {MIN_TILE} pixels, got {side}")
+        hint = "" if name == "tile" else " (64 with most models)"
+        raise ValueError(f"{name} must be {choices} {MIN_TILE} pixels{hint}, got {side}")
     if side > MAX_SIDE:
         raise ValueError(f"{name} must be at most {MAX_SIDE} pixels, got {side}")
 

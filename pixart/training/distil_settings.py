@@ -44,7 +44,7 @@ class DistilSettings:
         bounds = {
             "steps": Bounds(1, MAX_FEW),
             "also": Bounds(1, MAX_FEW),
-            "guidance": Bounds(0, 1000),
+            "guidance": Bounds(1, 1000),
             "fake_rate": Bounds(0, 1e3, above=True),
             "fake_first": Bounds(0, MAX_STEPS),
             "huber": Bounds(0, 1e3, above=True),

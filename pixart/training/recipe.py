@@ -20,6 +20,9 @@ from pixart.variants import VARIANTS
 
 RECIPES = Path(__file__).parent / "recipes"
 ALIASES = {"dmd": "tdm"}  # other names of shipped recipes
+MAX_DMD = 4  # steps that are meant by that name
+# Fields of which one says the same in another way: what comes later stands in place of either.
+_EITHER = {"distil": ("steps", "timesteps")}
 PAIRS = tuple[tuple[str, float], ...]  # a mapping in a recipe
 
 _RULES = {  # what pydantic found: what it must be instead
@@ -54,7 +57,14 @@ def load_recipe(
         given = (settings or {}) if only in (None, stage["name"]) else {}
         try:
             below = _merge(_with_size(defaults), _with_size(stage))
-            found.append(build_stage(_merge(below, _with_size(given), ("captions", "scenes"))))
+            built = build_stage(_merge(below, _with_size(given), ("captions", "scenes")))
+            if str(name) == "dmd" and built.distil.count > MAX_DMD:
+                refuse(
+                    [
+                        f"distil.steps must be 1 to {MAX_DMD} of dmd, got {built.distil.count}; tdm takes more"
+                    ]
+                )
+            found.append(built)
         except Problems as problems:
             lines += _placed(problems.lines, f"{name}: {stage['name']}.", given)
     refuse(lines)
@@ -280,5 +290,7 @@ def _merge(
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        if both and any(name in value for name in _EITHER.get(key, ())):
+            merged[key] = {k: v for k, v in merged[key].items() if k not in _EITHER[key]}
         merged[key] = _merge(merged[key], value, whole) if both and key not in whole else value
     return merged

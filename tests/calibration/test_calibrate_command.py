@@ -1,5 +1,6 @@
 """python -m pixart.calibrate on the embedded model: a plan within its budget, taken up where it was cut off."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_a_plan_keeps_its_budget_on_seeds_that_it_never_saw(
     monkeypatch.setattr(Studio, "latents", cut_off)
     monkeypatch.setattr(Call, "again", counted)
     assert calibrate.main(words) == 130
-    assert capsys.readouterr().err.splitlines()[-1].endswith("the same command goes on there")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("goes on with what was measured")
     assert not (tmp_path / "plan.json").exists() and (tmp_path / "plan.json.partial").exists()
     monkeypatch.setattr(Studio, "latents", whole)
     done, probes[0] = probes[0], 0
@@ -97,6 +98,25 @@ def test_a_plan_keeps_its_budget_on_seeds_that_it_never_saw(
 def test_what_needs_no_model_is_refused_at_once(given: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         check_options(Options(**{"output": tmp_path / "x.json", **given}))
+
+
+def test_prompts_are_different_ones_and_nothing_else(tmp_path: Path) -> None:
+    options = Options(
+        output=tmp_path / "x.json", prompts=tmp_path / "p.jsonl", scenes=1, verify=2, images=1
+    )
+    lines = [{"prompt": f"a cat {n}"} for n in range(3)]
+    for more, said in (
+        ({"prompt": "a cat 0"}, "--prompts must be a file of 4 different prompts or more.* has 3"),
+        ({"prompt": "a dog", "seed": 3}, "p.jsonl, line 4: must have a prompt alone.*got seed"),
+        ({"prompt": "a dog", "negative": "blue"}, "line 4: must have a prompt alone.*got negative"),
+    ):
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [*lines, more])))
+        with pytest.raises(ValueError, match=said):
+            check_options(options)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"prompt": "a dog"}])))
+    check_options(options)
+    with pytest.raises(ValueError, match="--output must be a file, .* is a folder"):
+        check_options(Options(output=tmp_path, overwrite=True))
 
 
 def test_few_steps_leave_nothing_to_leave_out(tmp_path: Path, capsys: Any) -> None:

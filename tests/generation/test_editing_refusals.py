@@ -59,7 +59,7 @@ EARLY: list[tuple[list[str], str]] = [
     ([*FROM, "--upscale", "2x", "--upscale-guidance", "2"], "upscale_guidance must be left out"),
     (["a cat", "--upscale", "2x", "--upscale-guidance", "nan"], "upscale_guidance must be a finite"),
     (["a cat", "--upscale-guidance", "2"], "upscale_guidance must be given with upscale"),
-    ([*FROM, "--tiles", "8"], "tiles must be at least 16 pixels, got 8"),
+    ([*FROM, "--tiles", "8"], "tiles must be at least 16 pixels (64 with most models), got 8"),
     (["a cat", "--image", "tiny.png"], "tiny.png: must be at least 16 px a side to draw from, got 3x3"),
     (["a cat", "--image", "folder.png"], "folder.png: cannot be read (a folder, a pipe or a device"),
     (["a cat", "--image", "absent.png"], "absent.png: cannot be read (No such file or directory)"),

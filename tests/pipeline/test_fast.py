@@ -164,6 +164,27 @@ def test_names_files_and_other_models(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="x.json: scheduler must be one of"):
         find_plan(tmp_path / "x.json", pipe, tmp_path)
+    (tmp_path / "x.json").write_text(json.dumps(values | {"scheduler": "lcm"}))
+    with pytest.raises(ValueError, match="x.json: plan.scheduler must be of many steps, got lcm"):
+        find_plan(tmp_path / "x.json", pipe, tmp_path)
+    with pytest.raises(ValueError, match="fast must be off, balanced, fast or the file"):
+        find_plan("", pipe, tmp_path)
+
+
+def test_figures_of_a_plan_are_said_to_be_of_other_settings() -> None:
+    planned = Pipeline.from_pretrained(device="cpu", plan="balanced")
+    assert planned.plan is not None
+
+    def said(**given: Any) -> list[str]:
+        return planned.remarks(planned.resolve(Request("a red circle", **given)))
+
+    assert said() == []
+    assert said(size="64", steps=10) == [
+        "the figures of the plan are not those of size 64x64, steps 10"
+    ]
+    assert said(guidance_interval=(0, 1)) == [
+        "the figures of the plan are not those of guidance_interval 0 to 1"
+    ]
 
 
 @pytest.mark.parametrize(("name", "most"), [("balanced", 0.6), ("fast", 0.5)])

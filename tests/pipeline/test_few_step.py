@@ -262,6 +262,28 @@ def test_what_is_asked_for_comes_before_what_a_model_was_distilled_for(
     assert again == pipe.resolve(Request(PROMPT, height=SIDE, width=SIDE))
 
 
+def test_a_model_may_have_learned_other_numbers_of_steps(sigma: Path, tmp_path: Path) -> None:
+    both = replace(TDM, also=((999,), (999, 499)))
+    save_transformer(distilled(sigma, both), tmp_path / "few.safetensors")
+    assert load_transformer(tmp_path / "few.safetensors").config.few_step == both
+    pipe = opened(sigma, transformer=tmp_path / "few.safetensors")
+    assert settings_of(pipe) == ("ddim", TDM.timesteps, 4, 1.0)
+    assert settings_of(pipe, steps=2) == ("ddim", (999, 499), 2, 1.0)
+    assert remarks(pipe, steps=1) == remarks(pipe, timesteps="999,499") == ""
+    said = "for timesteps 999,749,499,249 or 999 or 999,499 and is drawn in"
+    assert f"{said} 3 steps" in remarks(pipe, steps=3) and f"{said} 899" in remarks(
+        pipe, timesteps="899"
+    )
+    assert "is drawn in 1 step" in remarks(pipe, steps=1, scheduler="sa-solver")
+    for also, message in (
+        (((999, 599, 299, 99),), "also must be of other numbers of steps, each once, got .4, 4"),
+        (((499, 999),), "few_step.also must fall"),
+        (5, "few_step.also must be a list of timesteps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(TDM, also=also)
+
+
 def remarks(pipe: Pipeline, **given: Any) -> str:
     return " ".join(pipe.remarks(pipe.resolve(Request(PROMPT, height=SIDE, width=SIDE, **given))))
 
@@ -274,6 +296,10 @@ def test_people_are_told_what_can_hardly_be_meant(sigma: Path, tmp_path: Path) -
     assert "timesteps 999,749,499,249 and is drawn in 8 steps" in remarks(pipe, steps=8)
     assert "a negative prompt changes nothing" in remarks(pipe, negative="a dog")
     assert "its interval changes nothing" in remarks(pipe, guidance_interval=(0, 0.5))
+    plain = opened(sigma)
+    assert remarks(plain, apg=False, apg_eta=0.3) == "apg is off: apg_eta changes nothing"
+    assert remarks(plain, pag=0, pag_blocks="1") == "pag is off: pag_blocks changes nothing"
+    assert remarks(plain, apg=True, apg_eta=0.3) == remarks(plain, apg=False) == ""
 
 
 def test_what_is_hardly_meant_is_logged_once(sigma: Path, caplog: pytest.LogCaptureFixture) -> None:

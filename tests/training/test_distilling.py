@@ -27,7 +27,7 @@ from pixart.training.distil_settings import DistilSettings
 from pixart.training.recipe import load_recipe
 from pixart.training.run import Run
 from pixart.training.stage import Batch, Data, LoRA, Stage
-from pixart.training.tasks import shapes_distilling
+from pixart.training.tasks import distilling, shapes_distilling
 from pixart.training.tasks.distilling import Walked
 
 ROOT = Path(__file__).parent.parent.parent
@@ -245,7 +245,7 @@ def recipe(**fields: Any) -> dict[str, Any]:
         ({"distil": {"steps": 2, "timesteps": [999]}}, "distil.steps must be left out beside"),
         ({"distil": {"steps": 4, "timesteps": [999]}}, "distil.steps must be left out beside"),
         ({"distil": {"steps": 2, "also": [1, 2]}}, "distil.also must be other numbers than"),
-        ({"distil": {"guidance": -1}}, "distil.guidance must not be negative, got -1"),
+        ({"distil": {"guidance": -1}}, "distil.guidance must be at least 1, got -1"),
         ({"distil": {"fake_rate": 0}}, "distil.fake_rate must be positive, got 0"),
         ({"distil": {"ddim_steps": 0}}, "distil.ddim_steps must be from 2 on and divide 1000"),
         ({"distil": {"ddim_steps": 30}}, "distil.ddim_steps must be from 2 on and divide 1000"),
@@ -294,6 +294,23 @@ def test_what_cannot_be_is_one_line(
         one for one in capsys.readouterr().err.splitlines() if one.startswith("pixart.train: ")
     ]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_steps_and_timesteps_stand_in_place_of_either(tmp_path: Path) -> None:
+    """Of what a recipe says: who names timesteps cannot take out its steps."""
+    for name in ("tdm", "lcm", "shapes-tdm"):
+        for given, walk in (
+            ({"timesteps": [999, 249]}, (999, 249)),
+            ({"steps": 3}, (999, 666, 333)),
+        ):
+            assert load_recipe(name, {"distil": given})[0].distil.walk == walk
+    assert load_recipe("tdm")[0].distil.count == 4
+    for name, most in (("tdm", 8), ("dmd", 4)):
+        assert load_recipe(name, {"distil": {"steps": most}})[0].distil.count == most
+        with pytest.raises(ValueError, match=f"distil.steps must be .*{most}.* got {most + 1}"):
+            load_recipe(name, {"distil": {"steps": most + 1}})
+    few_step = distilling.few_step_of(load_recipe("tdm", {"distil": {"steps": 2, "also": [1]}})[0])
+    assert few_step.also == ((999,),)
 
 
 def test_a_distilled_model_teaches_nothing(

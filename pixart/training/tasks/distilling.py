@@ -58,7 +58,7 @@ def few_step_of(stage: Stage) -> FewStep:
     """How what a stage distils is drawn: by its own deterministic walk (tdm), or LCM's."""
     distil = stage.distil
     if stage.trains == TDM:
-        return FewStep("ddim", distil.walk)
+        return FewStep("ddim", distil.walk, also=tuple(distil.walks[1:]))
     return FewStep(
         "lcm", distil.timesteps or distillation.grid_timesteps(distil.count, distil.ddim_steps)
     )
