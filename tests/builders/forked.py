@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -40,19 +42,38 @@ def among(count: int, work: Callable[[], object]) -> None:
         work()
         return 0
 
-    codes = codes_among(count, connected)
+    codes = codes_among(count, connected, is_together=True)
     if any(codes):
         raise RuntimeError(f"{count} processes ended with {codes}")
 
 
-def codes_among(count: int, work: Callable[[], int], said: Path | None = None) -> list[int]:
+def codes_among(
+    count: int, work: Callable[[], int], said: Path | None = None, *, is_together: bool = False
+) -> list[int]:
     """Exit codes of so many forks that run `work` as torchrun would have started them. said: a folder for
-    what each of them says, as 0.out, 0.err and so on."""
-    # It lives here, as with torchrun: whichever of them ends first, the others can still count.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": store.port}
-    children = [_fork({**place, "RANK": k, "LOCAL_RANK": k}, work, said) for k in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    what each of them says, as 0.out, 0.err and so on. is_together: end all when one fails, for which the
+    others would wait."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        port = listening.getsockname()[1]
+        place = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        # Before the store, whose threads may hold a lock that a fork would never see released.
+        children = [_fork({**place, "RANK": k, "LOCAL_RANK": k}, work, said) for k in range(count)]
+        # It lives here, as with torchrun: whichever of them ends first, the others can still count.
+        store = TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )  # fmt: skip
+    codes: dict[int, int] = {}
+    while len(codes) < count:
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] and is_together:
+            for other in set(children) - codes.keys():
+                os.kill(other, signal.SIGKILL)
+    del store
+    return [codes[child] for child in children]
 
 
 def _fork(place: dict[str, int], work: Callable[[], int], said: Path | None) -> int:

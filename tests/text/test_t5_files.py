@@ -32,6 +32,7 @@ from pixart.text.ggml import TYPES, dequantise
 from pixart.text.gguf import read_gguf
 from pixart.text.networks import open_t5
 from pixart.text.stored import read_weights
+from pixart.text.stream import computed_in
 from pixart.weights import NotFiniteError
 
 CPU = torch.device("cpu")
@@ -141,7 +142,10 @@ def test_a_file_opens_to_its_reference_and_gives_the_same_bits_streamed_and_pack
             assert network.has_passes or format == "fp16"
             assert all(map(torch.equal, network(ASKED), plain))
     if format != "fp16":
-        assert opened.footprint(dtype, CPU).resident < 2 * sum(x.numel() for x in WEIGHTS.values())
+        # With a block of the numbers that it is computed in, which is fp32 on some CPUs.
+        bytes_each = computed_in(dtype, CPU).itemsize
+        dense = bytes_each * sum(x.numel() for x in WEIGHTS.values())
+        assert opened.footprint(dtype, CPU).resident < dense
 
 
 def test_another_model_in_the_file_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:

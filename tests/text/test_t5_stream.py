@@ -47,6 +47,8 @@ def of_transformers(folder: Path, dtype: torch.dtype, asked: Any) -> list[Tensor
     from transformers import T5EncoderModel
 
     model = T5EncoderModel.from_pretrained(folder, torch_dtype=dtype).eval()
+    # Ours takes fp32 where a CPU has no bf16 products; PyTorch rounds there after every step.
+    model = model.to(computed_in(dtype, CPU))
     found = []
     for ids, padding in asked:
         mask = torch.tensor([[1] * (len(ids) - padding) + [0] * padding])
