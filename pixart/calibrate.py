@@ -27,8 +27,7 @@ def _run(arguments: list[str] | None) -> int:
     from pixart.calibration.options import Options
 
     options = parse(Options, NAME, arguments)
-    from pixart.calibration.work import calibrate, check_options
+    from pixart.calibration.work import calibrate
 
-    check_options(options)
     print(calibrate(options))
     return DONE

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LAST_TIMESTEP = 999  # PixArt is trained with timesteps 0 to 999
@@ -60,6 +60,8 @@ class FewStep:
             )
         found = check_timesteps("few_step.timesteps", self.timesteps)
         object.__setattr__(self, "timesteps", found)
+        if self.scheduler == "dmd" and self.also:
+            raise ValueError("few_step.also must be empty for dmd, which makes one step")
         if self.scheduler == "dmd" and len(found) > 1:
             raise ValueError(
                 f"few_step.timesteps must be one number for dmd, which makes one step, got {len(found)}"
@@ -87,7 +89,12 @@ class FewStep:
         return (self.timesteps, *self.also)
 
     def __str__(self) -> str:
-        return f"{self.scheduler} at {spelt(self.timesteps)}, guidance {self.guidance:g}"
+        walks = " or ".join(map(spelt, self.walks))
+        return f"{self.scheduler} at {walks}, guidance {self.guidance:g}"
+
+    def is_drawn_as(self, other: "FewStep") -> bool:
+        """Whether both are drawn alike where nobody asks for other steps."""
+        return replace(self, also=()) == replace(other, also=())
 
     @classmethod
     def from_dict(cls, values: object) -> "FewStep":
@@ -122,10 +129,13 @@ def agreed(said: Iterable[tuple[str, FewStep | None]]) -> FewStep | None:
     for name, one in said:
         if one is None:
             continue
-        if found is not None and found[1] != one:
+        if found is not None and not found[1].is_drawn_as(one):
             raise ValueError(
                 f"{name} was distilled for {one}, and {found[0]} for {found[1]}: they do not go together; "
                 "leave one out"
             )
-        found = found or (name, one)
+        if found is not None:  # what both have learned beside
+            also = tuple(walk for walk in found[1].also if walk in one.also)
+            one = replace(one, also=also)
+        found = (name, one)
     return None if found is None else found[1]

@@ -23,8 +23,8 @@ class Options:
     variant: str | None = None
     """Of the weights: fp16, for diffusion_pytorch_model.fp16.safetensors and its like."""
     prompts: Path | None = None
-    """A file of prompts, .txt or .jsonl, such as will be drawn. Default, for the embedded model alone: captions
-    of its world."""
+    """A file of prompts, .txt or .jsonl, such as will be drawn: a different one for each picture, --scenes,
+    --verify and --images together. Default, for the embedded model alone: captions of its world."""
     budget: float = 0.05
     """What the KV schedule may change: relative error of the latents, beside those of the same steps and
     guidance without it."""

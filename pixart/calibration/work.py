@@ -38,8 +38,8 @@ _COUNTS = {
 }  # fmt: skip
 
 
-def check_options(options: Options) -> None:
-    """ValueError for what needs no model to be refused."""
+def check_options(options: Options) -> list[Scene]:
+    """The pictures to measure on. ValueError for what needs no model to be refused."""
     if not 0 < options.budget <= 1:
         raise ValueError(f"--budget must be above 0 and at most 1, got {options.budget:g}")
     for name, (least, most) in _COUNTS.items():
@@ -63,19 +63,18 @@ def check_options(options: Options) -> None:
     if options.output.is_dir():
         raise ValueError(f"--output must be a file, {options.output} is a folder")
     check_writable(options.output)
-    if options.prompts is not None:
-        _prompts(options)
+    return _scenes(options)
 
 
 def calibrate(options: Options) -> str:
     """Write the plan; returns the table."""
+    scenes = check_options(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     pipe = _open(options)
     by_default, settings = _settings(pipe, options)
     height, width = _size(pipe, options)
     studio = Studio(pipe, height, width)
-    scenes = _scenes(options)
     process.at_work()
     measured = scenes[: options.scenes + options.verify]  # --images may be others the next time
     about = {
@@ -200,10 +199,13 @@ def _prompts(options: Options) -> list[str]:
     assert options.prompts is not None
     texts: dict[str, None] = {}
     for line in read_prompts(options.prompts):
+        of_no_picture = ("prompt", "name", "version")
         others = [
-            name for name, value in line.values.items() if name != "prompt" and value is not None
+            name
+            for name, value in line.values.items()
+            if name not in of_no_picture and value is not None
         ]
-        if others := [name for name in others if name not in ("name", "version")]:
+        if others:
             raise ValueError(
                 f"{line.place}: must have a prompt alone, settings are those of the command, got {others[0]}"
             )

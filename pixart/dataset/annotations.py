@@ -170,8 +170,6 @@ def with_captions(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item
     faults: dict[str, str] = {}
     for file in files:
         for line in read_lines(file):
-            if "phash" in line:  # of `clean`, where "captions" counts them
-                continue
             try:
                 captions.setdefault(line["path"], {}).update(captions_of(line))
             except CaptionError as error:

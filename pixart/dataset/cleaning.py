@@ -86,6 +86,13 @@ class Scorer(ScorerName):
         return finite(value, self.name)
 
 
+@dataclass(frozen=True)
+class Unread(Rejected):
+    """A sample that cannot be measured. key: the sample's, by which others know it."""
+
+    key: str
+
+
 @dataclass
 class Cleaning:
     """new: pictures that were measured now; known: from earlier runs; scored: those of them that got further
@@ -199,6 +206,7 @@ def clean(
     with store.opened(folder, THUMBNAIL, is_whole) as measured:
         done = _measure(source(), measured, scorers, work)
         lines = _Lines(measured, done)
+        check_names(rules, KINDS | OF_THE_SET | dict.fromkeys(lines.scores, NUMBER))
         funnel, overview = Funnel(rules), Overview()
         with written_aside(output) as aside, aside.open("wb") as file:
             for line in counted(lines, "write"):
@@ -210,7 +218,7 @@ def clean(
 
 def _summary(done: Cleaning, lines: "_Lines", output: Path, funnel: Funnel) -> str:
     earlier = f", {done.known} before" if done.known else ""
-    earlier += f" ({done.scored} scored now)" if done.scored else ""
+    earlier += f" ({done.scored} given to scorers now)" if done.scored else ""
     failed = f", {len(done.failures)} could not be scored" if done.failures else ""
     where = writable(str(output.with_suffix("") / "README.md"))
     said = (
@@ -325,10 +333,10 @@ def _opened(
         line["phash"] = f"{int(hashes(small[None], only_whole=True)[0, 0]):016x}"
         return task, (Opened(line, small.tobytes()), image if scored else None)
     except (ImageError, CheckpointError) as error:
-        return task, Rejected(item.path, str(error), item.key)
+        return task, Unread(item.path, str(error), item.key)
     except OSError as error:
         reason = f"unreadable file: {error.strerror or error}"
-        return task, Rejected(item.path, reason, item.key)
+        return task, Unread(item.path, reason, item.key)
 
 
 def _scored(opened: Opened, image: "Image | None", item: Any, scorers: Sequence[Scorer]) -> Opened:
@@ -364,8 +372,8 @@ class _Lines:
             for name, by in line.get("scored", {}).items():
                 if self.scores.setdefault(name, by) != by:
                     raise ValueError(
-                        f"{name} must be by one function, it is by {self.scores[name]} and by {by}; add "
-                        f"--scorer {name}=MODULE:FUNCTION"
+                        f"{name} must be by one function, it is by {self.scores[name]} and by {by}: a run with "
+                        f"another was stopped; add --scorer {name}=MODULE:FUNCTION, which scores them all"
                     )
             self.size[number] = (
                 line["width"] * line["height"],
@@ -393,7 +401,7 @@ class _Lines:
                 "duplicate_of": first and first["path"],
             }
         for item in self.done.rejected:
-            yield {"path": item.key or item.path, UNREADABLE: item.reason}
+            yield {"path": getattr(item, "key", item.path), UNREADABLE: item.reason}
 
 
 class _Rows:

@@ -39,8 +39,14 @@ def open_data_set(
         lines |= _prepared_scores(folder)
     else:
         items = open_source(source)
-    if captioned := [file for file in files if any("captions" in line for line in lines[file])]:
-        items = with_captions(items, captioned)
+    # Of `clean` they are a number.
+    has_captions = [
+        file
+        for file in files
+        if any("captions" in line and not isinstance(line["captions"], int) for line in lines[file])
+    ]
+    if has_captions:
+        items = with_captions(items, has_captions)
     return DataSet(items, _scores(lines, score))
 
 

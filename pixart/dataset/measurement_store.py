@@ -164,7 +164,7 @@ def scores_in(folder: Path) -> set[str]:
             for content in lines:
                 # Most have none, and there are many.
                 line = _parsed(content) if b'"scored"' in content else None
-                found.update(line["scored"] if line else ())
+                found.update(line.get("scored", ()) if line else ())
     except FileNotFoundError:
         pass
     return found

@@ -51,12 +51,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What cannot become a sample, and why: text that any report can hold, whatever it was made from. key: the
-    sample's, where it was one before it was read."""
+    """What cannot become a sample, and why: text that any report can hold, whatever it was made from."""
 
     path: str
     reason: str
-    key: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", writable(self.path))

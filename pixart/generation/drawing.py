@@ -157,8 +157,8 @@ def _draw_all(
     own = [job for group in groups for job in group]
     notes = [pipe.size_of(job.request).note for job in own]
     if any((job.request.mask or job.request.outpaint) and job.path.suffix != ".png" for job in own):
-        notes.append(
-            "pixels outside the mask stay as they are in .png alone: jpg and webp lose a little"
+        console.remark(
+            "pixels that are kept stay as they are in .png alone; jpg and webp lose some"
         )
     for note in dict.fromkeys([*notes, *remarks_on(pipe, requests)]):
         console.remark(note)

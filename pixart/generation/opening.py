@@ -33,9 +33,16 @@ def resolved(pipe: "Pipeline", jobs: Sequence[Job]) -> list[Request]:
 
 
 def remarks_on(pipe: "Pipeline", requests: Iterable[Request]) -> list[str]:
-    """What the model has to say of resolved requests, once of each kind."""
+    """What the model and its plan have to say of resolved requests, once of each kind."""
+    from pixart.pipeline.fast import remarks_on as remarks_of_plan
+
     kinds = {(kind_of(one), bool(one.negative)): one for one in requests}
-    return list(dict.fromkeys(remark for one in kinds.values() for remark in pipe.remarks(one)))
+    said = [
+        remark
+        for one in kinds.values()
+        for remark in (*pipe.remarks(one), *remarks_of_plan(one, pipe.plan))
+    ]
+    return list(dict.fromkeys(said))
 
 
 def open_pipeline(

@@ -191,27 +191,32 @@ def remarks_on(request: Request, plan: Plan | None) -> list[str]:
     """That a resolved request is not what the figures of the plan are of."""
     if plan is None or "cost" not in plan.measured:
         return []
-    size = plan.measured.get("size")
-    given = {
-        "size": (f"{request.width}x{request.height}", size),
-        "steps": (request.schedule, plan.steps),
-        "guidance": (request.guidance, plan.guidance),
-        "guidance_interval": (request.guidance_interval, plan.guidance_interval),
-        "scheduler": (request.scheduler, plan.scheduler),
-        "kv_schedule": (request.kv_schedule, plan.kv_schedule and str(plan.kv_schedule)),
-        "reuse_blocks": (request.reuse_blocks, plan.reuse_blocks and str(plan.reuse_blocks)),
+    planned = {
+        "size": plan.measured.get("size"),
+        "steps": plan.steps,
+        "guidance": plan.guidance,
+        "guidance_interval": plan.guidance_interval,
+        "scheduler": plan.scheduler,
     }
+    # Of these none is said where the plan was measured without.
+    of_blocks = {
+        "kv_schedule": plan.kv_schedule and str(plan.kv_schedule),
+        "reuse_blocks": plan.reuse_blocks and str(plan.reuse_blocks),
+    }
+    asked = {name: getattr(request, name) for name in (*planned, *of_blocks)}
+    asked |= {"size": f"{request.width}x{request.height}", "steps": request.schedule}
+    known = {name: value for name, value in planned.items() if value is not None}
     others = [
-        f"{name} {_spelt(asked)}"
-        for name, (asked, measured) in given.items()
-        if measured is not None and asked != measured
+        f"{name} {_spelt(asked[name])}"
+        for name, value in (known | of_blocks).items()
+        if asked[name] != value
     ]
     return [f"the figures of the plan are not those of {', '.join(others)}"] if others else []
 
 
 def _spelt(value: object) -> str:
     if isinstance(value, tuple):
-        return " to ".join(f"{one:g}" for one in value)
+        return ",".join(f"{one:g}" for one in value)
     return "none" if value is None else str(value)
 
 

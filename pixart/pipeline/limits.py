@@ -84,7 +84,8 @@ def is_off(request: Any, name: str) -> bool:
 def idle(request: Any) -> Iterator[tuple[str, str]]:
     """What is set, and what it needs that is turned off, as `apg_eta` of a sweep in which `apg` is false."""
     for name, others in _NEEDS.items():
-        is_set = getattr(request, name) not in (None, False)
+        value = getattr(request, name)
+        is_set = value is not None and value is not False
         if is_set and not any(getattr(request, other) for other in others):
             yield name, others[0]
 

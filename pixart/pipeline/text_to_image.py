@@ -342,8 +342,7 @@ class Pipeline:
     def remarks(self, request: Request) -> list[str]:
         """What to tell people of a resolved request that can be drawn, but hardly as it is meant."""
         shares = shares_of(request, self.multiple, self.solver(request.scheduler))
-        found = defaults.remarks_on(request, self.few_step, shares)
-        return found + fast.remarks_on(request, self.plan)
+        return defaults.remarks_on(request, self.few_step, shares)
 
     def _log_remarks(self, requests: Iterable[Request]) -> None:
         kinds = {replace(one, prompt="", negative=one.negative[:1], seed=0) for one in requests}

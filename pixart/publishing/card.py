@@ -181,7 +181,8 @@ def _walk(pipe: "Pipeline", index: Mapping[str, Any]) -> str:
         return f"{type(pipe.solver(None)).__name__}, {index['steps']} steps"
     count = len(few_step.timesteps)
     at = f"timestep{'s' * (count > 1)} {spelt(few_step.timesteps)}"
-    return f"{few_step.scheduler}, {count} step{'s' * (count > 1)} from {at}, for which it was distilled"
+    others = "".join(f"; {len(one)} from {spelt(one)}" for one in few_step.also)
+    return f"{few_step.scheduler}, {count} step{'s' * (count > 1)} from {at}, for which it was distilled{others}"
 
 
 def _made(facts: Facts) -> list[str]:

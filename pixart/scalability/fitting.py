@@ -12,7 +12,7 @@ from pixart.files import check_writable
 from pixart.scalability import law_figure, published
 from pixart.scalability.forms import CHINCHILLA, FORMS
 from pixart.scalability.laws import Law, fit_power_law
-from pixart.scalability.measurements import columns_of, read_measurements
+from pixart.scalability.measurements import columns_of, copies_in, read_measurements
 from pixart.scalability.options import Fit
 from pixart.scalability.pareto import Optimum, compute_optimal
 
@@ -24,7 +24,7 @@ class Fitted:
     columns: dict[str, list[float]]
     runs: list[str]
     left_out: int
-    copies: int  # measurements that have all their numbers from another
+    copies: int  # measurements with all values of another run's
     y: list[float]  # what was fitted: the column, or what it lacks to the maximum
     laws: tuple[Law, ...]
     optima: tuple[Optimum, ...]
@@ -134,7 +134,7 @@ def _fit(options: Fit, file: Path) -> Fitted:
         )
         for at in options.optimal_at
     ]  # fmt: skip
-    copies = len(y) - len(set(zip(*columns.values(), strict=True)))
+    copies = copies_in(lines, options.run or None)
     return Fitted(columns, runs, left_out, copies, y, tuple(laws), tuple(optima))
 
 
@@ -166,7 +166,7 @@ def _describe(options: Fit, fitted: Fitted) -> str:
     if fitted.copies:
         many = _many(fitted.copies, "measurement")
         lines.append(
-            f"{many} with all numbers of another: of copies, intervals come out too narrow"
+            f"{many} with all values of another run's: of copies, intervals come out too narrow"
         )
     for law in fitted.laws:
         lines += ["", *_law_lines(options, law)]

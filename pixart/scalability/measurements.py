@@ -76,6 +76,17 @@ def columns_of(
     return found, runs, len(lines) - len(full)
 
 
+def copies_in(lines: Sequence[Line], run: str | None) -> int:
+    """How many lines have every value of a line before them, of another run. run: the column."""
+    if run is None:  # where each line is a run
+        return len(lines) - len({repr(line.values) for line in lines})
+    runs: dict[str, set[Any]] = {}
+    for line in lines:
+        values = {name: value for name, value in line.values.items() if name != run}
+        runs.setdefault(repr(values), set()).add(line.values.get(run))
+    return sum(len(of) - 1 for of in runs.values())
+
+
 def _csv(path: Path) -> Iterator[Line]:
     for place, row in table_rows(path, ()):
         yield Line(place, dict(row))

@@ -22,7 +22,7 @@ class DistilSettings:
     timesteps: tuple[int, ...] = ()
     """The timesteps themselves instead, falling."""
     also: tuple[int, ...] = ()
-    """Numbers of steps that it learns beside, as often (tdm): one checkpoint then serves --timesteps of each."""
+    """Numbers of steps that it learns beside, as often (tdm): one checkpoint then serves --steps of each."""
     teacher: str = ""
     """The teacher: a checkpoint as --start takes it. Empty: what the stage starts from; after a stage that
     distilled, that one's teacher."""

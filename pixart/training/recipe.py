@@ -58,17 +58,21 @@ def load_recipe(
         try:
             below = _merge(_with_size(defaults), _with_size(stage))
             built = build_stage(_merge(below, _with_size(given), ("captions", "scenes")))
-            if str(name) == "dmd" and built.distil.count > MAX_DMD:
-                refuse(
-                    [
-                        f"distil.steps must be 1 to {MAX_DMD} of dmd, got {built.distil.count}; tdm takes more"
-                    ]
-                )
+            if str(name) == "dmd":
+                refuse(_dmd_problems(built))
             found.append(built)
         except Problems as problems:
             lines += _placed(problems.lines, f"{name}: {stage['name']}.", given)
     refuse(lines)
     return found
+
+
+def _dmd_problems(stage: Stage) -> Iterator[str]:
+    distil = stage.distil
+    own = "timesteps" if distil.timesteps else "steps"
+    for name, most in ((own, distil.count), ("also", max(distil.also, default=1))):
+        if most > MAX_DMD:
+            yield f"distil.{name} must be 1 to {MAX_DMD} steps for dmd, got {most}; tdm takes more"
 
 
 def _with_size(values: Mapping[str, Any]) -> dict[str, Any]:

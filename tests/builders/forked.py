@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -67,11 +68,14 @@ def codes_among(
         )  # fmt: skip
     codes: dict[int, int] = {}
     while len(codes) < count:
-        child, status = os.wait()
-        codes[child] = os.waitstatus_to_exitcode(status)
-        if codes[child] and is_together:
-            for other in set(children) - codes.keys():
-                os.kill(other, signal.SIGKILL)
+        for child in [one for one in children if one not in codes]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if is_together and any(codes.values()):
+            for child in [one for one in children if one not in codes]:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
     del store
     return [codes[child] for child in children]
 

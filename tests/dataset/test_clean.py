@@ -215,13 +215,25 @@ def test_scores_of_earlier_runs_stay_and_can_be_kept_by(
     assert run(*clean, "--scorer", "judges_of_clean:nsfw") == 0
     assert "25 pictures measured, 3 rejected" in capsys.readouterr().out
     assert run(*clean, "--scorer", "judges_of_clean:agrees") == 0
-    assert "0 pictures measured, 25 before (25 scored now), 3 rejected" in capsys.readouterr().out
+    assert (
+        "0 pictures measured, 25 before (25 given to scorers now), 3 rejected"
+        in capsys.readouterr().out
+    )
     both = lines_of(output)["nsfw/0.png"]
     assert both["nsfw"] == 1 and both["agrees"] == len("a b")
     assert run(*clean) == 0 and lines_of(output)["nsfw/0.png"] == both
     capsys.readouterr()
     assert run(*clean, "--keep", "nsfw < .5 and agrees > 3") == 0
     assert rows(capsys.readouterr().out)[1] == ("nsfw < 0.5", 25, 2, 23)
+    # What was scored before its caption changed is no score of this source.
+    bare = tmp_path / "bare.jsonl"
+    one = tmp_path / "one"
+    put(one, "scored.png", scenery(90), "a picture")
+    alone = ("clean", one, "--output", bare)
+    assert run(*alone, "--scorer", "judges_of_clean:nsfw") == 0
+    (one / "scored.txt").write_text("another caption")
+    assert run(*alone, "--keep", "nsfw < .5") == 2
+    assert "there is no nsfw" in capsys.readouterr().err
     # A name of which one part is by another function says nothing.
     measured = tmp_path / "clean" / "measured.jsonl"
     *before, last = measured.read_text().splitlines()

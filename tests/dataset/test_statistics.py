@@ -187,6 +187,13 @@ def test_what_clean_measured_gives_scores_and_no_captions(
     assert (row["images"], row["captions"], row["scored"], row["rejected"]) == (3, 3, 3, 0)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert row["score"] == pytest.approx(sum(line["width"] / 8 for line in lines) / 3)
+    # As annotations they are refused, and a hash beside a caption is nobody's business.
+    annotated = tmp_path / "hashed.jsonl"
+    names = [json.loads(line)["path"] for line in output.read_text().splitlines()]
+    hashed = [{"path": name, "captions": {"long": "a cat"}, "phash": "0"} for name in names]
+    annotated.write_text("\n".join(map(json.dumps, hashed)) + "\n")
+    assert data.main(["statistics", f"{source}+{annotated}", "--captions", "long"]) == 0
+    capsys.readouterr()
     assert data.main(["statistics", f"{source}+{output}", "--score", "no"]) == 2
     assert "score must be a number" in capsys.readouterr().err
 

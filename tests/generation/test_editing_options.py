@@ -252,6 +252,17 @@ def test_a_file_says_which_pictures_drew_it(stub: StubPipeline) -> None:
     assert "Size: 32x32, Denoising strength: 0.6, Mask blur: 4" in settings
 
 
+def test_a_mask_and_a_jpeg_are_drawn_and_told(
+    stub: StubPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["a cat", "--image", "photo.png", "--mask", "mask.png", "--output"]
+    said = "kept stay as they are in .png alone"
+    assert main([*words, "x.jpg"]) == 0 and Path("x.jpg").is_file()
+    assert said in capsys.readouterr().err
+    assert main([*words, "x.png"]) == 0
+    assert said not in capsys.readouterr().err
+
+
 def test_gallery_tools_are_told_the_size_of_the_file_and_the_controls(stub: StubPipeline) -> None:
     one = drawn_from(
         stub, "--upscale", "2x", "--control", "c/edges.safetensors", "--control-image", "edges.png",

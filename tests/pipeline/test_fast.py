@@ -10,7 +10,7 @@ import pytest
 
 from pixart.calibration.studio import Scene, Settings, Studio
 from pixart.generation import drafts
-from pixart.pipeline.fast import find_plan, identity_of, note_of
+from pixart.pipeline.fast import find_plan, identity_of, note_of, remarks_on
 from pixart.pipeline.metadata import MODEL_OPTIONS, Metadata
 from pixart.pipeline.request import Request
 from pixart.pipeline.text_to_image import Pipeline
@@ -176,15 +176,19 @@ def test_figures_of_a_plan_are_said_to_be_of_other_settings() -> None:
     assert planned.plan is not None
 
     def said(**given: Any) -> list[str]:
-        return planned.remarks(planned.resolve(Request("a red circle", **given)))
+        return remarks_on(planned.resolve(Request("a red circle", **given)), planned.plan)
 
     assert said() == []
     assert said(size="64", steps=10) == [
         "the figures of the plan are not those of size 64x64, steps 10"
     ]
-    assert said(guidance_interval=(0, 1)) == [
-        "the figures of the plan are not those of guidance_interval 0 to 1"
+    other = "the figures of the plan are not those of"
+    assert said(guidance_interval=(0, 1)) == [f"{other} guidance_interval 0,1"]
+    assert said(timesteps="990,930,870,810,750,690,630,570,510") == [
+        f"{other} steps 990,930,870,810,750,690,630,570,510"
     ]
+    assert said(reuse_blocks="2:4,6") == [f"{other} reuse_blocks 2:4,6"]
+    assert planned.remarks(planned.resolve(Request("a red circle", size="64"))) == []
 
 
 @pytest.mark.parametrize(("name", "most"), [("balanced", 0.6), ("fast", 0.5)])

@@ -19,7 +19,7 @@ from torch import Tensor
 from pixart.checkpoint.load import load_transformer
 from pixart.checkpoint.save import save_transformer
 from pixart.convert import main as convert
-from pixart.few_step import FewStep
+from pixart.few_step import FewStep, agreed
 from pixart.files import CheckpointError, read_json, write_json
 from pixart.generate import main as generate
 from pixart.lora.adapters import add_lora, load_lora, save_lora
@@ -282,6 +282,21 @@ def test_a_model_may_have_learned_other_numbers_of_steps(sigma: Path, tmp_path: 
     ):
         with pytest.raises(ValueError, match=message):
             replace(TDM, also=also)
+    with pytest.raises(ValueError, match="few_step.also must be empty for dmd"):
+        FewStep("dmd", (400,), also=((999, 499),))
+
+
+def test_what_was_learned_beside_keeps_nothing_apart() -> None:
+    """An adapter that says nothing of other steps goes with one that does; what both have stays."""
+    more = replace(TDM, also=((999,), (999, 499)))
+    assert agreed([("a", TDM), ("b", more), ("c", None)]) == TDM
+    assert agreed([("a", more), ("b", replace(TDM, also=((999,),)))]) == replace(
+        TDM, also=((999,),)
+    )
+    with pytest.raises(
+        ValueError, match="b was distilled for ddim at 999,499, guidance 1, and a for"
+    ):
+        agreed([("a", more), ("b", replace(TDM, timesteps=(999, 499)))])
 
 
 def remarks(pipe: Pipeline, **given: Any) -> str:
@@ -298,6 +313,7 @@ def test_people_are_told_what_can_hardly_be_meant(sigma: Path, tmp_path: Path) -
     assert "its interval changes nothing" in remarks(pipe, guidance_interval=(0, 0.5))
     plain = opened(sigma)
     assert remarks(plain, apg=False, apg_eta=0.3) == "apg is off: apg_eta changes nothing"
+    assert remarks(plain, apg=False, apg_eta=0) == "apg is off: apg_eta changes nothing"
     assert remarks(plain, pag=0, pag_blocks="1") == "pag is off: pag_blocks changes nothing"
     assert remarks(plain, apg=True, apg_eta=0.3) == remarks(plain, apg=False) == ""
 

@@ -118,7 +118,9 @@ def test_alpha_has_its_sizes_and_its_null_caption(folders: Path) -> None:
     assert apart(folder, folder, steps=2, height=128, width=128) < TOLERANCE
 
 
-@pytest.mark.parametrize("few", [FewStep("lcm", (999, 499)), FewStep("dmd", (400,))], ids=str)
+@pytest.mark.parametrize(
+    "few", [FewStep("lcm", (999, 499), also=((799,),)), FewStep("dmd", (400,))], ids=str
+)
 def test_a_distilled_model_is_drawn_as_it_says_on_both_sides(few: FewStep, folders: Path) -> None:
     source = build_sigma(folders / f"distilled {few.scheduler}", sample_size=16, num_layers=1)
     edit_json(source / "model_index.json", few_step=few.to_dict())
@@ -129,6 +131,8 @@ def test_a_distilled_model_is_drawn_as_it_says_on_both_sides(few: FewStep, folde
     assert f"{few.scheduler}, {len(few.timesteps)} step" in (folder / "README.md").read_text()
     if few.scheduler == "lcm":
         assert apart(folder, folder, steps=3) < TOLERANCE, "others are the scheduler's own"
+        assert apart(folder, folder, steps=1) < TOLERANCE, "what it learned beside is found"
+        assert apart(folder, source, steps=1, timesteps=[799]) < TOLERANCE
 
 
 def test_ours_opens_what_it_published(embedded: Path) -> None:

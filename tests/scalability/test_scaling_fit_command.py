@@ -168,6 +168,7 @@ BAD = {
     "maximum": ("run,compute,loss\na,1,1\n", ("--maximum", "1"), "--maximum must be above every loss"),
     "pareto": ("run,compute,loss\na,1,1\n", ("--form", "chinchilla", "--pareto"), "--pareto is of one x"),
     "plot": ("run,compute,loss\na,1,1\n", ("--plot", "a.pdf"), "--plot must be .svg or .png"),
+    "an empty name twice": ("run,compute,loss,,\na,1,high,,\n", (), "a.csv, line 2: loss must be a positive"),
     "a column twice": ("run,compute,loss,loss\na,1,1,2\n", (), "a.csv: must have each column once, 'loss'"),
     "n of one x": ("run,compute,loss\na,1,1\n", ("--n", "size"), "--n is of --form chinchilla"),
     "d of one x": (
@@ -236,11 +237,15 @@ def test_a_score_of_nothing_lacks_all_of_its_maximum(tmp_path: Path, fit: Comman
 
 
 def test_copies_of_measurements_are_told(tmp_path: Path, rows: Rows, fit: Command) -> None:
+    """Of another run: one that is twice in its own, or equal in what is fitted alone, is no copy."""
     words = ("--resamples", 100)
+    again = [{**row, "step": n} for n, row in enumerate([*rows, *rows[:8]])]
+    assert "of copies" not in fit(write_csv(tmp_path / "a.csv", again), *words)[1]
+    assert "of copies" not in fit(write_csv(tmp_path / "a.csv", [*rows, *rows[:8]]), *words)[1]
     assert "of copies" not in fit(write_csv(tmp_path / "a.csv", rows), *words)[1]
     copied = [*rows, *({**row, "run": f"{row['run']}-again"} for row in rows[:8])]
     said = fit(write_csv(tmp_path / "a.csv", copied), *words)[1]
-    assert "8 measurements with all numbers of another: of copies" in said
+    assert "8 measurements with all values of another run's: of copies" in said
 
 
 def test_the_papers_laws_need_no_file(fit: Command) -> None:

@@ -309,6 +309,15 @@ def test_steps_and_timesteps_stand_in_place_of_either(tmp_path: Path) -> None:
         assert load_recipe(name, {"distil": {"steps": most}})[0].distil.count == most
         with pytest.raises(ValueError, match=f"distil.steps must be .*{most}.* got {most + 1}"):
             load_recipe(name, {"distil": {"steps": most + 1}})
+    for given, said in (
+        (
+            {"timesteps": [900, 700, 500, 300, 100]},
+            "distil.timesteps must be 1 to 4 steps for dmd, got 5",
+        ),
+        ({"also": [1, 8]}, "distil.also must be 1 to 4 steps for dmd, got 8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_recipe("dmd", {"distil": given})
     few_step = distilling.few_step_of(load_recipe("tdm", {"distil": {"steps": 2, "also": [1]}})[0])
     assert few_step.also == ((999,),)
 

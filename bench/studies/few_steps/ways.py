@@ -118,13 +118,19 @@ def _control(pipe: Pipeline, few_step: FewStep) -> Way:
 
 
 def _settings(few_step: FewStep) -> dict[str, Any]:
-    return few_step.to_dict() | {"timesteps": few_step.timesteps}
+    return {
+        "scheduler": few_step.scheduler,
+        "timesteps": few_step.timesteps,
+        "guidance": few_step.guidance,
+    }
 
 
 def _other(pipe: Pipeline, own: FewStep, count: int) -> FewStep:
     if own.scheduler == "lcm":
         return _lcm(pipe, count)
-    return FewStep(own.scheduler, even_timesteps(count), own.guidance)
+    learned = [one for one in own.walks if len(one) == count]
+    timesteps = learned[0] if learned else even_timesteps(count)
+    return FewStep(own.scheduler, timesteps, own.guidance)
 
 
 def _lcm(pipe: Pipeline, count: int) -> FewStep:

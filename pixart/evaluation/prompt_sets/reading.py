@@ -69,7 +69,7 @@ def table_rows(
             raise ValueError(
                 f"{path}: must have the columns {', '.join(columns)}, it lacks {', '.join(missing)}"
             )
-        if twice := [name for name in header if header.count(name) > 1]:
+        if twice := [name for name in header if name and header.count(name) > 1]:
             raise ValueError(
                 f"{path}: must have each column once, {twice[0]!r} is there several times"
             )

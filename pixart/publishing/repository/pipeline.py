@@ -22,7 +22,7 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
     family: "sigma", or "alpha", whose captions are in lower case. steps, guidance, guidance_start,
     guidance_end: what a picture is drawn with where a call leaves it open; the last two are the part of the
     trajectory that is guided, from 0 (noise) to 1 (image). few_step: of a distilled model, whose "timesteps" are
-    taken where a call names no other number of steps.
+    taken where a call names no other number of steps, or those of "also" of as many steps as it names.
     """
 
     def __init__(
@@ -120,9 +120,10 @@ class PixArtKVPipeline(PixArtSigmaPipeline):
             raise ValueError(
                 f"timesteps must be as many as num_inference_steps, {steps}, got {len(timesteps)}"
             )
-        own = (self.config.few_step or {}).get("timesteps")
-        if timesteps is None and own is not None and steps in (None, len(own)):
-            timesteps = own
+        few_step = self.config.few_step or {}
+        walks = [few_step["timesteps"], *few_step.get("also", [])] if few_step else []
+        own = next((walk for walk in walks if steps in (None, len(walk))), None)
+        timesteps = own if timesteps is None else timesteps
         taken = inspect.signature(self.scheduler.set_timesteps).parameters
         if timesteps is not None and "timesteps" in taken:
             self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
