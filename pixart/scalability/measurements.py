@@ -83,7 +83,7 @@ def copies_in(lines: Sequence[Line], run: str | None) -> int:
     runs: dict[str, set[Any]] = {}
     for line in lines:
         values = {name: value for name, value in line.values.items() if name != run}
-        runs.setdefault(repr(values), set()).add(line.values.get(run))
+        runs.setdefault(repr(values), set()).add(repr(line.values.get(run)))
     return sum(len(of) - 1 for of in runs.values())
 
 
